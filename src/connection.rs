@@ -1,0 +1,162 @@
+//! For rusqlite applications: connections, and questions to the database behind one.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::command::{self, Status, Verification};
+use crate::error::{Error, Result, clear_last, take_any};
+use crate::suite::SuiteId;
+use crate::vfs::connection::with_database;
+
+/// How to open a database.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct OpenOptions {
+    vfs: String,
+    flags: OpenFlags,
+    protector: Option<String>,
+    cipher: Option<SuiteId>,
+    plaintext: Option<bool>,
+    parameters: Vec<(String, String)>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            vfs: "tde".into(),
+            flags: OpenFlags::default(),
+            protector: None,
+            cipher: None,
+            plaintext: None,
+            parameters: Vec::new(),
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Read and write, creating the file where there is none.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The name under which the VFS was registered; `tde` unless said.
+    pub fn vfs(mut self, name: impl Into<String>) -> Self {
+        self.vfs = name.into();
+        self
+    }
+
+    /// rusqlite's flags; `SQLITE_OPEN_URI` is added.
+    pub fn flags(mut self, flags: OpenFlags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// The protector of a new database, or the only one to try on an existing one.
+    pub fn protector(mut self, name: impl Into<String>) -> Self {
+        self.protector = Some(name.into());
+        self
+    }
+
+    /// The cipher suite of a new database; an existing one has its own.
+    pub fn cipher(mut self, cipher: SuiteId) -> Self {
+        self.cipher = Some(cipher);
+        self
+    }
+
+    /// Whether an unencrypted database is opened as it is, instead of refused.
+    pub fn allow_plaintext(mut self, allow: bool) -> Self {
+        self.plaintext = Some(allow);
+        self
+    }
+
+    /// Another parameter of SQLite's URI, such as `immutable=1`.
+    pub fn parameter(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parameters.push((key.into(), value.into()));
+        self
+    }
+
+    /// The URI that says the same to any host: `file:PATH?vfs=tde&...`.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has.
+    pub fn uri(&self, path: impl AsRef<Path>) -> Result<String> {
+        let path = path.as_ref();
+        let text = path.to_str().ok_or_else(|| {
+            Error::Usage(format!("{}: the path is not UTF-8, as SQLite needs it", path.display()))
+        })?;
+        let mut uri = format!("file:{}?vfs={}", escape(text), escape(&self.vfs));
+        let mut add = |key: &str, value: &str| {
+            uri.push_str(&format!("&{}={}", escape(key), escape(value)));
+        };
+        if let Some(protector) = &self.protector {
+            add("tde_protector", protector);
+        }
+        if let Some(cipher) = self.cipher {
+            add("tde_cipher", cipher.name());
+        }
+        if let Some(allow) = self.plaintext {
+            add("tde_plaintext", if allow { "allow" } else { "refuse" });
+        }
+        for (key, value) in &self.parameters {
+            add(key, value);
+        }
+        Ok(uri)
+    }
+}
+
+/// Keeps a path's bytes out of the syntax of a URI.
+fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~:".contains(&byte);
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            byte if plain(byte) => out.push(char::from(byte)),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// Opens the database at `path`, creating it where there is none.
+///
+/// # Errors
+/// As [`open_with`].
+pub fn open(path: impl AsRef<Path>) -> Result<Connection> {
+    open_with(path, &OpenOptions::default())
+}
+
+/// Opens the database at `path` as `options` say.
+///
+/// # Errors
+/// Typed, so that wrong key, damage, plaintext and a key provider that is down can be told apart;
+/// [`Error::Sqlite`] for SQLite's own.
+pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connection> {
+    let uri = options.uri(path)?;
+    clear_last();
+    Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
+        .map_err(|error| take_any().unwrap_or(Error::Sqlite(error)))
+}
+
+/// What is known about the keys of the database attached to `connection` as `schema` (`"main"` for
+/// the one it was opened with).
+///
+/// # Errors
+/// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema.
+pub fn status(connection: &Connection, schema: &str) -> Result<Status> {
+    with_database(connection, schema, |db, base| command::status(db, base))
+}
+
+/// Authenticates every page and both copies of the envelope of the database attached to
+/// `connection` as `schema`, under a shared lock. `progress` gets the pages done and those there are.
+///
+/// # Errors
+/// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
+/// reading failed. Bad pages are no error but an answer.
+pub fn verify(
+    connection: &Connection,
+    schema: &str,
+    progress: impl FnMut(u64, u64),
+) -> Result<Verification> {
+    with_database(connection, schema, |db, base| command::verify(db, base, progress))
+}

@@ -1,0 +1,252 @@
+//! One error type, and one table from it to the codes that hosts see.
+//!
+//! Messages are lower case, without a full stop, and never hold key bytes or page content.
+//! [`last_error`] keeps the newest one of each thread, because a host that only sees SQLite's codes
+//! can ask for the words afterwards (`SELECT tde_last_error()`).
+
+use std::cell::RefCell;
+use std::os::raw::c_int;
+use std::path::PathBuf;
+
+use libsqlite3_sys as ffi;
+
+use crate::provider::ProviderError;
+
+/// `Result` with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, told apart as far as the remedy differs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// None of the database's protectors can be tried here.
+    #[error("no key given: {0}")]
+    NoKey(String),
+    /// A protector key was found and it is not the one that wrapped this database's key.
+    #[error("wrong key: {0}")]
+    WrongKey(String),
+    /// The key provider did not answer.
+    #[error("key provider unreachable: {0}")]
+    ProviderUnreachable(String),
+    /// The protector key exists and its use is refused.
+    #[error("key disabled: {0}")]
+    KeyDisabled(String),
+    /// The key provider's own data is damaged.
+    #[error("key provider damaged: {0}")]
+    ProviderDamaged(String),
+    /// A key file or directory that others may read.
+    #[error("key provider refused: {0}")]
+    LoosePermissions(String),
+    /// A key of that name is there already.
+    #[error("key {0} already exists")]
+    KeyExists(String),
+    /// Neither copy of the envelope is intact.
+    #[error("envelope damaged: {0}")]
+    EnvelopeDamaged(String),
+    /// A page is not what the holder of the key wrote there.
+    #[error("page {page} failed authentication")]
+    PageAuthentication {
+        /// SQLite's page number, from 1.
+        page: u32,
+    },
+    /// A frame of the write-ahead log is not what the holder of the key wrote there.
+    #[error("write-ahead log frame {frame} failed authentication")]
+    FrameAuthentication {
+        /// SQLite's frame number, from 1; 0 is the log's header.
+        frame: u32,
+    },
+    /// A record of a rollback journal is not what the holder of the key wrote there.
+    #[error("journal record {record} failed authentication")]
+    JournalAuthentication {
+        /// Record number, from 0.
+        record: u64,
+    },
+    /// A block of a scratch file changed under the process that wrote it.
+    #[error("scratch block {block} failed authentication")]
+    ScratchAuthentication {
+        /// Block number, from 0.
+        block: u64,
+    },
+    /// The file was written by a later version of this software.
+    #[error("format {found} is too new: this version reads up to {supported}")]
+    FormatTooNew {
+        /// The file's format version.
+        found: u32,
+        /// The newest that this version reads.
+        supported: u32,
+    },
+    /// A key operation was asked of a database that is not encrypted.
+    #[error("the database is not encrypted")]
+    NotEncrypted,
+    /// The file is a plaintext database and plaintext was not allowed.
+    #[error(
+        "plaintext refused: the file is an unencrypted SQLite database; encrypt it with \
+         `sqlite-tde encrypt`, or open it with tde_plaintext=allow"
+    )]
+    PlaintextRefused,
+    /// The file is neither an encrypted nor a plaintext database.
+    #[error("not a database: {0}")]
+    NotADatabase(String),
+    /// A page size that leaves SQLite too few usable bytes, or none that SQLite knows.
+    #[error(
+        "page size {0} is not possible: an encrypted page reserves 48 bytes and SQLite needs 480 \
+         usable ones, so use 1024 to 65536"
+    )]
+    PageSize(u32),
+    /// A change of page size on a database that has content.
+    #[error(
+        "the page size of an encrypted database with content cannot be changed in place; copy it: \
+         VACUUM INTO a new file, or `sqlite-tde decrypt` and `encrypt --page-size`"
+    )]
+    PageSizeChange,
+    /// Page 1 of another layout was about to be written.
+    #[error(
+        "the new content reserves {0} bytes a page where an encrypted database needs 48: copy a \
+         plaintext database with `sqlite-tde encrypt` or VACUUM INTO, not with the backup API"
+    )]
+    ReserveBytes(u8),
+    /// SQLite asked for something at an offset or of a length that no page has.
+    #[error("a write of {len} bytes at offset {offset} is not one page")]
+    NotAPage {
+        /// Byte offset in the database as SQLite sees it.
+        offset: u64,
+        /// Length in bytes.
+        len: usize,
+    },
+    /// A feature whose bytes this version does not encrypt.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A setting that cannot be followed.
+    #[error("{0}")]
+    Usage(String),
+    /// The operating system's random source failed.
+    #[error("no random bytes from the operating system: {0}")]
+    Random(String),
+    /// An error of the file system, outside SQLite's VFS.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The base VFS answered with this SQLite code; it is passed on unchanged.
+    #[error("the base VFS answered with SQLite code {0}")]
+    Base(c_int),
+    /// An error of SQLite's own.
+    #[cfg(feature = "rusqlite")]
+    #[error(transparent)]
+    Sqlite(rusqlite::Error),
+}
+
+/// Result codes of our own: a primary code of SQLite's with an extension from 0x71 up, a range that
+/// SQLite does not use.
+const fn extended(primary: c_int, number: c_int) -> c_int {
+    primary | ((0x70 + number) << 8)
+}
+
+impl Error {
+    /// The extended SQLite result code that hosts see; the low byte is one of SQLite's own.
+    ///
+    /// | error | code |
+    /// |---|---|
+    /// | no key given | `SQLITE_AUTH` + 1 |
+    /// | wrong key | `SQLITE_AUTH` + 2 |
+    /// | key disabled | `SQLITE_AUTH` + 3 |
+    /// | key provider unreachable | `SQLITE_CANTOPEN` + 1 |
+    /// | key provider damaged, loose permissions, no random bytes | `SQLITE_CANTOPEN` + 2, 3, 4 |
+    /// | envelope damaged | `SQLITE_CORRUPT` + 1 |
+    /// | page, frame, journal or scratch authentication | `SQLITE_IOERR_DATA` |
+    /// | format too new, plaintext refused, not a database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
+    /// | page size, reserve bytes, not one page | `SQLITE_IOERR` + 1 to 4 |
+    /// | unsupported, usage | `SQLITE_CANTOPEN` + 5, 6 |
+    ///
+    /// "+ n" means extension byte 0x70 + n. Refusals met while writing are in the `SQLITE_IOERR`
+    /// family, the only one after which SQLite's pager rolls back by itself.
+    #[must_use]
+    pub fn sqlite_code(&self) -> c_int {
+        match self {
+            Self::NoKey(_) => extended(ffi::SQLITE_AUTH, 1),
+            Self::WrongKey(_) => extended(ffi::SQLITE_AUTH, 2),
+            Self::KeyDisabled(_) => extended(ffi::SQLITE_AUTH, 3),
+            Self::ProviderUnreachable(_) => extended(ffi::SQLITE_CANTOPEN, 1),
+            Self::ProviderDamaged(_) => extended(ffi::SQLITE_CANTOPEN, 2),
+            Self::LoosePermissions(_) => extended(ffi::SQLITE_CANTOPEN, 3),
+            Self::Random(_) => extended(ffi::SQLITE_CANTOPEN, 4),
+            Self::Unsupported(_) => extended(ffi::SQLITE_CANTOPEN, 5),
+            Self::Usage(_) | Self::KeyExists(_) => extended(ffi::SQLITE_CANTOPEN, 6),
+            Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
+            Self::PageAuthentication { .. }
+            | Self::FrameAuthentication { .. }
+            | Self::JournalAuthentication { .. }
+            | Self::ScratchAuthentication { .. } => ffi::SQLITE_IOERR_DATA,
+            Self::FormatTooNew { .. } => extended(ffi::SQLITE_NOTADB, 1),
+            Self::PlaintextRefused => extended(ffi::SQLITE_NOTADB, 2),
+            Self::NotADatabase(_) => extended(ffi::SQLITE_NOTADB, 3),
+            Self::NotEncrypted => extended(ffi::SQLITE_NOTADB, 4),
+            Self::PageSize(_) => extended(ffi::SQLITE_IOERR, 1),
+            Self::PageSizeChange => extended(ffi::SQLITE_IOERR, 2),
+            Self::ReserveBytes(_) => extended(ffi::SQLITE_IOERR, 3),
+            Self::NotAPage { .. } => extended(ffi::SQLITE_IOERR, 4),
+            Self::Io { .. } => ffi::SQLITE_IOERR,
+            Self::Base(code) => *code,
+            #[cfg(feature = "rusqlite")]
+            Self::Sqlite(error) => {
+                error.sqlite_error().map_or(ffi::SQLITE_ERROR, |e| e.extended_code)
+            }
+        }
+    }
+}
+
+impl From<ProviderError> for Error {
+    fn from(error: ProviderError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProviderError::NotHere(_) => Self::NoKey(text),
+            ProviderError::Denied(_) => Self::KeyDisabled(text),
+            ProviderError::Unreachable(_) => Self::ProviderUnreachable(text),
+            ProviderError::Damaged(_) => Self::ProviderDamaged(text),
+            ProviderError::LoosePermissions { .. } => Self::LoosePermissions(text),
+            ProviderError::WrongKey(_) => Self::WrongKey(text),
+        }
+    }
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Error>> = const { RefCell::new(None) };
+}
+
+/// The message of the newest error that this crate raised inside SQLite on this thread.
+#[must_use]
+pub fn last_error() -> Option<String> {
+    LAST.with_borrow(|last| last.as_ref().map(ToString::to_string))
+}
+
+/// Remembers `error` for [`last_error`] and [`take_last`].
+pub(crate) fn set_last(error: Error) {
+    LAST.set(Some(error));
+}
+
+/// Forgets the newest error of this thread, before a call whose own error is wanted.
+pub(crate) fn clear_last() {
+    LAST.set(None);
+}
+
+/// The newest error of this thread if it is the one behind the SQLite code `code`.
+pub(crate) fn take_last(code: c_int) -> Option<Error> {
+    LAST.with_borrow_mut(|last| last.take_if(|error| error.sqlite_code() == code))
+}
+
+/// The newest error of this thread, whatever SQLite made of it.
+#[cfg(feature = "rusqlite")]
+pub(crate) fn take_any() -> Option<Error> {
+    LAST.take()
+}
+
+#[cfg(feature = "rusqlite")]
+impl From<rusqlite::Error> for Error {
+    /// The typed error behind SQLite's code where this crate raised it on this thread.
+    fn from(error: rusqlite::Error) -> Self {
+        error.sqlite_error().and_then(|e| take_last(e.extended_code)).unwrap_or(Self::Sqlite(error))
+    }
+}

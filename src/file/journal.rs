@@ -1,0 +1,324 @@
+//! The rollback journal of an encrypted database.
+//!
+//! ```text
+//! 0        512       512 + 560      512 + 2 * 560
+//! | header | record 0 | record 1 | ...            record = 512 bytes of the journal + 48
+//!
+//! header:  0      16        20            24       40
+//!          | magic | format | key version | salt   | zeros to 512 |
+//! ```
+//! SQLite's journal, cut into pieces of 512 bytes (the last one may be shorter, so that sizes stay
+//! exact), each sealed as a block of its own: SQLite starts
+//! every synced part of a journal on a sector, at least 512 bytes, so writing one part never
+//! rewrites bytes that an earlier sync made durable. The salt is new for each journal, also where
+//! PERSIST reuses the file, and so is the key: old records cannot pass as new ones.
+//!
+//! A record that does not authenticate is, after a crash, one that never reached the disk. SQLite
+//! must then see the end of the journal, and must not take zeros for a page: its own checksum
+//! samples one byte in 200. So a long read over such a record is a *short read*, which ends the
+//! playback, and a read of up to 8 bytes (magic, page number, checksum) answers zeros, which no
+//! header and no page record starts with.
+
+use std::sync::Arc;
+
+use super::{Filled, Storage};
+use crate::error::{Error, Result};
+use crate::key::keyring::{FileId, ID_LEN, Keyring};
+use crate::page::{KeyVersion, PageCipher, RESERVE};
+use crate::secret::fill_random;
+
+const MAGIC: &[u8; 16] = b"sqlite-tde jrnl\0";
+const FORMAT: u32 = 1;
+const FORMAT_AT: usize = MAGIC.len();
+const VERSION_AT: usize = FORMAT_AT + size_of::<u32>();
+const SALT_AT: usize = VERSION_AT + size_of::<KeyVersion>();
+/// One sector, so that no write to a record touches the header.
+const HEADER_LEN: usize = 512;
+/// SQLite's sector where the VFS reports powersafe overwrite, its smallest.
+const RECORD: usize = 512;
+const SEALED: usize = RECORD + RESERVE;
+/// The longest field that SQLite reads by itself.
+const FIELD: usize = 8;
+
+const _: () = assert!(SALT_AT + ID_LEN <= HEADER_LEN);
+
+pub(crate) struct Journal {
+    keyring: Option<Arc<Keyring>>,
+    cipher: Option<PageCipher>,
+    /// Bytes of this journal known to be ours: written by this handle under the present salt.
+    written: u64,
+    plain: Box<[u8]>,
+    sealed: Vec<u8>,
+}
+
+impl Journal {
+    /// A journal of the database that `keyring` opens. Without one it can only be looked at, and
+    /// holds nothing: no database was ever created beside it.
+    pub(crate) fn open(base: &impl Storage, keyring: Option<Arc<Keyring>>) -> Result<Self> {
+        let mut journal = Self {
+            keyring,
+            cipher: None,
+            written: 0,
+            plain: vec![0; RECORD].into(),
+            sealed: Vec::new(),
+        };
+        let mut header = [0; HEADER_LEN];
+        if base.read(&mut header, 0)? {
+            journal.cipher = journal.read_header(&header);
+        }
+        Ok(journal)
+    }
+
+    /// `None` for the torn or foreign header of a journal that holds nothing for this database.
+    fn read_header(&self, header: &[u8; HEADER_LEN]) -> Option<PageCipher> {
+        if &header[..FORMAT_AT] != MAGIC || header[FORMAT_AT..VERSION_AT] != FORMAT.to_be_bytes() {
+            return None;
+        }
+        let mut version = [0; size_of::<KeyVersion>()];
+        version.copy_from_slice(&header[VERSION_AT..SALT_AT]);
+        let mut salt = FileId::default();
+        salt.copy_from_slice(&header[SALT_AT..SALT_AT + ID_LEN]);
+        let keys =
+            self.keyring.as_ref()?.journal_keys(KeyVersion::from_be_bytes(version), &salt)?;
+        Some(PageCipher::new(keys))
+    }
+
+    /// Starts a new journal in this file: new salt, new key.
+    fn begin(&mut self, base: &impl Storage) -> Result<()> {
+        let keyring = self.keyring.as_ref().ok_or_else(|| {
+            Error::Usage("a journal was written before its database was locked".into())
+        })?;
+        let mut salt = FileId::default();
+        fill_random(&mut salt)?;
+        let version = keyring.version();
+        let keys = keyring.journal_keys(version, &salt);
+        let mut header = [0; HEADER_LEN];
+        header[..FORMAT_AT].copy_from_slice(MAGIC);
+        header[FORMAT_AT..VERSION_AT].copy_from_slice(&FORMAT.to_be_bytes());
+        header[VERSION_AT..SALT_AT].copy_from_slice(&version.to_be_bytes());
+        header[SALT_AT..SALT_AT + ID_LEN].copy_from_slice(&salt);
+        self.cipher = None;
+        base.write(&header, 0)?;
+        self.cipher = keys.map(PageCipher::new);
+        self.written = 0;
+        Ok(())
+    }
+
+    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+        let records = base.size()?.saturating_sub(HEADER_LEN as u64);
+        let (whole, rest) = (records / SEALED as u64, records % SEALED as u64);
+        Ok(whole * RECORD as u64 + rest.saturating_sub(RESERVE as u64))
+    }
+
+    pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        let size = self.size(base)?;
+        let inside = size.saturating_sub(at).min(buf.len() as u64) as usize;
+        let mut done = 0;
+        while done < inside {
+            let (record, within) = locate(at + done as u64);
+            let len = (RECORD - within).min(inside - done);
+            if !self.load(base, record, content_len(record, size))? {
+                let field = buf.len() <= FIELD;
+                buf[done..].fill(0);
+                return Ok(if field { Filled::Full } else { Filled::Short });
+            }
+            buf[done..done + len].copy_from_slice(&self.plain[within..within + len]);
+            done += len;
+        }
+        buf[inside..].fill(0);
+        Ok(if inside == buf.len() { Filled::Full } else { Filled::Short })
+    }
+
+    pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        // A whole sector at the start is the header of a new journal; fields of it are rewritten in
+        // shorter pieces.
+        if at == 0 && bytes.len() >= RECORD || self.cipher.is_none() {
+            self.begin(base)?;
+        }
+        let size = self.size(base)?;
+        let (first, head) = locate(at);
+        let mut image = std::mem::take(&mut self.sealed);
+        image.clear();
+        let mut done = 0;
+        while done < bytes.len() {
+            let (record, _) = locate(at + done as u64);
+            let within = if done == 0 { head } else { 0 };
+            let len = (RECORD - within).min(bytes.len() - done);
+            let had = content_len(record, size);
+            if len < RECORD {
+                self.load_for_change(base, record, had)?;
+            }
+            self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
+            self.seal(record, had.max(within + len), &mut image)?;
+            done += len;
+        }
+        let written = base.write(&image, position(first));
+        self.sealed = image;
+        written?;
+        self.written = self.written.max(at + bytes.len() as u64);
+        Ok(())
+    }
+
+    pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        if size == 0 {
+            self.cipher = None;
+            self.written = 0;
+            return base.truncate(0);
+        }
+        let (record, rest) = locate(size);
+        let had = content_len(record, self.size(base)?);
+        if rest > 0 && self.cipher.is_some() {
+            if !self.load(base, record, had)? {
+                self.plain.fill(0);
+            }
+            let mut sealed = Vec::with_capacity(SEALED);
+            self.seal(record, rest, &mut sealed)?;
+            base.write(&sealed, position(record))?;
+        }
+        self.written = self.written.min(size);
+        base.truncate(position(record) + if rest > 0 { (rest + RESERVE) as u64 } else { 0 })
+    }
+
+    /// Puts the `len` bytes of `record` into `plain`; `false` where it does not authenticate.
+    fn load(&mut self, base: &impl Storage, record: u64, len: usize) -> Result<bool> {
+        let Some(cipher) = &mut self.cipher else { return Ok(false) };
+        let mut sealed = [0; SEALED];
+        let sealed = &mut sealed[..len + RESERVE];
+        let whole = base.read(sealed, position(record))?;
+        Ok(whole && cipher.open(record, sealed, &mut self.plain[..len]).is_ok())
+    }
+
+    /// Puts what `record` holds into `plain`: zeros where this journal has not reached it yet.
+    fn load_for_change(&mut self, base: &impl Storage, record: u64, len: usize) -> Result<()> {
+        if len > 0 && self.load(base, record, len)? {
+            self.plain[len..].fill(0);
+            return Ok(());
+        }
+        if record * (RECORD as u64) < self.written {
+            return Err(Error::JournalAuthentication { record });
+        }
+        self.plain.fill(0);
+        Ok(())
+    }
+
+    /// Appends the first `len` bytes of `plain`, sealed as `record`, to `image`.
+    fn seal(&mut self, record: u64, len: usize, image: &mut Vec<u8>) -> Result<()> {
+        let at = image.len();
+        image.resize(at + len + RESERVE, 0);
+        match &mut self.cipher {
+            Some(cipher) => cipher.seal(record, &self.plain[..len], &mut image[at..]),
+            None => Err(Error::JournalAuthentication { record }),
+        }
+    }
+}
+
+/// How many bytes of a journal of `size` bytes lie in `record`.
+fn content_len(record: u64, size: u64) -> usize {
+    size.saturating_sub(record * RECORD as u64).min(RECORD as u64) as usize
+}
+
+/// Record number and offset within it of byte `at` of SQLite's journal.
+fn locate(at: u64) -> (u64, usize) {
+    (at / RECORD as u64, (at % RECORD as u64) as usize)
+}
+
+/// Where `record` starts in the file.
+fn position(record: u64) -> u64 {
+    HEADER_LEN as u64 + record * SEALED as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::main_db::tests::keyring;
+    use crate::file::memory::Memory;
+    use proptest::prelude::*;
+
+    fn open(base: &Memory, keyring: &Arc<Keyring>) -> Journal {
+        Journal::open(base, Some(Arc::clone(keyring))).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 200 }))]
+        #[test]
+        fn reads_as_a_plain_file_does(
+            writes in proptest::collection::vec((0..5000_u64, 1..1500_usize, 1..=255_u8), 1..20),
+            cut in 1..6000_u64,
+        ) {
+            let (base, model, keyring) = (Memory::default(), Memory::default(), keyring());
+            let mut journal = open(&base, &keyring);
+            // SQLite begins every journal with a whole sector and leaves no holes.
+            let mut end = 512;
+            journal.write(&base, &[7; 512], 0).unwrap();
+            model.write(&[7; 512], 0).unwrap();
+            for (at, len, byte) in writes {
+                let at = at.clamp(1, end);
+                journal.write(&base, &vec![byte; len], at).unwrap();
+                model.write(&vec![byte; len], at).unwrap();
+                end = end.max(at + len as u64);
+            }
+            let cut = cut.min(end);
+            journal.truncate(&base, cut).unwrap();
+            model.truncate(cut).unwrap();
+            prop_assert_eq!(journal.size(&base).unwrap(), cut);
+            let (mut got, mut want) = (vec![0; cut as usize + 9], vec![0; cut as usize + 9]);
+            let filled = open(&base, &keyring).read(&base, &mut got, 0).unwrap();
+            model.read(&mut want, 0).unwrap();
+            prop_assert_eq!(filled, Filled::Short);
+            prop_assert_eq!(got, want);
+        }
+    }
+
+    /// What a crash or an attacker left in record 1, and what the reads of SQLite's playback get.
+    #[test]
+    fn a_bad_record_ends_the_journal() {
+        let keyring = keyring();
+        for (attack, change) in [
+            (
+                "bit flipped",
+                (|f: &mut Vec<u8>| f[HEADER_LEN + SEALED + 3] ^= 1) as fn(&mut Vec<u8>),
+            ),
+            ("zeroed", |f| f[HEADER_LEN + SEALED..HEADER_LEN + 2 * SEALED].fill(0)),
+            ("copied from record 2", |f| {
+                f.copy_within(
+                    HEADER_LEN + 2 * SEALED..HEADER_LEN + 3 * SEALED,
+                    HEADER_LEN + SEALED,
+                );
+            }),
+        ] {
+            let base = Memory::default();
+            let mut journal = open(&base, &keyring);
+            journal.write(&base, &[0xd9; 2000], 0).unwrap();
+            change(&mut base.0.borrow_mut());
+            let mut journal = open(&base, &keyring);
+            let mut page = [1; 1024];
+            let filled = journal.read(&base, &mut page, 516).unwrap();
+            assert_eq!((filled, page), (Filled::Short, [0; 1024]), "{attack}");
+            let mut field = [1; 4];
+            let filled = journal.read(&base, &mut field, 512).unwrap();
+            assert_eq!((filled, field), (Filled::Full, [0; 4]), "{attack}");
+        }
+    }
+
+    #[test]
+    fn a_reused_file_keeps_nothing_of_the_former_journal() {
+        let (base, keyring) = (Memory::default(), keyring());
+        let mut journal = open(&base, &keyring);
+        journal.write(&base, &[0xaa; 4096], 0).unwrap();
+        journal.write(&base, &[0; 28], 0).unwrap();
+        journal.write(&base, &[0xbb; 512], 0).unwrap();
+        let mut field = [1; 8];
+        journal.read(&base, &mut field, 1024).unwrap();
+        assert_eq!(field, [0; 8], "a record of the former journal");
+    }
+
+    #[test]
+    fn a_change_to_a_record_of_the_running_transaction_is_an_error() {
+        let (base, keyring) = (Memory::default(), keyring());
+        let mut journal = open(&base, &keyring);
+        journal.write(&base, &[0xaa; 512], 0).unwrap();
+        base.0.borrow_mut()[HEADER_LEN + 9] ^= 1;
+        let result = journal.write(&base, &[1; 12], 0);
+        assert!(matches!(result, Err(Error::JournalAuthentication { record: 0 })), "{result:?}");
+    }
+}

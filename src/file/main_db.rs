@@ -1,0 +1,458 @@
+//! The main database file.
+//!
+//! ```text
+//! 0        8 KiB    16 KiB                     0x3fff4000  0x40004000
+//! | copy A | copy B | page 1 | page 2 | ...    | gap       | ... pages go on
+//! ```
+//! SQLite's offset `n` lies at `n + 16 KiB`; from [`GAP_AT`] on, 64 KiB later still. SQLite locks
+//! bytes from 0x40000000 of the file, and on Windows such locks forbid reading and writing: no page
+//! may lie there. The gap starts at a multiple of every page size, so it never splits a page.
+//!
+//! Invariants
+//! 1. Every page of the file is sealed; a write past the end fills what it skips with sealed zeros.
+//! 2. The envelope is on disk, synced, before the first page is written.
+//! 3. The page size never changes once page 1 was written.
+
+use std::sync::Arc;
+
+use super::{Filled, Storage};
+use crate::error::{Error, Result};
+use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope};
+use crate::key::keyring::Keyring;
+use crate::key::protector::Protectors;
+use crate::page::{PageCipher, RESERVE};
+use crate::suite::SuiteId;
+
+const PAGES_AT: u64 = ENVELOPE_LEN as u64;
+/// Length of the gap; also SQLite's largest page.
+const GAP: u64 = 65536;
+/// SQLite's first lock byte (`PENDING_BYTE`).
+const PENDING_BYTE: u64 = 0x4000_0000;
+/// SQLite's offset of the first byte that lies behind the gap.
+const GAP_AT: u64 = PENDING_BYTE - GAP;
+/// `SHARED_FIRST + SHARED_SIZE` in SQLite: the end of the bytes it locks.
+const LOCKS_END: u64 = PENDING_BYTE + 2 + 510;
+
+const _: () = assert!(GAP_AT.is_multiple_of(GAP), "the gap splits no page");
+const _: () = assert!(GAP_AT + PAGES_AT <= PENDING_BYTE);
+const _: () = assert!(GAP_AT + PAGES_AT + GAP >= LOCKS_END);
+
+/// SQLite's database header, of which page 1 is checked before it is written.
+const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
+const SQLITE_HEADER: usize = 100;
+const PAGE_SIZE_AT: usize = 16;
+const RESERVE_AT: usize = 20;
+const FORMAT_AT: usize = 18;
+
+/// Smallest and largest page: 512 would leave 464 of the 480 usable bytes that SQLite needs.
+const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
+
+/// What the caller asked for when it opened the file.
+#[derive(Clone, Default)]
+pub(crate) struct Wishes {
+    pub(crate) protectors: Protectors,
+    pub(crate) protector: Option<String>,
+    pub(crate) suite: SuiteId,
+    pub(crate) plaintext: bool,
+}
+
+/// One open handle of a main database file.
+pub(crate) struct MainDb {
+    wishes: Wishes,
+    state: State,
+    /// Size in SQLite's bytes as last seen, while nobody else can have changed it.
+    known_size: Option<u64>,
+}
+
+enum State {
+    /// Nothing was written to the file; keys are made when a write transaction begins.
+    Empty(Option<(Arc<Keyring>, Envelope)>),
+    Encrypted(Box<Pages>),
+    Plain,
+}
+
+/// The pages of an encrypted file.
+struct Pages {
+    keyring: Arc<Keyring>,
+    envelope: Envelope,
+    cipher: PageCipher,
+    page_size: usize,
+    sealed: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+/// Where SQLite's byte `at` lies in the file.
+fn physical(at: u64) -> u64 {
+    at + PAGES_AT + if at >= GAP_AT { GAP } else { 0 }
+}
+
+/// The file size for SQLite's size `size`; a database that ends at the gap does not include it.
+fn physical_size(size: u64) -> u64 {
+    size + PAGES_AT + if size > GAP_AT { GAP } else { 0 }
+}
+
+/// SQLite's size of a file of `physical` bytes.
+fn logical_size(physical: u64) -> u64 {
+    let size = physical.saturating_sub(PAGES_AT);
+    if size <= GAP_AT { size } else { size.saturating_sub(GAP).max(GAP_AT) }
+}
+
+impl MainDb {
+    /// Looks at the file and finds its keys.
+    pub(crate) fn open(base: &impl Storage, wishes: Wishes) -> Result<Self> {
+        let mut db = Self { wishes, state: State::Empty(None), known_size: None };
+        db.look(base)?;
+        Ok(db)
+    }
+
+    /// Finds out what the file is, if it was empty when last seen. Another process may have created
+    /// the database since; what we had prepared for that is then void.
+    pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
+        if !matches!(self.state, State::Empty(_)) {
+            return Ok(());
+        }
+        let len = base.size()?;
+        if len == 0 {
+            return Ok(());
+        }
+        let mut header = vec![0; ENVELOPE_LEN.min(len as usize)];
+        base.read(&mut header, 0)?;
+        if let Some(plain) = self.look_for_plaintext(&header)? {
+            self.state = plain;
+            return Ok(());
+        }
+        if envelope::is_unfinished(&header, len) {
+            return Ok(());
+        }
+        let copies = envelope::candidates(&header)?;
+        let wanted = self.wishes.protector.as_deref();
+        let (keyring, envelope) = Keyring::open(copies, &self.wishes.protectors, wanted)?;
+        self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope)));
+        Ok(())
+    }
+
+    fn look_for_plaintext(&self, header: &[u8]) -> Result<Option<State>> {
+        let encrypted = header.starts_with(envelope::MAGIC)
+            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
+            || envelope::is_unfinished(header, header.len() as u64);
+        match (encrypted, self.wishes.plaintext) {
+            (true, _) => Ok(None),
+            (false, true) => Ok(Some(State::Plain)),
+            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
+            (false, false) => Err(Error::NotADatabase(
+                "the file is neither an encrypted nor an SQLite database".into(),
+            )),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self.state, State::Empty(_))
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        matches!(self.state, State::Plain)
+    }
+
+    /// The keys in use, or those prepared for a database that is about to be created.
+    pub(crate) fn keyring(&self) -> Option<Arc<Keyring>> {
+        match &self.state {
+            State::Empty(prepared) => prepared.as_ref().map(|(keyring, _)| Arc::clone(keyring)),
+            State::Encrypted(pages) => Some(Arc::clone(&pages.keyring)),
+            State::Plain => None,
+        }
+    }
+
+    /// The envelope, once there is one on disk.
+    pub(crate) fn envelope(&self) -> Option<&Envelope> {
+        match &self.state {
+            State::Encrypted(pages) => Some(&pages.envelope),
+            State::Empty(_) | State::Plain => None,
+        }
+    }
+
+    /// Makes the keys of a database that is about to be created, for its journal comes first.
+    pub(crate) fn prepare(&mut self) -> Result<()> {
+        if let State::Empty(prepared @ None) = &mut self.state {
+            *prepared = Some(self.wishes.create()?);
+        }
+        Ok(())
+    }
+
+    /// A write transaction begins.
+    pub(crate) fn new_nonces(&mut self) {
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.cipher.begin();
+        }
+    }
+
+    /// A lock was taken or given back: others may have changed the file's size in between.
+    pub(crate) fn lock_changed(&mut self) {
+        self.known_size = None;
+    }
+
+    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+        let size = base.size()?;
+        Ok(match self.state {
+            State::Plain => size,
+            State::Empty(_) => 0,
+            State::Encrypted(_) => logical_size(size),
+        })
+    }
+
+    pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        match &mut self.state {
+            State::Encrypted(pages) => pages.read(base, buf, at),
+            State::Empty(_) => {
+                buf.fill(0);
+                Ok(Filled::Short)
+            }
+            State::Plain => Ok(if base.read(buf, at)? { Filled::Full } else { Filled::Short }),
+        }
+    }
+
+    pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        if let State::Empty(prepared) = &mut self.state {
+            let page_size = first_page_size(bytes, at)?;
+            check_page_1(bytes, at, page_size)?;
+            let (keyring, mut envelope) = match prepared.take() {
+                Some(keys) => keys,
+                None => self.wishes.create()?,
+            };
+            envelope.page_size = page_size;
+            if let Err(error) = write_first(base, &keyring, &envelope) {
+                *prepared = Some((keyring, envelope));
+                return Err(error);
+            }
+            keyring.share();
+            self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope)));
+            self.known_size = Some(0);
+        }
+        match &mut self.state {
+            State::Encrypted(pages) => {
+                let size = match self.known_size {
+                    Some(size) => size,
+                    None => logical_size(base.size()?),
+                };
+                self.known_size = None;
+                pages.write(base, bytes, at, size)?;
+                self.known_size = Some(size.max(at + bytes.len() as u64));
+                Ok(())
+            }
+            State::Plain | State::Empty(_) => base.write(bytes, at),
+        }
+    }
+
+    pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        self.known_size = None;
+        match &self.state {
+            State::Encrypted(_) => base.truncate(physical_size(size)),
+            State::Plain => base.truncate(size),
+            State::Empty(_) => Ok(()),
+        }
+    }
+
+    /// Authenticates every page and both envelope copies as they are on disk, calling `progress`
+    /// with the pages done and the pages there are.
+    pub(crate) fn verify(
+        &mut self,
+        base: &impl Storage,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Findings> {
+        let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
+        let mut findings = Findings::default();
+        let size = logical_size(base.size()?);
+        findings.pages = size.div_ceil(pages.page_size as u64);
+        for (index, name) in [(0, 'A'), (1, 'B')] {
+            let mut copy = vec![0; COPY_LEN];
+            base.read(&mut copy, index * COPY_LEN as u64)?;
+            let good = envelope::Unverified::decode(&copy)
+                .and_then(|copy| copy.verify(pages.keyring.mac_key()));
+            if good.is_err() {
+                findings.bad_copies.push(name);
+            }
+        }
+        for page in 1..=findings.pages {
+            if !is_lock_page(page, pages.page_size) && pages.load(base, page)? != Found::Good {
+                findings.bad_pages.push(page as u32);
+            }
+            progress(page, findings.pages);
+        }
+        Ok(findings)
+    }
+}
+
+/// What [`MainDb::verify`] found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Findings {
+    pub(crate) pages: u64,
+    pub(crate) bad_pages: Vec<u32>,
+    pub(crate) bad_copies: Vec<char>,
+}
+
+impl Wishes {
+    fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now)
+    }
+}
+
+/// Writes copy A and syncs it, then copy B: a tear leaves either nothing that counts or one copy.
+fn write_first(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
+    let copy = envelope.encode(keyring.mac_key())?;
+    base.write(&copy, 0)?;
+    base.sync()?;
+    base.write(&copy, COPY_LEN as u64)?;
+    base.sync()
+}
+
+/// The page size of a new database, from its first write: one whole page.
+fn first_page_size(bytes: &[u8], at: u64) -> Result<u32> {
+    let len = bytes.len() as u32;
+    if !len.is_power_of_two() || !PAGE_SIZES.contains(&len) {
+        return Err(Error::PageSize(len));
+    }
+    if !at.is_multiple_of(u64::from(len)) {
+        return Err(Error::NotAPage { offset: at, len: bytes.len() });
+    }
+    Ok(len)
+}
+
+/// SQLite never reads or writes the page that holds its lock bytes.
+fn is_lock_page(page: u64, page_size: usize) -> bool {
+    page == PENDING_BYTE / page_size as u64 + 1
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Good,
+    Bad,
+    Missing,
+}
+
+impl Pages {
+    fn new(keyring: Arc<Keyring>, envelope: Envelope) -> Self {
+        let page_size = envelope.page_size as usize;
+        Self {
+            cipher: PageCipher::new(keyring.page_keys()),
+            keyring,
+            envelope,
+            page_size,
+            sealed: vec![0; page_size],
+            plain: vec![0; page_size],
+        }
+    }
+
+    fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        let mut done = 0;
+        while done < buf.len() {
+            let place = at + done as u64;
+            let page = place / self.page_size as u64 + 1;
+            let within = (place % self.page_size as u64) as usize;
+            let len = (self.page_size - within).min(buf.len() - done);
+            let part = &mut buf[done..done + len];
+            let found = if len == self.page_size {
+                self.load_into(base, page, part)?
+            } else {
+                let found = self.load(base, page)?;
+                part.copy_from_slice(&self.plain[within..within + len]);
+                found
+            };
+            match found {
+                Found::Good => {}
+                Found::Missing => {
+                    buf[done..].fill(0);
+                    return Ok(Filled::Short);
+                }
+                Found::Bad if at == 0 && buf.len() <= SQLITE_HEADER => {
+                    self.made_up_header(buf);
+                    return Ok(Filled::Full);
+                }
+                Found::Bad => return Err(Error::PageAuthentication { page: page as u32 }),
+            }
+            done += len;
+        }
+        Ok(Filled::Full)
+    }
+
+    /// Reads page `page` into `self.plain`.
+    fn load(&mut self, base: &impl Storage, page: u64) -> Result<Found> {
+        let mut plain = std::mem::take(&mut self.plain);
+        let found = self.load_into(base, page, &mut plain);
+        self.plain = plain;
+        found
+    }
+
+    /// Reads and opens page `page` into `plain`, whose reserve bytes become zeros.
+    fn load_into(&mut self, base: &impl Storage, page: u64, plain: &mut [u8]) -> Result<Found> {
+        let at = physical((page - 1) * self.page_size as u64);
+        let (body, reserve) = plain.split_at_mut(self.page_size - RESERVE);
+        reserve.fill(0);
+        let whole = base.read(&mut self.sealed, at)?;
+        if !whole && base.size()? <= at {
+            body.fill(0);
+            return Ok(Found::Missing);
+        }
+        let opened = whole && self.cipher.open(page, &self.sealed, body).is_ok();
+        Ok(if opened { Found::Good } else { Found::Bad })
+    }
+
+    /// Answers SQLite's look at the header while it opens a database, before a hot journal could
+    /// restore a torn page 1. It takes the page size and the reserve bytes from it, and everything
+    /// again from page 1 once that reads well.
+    fn made_up_header(&self, buf: &mut [u8]) {
+        let mut header = [0; SQLITE_HEADER];
+        header[..SQLITE_MAGIC.len()].copy_from_slice(SQLITE_MAGIC);
+        header[PAGE_SIZE_AT..FORMAT_AT].copy_from_slice(&page_size_field(self.page_size));
+        header[FORMAT_AT..RESERVE_AT].fill(1);
+        header[RESERVE_AT..RESERVE_AT + 4].copy_from_slice(&[RESERVE as u8, 64, 32, 32]);
+        buf.copy_from_slice(&header[..buf.len()]);
+    }
+
+    fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64, size: u64) -> Result<()> {
+        if bytes.len() != self.page_size || !at.is_multiple_of(self.page_size as u64) {
+            return Err(Error::NotAPage { offset: at, len: bytes.len() });
+        }
+        check_page_1(bytes, at, self.envelope.page_size)?;
+        let mut hole = size.next_multiple_of(self.page_size as u64);
+        while hole < at {
+            self.plain.fill(0);
+            let zeros = std::mem::take(&mut self.plain);
+            let filled = self.store(base, &zeros, hole);
+            self.plain = zeros;
+            filled?;
+            hole += self.page_size as u64;
+        }
+        self.store(base, bytes, at)
+    }
+
+    fn store(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        let page = at / self.page_size as u64 + 1;
+        self.cipher.seal(page, &bytes[..self.page_size - RESERVE], &mut self.sealed)?;
+        base.write(&self.sealed, physical(at))
+    }
+}
+
+/// Refuses a page 1 whose pages the trailer would cut, or whose database has pages of another size.
+fn check_page_1(bytes: &[u8], at: u64, page_size: u32) -> Result<()> {
+    if at > 0 || !bytes.starts_with(SQLITE_MAGIC) {
+        return Ok(());
+    }
+    if bytes[PAGE_SIZE_AT..FORMAT_AT] != page_size_field(page_size as usize) {
+        return Err(Error::PageSizeChange);
+    }
+    if usize::from(bytes[RESERVE_AT]) < RESERVE {
+        return Err(Error::ReserveBytes(bytes[RESERVE_AT]));
+    }
+    Ok(())
+}
+
+/// The page size as SQLite's header has it: two bytes big-endian, 1 for 65536.
+fn page_size_field(page_size: usize) -> [u8; 2] {
+    if page_size == 65536 { [0, 1] } else { (page_size as u16).to_be_bytes() }
+}
+
+#[cfg(test)]
+#[path = "main_db_tests.rs"]
+pub(crate) mod tests;

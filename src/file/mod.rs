@@ -1,0 +1,74 @@
+//! What the bytes of each kind of file mean. Safe Rust over [`Storage`], so that it runs in memory.
+//!
+//! | kind | file | key |
+//! |---|---|---|
+//! | [`FileKind::MainDb`] | [`main_db`] | pages subkey of the DEK |
+//! | [`FileKind::MainJournal`] | [`journal`] | journal subkey of the DEK and the journal's salt |
+//! | [`FileKind::Scratch`] | [`scratch`] | random, in memory only |
+//! | [`FileKind::Wal`] | refused | |
+//! | [`FileKind::SuperJournal`] | passed through: it holds file names only | |
+
+pub(crate) mod journal;
+pub(crate) mod main_db;
+#[cfg(test)]
+pub(crate) mod memory;
+pub(crate) mod scratch;
+
+use std::os::raw::c_int;
+
+use libsqlite3_sys as ffi;
+
+use crate::error::Result;
+
+/// The calls that our files make on the file below them.
+pub(crate) trait Storage {
+    /// Fills `buf` from byte `at`. `false` where the file ends before `buf` is full; the rest is
+    /// zeros then.
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool>;
+    /// Writes all of `bytes` at byte `at`.
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()>;
+    /// Cuts or extends the file to `size` bytes.
+    fn truncate(&self, size: u64) -> Result<()>;
+    /// The file's size in bytes.
+    fn size(&self) -> Result<u64>;
+    /// Returns when what was written survives power loss.
+    fn sync(&self) -> Result<()>;
+}
+
+/// What SQLite opens a file for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    MainDb,
+    MainJournal,
+    Wal,
+    SuperJournal,
+    /// Temporary database, sorter, statement journal: opened with a null name, or for them alone.
+    Scratch,
+}
+
+impl FileKind {
+    pub(crate) fn from_flags(flags: c_int, named: bool) -> Self {
+        const SCRATCH: c_int = ffi::SQLITE_OPEN_TEMP_DB
+            | ffi::SQLITE_OPEN_TRANSIENT_DB
+            | ffi::SQLITE_OPEN_TEMP_JOURNAL
+            | ffi::SQLITE_OPEN_SUBJOURNAL;
+        if !named || flags & SCRATCH != 0 {
+            Self::Scratch
+        } else if flags & ffi::SQLITE_OPEN_MAIN_DB != 0 {
+            Self::MainDb
+        } else if flags & ffi::SQLITE_OPEN_MAIN_JOURNAL != 0 {
+            Self::MainJournal
+        } else if flags & ffi::SQLITE_OPEN_WAL != 0 {
+            Self::Wal
+        } else {
+            Self::SuperJournal
+        }
+    }
+}
+
+/// How much of a read the file could fill; SQLite wants the rest zeroed and to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filled {
+    Full,
+    Short,
+}

@@ -1,0 +1,555 @@
+//! The envelope: what a database file says about its keys, in 16 KiB before the first page.
+//!
+//! ```text
+//! 0                                    8192                                 16384
+//! +------------------------------------+------------------------------------+---------
+//! | copy A                             | copy B                             | page 1 ..
+//! +------------------------------------+------------------------------------+---------
+//! a copy, all integers big-endian, times in Unix seconds:
+//! 0       16       20       24           32        48          52        60        68
+//! +-------+--------+--------+------------+---------+-----------+---------+---------+--
+//! | magic | format | length | generation | file id | page size | created | rotated |
+//! +-------+--------+--------+------------+---------+-----------+---------+---------+--
+//! 68            76           77      80            84          85           86      88
+//! +-------------+------------+-------+-------------+-----------+------------+-------+
+//! | regenerated | scan state | 0 0 0 | scan cursor | DEK count | protectors |  0 0  |
+//! +-------------+------------+-------+-------------+-----------+------------+-------+
+//! 88                           length - 32   length           8192
+//! +---------+------------------+-------------+----------------+
+//! | DEK, .. | protector, ..    | MAC         | zeros          |
+//! +---------+------------------+-------------+----------------+
+//! DEK       = key version 4 | suite 1 | 0 | wrapped length 2 | wrapped
+//! protector = name 1+n | provider 1+n | key id 2+n | key version 2+n | mechanism 1+n
+//!           | not after 8 | flags 1 (bit 0: read-only) | wrapped DEK 2+n
+//! "1+n" is a length of 1 byte, then so many bytes of UTF-8; "2+n" has a length of 2 bytes
+//! ```
+//!
+//! The current DEK comes first and has no wrapped bytes of its own: the protectors wrap it, each by
+//! itself. A retired DEK is wrapped under the current one. The MAC is HMAC-SHA-256, under the
+//! current DEK's envelope subkey, of everything before it.
+//!
+//! Invariants:
+//! 1. One meaning, one encoding: a copy that decodes is, byte for byte, what encoding gives.
+//! 2. Nothing that was not authenticated leaves this module as an [`Envelope`]: decoding gives an
+//!    [`Unverified`], which tells only what it takes to find the key.
+
+use std::collections::BTreeSet;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::error::{Error, Result};
+use crate::provider::Wrapped;
+use crate::secret::Secret;
+use crate::suite::SuiteId;
+
+/// First bytes of every encrypted database.
+pub const MAGIC: &[u8; 16] = b"sqlite-tde file\0";
+/// The newest format version that this software reads, and the one that it writes.
+pub const FORMAT: u32 = 1;
+/// Bytes of one copy.
+pub const COPY_LEN: usize = 8192;
+/// Bytes of both copies: where page 1 starts.
+pub const ENVELOPE_LEN: usize = 2 * COPY_LEN;
+
+const FORMAT_AT: usize = MAGIC.len();
+const LENGTH_AT: usize = FORMAT_AT + size_of::<u32>();
+const GENERATION_AT: usize = LENGTH_AT + size_of::<u32>();
+const FILE_ID_AT: usize = GENERATION_AT + size_of::<u64>();
+const PAGE_SIZE_AT: usize = FILE_ID_AT + FILE_ID_LEN;
+const CREATED_AT: usize = PAGE_SIZE_AT + size_of::<u32>();
+const ROTATED_AT: usize = CREATED_AT + size_of::<u64>();
+const REGENERATED_AT: usize = ROTATED_AT + size_of::<u64>();
+const SCAN_STATE_AT: usize = REGENERATED_AT + size_of::<u64>();
+const SCAN_ZERO_AT: usize = SCAN_STATE_AT + 1;
+const SCAN_CURSOR_AT: usize = SCAN_ZERO_AT + 3;
+const DEK_COUNT_AT: usize = SCAN_CURSOR_AT + size_of::<u32>();
+const PROTECTOR_COUNT_AT: usize = DEK_COUNT_AT + 1;
+const COUNT_ZERO_AT: usize = PROTECTOR_COUNT_AT + 1;
+const RECORDS_AT: usize = COUNT_ZERO_AT + 2;
+const _: () = assert!(RECORDS_AT == 88, "databases have their records here");
+
+const FILE_ID_LEN: usize = 16;
+const MAC_LEN: usize = 32;
+const SECTOR_LEN: usize = 512;
+const DEKS_MAX: usize = 4;
+const PROTECTORS_MAX: usize = 8;
+const WRAPPED_MAX_LEN: usize = 2048;
+const READ_ONLY: u8 = 1;
+const PAGE_SIZE_MIN: u32 = 1024;
+const PAGE_SIZE_MAX: u32 = 65536;
+
+static ZEROS: [u8; COPY_LEN] = [0; COPY_LEN];
+
+/// What a copy of the envelope says, authenticated or about to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// Counts the writes of the envelope, from 1.
+    pub generation: u64,
+    /// Random, of this database alone.
+    pub file_id: [u8; FILE_ID_LEN],
+    /// Bytes of a page, a power of two from 1024 to 65536; 0 while it is not known.
+    pub page_size: u32,
+    /// When the database was created, in Unix seconds.
+    pub created: u64,
+    /// When a protector was last rotated, in Unix seconds; 0 for never.
+    pub rotated: u64,
+    /// When the DEK was last regenerated, in Unix seconds; 0 for never.
+    pub regenerated: u64,
+    /// How far the move of old pages to the current DEK has come.
+    pub scan_state: ScanState,
+    /// The last page that the scan has done; 0 for none.
+    pub scan_cursor: u32,
+    /// The DEK of all new writes. Its `wrapped` is empty: the protectors have it.
+    pub current: DekRecord,
+    /// DEKs that pages may still be under, at most 3, wrapped under the current one.
+    pub retired: Vec<DekRecord>,
+    /// Who can unwrap the current DEK: 1 to 8, each by itself, in the order of trying.
+    pub protectors: Vec<ProtectorRecord>,
+}
+
+/// A data encryption key, as the envelope keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DekRecord {
+    /// Key version, from 1; no two DEKs of an envelope have the same.
+    pub version: u32,
+    /// What its pages are encrypted with.
+    pub suite: SuiteId,
+    /// 1 to 2048 bytes, wrapped under the current DEK; none for the current DEK itself.
+    pub wrapped: Vec<u8>,
+}
+
+/// One way to the current DEK: a protector key, and the DEK wrapped with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProtectorRecord {
+    /// The protector's name in this database: 1 to 255 bytes, unique.
+    pub name: String,
+    /// The provider's name, at most 255 bytes; what it means is the configuration's to say.
+    pub provider: String,
+    /// The key in the provider's words.
+    pub key_id: String,
+    /// The DEK, wrapped: a blob of 1 to 2048 bytes.
+    pub wrapped: Wrapped,
+    /// When the protector key ends, in Unix seconds; 0 for never.
+    pub not_after: u64,
+    /// Whether who opens through this protector may only read.
+    pub read_only: bool,
+}
+
+/// State of the scan that moves pages from retired DEKs to the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScanState {
+    /// There was none since the database was created.
+    None,
+    /// It is at work, or the process that did it died.
+    Running,
+    /// It stopped on request and can go on.
+    Suspended,
+    /// It was given up.
+    Aborted,
+    /// No page is left under a retired DEK.
+    Complete,
+}
+
+impl ScanState {
+    const ALL: [Self; 5] =
+        [Self::None, Self::Running, Self::Suspended, Self::Aborted, Self::Complete];
+
+    fn code(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Running => 1,
+            Self::Suspended => 2,
+            Self::Aborted => 3,
+            Self::Complete => 4,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.code() == code)
+    }
+}
+
+impl Envelope {
+    /// One copy, [`COPY_LEN`] bytes, authenticated with the current DEK's envelope subkey.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the part that is out of bounds, or that all does not fit.
+    pub fn encode(&self, mac_key: &Secret) -> Result<Vec<u8>> {
+        let usage = |reason: String| Error::Usage(format!("envelope: {reason}"));
+        self.check().map_err(usage)?;
+        let records = self.encode_records().map_err(usage)?;
+        let used = RECORDS_AT + records.len() + MAC_LEN;
+        if used > COPY_LEN {
+            return Err(usage(format!("it needs {used} bytes of {COPY_LEN}")));
+        }
+        let mut copy = Vec::with_capacity(COPY_LEN);
+        copy.extend_from_slice(MAGIC);
+        copy.extend_from_slice(&FORMAT.to_be_bytes());
+        // At most COPY_LEN.
+        copy.extend_from_slice(&(used as u32).to_be_bytes());
+        copy.extend_from_slice(&self.generation.to_be_bytes());
+        copy.extend_from_slice(&self.file_id);
+        copy.extend_from_slice(&self.page_size.to_be_bytes());
+        copy.extend_from_slice(&self.created.to_be_bytes());
+        copy.extend_from_slice(&self.rotated.to_be_bytes());
+        copy.extend_from_slice(&self.regenerated.to_be_bytes());
+        copy.extend_from_slice(&[self.scan_state.code(), 0, 0, 0]);
+        copy.extend_from_slice(&self.scan_cursor.to_be_bytes());
+        // `check` has bounded both counts.
+        copy.extend_from_slice(&[1 + self.retired.len() as u8, self.protectors.len() as u8, 0, 0]);
+        copy.extend_from_slice(&records);
+        let tag = mac(mac_key, &copy).ok_or_else(|| usage("no MAC key".to_owned()))?;
+        copy.extend_from_slice(&tag.finalize().into_bytes());
+        copy.resize(COPY_LEN, 0);
+        Ok(copy)
+    }
+
+    fn encode_records(&self) -> Result<Vec<u8>, String> {
+        let mut out = Vec::new();
+        for dek in self.deks() {
+            out.extend_from_slice(&dek.version.to_be_bytes());
+            out.extend_from_slice(&[dek.suite.code(), 0]);
+            put_long(&mut out, &dek.wrapped, "wrapped DEK")?;
+        }
+        for protector in &self.protectors {
+            put_short(&mut out, &protector.name, "protector name")?;
+            put_short(&mut out, &protector.provider, "provider")?;
+            put_long(&mut out, protector.key_id.as_bytes(), "key id")?;
+            put_long(&mut out, protector.wrapped.key_version.as_bytes(), "key version")?;
+            put_short(&mut out, &protector.wrapped.mechanism, "mechanism")?;
+            out.extend_from_slice(&protector.not_after.to_be_bytes());
+            out.push(if protector.read_only { READ_ONLY } else { 0 });
+            put_long(&mut out, &protector.wrapped.blob, "wrapped DEK")?;
+        }
+        Ok(out)
+    }
+
+    fn deks(&self) -> impl Iterator<Item = &DekRecord> {
+        std::iter::once(&self.current).chain(&self.retired)
+    }
+
+    /// The rules that hold for what is written and for what is read; `Err` names the broken one.
+    fn check(&self) -> Result<(), String> {
+        let rule = |holds: bool, reason: &str| holds.then_some(()).ok_or_else(|| reason.to_owned());
+        let is_wrapped = |bytes: &[u8]| (1..=WRAPPED_MAX_LEN).contains(&bytes.len());
+        rule(self.generation > 0, "generation is 0")?;
+        rule(is_page_size(self.page_size), "page size is none that SQLite pages can have")?;
+        rule(self.retired.len() < DEKS_MAX, "DEK count is not 1 to 4")?;
+        rule(self.deks().all(|dek| dek.version > 0), "DEK key version is 0")?;
+        let versions: BTreeSet<u32> = self.deks().map(|dek| dek.version).collect();
+        rule(versions.len() == 1 + self.retired.len(), "DEK key version occurs twice")?;
+        rule(self.current.wrapped.is_empty(), "current DEK has wrapped bytes of its own")?;
+        let all_wrapped = self.retired.iter().all(|dek| is_wrapped(&dek.wrapped));
+        rule(all_wrapped, "wrapped length of a retired DEK is not 1 to 2048")?;
+        let count = self.protectors.len();
+        rule((1..=PROTECTORS_MAX).contains(&count), "protector count is not 1 to 8")?;
+        let names: BTreeSet<&str> = self.protectors.iter().map(|p| p.name.as_str()).collect();
+        rule(!names.contains(""), "protector name is empty")?;
+        rule(names.len() == count, "protector name occurs twice")?;
+        let all_wrapped = self.protectors.iter().all(|p| is_wrapped(&p.wrapped.blob));
+        rule(all_wrapped, "wrapped DEK length of a protector is not 1 to 2048")
+    }
+}
+
+/// A copy whose structure is sound and whose MAC nobody has checked: whoever can write the file may
+/// have made it up. It tells only what it takes to find the key.
+#[derive(Debug, Clone)]
+pub struct Unverified {
+    envelope: Envelope,
+    authenticated: Vec<u8>,
+    tag: [u8; MAC_LEN],
+}
+
+impl Unverified {
+    /// Reads one copy.
+    ///
+    /// # Errors
+    /// [`Error::NotADatabase`] without the magic, then [`Error::FormatTooNew`], then
+    /// [`Error::EnvelopeDamaged`] naming the field.
+    pub fn decode(copy: &[u8]) -> Result<Self> {
+        if !copy.starts_with(MAGIC) {
+            return Err(Error::NotADatabase("the magic bytes are missing".to_owned()));
+        }
+        let found = u32_at(copy, FORMAT_AT, "format").map_err(Error::EnvelopeDamaged)?;
+        if found > FORMAT {
+            return Err(Error::FormatTooNew { found, supported: FORMAT });
+        }
+        Self::parse(copy, found).map_err(Error::EnvelopeDamaged)
+    }
+
+    fn parse(copy: &[u8], format: u32) -> Result<Self, String> {
+        if format == 0 {
+            return Err("format is 0".to_owned());
+        }
+        if copy.len() != COPY_LEN {
+            return Err(format!("a copy has {} bytes of {COPY_LEN}", copy.len()));
+        }
+        let used = u32_at(copy, LENGTH_AT, "length")? as usize;
+        let out_of_bounds = || format!("length {used} is out of bounds");
+        let (content, padding) = copy.split_at_checked(used).ok_or_else(out_of_bounds)?;
+        let (authenticated, tag) = content.split_last_chunk().ok_or_else(out_of_bounds)?;
+        let records = authenticated.get(RECORDS_AT..).ok_or_else(out_of_bounds)?;
+        if !is_zero(padding) {
+            return Err("padding is not zero".to_owned());
+        }
+        if is_zero(tag) {
+            // A first write that was torn before its last sector; no key gives this MAC.
+            return Err("MAC is missing".to_owned());
+        }
+        let envelope = parse_fields(authenticated, records)?;
+        envelope.check()?;
+        Ok(Self { envelope, authenticated: authenticated.to_vec(), tag: *tag })
+    }
+
+    /// How many times the envelope was written, as it says.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.envelope.generation
+    }
+
+    /// Which database it is, as it says.
+    #[must_use]
+    pub fn file_id(&self) -> [u8; FILE_ID_LEN] {
+        self.envelope.file_id
+    }
+
+    /// The ways to the current DEK: 1 to 8.
+    #[must_use]
+    pub fn protectors(&self) -> &[ProtectorRecord] {
+        &self.envelope.protectors
+    }
+
+    /// Key version and suite of the current DEK.
+    #[must_use]
+    pub fn current(&self) -> (u32, SuiteId) {
+        (self.envelope.current.version, self.envelope.current.suite)
+    }
+
+    /// The envelope, if the holder of `mac_key` wrote it.
+    ///
+    /// # Errors
+    /// [`Error::EnvelopeDamaged`] where the MAC is another.
+    pub fn verify(self, mac_key: &Secret) -> Result<Envelope> {
+        // `verify_slice` takes the same time wherever the first difference is.
+        mac(mac_key, &self.authenticated)
+            .and_then(|mac| mac.verify_slice(&self.tag).ok())
+            .map(|()| self.envelope)
+            .ok_or_else(|| Error::EnvelopeDamaged("the MAC does not match".to_owned()))
+    }
+}
+
+/// The copies that parse, highest generation first; never empty.
+///
+/// `header` is the first [`ENVELOPE_LEN`] bytes of a file, or all where it has fewer. Copies that
+/// disagree on the file id are both given: only the MAC can tell which of them is of this database.
+///
+/// # Errors
+/// Where no copy parses: [`Error::FormatTooNew`] if either says so, [`Error::NotADatabase`] if
+/// neither has the magic, else [`Error::EnvelopeDamaged`] naming what is wrong with each.
+pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
+    let (a, b) = copies(header);
+    match (Unverified::decode(a), Unverified::decode(b)) {
+        (Ok(a), Ok(b)) if b.generation() > a.generation() => Ok(vec![b, a]),
+        (Ok(a), Ok(b)) => Ok(vec![a, b]),
+        (Ok(only), Err(_)) | (Err(_), Ok(only)) => Ok(vec![only]),
+        (Err(error @ Error::FormatTooNew { .. }), Err(_))
+        | (Err(_), Err(error @ Error::FormatTooNew { .. }))
+        | (Err(error @ Error::NotADatabase(_)), Err(Error::NotADatabase(_))) => Err(error),
+        (Err(a), Err(b)) => {
+            Err(Error::EnvelopeDamaged(format!("copy A: {}; copy B: {}", reason(a), reason(b))))
+        }
+    }
+}
+
+/// Whether a file of `file_len` bytes that starts with `header` can only be the torn first write of
+/// an envelope, so that nothing was ever stored under it.
+///
+/// 1. It has no page: it ends with the envelope or before.
+/// 2. It begins with the magic, or with a whole sector of zeros that was never written.
+/// 3. Each copy is zero throughout, or begins with the magic: what follows may be torn anywhere.
+/// 4. No copy parses, and none is of a later format. A write torn just inside a wrapped key parses,
+///    and then this says no: bytes that may be a whole envelope are never taken for rubbish.
+#[must_use]
+pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
+    // A header shorter than the file leaves bytes unseen; a longer one was filled up by its reader.
+    let header = match usize::try_from(file_len) {
+        Ok(len) if len <= ENVELOPE_LEN => header.get(..len),
+        _ => None,
+    };
+    let Some(header) = header else {
+        return false;
+    };
+    let begins = header.starts_with(MAGIC) || header.get(..SECTOR_LEN).is_some_and(is_zero);
+    let can_be_torn = |copy: &[u8]| {
+        is_zero(copy)
+            || copy.starts_with(MAGIC)
+                && matches!(Unverified::decode(copy), Err(Error::EnvelopeDamaged(_)))
+    };
+    let (a, b) = copies(header);
+    begins && can_be_torn(a) && can_be_torn(b)
+}
+
+/// Copies A and B, as far as `header` has them.
+fn copies(header: &[u8]) -> (&[u8], &[u8]) {
+    let header = header.get(..ENVELOPE_LEN).unwrap_or(header);
+    header.split_at_checked(COPY_LEN).unwrap_or((header, &[]))
+}
+
+/// An error's words without its class.
+fn reason(error: Error) -> String {
+    match error {
+        Error::EnvelopeDamaged(reason) | Error::NotADatabase(reason) => reason,
+        other => other.to_string(),
+    }
+}
+
+/// HMAC takes keys of any length, so this is never `None`.
+fn mac(key: &Secret, bytes: &[u8]) -> Option<Hmac<Sha256>> {
+    let mac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
+    Some(mac.chain_update(bytes))
+}
+
+fn is_page_size(size: u32) -> bool {
+    size == 0 || size.is_power_of_two() && (PAGE_SIZE_MIN..=PAGE_SIZE_MAX).contains(&size)
+}
+
+/// Whether `bytes`, at most a copy of them, are all zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    ZEROS.starts_with(bytes)
+}
+
+fn put_short(out: &mut Vec<u8>, text: &str, field: &str) -> Result<(), String> {
+    let len = u8::try_from(text.len()).map_err(|_| format!("{field} is over 255 bytes"))?;
+    out.push(len);
+    out.extend_from_slice(text.as_bytes());
+    Ok(())
+}
+
+fn put_long(out: &mut Vec<u8>, bytes: &[u8], field: &str) -> Result<(), String> {
+    let len = u16::try_from(bytes.len()).map_err(|_| format!("{field} is over 65535 bytes"))?;
+    out.extend_from_slice(&len.to_be_bytes());
+    out.extend_from_slice(bytes);
+    Ok(())
+}
+
+/// What the fields say, whether or not it keeps the rules of [`Envelope::check`].
+fn parse_fields(head: &[u8], records: &[u8]) -> Result<Envelope, String> {
+    for (at, len, field) in [(SCAN_ZERO_AT, 3, "scan state"), (COUNT_ZERO_AT, 2, "counts")] {
+        if !head.get(at..at + len).is_some_and(is_zero) {
+            return Err(format!("bytes after the {field} are not zero"));
+        }
+    }
+    let [scan_state] = array_at(head, SCAN_STATE_AT, "scan state")?;
+    let [dek_count] = array_at(head, DEK_COUNT_AT, "DEK count")?;
+    let [protector_count] = array_at(head, PROTECTOR_COUNT_AT, "protector count")?;
+    if dek_count == 0 {
+        return Err("DEK count is 0".to_owned());
+    }
+    let mut reader = Reader { rest: records };
+    let envelope = Envelope {
+        generation: u64_at(head, GENERATION_AT, "generation")?,
+        file_id: array_at(head, FILE_ID_AT, "file id")?,
+        page_size: u32_at(head, PAGE_SIZE_AT, "page size")?,
+        created: u64_at(head, CREATED_AT, "created")?,
+        rotated: u64_at(head, ROTATED_AT, "rotated")?,
+        regenerated: u64_at(head, REGENERATED_AT, "regenerated")?,
+        scan_state: ScanState::from_code(scan_state)
+            .ok_or_else(|| format!("scan state is {scan_state}"))?,
+        scan_cursor: u32_at(head, SCAN_CURSOR_AT, "scan cursor")?,
+        current: reader.dek()?,
+        retired: (1..dek_count).map(|_| reader.dek()).collect::<Result<_, _>>()?,
+        protectors: (0..protector_count).map(|_| reader.protector()).collect::<Result<_, _>>()?,
+    };
+    if !reader.rest.is_empty() {
+        return Err(format!("length counts {} bytes after the last record", reader.rest.len()));
+    }
+    Ok(envelope)
+}
+
+fn array_at<const N: usize>(bytes: &[u8], at: usize, field: &str) -> Result<[u8; N], String> {
+    let found = bytes.get(at..).and_then(|rest| rest.first_chunk());
+    found.copied().ok_or_else(|| format!("{field} is cut off"))
+}
+
+fn u32_at(bytes: &[u8], at: usize, field: &str) -> Result<u32, String> {
+    array_at(bytes, at, field).map(u32::from_be_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize, field: &str) -> Result<u64, String> {
+    array_at(bytes, at, field).map(u64::from_be_bytes)
+}
+
+/// Takes records from the front.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn dek(&mut self) -> Result<DekRecord, String> {
+        let version = u32::from_be_bytes(self.array("DEK key version")?);
+        let [code, zero] = self.array("DEK suite")?;
+        if zero != 0 {
+            return Err("byte after the DEK suite is not zero".to_owned());
+        }
+        Ok(DekRecord {
+            version,
+            suite: SuiteId::from_code(code).ok_or_else(|| format!("DEK suite is {code}"))?,
+            wrapped: self.long("wrapped DEK")?.to_vec(),
+        })
+    }
+
+    fn protector(&mut self) -> Result<ProtectorRecord, String> {
+        let name = self.short("protector name")?;
+        let provider = self.short("provider")?;
+        let key_id = utf8(self.long("key id")?, "key id")?;
+        let key_version = utf8(self.long("key version")?, "key version")?;
+        let mechanism = self.short("mechanism")?;
+        let not_after = u64::from_be_bytes(self.array("not-after")?);
+        let [flags] = self.array("flags")?;
+        if flags & !READ_ONLY != 0 {
+            return Err(format!("protector flags are {flags:#04x}"));
+        }
+        let blob = self.long("wrapped DEK")?.to_vec();
+        Ok(ProtectorRecord {
+            name,
+            provider,
+            key_id,
+            wrapped: Wrapped { key_version, mechanism, blob },
+            not_after,
+            read_only: flags & READ_ONLY != 0,
+        })
+    }
+
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N], String> {
+        let (found, rest) =
+            self.rest.split_first_chunk().ok_or_else(|| format!("{field} is cut off"))?;
+        self.rest = rest;
+        Ok(*found)
+    }
+
+    fn take(&mut self, len: usize, field: &str) -> Result<&'a [u8], String> {
+        let (found, rest) =
+            self.rest.split_at_checked(len).ok_or_else(|| format!("{field} is cut off"))?;
+        self.rest = rest;
+        Ok(found)
+    }
+
+    fn short(&mut self, field: &str) -> Result<String, String> {
+        let [len] = self.array(field)?;
+        utf8(self.take(usize::from(len), field)?, field)
+    }
+
+    fn long(&mut self, field: &str) -> Result<&'a [u8], String> {
+        let len = u16::from_be_bytes(self.array(field)?);
+        self.take(usize::from(len), field)
+    }
+}
+
+fn utf8(bytes: &[u8], field: &str) -> Result<String, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| format!("{field} is not UTF-8"))?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,50 @@
+//! Transparent database encryption for **unmodified SQLite**.
+//!
+//! A VFS named `tde` sits between SQLite and the operating system: everything that reaches a disk is
+//! ciphertext, everything SQLite sees is plaintext. A database encryption key (DEK) encrypts pages;
+//! a *protector*, a key that a [`provider`] holds, wraps the DEK.
+//!
+//! ```
+//! # let home = tempfile::tempdir()?;
+//! # let file = home.path().join("app.db");
+//! use sqlite_tde::{Options, provider::Keystore};
+//!
+//! sqlite_tde::register(Options::new().keystore(Keystore::at(home.path().join("keys"))))?;
+//! let db = sqlite_tde::open(&file)?; // a rusqlite Connection
+//! db.execute_batch("CREATE TABLE note(text); INSERT INTO note VALUES('nobody else reads this')")?;
+//! let text: String = db.query_row("SELECT text FROM note", [], |row| row.get(0))?;
+//! assert_eq!(text, "nobody else reads this");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # The map
+//!
+//! Imports go one way, downwards: `vfs` > [`command`](Status) > `file` > `page` > `key` >
+//! [`provider`] > `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that,
+//! docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
+
+#![deny(missing_docs, unsafe_code)]
+
+mod command;
+pub mod error;
+mod file;
+mod key;
+mod nonce;
+mod options;
+mod page;
+pub mod provider;
+pub mod secret;
+mod suite;
+#[allow(unsafe_code)]
+mod vfs;
+
+#[cfg(feature = "rusqlite")]
+mod connection;
+
+pub use command::{ProtectorStatus, Status, Verification};
+#[cfg(feature = "rusqlite")]
+pub use connection::{OpenOptions, open, open_with, status, verify};
+pub use error::{Error, Result, last_error};
+pub use options::{Options, register};
+pub use page::RESERVE;
+pub use suite::SuiteId as Cipher;

@@ -1,0 +1,97 @@
+//! What an application says when it registers the VFS.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::file::main_db::Wishes;
+use crate::key::protector::KEYSTORE;
+use crate::provider::{KeyProvider, Keystore};
+use crate::suite::SuiteId;
+use crate::vfs::{self, Registration};
+
+/// Settings of a registration. The default is a VFS called `tde` over the platform's, not SQLite's
+/// default one, with the local keystore as provider, and refusing plaintext databases.
+#[derive(Clone, Default)]
+#[must_use]
+pub struct Options {
+    name: Option<String>,
+    base: Option<String>,
+    default: bool,
+    keystore: Option<Keystore>,
+    wishes: Wishes,
+}
+
+impl Options {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The name to register under; `tde` unless said.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// The VFS to put the files in; SQLite's default one unless said.
+    pub fn base(mut self, base: impl Into<String>) -> Self {
+        self.base = Some(base.into());
+        self
+    }
+
+    /// Makes this SQLite's default VFS. A connection to an unencrypted main database sorts in
+    /// temporary files of *its* VFS: where such a connection attaches an encrypted database, only
+    /// the default VFS keeps those encrypted too. Combine it with [`Options::allow_plaintext`].
+    pub fn as_default(mut self, default: bool) -> Self {
+        self.default = default;
+        self
+    }
+
+    /// Passes existing unencrypted databases through as they are, instead of refusing them.
+    pub fn allow_plaintext(mut self, allow: bool) -> Self {
+        self.wishes.plaintext = allow;
+        self
+    }
+
+    /// The protector of new databases: `provider:key`, or the name of a key in the local keystore.
+    pub fn default_protector(mut self, name: &str) -> Self {
+        self.wishes.protectors.set_default(name);
+        self
+    }
+
+    /// The cipher suite of new databases.
+    pub fn cipher(mut self, cipher: SuiteId) -> Self {
+        self.wishes.suite = cipher;
+        self
+    }
+
+    /// Makes `provider` known under `name`, which is all that a database file says of it.
+    pub fn provider(mut self, name: &str, provider: Arc<dyn KeyProvider>) -> Self {
+        self.wishes.protectors.add(name, provider);
+        self
+    }
+
+    /// The local keystore to use, instead of the one in `$SQLITE_TDE_HOME` or the platform's data
+    /// directory.
+    pub fn keystore(mut self, keystore: Keystore) -> Self {
+        self.keystore = Some(keystore);
+        self
+    }
+}
+
+/// Registers the VFS. A second call with the same name gives it new settings, which hold for the
+/// files opened from then on; its base stays.
+///
+/// # Errors
+/// [`crate::Error::Usage`] where the base VFS does not exist or no home directory is known.
+pub fn register(options: Options) -> Result<()> {
+    let Options { name, base, default, keystore, mut wishes } = options;
+    let keystore = keystore.map_or_else(Keystore::open_default, Ok)?;
+    wishes.protectors.add(KEYSTORE, Arc::new(keystore));
+    vfs::register(Registration {
+        name: name.as_deref().unwrap_or("tde"),
+        base: base.as_deref(),
+        default,
+        wishes,
+    })
+}

@@ -1,0 +1,238 @@
+//! The sealed block: how one page, or one record of a log or journal, becomes ciphertext.
+//!
+//! ```text
+//! 0                 len - 48      len - 44      + nonce      + tag          len
+//! +-----------------+-------------+-------------+------------+--------------+
+//! | ciphertext      | key version | nonce       | tag        | zeros        |
+//! +-----------------+-------------+-------------+------------+--------------+
+//!                     4, big-endian  24 | 16       16 | 28      4 | 0
+//!                                    aes-256-gcm | aes-256-ctr-hmac-sha256
+//! ```
+//!
+//! The associated data binds a block to its place, so that it authenticates nowhere else:
+//! file id (16), purpose (1), number (8), length of the whole block (4), key version (4).
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+
+use crate::error::Result;
+use crate::nonce::NonceSequence;
+use crate::suite::{Schedule, Suite, SuiteId, SuiteKey, Unauthentic};
+
+/// Bytes that a sealed block adds to its plaintext, and SQLite's reserve bytes on each page.
+pub const RESERVE: usize = 48;
+const VERSION_LEN: usize = size_of::<u32>();
+const AAD_LEN: usize = 16 + 1 + 8 + 4 + VERSION_LEN;
+const PREFIX_LEN: usize = 12;
+/// Key schedules kept for reading, each under 1 KiB: one per write transaction whose pages are read.
+const SCHEDULES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+const _: () = assert!(RESERVE <= u8::MAX as usize, "SQLite keeps it in one byte");
+const _: () = assert!(VERSION_LEN + 24 + 16 <= RESERVE, "suite 1 fits");
+const _: () = assert!(VERSION_LEN + 16 + 28 <= RESERVE, "suite 2 fits");
+
+/// Which DEK of a database, counted from 1.
+pub type KeyVersion = u32;
+
+/// What kind of block a key seals; part of the associated data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Page = 1,
+    Journal = 3,
+    Scratch = 4,
+}
+
+/// The subkeys for one purpose of one file, the current version first. Read-only and shared.
+pub(crate) struct BlockKeys {
+    pub(crate) file_id: [u8; 16],
+    pub(crate) purpose: Purpose,
+    pub(crate) current: (KeyVersion, SuiteKey),
+    pub(crate) retired: Vec<(KeyVersion, SuiteKey)>,
+}
+
+impl BlockKeys {
+    fn find(&self, version: KeyVersion) -> Option<&SuiteKey> {
+        std::iter::once(&self.current)
+            .chain(&self.retired)
+            .find(|(have, _)| *have == version)
+            .map(|(_, key)| key)
+    }
+
+    fn aad(&self, number: u64, len: usize, version: KeyVersion) -> [u8; AAD_LEN] {
+        let mut aad = [0; AAD_LEN];
+        aad[..16].copy_from_slice(&self.file_id);
+        aad[16] = self.purpose as u8;
+        aad[17..25].copy_from_slice(&number.to_be_bytes());
+        aad[25..29].copy_from_slice(&(len as u32).to_be_bytes());
+        aad[29..].copy_from_slice(&version.to_be_bytes());
+        aad
+    }
+}
+
+/// Seals and opens the blocks of one open file. Each file handle has its own, so nothing is locked.
+pub(crate) struct PageCipher {
+    keys: Arc<BlockKeys>,
+    nonces: NonceSequence,
+    sealing: Option<([u8; PREFIX_LEN], Schedule)>,
+    opening: LruCache<(KeyVersion, [u8; PREFIX_LEN]), Schedule>,
+}
+
+impl PageCipher {
+    pub(crate) fn new(keys: Arc<BlockKeys>) -> Self {
+        Self {
+            nonces: NonceSequence::new(keys.current.1.id()),
+            keys,
+            sealing: None,
+            opening: LruCache::new(SCHEDULES),
+        }
+    }
+
+    /// A write transaction begins: draw new nonces.
+    pub(crate) fn begin(&mut self) {
+        self.nonces.renew();
+    }
+
+    /// Seals `plain` as block `number` into `block`, which is [`RESERVE`] bytes longer.
+    pub(crate) fn seal(&mut self, number: u64, plain: &[u8], block: &mut [u8]) -> Result<()> {
+        assert_eq!(block.len(), plain.len() + RESERVE, "a block is its plaintext and a trailer");
+        let (version, key) = (self.keys.current.0, &self.keys.current.1);
+        let (nonce_len, tag_len) = lengths(key.id());
+        let nonce = self.nonces.next()?;
+        let aad = self.keys.aad(number, block.len(), version);
+
+        let (cipher, trailer) = block.split_at_mut(plain.len());
+        let (head, zeros) = trailer.split_at_mut(VERSION_LEN + nonce_len + tag_len);
+        let (head, tag) = head.split_at_mut(VERSION_LEN + nonce_len);
+        head[..VERSION_LEN].copy_from_slice(&version.to_be_bytes());
+        head[VERSION_LEN..].copy_from_slice(&nonce[..nonce_len]);
+        zeros.fill(0);
+
+        let prefix = prefix_of(&nonce);
+        let schedule = match &mut self.sealing {
+            Some((have, schedule)) if *have == prefix => schedule,
+            slot => &mut slot.insert((prefix, key.schedule(&nonce[..nonce_len]))).1,
+        };
+        schedule
+            .seal(&nonce[..nonce_len], &aad, plain, cipher, tag)
+            .map_err(|_| crate::error::Error::Unsupported("the cipher refused to seal".into()))
+    }
+
+    /// Opens `block` as block `number` into `plain`, which is [`RESERVE`] bytes shorter.
+    /// After a failure `plain` holds nothing that was not verified.
+    pub(crate) fn open(
+        &mut self,
+        number: u64,
+        block: &[u8],
+        plain: &mut [u8],
+    ) -> std::result::Result<(), Unauthentic> {
+        assert_eq!(block.len(), plain.len() + RESERVE, "a block is its plaintext and a trailer");
+        let (cipher, trailer) = block.split_at(plain.len());
+        let mut version = [0; VERSION_LEN];
+        version.copy_from_slice(&trailer[..VERSION_LEN]);
+        let version = KeyVersion::from_be_bytes(version);
+        let key = self.keys.find(version).ok_or(Unauthentic)?;
+
+        let (nonce_len, tag_len) = lengths(key.id());
+        let nonce = &trailer[VERSION_LEN..VERSION_LEN + nonce_len];
+        let (tag, zeros) = trailer[VERSION_LEN + nonce_len..].split_at(tag_len);
+        if zeros.iter().any(|&byte| byte != 0) {
+            return Err(Unauthentic);
+        }
+        let aad = self.keys.aad(number, block.len(), version);
+        self.opening
+            .get_or_insert((version, prefix_of(nonce)), || key.schedule(nonce))
+            .open(nonce, &aad, cipher, tag, plain)
+    }
+}
+
+const fn lengths(suite: SuiteId) -> (usize, usize) {
+    (suite.nonce_len(), suite.tag_len())
+}
+
+fn prefix_of(nonce: &[u8]) -> [u8; PREFIX_LEN] {
+    let mut prefix = [0; PREFIX_LEN];
+    prefix.copy_from_slice(&nonce[..PREFIX_LEN]);
+    prefix
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    const SUITES: [SuiteId; 2] = [SuiteId::Aes256Gcm, SuiteId::Aes256CtrHmacSha256];
+
+    fn keys(suite: SuiteId, file: u8, purpose: Purpose, version: KeyVersion) -> Arc<BlockKeys> {
+        let key = Secret::from_slice(&[9; 32]).unwrap();
+        Arc::new(BlockKeys {
+            file_id: [file; 16],
+            purpose,
+            current: (version, SuiteKey::new(suite, &key)),
+            retired: Vec::new(),
+        })
+    }
+
+    fn sealed(suite: SuiteId, plain: &[u8]) -> Vec<u8> {
+        let mut block = vec![0; plain.len() + RESERVE];
+        PageCipher::new(keys(suite, 1, Purpose::Page, 1)).seal(7, plain, &mut block).unwrap();
+        block
+    }
+
+    #[test]
+    fn opens_what_it_sealed() {
+        for suite in SUITES {
+            for len in [464, 976, 4048, 65488] {
+                let plain: Vec<u8> = (0..len).map(|i| i as u8).collect();
+                let block = sealed(suite, &plain);
+                let mut got = vec![0; len];
+                let mut cipher = PageCipher::new(keys(suite, 1, Purpose::Page, 1));
+                cipher.open(7, &block, &mut got).unwrap();
+                assert_eq!(got, plain, "{suite:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_belongs_to_one_place() {
+        for suite in SUITES {
+            let block = sealed(suite, &[5; 976]);
+            let rows = [
+                ("another number", keys(suite, 1, Purpose::Page, 1), 8),
+                ("another file", keys(suite, 2, Purpose::Page, 1), 7),
+                ("another purpose", keys(suite, 1, Purpose::Journal, 1), 7),
+                ("another key version", keys(suite, 1, Purpose::Page, 2), 7),
+            ];
+            for (attack, keys, number) in rows {
+                let mut plain = [0; 976];
+                let result = PageCipher::new(keys).open(number, &block, &mut plain);
+                assert_eq!(result, Err(Unauthentic), "{suite:?} {attack}");
+                assert_eq!(plain, [0; 976], "{suite:?} {attack}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        for suite in SUITES {
+            let good = sealed(suite, &[5; 464]);
+            let mut cipher = PageCipher::new(keys(suite, 1, Purpose::Page, 1));
+            for bit in 0..good.len() * 8 {
+                let mut block = good.clone();
+                block[bit / 8] ^= 1 << (bit % 8);
+                let mut plain = [0; 464];
+                assert_eq!(cipher.open(7, &block, &mut plain), Err(Unauthentic), "{suite:?} {bit}");
+                assert_eq!(plain, [0; 464], "{suite:?} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_are_not_a_page() {
+        for suite in SUITES {
+            let mut cipher = PageCipher::new(keys(suite, 1, Purpose::Page, 1));
+            assert_eq!(cipher.open(7, &[0; 1024], &mut [0; 976]), Err(Unauthentic));
+        }
+    }
+}

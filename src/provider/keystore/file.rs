@@ -1,0 +1,261 @@
+//! The keystore's file on disk: how it is found, read, replaced and locked.
+//!
+//! Invariants:
+//! 1. `keystore.json` is only ever replaced whole, by renaming a synced file over it. Readers take
+//!    no lock and see the old keys or the new ones.
+//! 2. Who replaces it holds `keystore.lock`, from before reading to after the last sync.
+//! 3. Text that would not be read back is never written.
+//! 4. A file or directory that others may read is not used.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use super::format::{Store, damaged, decode, encode};
+use crate::provider::ProviderError;
+
+type Result<T> = std::result::Result<T, ProviderError>;
+
+const NAME: &str = "keystore.json";
+const NEW_NAME: &str = "keystore.json.new";
+const LOCK_NAME: &str = "keystore.lock";
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// The file is read into memory whole; this is some 80,000 key versions.
+const MAX_LEN: u64 = 16 << 20;
+
+/// The path of the file in the keystore directory `dir`.
+pub(super) fn path(dir: &Path) -> PathBuf {
+    dir.join(NAME)
+}
+
+/// The keys in the directory `dir`; `None` where there is no file yet. Creates nothing.
+///
+/// # Errors
+/// [`ProviderError::LoosePermissions`], [`ProviderError::Damaged`], or
+/// [`ProviderError::Unreachable`] for what else the file system said.
+pub(super) fn read(dir: &Path) -> Result<Option<Store>> {
+    let path = path(dir);
+    let Some(dir_meta) = if_found(fs::metadata(dir)).map_err(unreachable(dir))? else {
+        return Ok(None);
+    };
+    check_mode(dir, &dir_meta, DIR_MODE)?;
+    let Some(mut file) = if_found(File::open(&path)).map_err(unreachable(&path))? else {
+        return Ok(None);
+    };
+    let meta = file.metadata().map_err(unreachable(&path))?;
+    check_mode(&path, &meta, FILE_MODE)?;
+    let mut text = buffer(&path, meta.len())?;
+    file.read_exact(&mut text).map_err(unreachable(&path))?;
+    decode(&path, &text).map(Some)
+}
+
+fn buffer(path: &Path, len: u64) -> Result<Zeroizing<Vec<u8>>> {
+    match usize::try_from(len) {
+        Ok(size) if len <= MAX_LEN => Ok(Zeroizing::new(vec![0; size])),
+        _ => Err(damaged(path)),
+    }
+}
+
+fn if_found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// Replaces the file in `dir`. The caller holds [`lock`].
+///
+/// # Errors
+/// [`ProviderError::Unreachable`]. The old file is in place then, except where the very last sync
+/// failed: the new one is, and a power loss may undo it.
+pub(super) fn write(dir: &Path, store: &Store) -> Result<()> {
+    let path = path(dir);
+    let text = encode(store).map_err(io::Error::from).map_err(unreachable(&path))?;
+    if text.len() as u64 > MAX_LEN {
+        return Err(unreachable(&path)(ErrorKind::FileTooLarge.into()));
+    }
+    decode(&path, &text)?;
+    replace(dir, &path, &text).map_err(unreachable(&path))?;
+    sync_dir(dir)
+}
+
+fn replace(dir: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
+    // One name for all writers, so that what a killed one left is gone with the next.
+    if_found(fs::remove_file(dir.join(NEW_NAME)))?;
+    let mut new = tempfile::Builder::new().prefix(NEW_NAME).rand_bytes(0).tempfile_in(dir)?;
+    new.write_all(text)?;
+    new.as_file().sync_all()?;
+    new.persist(path)?;
+    Ok(())
+}
+
+/// Makes the names in `dir` survive a power loss.
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
+    // Windows has no such call.
+    if cfg!(not(unix)) {
+        return Ok(());
+    }
+    match File::open(dir).and_then(|dir| dir.sync_all()) {
+        // File systems that do not sync directories, or that have nothing to sync.
+        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::ReadOnlyFilesystem) => {
+            Ok(())
+        }
+        result => result.map_err(unreachable(dir)),
+    }
+}
+
+/// Held by whoever changes the file, among threads and processes.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave it locked while a forked child has the descriptor too.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Waits for the lock of `dir`, which it creates if it is not there.
+///
+/// # Errors
+/// [`ProviderError::LoosePermissions`] of the directory, or [`ProviderError::Unreachable`].
+pub(super) fn lock(dir: &Path) -> Result<Lock> {
+    make_dir(dir)?;
+    let path = dir.join(LOCK_NAME);
+    let file = lock_options().open(&path).map_err(unreachable(&path))?;
+    loop {
+        match file.lock() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result.map(|()| Lock(file)).map_err(unreachable(&path)),
+        }
+    }
+}
+
+fn lock_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, FILE_MODE);
+    options
+}
+
+fn make_dir(dir: &Path) -> Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, DIR_MODE);
+    builder.recursive(true).create(dir).map_err(unreachable(dir))?;
+    missing.into_iter().filter_map(Path::parent).try_for_each(sync_dir)?;
+    check_mode(dir, &fs::metadata(dir).map_err(unreachable(dir))?, DIR_MODE)
+}
+
+#[cfg(unix)]
+fn check_mode(path: &Path, meta: &fs::Metadata, expected: u32) -> Result<()> {
+    let mode = std::os::unix::fs::MetadataExt::mode(meta) & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(ProviderError::LoosePermissions { path: path.to_owned(), mode, expected })
+}
+
+/// Elsewhere the directory's access list is the platform's business.
+#[cfg(not(unix))]
+fn check_mode(_: &Path, _: &fs::Metadata, _: u32) -> Result<()> {
+    Ok(())
+}
+
+fn unreachable(path: &Path) -> impl FnOnce(io::Error) -> ProviderError {
+    let path = path.display().to_string();
+    move |error| ProviderError::Unreachable(format!("keystore file {path}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::tests::sample;
+    use super::*;
+
+    fn home() -> (tempfile::TempDir, PathBuf) {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("home");
+        (parent, dir)
+    }
+
+    #[test]
+    fn what_would_not_read_back_is_not_written() {
+        let (_parent, dir) = home();
+        let _lock = lock(&dir).unwrap();
+        let mut store = sample();
+        store.keys[1].name = "default".into();
+        assert!(matches!(write(&dir, &store), Err(ProviderError::Damaged(_))));
+        assert!(!path(&dir).exists());
+    }
+
+    #[test]
+    fn a_failed_write_changes_nothing_and_a_killed_one_leaves_nothing() {
+        let (_parent, dir) = home();
+        let _lock = lock(&dir).unwrap();
+        write(&dir, &sample()).unwrap();
+        let before = fs::read(path(&dir)).unwrap();
+        fs::create_dir(dir.join(NEW_NAME)).unwrap();
+        assert!(matches!(write(&dir, &Store::default()), Err(ProviderError::Unreachable(_))));
+        assert_eq!(fs::read(path(&dir)).unwrap(), before);
+
+        fs::remove_dir(dir.join(NEW_NAME)).unwrap();
+        fs::write(dir.join(NEW_NAME), b"half of a").unwrap();
+        write(&dir, &Store::default()).unwrap();
+        assert!(!dir.join(NEW_NAME).exists());
+        assert!(read(&dir).unwrap().unwrap().keys.is_empty());
+    }
+
+    #[test]
+    fn what_the_file_system_says_is_unreachable() {
+        let (parent, dir) = home();
+        make_dir(&path(&dir)).unwrap();
+        fs::write(parent.path().join("file"), b"").unwrap();
+        for (what, dir) in [
+            ("a directory for a file", dir.clone()),
+            ("a file for a directory", parent.path().join("file/home")),
+        ] {
+            assert!(matches!(read(&dir), Err(ProviderError::Unreachable(_))), "{what}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_of_others_are_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_parent, dir) = home();
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        drop(lock(&dir).unwrap());
+        write(&dir, &sample()).unwrap();
+        assert_eq!((mode(&dir), mode(&path(&dir))), (0o700, 0o600));
+        for (dir_mode, file_mode, loose) in [
+            (0o700, 0o600, None),
+            (0o700, 0o400, None),
+            (0o700, 0o700, None),
+            (0o700, 0o640, Some((0o640, 0o600))),
+            (0o700, 0o602, Some((0o602, 0o600))),
+            (0o700, 0o601, Some((0o601, 0o600))),
+            (0o710, 0o600, Some((0o710, 0o700))),
+            (0o755, 0o600, Some((0o755, 0o700))),
+            (0o701, 0o644, Some((0o701, 0o700))),
+        ] {
+            set(&dir, dir_mode);
+            set(&path(&dir), file_mode);
+            let found = match read(&dir) {
+                Err(ProviderError::LoosePermissions { mode, expected, .. }) => {
+                    Some((mode, expected))
+                }
+                other => other.map(|_| None).unwrap(),
+            };
+            assert_eq!(found, loose, "directory {dir_mode:o}, file {file_mode:o}");
+            assert_eq!(lock(&dir).is_err(), dir_mode != 0o700, "lock in {dir_mode:o}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The joint between the envelope and whatever holds protector keys.
+//!
+//! A provider wraps and unwraps; it never hands out its key, because an HSM cannot. What a provider
+//! *name* means comes from the application or the user's configuration, never from a database file.
+//! One file per provider stands beside this one.
+
+mod keystore;
+
+use std::path::PathBuf;
+
+pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
+
+use crate::secret::Secret;
+
+/// What a wrapped key is bound to. Providers with associated data pass [`Context::encode`] as that;
+/// for the others the envelope's own MAC binds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    /// The database's 16-byte file id.
+    pub file_id: [u8; 16],
+    /// Which DEK of that database: its key version, counted from 1.
+    pub dek_version: u32,
+}
+
+impl Context {
+    /// Purpose label, then file id (16 bytes), then DEK version (4 bytes, big-endian).
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        const PURPOSE: &[u8] = b"sqlite-tde v1 dek wrap";
+        let mut bytes = PURPOSE.to_vec();
+        bytes.extend_from_slice(&self.file_id);
+        bytes.extend_from_slice(&self.dek_version.to_be_bytes());
+        bytes
+    }
+}
+
+/// A wrapped DEK, as it is kept in a protector record of the envelope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wrapped {
+    /// The version of the protector key that wrapped it, in the provider's own words.
+    pub key_version: String,
+    /// How it was wrapped, in the provider's own words.
+    pub mechanism: String,
+    /// The wrapped key, at most 2 KiB.
+    pub blob: Vec<u8>,
+}
+
+/// Something that holds protector keys and wraps DEKs with them.
+///
+/// Calls may take as long as a network does; none is made on the page path.
+pub trait KeyProvider: Send + Sync {
+    /// Wraps `dek` under the newest enabled version of `key_id`, bound to `context`.
+    ///
+    /// # Errors
+    /// A [`ProviderError`]; nothing has changed then.
+    fn wrap(&self, key_id: &str, dek: &Secret, context: &Context)
+    -> Result<Wrapped, ProviderError>;
+
+    /// Undoes [`KeyProvider::wrap`] under the version that `wrapped` names.
+    ///
+    /// # Errors
+    /// A [`ProviderError`]; [`ProviderError::WrongKey`] where key and blob do not belong together.
+    fn unwrap(
+        &self,
+        key_id: &str,
+        wrapped: &Wrapped,
+        context: &Context,
+    ) -> Result<Secret, ProviderError>;
+
+    /// The newest enabled version of `key_id`.
+    ///
+    /// # Errors
+    /// A [`ProviderError`].
+    fn newest_version(&self, key_id: &str) -> Result<String, ProviderError>;
+}
+
+/// Why a provider did not do it. The kinds are kept apart because each asks for another remedy:
+/// configure the key, restore access, wait, restore a backup.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProviderError {
+    /// The provider works and has no such key.
+    #[error("{0}")]
+    NotHere(String),
+    /// The key is there and its use is refused: disabled, revoked, forbidden.
+    #[error("{0}")]
+    Denied(String),
+    /// The provider did not answer; it may later.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The provider's own data is damaged or of a format this version does not read.
+    #[error("{0}")]
+    Damaged(String),
+    /// The provider's files can be read by others than their owner.
+    #[error("{path} has mode {mode:03o}, which lets others read keys; expected {expected:03o}")]
+    LoosePermissions {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// The loosest that is accepted.
+        expected: u32,
+    },
+    /// The key is there and does not unwrap this blob.
+    #[error("{0}")]
+    WrongKey(String),
+}

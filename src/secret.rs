@@ -1,0 +1,98 @@
+//! Key bytes as a type: wiped when dropped, never printed, never copied, never compared.
+//!
+//! Every place that touches the bytes says [`Secret::expose`], which is what a reviewer greps for.
+
+use std::fmt;
+
+use zeroize::Zeroize;
+
+use crate::error::{Error, Result};
+
+/// Bytes of every key in the hierarchy: AES-256 keys, and HMAC keys of the same strength.
+pub const KEY_LEN: usize = 32;
+
+/// A 256-bit key. It lives in one heap allocation from birth to wiping, so moving it leaves no copy.
+pub struct Secret(Box<[u8; KEY_LEN]>);
+
+impl Secret {
+    /// A key from the operating system's random source.
+    ///
+    /// # Errors
+    /// [`Error::Random`] where the operating system has none to give.
+    pub fn random() -> Result<Self> {
+        let mut key = Self(Box::new([0; KEY_LEN]));
+        fill_random(key.0.as_mut_slice())?;
+        Ok(key)
+    }
+
+    /// Lets `fill` write the key in place, so that no copy outlives it.
+    ///
+    /// # Errors
+    /// Those of `fill`; what it had written is wiped.
+    pub fn fill_with<E>(
+        fill: impl FnOnce(&mut [u8; KEY_LEN]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<Self, E> {
+        let mut key = Self(Box::new([0; KEY_LEN]));
+        fill(&mut key.0)?;
+        Ok(key)
+    }
+
+    /// A key copied from `bytes`; `None` unless there are exactly [`KEY_LEN`] of them.
+    /// Wiping `bytes` stays with the caller.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != KEY_LEN {
+            return None;
+        }
+        let mut key = Self(Box::new([0; KEY_LEN]));
+        key.0.copy_from_slice(bytes);
+        Some(key)
+    }
+
+    /// The key itself, for the one call that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Fills `bytes` from the operating system's random source.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
+    getrandom::fill(bytes).map_err(|source| Error::Random(source.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_byte() {
+        let key = Secret::from_slice(&[0x41; KEY_LEN]).unwrap();
+        assert_eq!(format!("{key:?}"), "Secret(..)");
+    }
+
+    #[test]
+    fn only_the_right_length_is_a_key() {
+        for len in [0, 1, 16, 31, 33, 64] {
+            assert!(Secret::from_slice(&vec![7; len]).is_none(), "length {len}");
+        }
+    }
+
+    #[test]
+    fn random_keys_differ() {
+        let (a, b) = (Secret::random().unwrap(), Secret::random().unwrap());
+        assert_ne!(a.expose(), b.expose());
+    }
+}

@@ -1,0 +1,248 @@
+//! The cipher suites, behind one trait. The envelope says which one a key version uses; nothing is
+//! negotiated.
+
+pub(crate) mod ctr_hmac;
+pub(crate) mod hkdf;
+pub(crate) mod xaes;
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::secret::Secret;
+
+/// A block did not authenticate, or a length was not the suite's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not authentic")]
+pub(crate) struct Unauthentic;
+
+/// Which algorithms encrypt and authenticate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SuiteId {
+    /// XAES-256-GCM, as C2SP specifies it: `aes-256-gcm`, the default.
+    #[default]
+    Aes256Gcm = 1,
+    /// AES-256-CTR, then HMAC-SHA-256 truncated to 28 bytes: `aes-256-ctr-hmac-sha256`.
+    Aes256CtrHmacSha256 = 2,
+}
+
+impl SuiteId {
+    const ALL: [Self; 2] = [Self::Aes256Gcm, Self::Aes256CtrHmacSha256];
+
+    /// The number that stands for it in an envelope.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The suite that `code` stands for.
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|suite| suite.code() == code)
+    }
+
+    /// Its name in URIs, on the command line and in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aes256Gcm => "aes-256-gcm",
+            Self::Aes256CtrHmacSha256 => "aes-256-ctr-hmac-sha256",
+        }
+    }
+
+    /// Length of its nonce, in bytes.
+    #[must_use]
+    pub const fn nonce_len(self) -> usize {
+        match self {
+            Self::Aes256Gcm => xaes::NONCE_LEN,
+            Self::Aes256CtrHmacSha256 => ctr_hmac::NONCE_LEN,
+        }
+    }
+
+    /// Length of its tag, in bytes.
+    #[must_use]
+    pub const fn tag_len(self) -> usize {
+        match self {
+            Self::Aes256Gcm => xaes::TAG_LEN,
+            Self::Aes256CtrHmacSha256 => ctr_hmac::TAG_LEN,
+        }
+    }
+}
+
+impl FromStr for SuiteId {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|suite| suite.name() == name).ok_or_else(|| {
+            let [a, b] = Self::ALL.map(Self::name);
+            Error::Usage(format!("there is no cipher {name}: expected {a} or {b}"))
+        })
+    }
+}
+
+/// Authenticated encryption with everything that depends on the nonce's key already derived.
+pub(crate) trait Suite {
+    /// Encrypts `plain` into `cipher`, of the same length, and authenticates both it and `aad`.
+    fn seal(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        plain: &[u8],
+        cipher: &mut [u8],
+        tag: &mut [u8],
+    ) -> Result<(), Unauthentic>;
+
+    /// Verifies, and decrypts `cipher` into `plain`, of the same length. After a failure `plain`
+    /// holds what it held, or zeros: never unverified plaintext.
+    fn open(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        cipher: &[u8],
+        tag: &[u8],
+        plain: &mut [u8],
+    ) -> Result<(), Unauthentic>;
+}
+
+/// A subkey made ready for its suite. Read-only, so that connections share it.
+pub(crate) enum SuiteKey {
+    Gcm(xaes::Key),
+    CtrHmac(Arc<ctr_hmac::Key>),
+}
+
+/// What seals and opens under one nonce, or one run of them.
+pub(crate) enum Schedule {
+    Gcm(xaes::Schedule),
+    CtrHmac(Arc<ctr_hmac::Key>),
+}
+
+impl SuiteKey {
+    pub(crate) fn new(suite: SuiteId, subkey: &Secret) -> Self {
+        match suite {
+            SuiteId::Aes256Gcm => Self::Gcm(xaes::Key::new(subkey)),
+            SuiteId::Aes256CtrHmacSha256 => Self::CtrHmac(Arc::new(ctr_hmac::Key::new(subkey))),
+        }
+    }
+
+    pub(crate) fn id(&self) -> SuiteId {
+        match self {
+            Self::Gcm(_) => SuiteId::Aes256Gcm,
+            Self::CtrHmac(_) => SuiteId::Aes256CtrHmacSha256,
+        }
+    }
+
+    /// The schedule for nonces that share the first 12 bytes of `nonce`.
+    pub(crate) fn schedule(&self, nonce: &[u8]) -> Schedule {
+        match self {
+            Self::Gcm(key) => {
+                let mut prefix = [0; xaes::PREFIX_LEN];
+                prefix.copy_from_slice(&nonce[..xaes::PREFIX_LEN]);
+                Schedule::Gcm(key.schedule(&prefix))
+            }
+            Self::CtrHmac(key) => Schedule::CtrHmac(Arc::clone(key)),
+        }
+    }
+}
+
+impl Suite for Schedule {
+    #[inline]
+    fn seal(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        plain: &[u8],
+        cipher: &mut [u8],
+        tag: &mut [u8],
+    ) -> Result<(), Unauthentic> {
+        match self {
+            Self::Gcm(schedule) => Suite::seal(schedule, nonce, aad, plain, cipher, tag),
+            Self::CtrHmac(key) => key.seal(nonce, aad, plain, cipher, tag),
+        }
+    }
+
+    #[inline]
+    fn open(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        cipher: &[u8],
+        tag: &[u8],
+        plain: &mut [u8],
+    ) -> Result<(), Unauthentic> {
+        match self {
+            Self::Gcm(schedule) => Suite::open(schedule, nonce, aad, cipher, tag, plain),
+            Self::CtrHmac(key) => key.open(nonce, aad, cipher, tag, plain),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Bytes from hexadecimal digits, for published vectors.
+    pub(crate) fn hex(digits: &str) -> Vec<u8> {
+        let digits: Vec<u8> = digits.bytes().filter(u8::is_ascii_hexdigit).collect();
+        digits
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn names_and_codes_lead_back() {
+        for suite in SuiteId::ALL {
+            assert_eq!(SuiteId::from_code(suite.code()), Some(suite));
+            assert_eq!(suite.name().parse::<SuiteId>().unwrap(), suite);
+        }
+        assert!(SuiteId::from_code(0).is_none());
+        let error = "rc4".parse::<SuiteId>().unwrap_err().to_string();
+        assert!(error.contains("rc4") && error.contains("aes-256-gcm"), "{error}");
+    }
+
+    #[test]
+    fn keys_are_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<SuiteKey>();
+        shared::<Schedule>();
+    }
+
+    /// Every single-bit change to what is authenticated, and what must follow.
+    #[test]
+    fn a_flipped_bit_is_found_and_nothing_is_released() {
+        for suite in SuiteId::ALL {
+            let key = SuiteKey::new(suite, &Secret::from_slice(&[3; 32]).unwrap());
+            let plain = *b"forty bytes of plaintext, no more of it.";
+            let good_nonce = vec![9; suite.nonce_len()];
+            let (mut cipher, mut tag) = ([0; 40], vec![0; suite.tag_len()]);
+            let schedule = key.schedule(&good_nonce);
+            schedule.seal(&good_nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
+            let parts = [cipher.to_vec(), good_nonce, tag, b"aad".to_vec()];
+            for part in 0..parts.len() {
+                for bit in 0..parts[part].len() * 8 {
+                    let mut now = parts.clone();
+                    now[part][bit / 8] ^= 1 << (bit % 8);
+                    let [cipher, nonce, tag, aad] = &now;
+                    let mut out = [0; 40];
+                    let result = key.schedule(nonce).open(nonce, aad, cipher, tag, &mut out);
+                    assert_eq!(result, Err(Unauthentic), "{suite:?} part {part} bit {bit}");
+                    assert_eq!(out, [0; 40], "{suite:?} part {part} bit {bit}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_are_errors() {
+        for suite in SuiteId::ALL {
+            let key = SuiteKey::new(suite, &Secret::from_slice(&[3; 32]).unwrap());
+            let nonce = vec![9; suite.nonce_len()];
+            let schedule = key.schedule(&nonce);
+            let (mut short, mut tag) = ([0; 9], vec![0; suite.tag_len()]);
+            assert!(schedule.seal(&nonce, b"", &[0; 10], &mut short, &mut tag).is_err());
+            assert!(schedule.seal(&nonce[1..], b"", &[0; 9], &mut short, &mut tag).is_err());
+            assert!(schedule.open(&nonce, b"", &[0; 10], &tag, &mut short).is_err());
+            assert!(schedule.open(&nonce, b"", &[0; 9], &tag[1..], &mut short).is_err());
+        }
+    }
+}

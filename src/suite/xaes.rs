@@ -1,0 +1,142 @@
+//! XAES-256-GCM as C2SP specifies it (<https://c2sp.org/XAES-256-GCM>): AES-256-GCM under a key
+//! derived from the first half of a 24-byte nonce, long enough to be drawn at random.
+//!
+//! ```text
+//! nonce:  0                      12                 24
+//!         | chooses the GCM key  | GCM's own nonce  |
+//! ```
+//! The derivation is NIST SP 800-108's counter mode with CMAC-AES-256, two blocks for 256 bits.
+
+use aes::Aes256;
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{Suite, Unauthentic};
+use crate::secret::{KEY_LEN, Secret};
+
+pub(crate) const NONCE_LEN: usize = 24;
+pub(crate) const PREFIX_LEN: usize = 12;
+pub(crate) const TAG_LEN: usize = 16;
+const BLOCK: usize = 16;
+
+const _: () = assert!(2 * BLOCK == KEY_LEN);
+const _: () = assert!(NONCE_LEN - PREFIX_LEN == 12, "GCM's nonce");
+
+/// A 256-bit key, expanded, with CMAC's first subkey.
+pub(crate) struct Key {
+    aes: Aes256,
+    k1: [u8; BLOCK],
+}
+
+impl Key {
+    pub(crate) fn new(key: &Secret) -> Self {
+        let aes = Aes256::new(key.expose().into());
+        let mut block = [0; BLOCK];
+        aes.encrypt_block((&mut block).into());
+        let carry = block[0] >> 7;
+        let mut k1 = (u128::from_be_bytes(block) << 1).to_be_bytes();
+        // CMAC's constant for 128-bit blocks (NIST SP 800-38B, 5.3), without a branch on the key.
+        k1[BLOCK - 1] ^= 0x87 & carry.wrapping_neg();
+        block.zeroize();
+        Self { aes, k1 }
+    }
+
+    /// The GCM key for nonces that begin with `prefix`.
+    pub(crate) fn schedule(&self, prefix: &[u8; PREFIX_LEN]) -> Schedule {
+        let mut derived = Zeroizing::new([0; KEY_LEN]);
+        for (counter, half) in (1..=2_u8).zip(derived.chunks_exact_mut(BLOCK)) {
+            let mut block = [0; BLOCK];
+            block[..4].copy_from_slice(&[0, counter, b'X', 0]);
+            block[4..].copy_from_slice(prefix);
+            block.iter_mut().zip(&self.k1).for_each(|(byte, k1)| *byte ^= k1);
+            self.aes.encrypt_block((&mut block).into());
+            half.copy_from_slice(&block);
+            block.zeroize();
+        }
+        Schedule(UnboundKey::new(&AES_256_GCM, derived.as_slice()).ok().map(LessSafeKey::new))
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.k1.zeroize();
+    }
+}
+
+/// An expanded GCM key. `None` only where aws-lc could not allocate it: then nothing seals or opens.
+pub(crate) struct Schedule(Option<LessSafeKey>);
+
+impl Suite for Schedule {
+    #[inline]
+    fn seal(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        plain: &[u8],
+        cipher: &mut [u8],
+        tag: &mut [u8],
+    ) -> Result<(), Unauthentic> {
+        let key = self.0.as_ref().ok_or(Unauthentic)?;
+        key.seal_out_of_place_scatter(gcm_nonce(nonce)?, Aad::from(aad), plain, cipher, &[], tag)
+            .map_err(|_| Unauthentic)
+    }
+
+    #[inline]
+    fn open(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        cipher: &[u8],
+        tag: &[u8],
+        plain: &mut [u8],
+    ) -> Result<(), Unauthentic> {
+        if tag.len() != TAG_LEN || cipher.len() != plain.len() {
+            return Err(Unauthentic);
+        }
+        let key = self.0.as_ref().ok_or(Unauthentic)?;
+        let opened =
+            key.open_separate_gather(gcm_nonce(nonce)?, Aad::from(aad), cipher, tag, plain);
+        opened.map_err(|_| {
+            plain.fill(0);
+            Unauthentic
+        })
+    }
+}
+
+fn gcm_nonce(nonce: &[u8]) -> Result<Nonce, Unauthentic> {
+    if nonce.len() != NONCE_LEN {
+        return Err(Unauthentic);
+    }
+    Nonce::try_assume_unique_for_key(&nonce[PREFIX_LEN..]).map_err(|_| Unauthentic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::tests::hex;
+
+    /// The vectors of C2SP's specification.
+    #[test]
+    fn c2sp_vectors() {
+        for (key, aad, want) in [
+            (1, "", "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"),
+            (
+                3,
+                "c2sp.org/XAES-256-GCM",
+                "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d",
+            ),
+        ] {
+            let key = Key::new(&Secret::from_slice(&[key; 32]).unwrap());
+            let (nonce, plain) = (b"ABCDEFGHIJKLMNOPQRSTUVWX", b"XAES-256-GCM");
+            let mut got = [0; 12 + TAG_LEN];
+            let (cipher, tag) = got.split_at_mut(12);
+            let schedule = key.schedule(b"ABCDEFGHIJKL");
+            schedule.seal(nonce, aad.as_bytes(), plain, cipher, tag).unwrap();
+            let mut back = [0; 12];
+            schedule.open(nonce, aad.as_bytes(), cipher, tag, &mut back).unwrap();
+            assert_eq!(&back, plain);
+            assert_eq!(got.to_vec(), hex(want), "{aad:?}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A file of the base VFS: its methods behind safe calls.
+
+use std::ffi::{c_int, c_void};
+
+use libsqlite3_sys as ffi;
+
+use crate::error::{Error, Result};
+use crate::file::Storage;
+
+/// An open file of the base VFS. Made only by [`BaseFile::new`], closed by [`BaseFile::close`].
+pub(crate) struct BaseFile(*mut ffi::sqlite3_file);
+
+/// Calls a method that every sqlite3_io_methods has.
+macro_rules! call {
+    ($base:expr, $method:ident $(, $arg:expr)*) => {{
+        let file = $base.raw();
+        #[allow(unused_unsafe)]
+        // SAFETY: the file is open, so its methods are set and live as long as it does; the
+        // arguments are as SQLite's documentation of this method asks.
+        unsafe {
+            match (*(*file).pMethods).$method {
+                Some(method) => method(file $(, $arg)*),
+                None => libsqlite3_sys::SQLITE_NOTFOUND,
+            }
+        }
+    }};
+}
+pub(super) use call;
+
+impl BaseFile {
+    /// # Safety
+    /// `file` was opened by the base VFS and stays open until [`BaseFile::close`].
+    pub(super) unsafe fn new(file: *mut ffi::sqlite3_file) -> Self {
+        Self(file)
+    }
+
+    pub(super) fn raw(&self) -> *mut ffi::sqlite3_file {
+        self.0
+    }
+
+    pub(super) fn shm_barrier(&self) {
+        // SAFETY: the file is open, so its methods are set and live as long as it does.
+        unsafe {
+            if let Some(barrier) = (*(*self.0).pMethods).xShmBarrier {
+                barrier(self.0);
+            }
+        }
+    }
+
+    pub(super) fn close(&self) -> c_int {
+        call!(self, xClose)
+    }
+
+    /// The version of the methods that this file has, hence that ours may claim.
+    pub(super) fn version(&self) -> c_int {
+        // SAFETY: the file is open, so its methods are set.
+        unsafe { (*(*self.0).pMethods).iVersion }
+    }
+
+    pub(super) fn sync_with(&self, flags: c_int) -> c_int {
+        call!(self, xSync, flags)
+    }
+
+    pub(super) fn lock(&self, level: c_int) -> c_int {
+        call!(self, xLock, level)
+    }
+
+    pub(super) fn unlock(&self, level: c_int) -> c_int {
+        call!(self, xUnlock, level)
+    }
+
+    pub(super) fn sector_size(&self) -> c_int {
+        call!(self, xSectorSize)
+    }
+
+    pub(super) fn device_characteristics(&self) -> c_int {
+        call!(self, xDeviceCharacteristics)
+    }
+
+    /// # Safety
+    /// `out` points to an int.
+    pub(super) unsafe fn check_reserved_lock(&self, out: *mut c_int) -> c_int {
+        call!(self, xCheckReservedLock, out)
+    }
+
+    /// # Safety
+    /// `arg` is what SQLite passed with `op`.
+    pub(super) unsafe fn file_control(&self, op: c_int, arg: *mut c_void) -> c_int {
+        call!(self, xFileControl, op, arg)
+    }
+}
+
+fn done(code: c_int) -> Result<()> {
+    if code == ffi::SQLITE_OK { Ok(()) } else { Err(Error::Base(code)) }
+}
+
+impl Storage for BaseFile {
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        match call!(self, xRead, buf.as_mut_ptr().cast(), buf.len() as c_int, at as i64) {
+            ffi::SQLITE_OK => Ok(true),
+            ffi::SQLITE_IOERR_SHORT_READ => Ok(false),
+            code => Err(Error::Base(code)),
+        }
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        done(call!(self, xWrite, bytes.as_ptr().cast(), bytes.len() as c_int, at as i64))
+    }
+
+    fn truncate(&self, size: u64) -> Result<()> {
+        done(call!(self, xTruncate, size as i64))
+    }
+
+    fn size(&self) -> Result<u64> {
+        let mut size = 0;
+        done(call!(self, xFileSize, &mut size))?;
+        Ok(size.max(0) as u64)
+    }
+
+    fn sync(&self) -> Result<()> {
+        done(self.sync_with(ffi::SQLITE_SYNC_FULL))
+    }
+}

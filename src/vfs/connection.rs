@@ -1,0 +1,60 @@
+//! What is reached through a connection: the SQL functions it gets, and the file behind a schema.
+
+use std::ffi::{CString, c_char, c_int};
+
+use libsqlite3_sys as ffi;
+
+use super::{api, guard};
+use crate::error::last_error;
+
+/// Adds our SQL functions to a connection that was just opened.
+pub(super) unsafe extern "C" fn add_functions(
+    db: *mut ffi::sqlite3,
+    _message: *mut *mut c_char,
+    _api: *const ffi::sqlite3_api_routines,
+) -> c_int {
+    // SAFETY: SQLite passes the new connection.
+    guard(|| unsafe { Ok(api::add_function(db, c"tde_last_error", tde_last_error)) })
+}
+
+/// `tde_last_error()`: what went wrong last in this thread, or NULL.
+unsafe extern "C" fn tde_last_error(
+    context: *mut ffi::sqlite3_context,
+    _count: c_int,
+    _values: *mut *mut ffi::sqlite3_value,
+) {
+    guard(|| {
+        // SAFETY: SQLite passes the context of this call.
+        unsafe { api::result_text(context, last_error().as_deref()) };
+        Ok(ffi::SQLITE_OK)
+    });
+}
+
+#[cfg(feature = "rusqlite")]
+mod with_rusqlite {
+    use super::*;
+    use crate::error::{Error, Result};
+    use crate::file::main_db::MainDb;
+    use crate::vfs::base::BaseFile;
+    use crate::vfs::file::TdeFile;
+
+    /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock.
+    pub(crate) fn with_database<T>(
+        connection: &rusqlite::Connection,
+        schema: &str,
+        work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
+    ) -> Result<T> {
+        let no_such = || Error::Usage(format!("no database is attached as {schema}"));
+        let name = CString::new(schema).map_err(|_| no_such())?;
+        // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
+        let file = unsafe { api::file_of(connection.handle(), name.as_ptr()) };
+        if file.is_null() {
+            return Err(no_such());
+        }
+        // SAFETY: as above, so no method of the file runs meanwhile.
+        let open = unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)?;
+        open.with_shared_lock(work)
+    }
+}
+#[cfg(feature = "rusqlite")]
+pub(crate) use with_rusqlite::with_database;

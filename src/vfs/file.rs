@@ -1,0 +1,325 @@
+//! The methods of an open file, as SQLite calls them.
+//!
+//! ```text
+//! | TdeFile: methods | OpenFile* | padding to 16 | the base VFS's file, szOsFile bytes |
+//! ```
+//! SQLite allocates the whole, zeroed and aligned to 8 bytes.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+
+use libsqlite3_sys as ffi;
+
+use super::base::call;
+use super::open::OpenFile;
+use super::{api, guard};
+use crate::error::{Error, Result};
+
+/// Our part of an sqlite3_file.
+#[repr(C, align(8))]
+pub(super) struct TdeFile {
+    head: ffi::sqlite3_file,
+    open: *mut OpenFile,
+}
+
+impl TdeFile {
+    /// Where the base VFS's file begins.
+    pub(super) const LEN: usize = size_of::<Self>().next_multiple_of(16);
+
+    pub(super) fn base(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
+        file.cast::<u8>().wrapping_add(Self::LEN).cast()
+    }
+
+    /// Makes `file` ours.
+    ///
+    /// # Safety
+    /// `file` has room for a `TdeFile`.
+    pub(super) unsafe fn install(file: *mut ffi::sqlite3_file, open: OpenFile, version: c_int) {
+        let methods = match version {
+            ..=1 => &METHODS[0],
+            2 => &METHODS[1],
+            _ => &METHODS[2],
+        };
+        let open = Box::into_raw(Box::new(open));
+        // SAFETY: as above; SQLite reads `pMethods` only after xOpen returned.
+        unsafe {
+            (*file.cast::<Self>()).open = open;
+            (*file).pMethods = methods;
+        }
+    }
+
+    /// The open file behind `file`, if it is one of ours: not NULL, and with our methods.
+    ///
+    /// # Safety
+    /// `file` is NULL or an open sqlite3_file, which nobody else uses for as long as `'a`.
+    pub(super) unsafe fn of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
+        // SAFETY: as above; only `install` sets one of our methods, together with `open`.
+        unsafe {
+            let ours = !file.is_null() && METHODS.iter().any(|own| ptr::eq((*file).pMethods, own));
+            if ours { (*file.cast::<Self>()).open.as_mut() } else { None }
+        }
+    }
+}
+
+/// The open file behind `file`.
+///
+/// # Safety
+/// SQLite called one of our methods on `file`. It calls one at a time on a file.
+unsafe fn opened<'a>(file: *mut ffi::sqlite3_file) -> &'a mut OpenFile {
+    // SAFETY: only `install` makes SQLite call our methods, and `close` ends that.
+    unsafe { &mut *(*file.cast::<TdeFile>()).open }
+}
+
+/// The methods for each version that a base file may have.
+static METHODS: [ffi::sqlite3_io_methods; 3] = [methods(1), methods(2), methods(3)];
+
+const fn methods(version: c_int) -> ffi::sqlite3_io_methods {
+    ffi::sqlite3_io_methods {
+        iVersion: version,
+        xClose: Some(close),
+        xRead: Some(read),
+        xWrite: Some(write),
+        xTruncate: Some(truncate),
+        xSync: Some(sync),
+        xFileSize: Some(file_size),
+        xLock: Some(lock),
+        xUnlock: Some(unlock),
+        xCheckReservedLock: Some(check_reserved_lock),
+        xFileControl: Some(file_control),
+        xSectorSize: Some(sector_size),
+        xDeviceCharacteristics: Some(device_characteristics),
+        xShmMap: Some(shm_map),
+        xShmLock: Some(shm_lock),
+        xShmBarrier: Some(shm_barrier),
+        xShmUnmap: Some(shm_unmap),
+        xFetch: Some(fetch),
+        xUnfetch: Some(unfetch),
+    }
+}
+
+type File = *mut ffi::sqlite3_file;
+
+unsafe extern "C" fn close(file: File) -> c_int {
+    guard(|| {
+        // SAFETY: xClose is the last call on `file`; `install` made the box.
+        let open = unsafe {
+            (*file).pMethods = ptr::null();
+            Box::from_raw((*file.cast::<TdeFile>()).open)
+        };
+        Ok(open.base.close())
+    })
+}
+
+unsafe extern "C" fn read(file: File, buf: *mut c_void, len: c_int, at: i64) -> c_int {
+    // SAFETY: "xRead reads iAmt bytes into the buffer", which SQLite owns and we alone use now.
+    guard(|| unsafe {
+        let buf = std::slice::from_raw_parts_mut(buf.cast::<u8>(), length(len)?);
+        opened(file).read(buf, offset(at)?)
+    })
+}
+
+unsafe extern "C" fn write(file: File, buf: *const c_void, len: c_int, at: i64) -> c_int {
+    // SAFETY: "xWrite writes iAmt bytes from the buffer", which stays SQLite's and is not changed.
+    guard(|| unsafe {
+        let bytes = std::slice::from_raw_parts(buf.cast::<u8>(), length(len)?);
+        opened(file).write(bytes, offset(at)?)
+    })
+}
+
+unsafe extern "C" fn truncate(file: File, size: i64) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe { opened(file).truncate(offset(size)?) })
+}
+
+unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe { Ok(opened(file).base.sync_with(flags)) })
+}
+
+unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
+    guard(|| {
+        // A database that does not lock (`nolock=1`) is asked for its size before anything is written.
+        // SAFETY: SQLite called xFileSize on `file`.
+        unsafe { ask_for_reserve(file) };
+        // SAFETY: see `opened`; `out` points to one integer.
+        unsafe { *out = opened(file).size()? as i64 };
+        Ok(ffi::SQLITE_OK)
+    })
+}
+
+unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
+    guard(|| {
+        // SAFETY: see `opened`.
+        let code = unsafe { opened(file).lock(level)? };
+        if code == ffi::SQLITE_OK && level == ffi::SQLITE_LOCK_SHARED {
+            // SAFETY: SQLite called xLock on `file`.
+            unsafe { ask_for_reserve(file) };
+        }
+        Ok(code)
+    })
+}
+
+/// Tells SQLite to leave room for the trailer in a database that has no page yet. It serves every
+/// road by which one is created: open, ATTACH, VACUUM INTO, backup.
+///
+/// # Safety
+/// SQLite is inside a method of `file`, hence holds the mutex of the connection that uses it.
+unsafe fn ask_for_reserve(file: File) {
+    // SAFETY: see `opened`; the borrow ends before SQLite is called back.
+    let connection = unsafe {
+        let open = opened(file);
+        open.wants_reserve().then_some(open.connection)
+    };
+    if let Some(connection) = connection {
+        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
+        unsafe { api::reserve_bytes(*connection, file) };
+    }
+}
+
+unsafe extern "C" fn unlock(file: File, level: c_int) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe { Ok(opened(file).unlock(level)) })
+}
+
+unsafe extern "C" fn check_reserved_lock(file: File, out: *mut c_int) -> c_int {
+    // SAFETY: see `opened`; `out` points to an int.
+    guard(|| unsafe { Ok(opened(file).base.check_reserved_lock(out)) })
+}
+
+unsafe extern "C" fn sector_size(file: File) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe { Ok(opened(file).base.sector_size()) })
+}
+
+unsafe extern "C" fn device_characteristics(file: File) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe { Ok(opened(file).device_characteristics()) })
+}
+
+unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_int {
+    // SAFETY: see `opened`; `arg` is what SQLite's documentation says of `op`.
+    guard(|| unsafe {
+        let open = opened(file);
+        match op {
+            ffi::SQLITE_FCNTL_PRAGMA => {
+                if let Some(code) = pragma(open, arg.cast()) {
+                    return Ok(code);
+                }
+            }
+            ffi::SQLITE_FCNTL_PDB => open.connection = arg.cast(),
+            // Growing the file ahead of its pages would leave pages that nobody sealed.
+            ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
+                if !open.passes_through() =>
+            {
+                return Ok(ffi::SQLITE_OK);
+            }
+            ffi::SQLITE_FCNTL_BEGIN_ATOMIC_WRITE if !open.passes_through() => {
+                return Ok(ffi::SQLITE_NOTFOUND);
+            }
+            _ => {}
+        }
+        let code = open.base.file_control(op, arg);
+        if op == ffi::SQLITE_FCNTL_VFSNAME && code == ffi::SQLITE_OK {
+            name_vfs(arg.cast());
+        }
+        Ok(code)
+    })
+}
+
+/// Puts our name before that of the base VFS.
+///
+/// # Safety
+/// `arg` is that of a successful `SQLITE_FCNTL_VFSNAME`: a string from SQLite's allocator, or NULL.
+unsafe fn name_vfs(arg: *mut *mut c_char) {
+    // SAFETY: as above; the string is replaced by one from the same allocator.
+    unsafe {
+        if !(*arg).is_null() {
+            let below = CStr::from_ptr(*arg).to_string_lossy().into_owned();
+            ffi::sqlite3_free((*arg).cast());
+            *arg = api::sqlite_string(&format!("tde/{below}"));
+        }
+    }
+}
+
+/// Answers a PRAGMA of ours; `None` for one that is SQLite's.
+///
+/// # Safety
+/// `arg` is that of `SQLITE_FCNTL_PRAGMA`: result, name, value or NULL.
+unsafe fn pragma(open: &mut OpenFile, arg: *mut *mut c_char) -> Option<c_int> {
+    // SAFETY: as above.
+    let (name, value) = unsafe {
+        let name = CStr::from_ptr(*arg.add(1)).to_string_lossy();
+        let value = *arg.add(2);
+        (name, (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy()))
+    };
+    let (text, code) = match open.pragma(&name, value.as_deref()) {
+        Ok(None) => return None,
+        Ok(Some(answer)) => (answer, ffi::SQLITE_OK),
+        Err(error) => (error.to_string(), ffi::SQLITE_ERROR),
+    };
+    // SAFETY: SQLite frees the string in the first place.
+    unsafe { *arg = api::sqlite_string(&text) };
+    Some(code)
+}
+
+unsafe extern "C" fn shm_map(
+    file: File,
+    region: c_int,
+    size: c_int,
+    extend: c_int,
+    out: *mut *mut c_void,
+) -> c_int {
+    // SAFETY: see `opened`; shared memory is the base VFS's.
+    guard(|| unsafe { Ok(call!(opened(file).base, xShmMap, region, size, extend, out)) })
+}
+
+unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe { Ok(call!(opened(file).base, xShmLock, offset, n, flags)) })
+}
+
+unsafe extern "C" fn shm_barrier(file: File) {
+    guard(|| {
+        // SAFETY: see `opened`.
+        let base = unsafe { &opened(file).base };
+        base.shm_barrier();
+        Ok(ffi::SQLITE_OK)
+    });
+}
+
+unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe { Ok(call!(opened(file).base, xShmUnmap, delete)) })
+}
+
+/// A page of ours is never in the file as SQLite sees it, so there is nothing to point to.
+unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_void) -> c_int {
+    // SAFETY: see `opened`; `out` points to a pointer.
+    guard(|| unsafe {
+        *out = ptr::null_mut();
+        let open = opened(file);
+        if open.passes_through() {
+            return Ok(call!(open.base, xFetch, at, len, out));
+        }
+        Ok(ffi::SQLITE_OK)
+    })
+}
+
+unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
+    // SAFETY: see `opened`.
+    guard(|| unsafe {
+        let open = opened(file);
+        if open.passes_through() {
+            return Ok(call!(open.base, xUnfetch, at, page));
+        }
+        Ok(ffi::SQLITE_OK)
+    })
+}
+
+fn length(len: c_int) -> Result<usize> {
+    usize::try_from(len).map_err(|_| Error::Base(ffi::SQLITE_IOERR))
+}
+
+fn offset(at: i64) -> Result<u64> {
+    u64::try_from(at).map_err(|_| Error::Base(ffi::SQLITE_IOERR))
+}

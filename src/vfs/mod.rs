@@ -1,0 +1,302 @@
+//! The fence: every raw pointer between SQLite and the rest of the crate.
+//!
+//! | file | what |
+//! |---|---|
+//! | this one | the VFS: registration, opening files, and what is passed on as it is |
+//! | `file.rs` | the methods of an open file |
+//! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
+//! | `connection.rs` | what is reached through a connection: SQL functions, status, verify |
+//! | `base.rs` | a file of the base VFS |
+//! | `api.rs` | every call into SQLite |
+//!
+//! Each callback is `guard(|| one call)`: a panic becomes `SQLITE_IOERR`, an [`enum@Error`] becomes its
+//! code from the one table, a line in SQLite's log, and what `tde_last_error()` says.
+
+mod api;
+mod base;
+pub(crate) mod connection;
+mod file;
+mod open;
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::Ordering;
+use std::sync::{LazyLock, Mutex, Once, PoisonError, RwLock};
+
+use libsqlite3_sys as ffi;
+
+use crate::error::{Error, Result, set_last};
+use crate::file::FileKind;
+use crate::file::main_db::Wishes;
+use crate::suite::SuiteId;
+use base::BaseFile;
+use file::TdeFile;
+use open::{Content, OpenFile};
+
+/// A registered VFS. Never freed, because connections point to it.
+struct Vfs {
+    base: *mut ffi::sqlite3_vfs,
+    /// What applies where a file's URI says nothing else.
+    wishes: RwLock<Wishes>,
+}
+
+/// What to register; see [`crate::Options`].
+pub(crate) struct Registration<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) base: Option<&'a str>,
+    pub(crate) default: bool,
+    pub(crate) wishes: Wishes,
+}
+
+/// Addresses of the VFSs registered so far, by name. SQLite keeps the pointers for good.
+static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex::default);
+
+/// Registers the VFS, or gives an already registered one of that name new settings.
+pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
+    let Registration { name, base, default, wishes } = registration;
+    watch_forks();
+    let code = api::on_every_connection(connection::add_functions);
+    if code != ffi::SQLITE_OK {
+        return Err(Error::Base(code));
+    }
+    let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let vfs = match registered.get(name) {
+        Some(&address) => {
+            let vfs = ptr::with_exposed_provenance_mut::<ffi::sqlite3_vfs>(address);
+            // SAFETY: only `create` puts addresses into the map, and what it makes is never freed.
+            let vfs = unsafe { &mut *vfs };
+            *state(vfs).wishes.write().unwrap_or_else(PoisonError::into_inner) = wishes;
+            vfs
+        }
+        None => {
+            let vfs = create(name, base, wishes)?;
+            registered.insert(name.to_owned(), ptr::from_mut(vfs).expose_provenance());
+            vfs
+        }
+    };
+    match api::register_vfs(vfs, default) {
+        ffi::SQLITE_OK => Ok(()),
+        code => Err(Error::Base(code)),
+    }
+}
+
+fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<&'static mut ffi::sqlite3_vfs> {
+    let no_nul = |name: &str| {
+        CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
+    };
+    let base_name = base.map(no_nul).transpose()?;
+    let base_vfs = api::find_vfs(base_name.as_deref());
+    // SAFETY: a non-null answer of sqlite3_vfs_find points to a registered VFS.
+    let Some(below) = (unsafe { base_vfs.as_ref() }) else {
+        return Err(Error::Usage(format!("there is no VFS called {}", base.unwrap_or("default"))));
+    };
+    let name = no_nul(name)?;
+    let vfs = ffi::sqlite3_vfs {
+        iVersion: below.iVersion.min(3),
+        szOsFile: (TdeFile::LEN + below.szOsFile as usize) as c_int,
+        mxPathname: below.mxPathname,
+        pNext: ptr::null_mut(),
+        zName: name.into_raw(),
+        pAppData: Box::into_raw(Box::new(Vfs { base: base_vfs, wishes: RwLock::new(wishes) }))
+            .cast(),
+        xOpen: Some(open_file),
+        xDelete: Some(delete),
+        xAccess: Some(access),
+        xFullPathname: Some(full_pathname),
+        xDlOpen: Some(dl_open),
+        xDlError: Some(dl_error),
+        xDlSym: Some(dl_sym),
+        xDlClose: Some(dl_close),
+        xRandomness: Some(randomness),
+        xSleep: Some(sleep),
+        xCurrentTime: Some(current_time),
+        xGetLastError: Some(get_last_error),
+        xCurrentTimeInt64: below.xCurrentTimeInt64.map(|_| current_time_int64 as _),
+        xSetSystemCall: below.xSetSystemCall.map(|_| set_system_call as _),
+        xGetSystemCall: below.xGetSystemCall.map(|_| get_system_call as _),
+        xNextSystemCall: below.xNextSystemCall.map(|_| next_system_call as _),
+    };
+    Ok(Box::leak(Box::new(vfs)))
+}
+
+/// Makes a forked child draw nonces of its own.
+fn watch_forks() {
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        #[cfg(unix)]
+        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child.
+        unsafe {
+            libc::pthread_atfork(None, None, Some(in_forked_child));
+        }
+    });
+}
+
+#[cfg(unix)]
+unsafe extern "C" fn in_forked_child() {
+    crate::nonce::FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Runs one callback. Nothing unwinds into SQLite.
+fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => raise(error),
+        Err(_) => {
+            api::log(ffi::SQLITE_IOERR, "sqlite-tde: a panic was stopped at the VFS");
+            ffi::SQLITE_IOERR
+        }
+    }
+}
+
+/// The code of `error`, after its words were put where a host can find them.
+fn raise(error: Error) -> c_int {
+    let code = error.sqlite_code();
+    if !matches!(error, Error::Base(_)) {
+        api::log(code, &format!("sqlite-tde: {error}"));
+        set_last(error);
+    }
+    code
+}
+
+fn state(vfs: &ffi::sqlite3_vfs) -> &Vfs {
+    // SAFETY: `create` stored it, and neither is ever freed.
+    unsafe { &*vfs.pAppData.cast::<Vfs>() }
+}
+
+/// The base VFS behind one of ours.
+unsafe fn base_of<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a mut ffi::sqlite3_vfs {
+    // SAFETY: SQLite passes the VFS that was registered; its base stays registered beside it.
+    unsafe { &mut *state(&*vfs).base }
+}
+
+unsafe extern "C" fn open_file(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: ffi::sqlite3_filename,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> c_int {
+    // SAFETY: SQLite passes szOsFile bytes; "xOpen must set pMethods", to NULL where it fails.
+    unsafe { (*file).pMethods = ptr::null() };
+    // SAFETY: the arguments are those of xOpen.
+    guard(|| unsafe { open_inside(vfs, name, file, flags, out_flags) })
+}
+
+unsafe fn open_inside(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: c_int,
+    out_flags: *mut c_int,
+) -> Result<c_int> {
+    let kind = FileKind::from_flags(flags, !name.is_null());
+    // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
+    let wishes = || unsafe { wishes_for(vfs, name) };
+    let wishes = if kind == FileKind::MainDb { wishes()? } else { Wishes::default() };
+    let below = TdeFile::base(file);
+    // SAFETY: `file` has room for the base VFS's file behind ours; the other arguments are passed
+    // on as they came, `name` above all.
+    let code = unsafe {
+        (*below).pMethods = ptr::null();
+        let base = base_of(vfs);
+        base.xOpen.map_or(ffi::SQLITE_CANTOPEN, |open| open(base, name, below, flags, out_flags))
+    };
+    if code != ffi::SQLITE_OK {
+        // SAFETY: SQLite closes a file whose methods are set even if opening it failed.
+        unsafe {
+            if !(*below).pMethods.is_null() {
+                BaseFile::new(below).close();
+            }
+        }
+        return Ok(code);
+    }
+    // SAFETY: it was just opened, and is closed below or by xClose.
+    let base = unsafe { BaseFile::new(below) };
+    let parent = matches!(kind, FileKind::MainJournal | FileKind::Wal)
+        // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
+        .then(|| unsafe { TdeFile::of(api::database_file(name)) })
+        .flatten();
+    let version = base.version();
+    match Content::new(&base, kind, wishes, parent, flags) {
+        Ok(content) => {
+            // SAFETY: `file` has room for a `TdeFile`.
+            unsafe { TdeFile::install(file, OpenFile::new(base, content), version) };
+            Ok(ffi::SQLITE_OK)
+        }
+        Err(error) => {
+            base.close();
+            Err(error)
+        }
+    }
+}
+
+/// What this file's URI asks for, over what the registration says.
+unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<Wishes> {
+    // SAFETY: SQLite passes the VFS that was registered.
+    let vfs = state(unsafe { &*vfs });
+    let mut wishes = vfs.wishes.read().unwrap_or_else(PoisonError::into_inner).clone();
+    // SAFETY: `name` is that of a main database, as SQLite passed it.
+    let parameter = |key: &CStr| unsafe { api::uri_parameter(name, key) };
+    if let Some(protector) = parameter(c"tde_protector") {
+        wishes.protector = Some(protector);
+    }
+    if let Some(cipher) = parameter(c"tde_cipher") {
+        wishes.suite = cipher.parse::<SuiteId>()?;
+    }
+    match parameter(c"tde_plaintext").as_deref() {
+        None => {}
+        Some("allow") => wishes.plaintext = true,
+        Some("refuse") => wishes.plaintext = false,
+        Some(other) => {
+            return Err(Error::Usage(format!("tde_plaintext={other}: expected allow or refuse")));
+        }
+    }
+    Ok(wishes)
+}
+
+/// Passes a call on to the base VFS as it is.
+macro_rules! pass {
+    ($name:ident => $method:ident ($($arg:ident: $type:ty),*) -> $result:ty, $missing:expr) => {
+        unsafe extern "C" fn $name(vfs: *mut ffi::sqlite3_vfs, $($arg: $type),*) -> $result {
+            // SAFETY: SQLite's arguments, to the method that SQLite would have called.
+            unsafe {
+                let base = base_of(vfs);
+                match base.$method {
+                    Some(method) => method(base, $($arg),*),
+                    None => $missing,
+                }
+            }
+        }
+    };
+}
+
+pass!(delete => xDelete(name: *const c_char, sync_dir: c_int) -> c_int, ffi::SQLITE_IOERR_DELETE);
+pass!(access => xAccess(name: *const c_char, flags: c_int, out: *mut c_int) -> c_int, ffi::SQLITE_IOERR_ACCESS);
+pass!(full_pathname => xFullPathname(name: *const c_char, len: c_int, out: *mut c_char) -> c_int, ffi::SQLITE_CANTOPEN);
+pass!(dl_open => xDlOpen(name: *const c_char) -> *mut c_void, ptr::null_mut());
+pass!(dl_error => xDlError(len: c_int, out: *mut c_char) -> (), ());
+pass!(dl_close => xDlClose(library: *mut c_void) -> (), ());
+pass!(randomness => xRandomness(len: c_int, out: *mut c_char) -> c_int, 0);
+pass!(sleep => xSleep(microseconds: c_int) -> c_int, 0);
+pass!(current_time => xCurrentTime(out: *mut f64) -> c_int, ffi::SQLITE_ERROR);
+pass!(get_last_error => xGetLastError(len: c_int, out: *mut c_char) -> c_int, 0);
+pass!(current_time_int64 => xCurrentTimeInt64(out: *mut ffi::sqlite3_int64) -> c_int, ffi::SQLITE_ERROR);
+pass!(set_system_call => xSetSystemCall(name: *const c_char, call: ffi::sqlite3_syscall_ptr) -> c_int, ffi::SQLITE_NOTFOUND);
+pass!(get_system_call => xGetSystemCall(name: *const c_char) -> ffi::sqlite3_syscall_ptr, None);
+pass!(next_system_call => xNextSystemCall(name: *const c_char) -> *const c_char, ptr::null());
+
+type Symbol = Option<unsafe extern "C" fn(*mut ffi::sqlite3_vfs, *mut c_void, *const c_char)>;
+
+unsafe extern "C" fn dl_sym(
+    vfs: *mut ffi::sqlite3_vfs,
+    library: *mut c_void,
+    name: *const c_char,
+) -> Symbol {
+    // SAFETY: SQLite's arguments, to the method that SQLite would have called.
+    unsafe {
+        let base = base_of(vfs);
+        base.xDlSym.and_then(|method| method(base, library, name))
+    }
+}

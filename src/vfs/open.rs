@@ -1,0 +1,204 @@
+//! An open file: what each of SQLite's calls means for each kind of file.
+
+use std::ffi::c_int;
+
+use libsqlite3_sys as ffi;
+
+use super::base::BaseFile;
+use crate::command;
+use crate::error::{Error, Result};
+use crate::file::journal::Journal;
+use crate::file::main_db::{MainDb, Wishes};
+use crate::file::scratch::Scratch;
+use crate::file::{FileKind, Filled, Storage};
+
+/// Characteristics that hold for the base file and not for ours: a page of ours is more than one
+/// write where the file grows, and a record is not appended by itself.
+const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
+    | ffi::SQLITE_IOCAP_ATOMIC512
+    | ffi::SQLITE_IOCAP_ATOMIC1K
+    | ffi::SQLITE_IOCAP_ATOMIC2K
+    | ffi::SQLITE_IOCAP_ATOMIC4K
+    | ffi::SQLITE_IOCAP_ATOMIC8K
+    | ffi::SQLITE_IOCAP_ATOMIC16K
+    | ffi::SQLITE_IOCAP_ATOMIC32K
+    | ffi::SQLITE_IOCAP_ATOMIC64K
+    | ffi::SQLITE_IOCAP_SAFE_APPEND
+    | ffi::SQLITE_IOCAP_BATCH_ATOMIC;
+
+/// What stands in the file.
+pub(super) enum Content {
+    Db(Box<MainDb>),
+    Journal(Box<Journal>),
+    Scratch(Box<Scratch>),
+    /// Passed through: a super-journal, or what belongs to a plaintext database.
+    Through,
+}
+
+impl Content {
+    /// `parent` is the database of a journal or log.
+    pub(super) fn new(
+        base: &BaseFile,
+        kind: FileKind,
+        wishes: Wishes,
+        parent: Option<&mut OpenFile>,
+        flags: c_int,
+    ) -> Result<Self> {
+        let parent = match parent.map(|open| &mut open.content) {
+            Some(Self::Db(db)) if db.is_plain() => return Ok(Self::Through),
+            Some(Self::Db(db)) => Some(db),
+            _ => None,
+        };
+        match (kind, parent) {
+            (FileKind::MainDb, _) => Ok(Self::Db(Box::new(MainDb::open(base, wishes)?))),
+            (FileKind::Scratch, _) => Ok(Self::Scratch(Box::new(Scratch::new()?))),
+            (FileKind::SuperJournal, _) => Ok(Self::Through),
+            (FileKind::MainJournal, Some(db)) => {
+                if flags & ffi::SQLITE_OPEN_CREATE != 0 {
+                    db.prepare()?;
+                }
+                Ok(Self::Journal(Box::new(Journal::open(base, db.keyring())?)))
+            }
+            (FileKind::Wal, Some(_)) => Err(Error::Unsupported(command::WAL_REFUSED.into())),
+            (FileKind::MainJournal | FileKind::Wal, None) => Err(Error::Unsupported(
+                "another VFS stands between SQLite and tde: register tde on top of it instead"
+                    .into(),
+            )),
+        }
+    }
+}
+
+pub(super) struct OpenFile {
+    pub(super) base: BaseFile,
+    pub(super) content: Content,
+    /// The lock that SQLite holds through this file.
+    lock: c_int,
+    /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
+    pub(super) connection: *mut *mut ffi::sqlite3,
+}
+
+impl OpenFile {
+    pub(super) fn new(base: BaseFile, content: Content) -> Self {
+        Self { base, content, lock: ffi::SQLITE_LOCK_NONE, connection: std::ptr::null_mut() }
+    }
+
+    pub(super) fn read(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
+        let filled = match &mut self.content {
+            Content::Db(db) => db.read(&self.base, buf, at)?,
+            Content::Journal(journal) => journal.read(&self.base, buf, at)?,
+            Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
+            Content::Through if self.base.read(buf, at)? => Filled::Full,
+            Content::Through => Filled::Short,
+        };
+        Ok(match filled {
+            Filled::Full => ffi::SQLITE_OK,
+            Filled::Short => ffi::SQLITE_IOERR_SHORT_READ,
+        })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8], at: u64) -> Result<c_int> {
+        match &mut self.content {
+            Content::Db(db) => db.write(&self.base, bytes, at)?,
+            Content::Journal(journal) => journal.write(&self.base, bytes, at)?,
+            Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
+            Content::Through => self.base.write(bytes, at)?,
+        }
+        Ok(ffi::SQLITE_OK)
+    }
+
+    pub(super) fn truncate(&mut self, size: u64) -> Result<c_int> {
+        match &mut self.content {
+            Content::Db(db) => db.truncate(&self.base, size)?,
+            Content::Journal(journal) => journal.truncate(&self.base, size)?,
+            Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
+            Content::Through => self.base.truncate(size)?,
+        }
+        Ok(ffi::SQLITE_OK)
+    }
+
+    pub(super) fn size(&self) -> Result<u64> {
+        match &self.content {
+            Content::Db(db) => db.size(&self.base),
+            Content::Journal(journal) => journal.size(&self.base),
+            Content::Scratch(scratch) => Ok(scratch.size()),
+            Content::Through => self.base.size(),
+        }
+    }
+
+    pub(super) fn lock(&mut self, level: c_int) -> Result<c_int> {
+        let code = self.base.lock(level);
+        if code != ffi::SQLITE_OK {
+            return Ok(code);
+        }
+        let held = std::mem::replace(&mut self.lock, level);
+        if let Content::Db(db) = &mut self.content {
+            db.lock_changed();
+            if held == ffi::SQLITE_LOCK_NONE {
+                db.look(&self.base)?;
+            }
+            if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
+                db.new_nonces();
+            }
+        }
+        Ok(code)
+    }
+
+    pub(super) fn unlock(&mut self, level: c_int) -> c_int {
+        let code = self.base.unlock(level);
+        if code == ffi::SQLITE_OK {
+            self.lock = level;
+        }
+        if let Content::Db(db) = &mut self.content {
+            db.lock_changed();
+        }
+        code
+    }
+
+    /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
+    /// and on first writing SQLite takes the layout that it has in mind by then.
+    pub(super) fn wants_reserve(&self) -> bool {
+        matches!(&self.content, Content::Db(db) if db.is_empty()) && !self.connection.is_null()
+    }
+
+    pub(super) fn device_characteristics(&self) -> c_int {
+        let base = self.base.device_characteristics();
+        if self.passes_through() { base } else { base & !NOT_OURS }
+    }
+
+    /// Whether the bytes in the file are those that SQLite sees.
+    pub(super) fn passes_through(&self) -> bool {
+        match &self.content {
+            Content::Through => true,
+            Content::Db(db) => db.is_plain(),
+            Content::Journal(_) | Content::Scratch(_) => false,
+        }
+    }
+
+    /// Answers `PRAGMA name = value` where it is ours to answer.
+    pub(super) fn pragma(&mut self, name: &str, value: Option<&str>) -> Result<Option<String>> {
+        let Content::Db(db) = &mut self.content else { return Ok(None) };
+        command::pragma(db, &self.base, name, value)
+    }
+
+    /// Runs `work` on the database with at least a shared lock, so that nobody writes meanwhile.
+    pub(super) fn with_shared_lock<T>(
+        &mut self,
+        work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
+    ) -> Result<T> {
+        let locked = self.lock == ffi::SQLITE_LOCK_NONE;
+        if locked {
+            match self.lock(ffi::SQLITE_LOCK_SHARED)? {
+                ffi::SQLITE_OK => {}
+                code => return Err(Error::Base(code)),
+            }
+        }
+        let result = match &mut self.content {
+            Content::Db(db) => work(db, &self.base),
+            _ => Err(Error::NotEncrypted),
+        };
+        if locked {
+            self.unlock(ffi::SQLITE_LOCK_NONE);
+        }
+        result
+    }
+}
