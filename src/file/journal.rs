@@ -2,16 +2,19 @@
 //!
 //! ```text
 //! 0        512       512 + 560      512 + 2 * 560
-//! | header | record 0 | record 1 | ...            record = 512 bytes of the journal + 48
+//! | header | record 0 | record 1 | ... | end mark   record = 512 bytes of the journal + 48
 //!
 //! header:  0      16        20            24       40
 //!          | magic | format | key version | salt   | zeros to 512 |
 //! ```
-//! SQLite's journal, cut into pieces of 512 bytes (the last one may be shorter, so that sizes stay
-//! exact), each sealed as a block of its own: SQLite starts
+//! SQLite's journal, cut into pieces of 512 bytes, each sealed as a block of its own: SQLite starts
 //! every synced part of a journal on a sector, at least 512 bytes, so writing one part never
 //! rewrites bytes that an earlier sync made durable. The salt is new for each journal, also where
 //! PERSIST reuses the file, and so is the key: old records cannot pass as new ones.
+//!
+//! Records are always whole, for SQLite may go on at the next sector and never come back to the one
+//! it left half filled. After the last record come as many zeros, 1 to 512, as that record holds of
+//! SQLite's journal: its size stays exact, and the file only ever grows while a journal does.
 //!
 //! A record that does not authenticate is, after a crash, one that never reached the disk. SQLite
 //! must then see the end of the journal, and must not take zeros for a page: its own checksum
@@ -105,19 +108,22 @@ impl Journal {
     }
 
     pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
-        let records = base.size()?.saturating_sub(HEADER_LEN as u64);
-        let (whole, rest) = (records / SEALED as u64, records % SEALED as u64);
-        Ok(whole * RECORD as u64 + rest.saturating_sub(RESERVE as u64))
+        let body = base.size()?.saturating_sub(HEADER_LEN as u64);
+        let (records, end) = (body / SEALED as u64, body % SEALED as u64);
+        Ok(match (records, end) {
+            (0, _) => 0,
+            (_, 0) => records * RECORD as u64,
+            _ => (records - 1) * RECORD as u64 + end.min(RECORD as u64),
+        })
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
-        let size = self.size(base)?;
-        let inside = size.saturating_sub(at).min(buf.len() as u64) as usize;
+        let inside = self.size(base)?.saturating_sub(at).min(buf.len() as u64) as usize;
         let mut done = 0;
         while done < inside {
             let (record, within) = locate(at + done as u64);
             let len = (RECORD - within).min(inside - done);
-            if !self.load(base, record, content_len(record, size))? {
+            if !self.load(base, record)? {
                 let field = buf.len() <= FIELD;
                 buf[done..].fill(0);
                 return Ok(if field { Filled::Full } else { Filled::Short });
@@ -135,27 +141,18 @@ impl Journal {
         if at == 0 && bytes.len() >= RECORD || self.cipher.is_none() {
             self.begin(base)?;
         }
-        let size = self.size(base)?;
-        let (first, head) = locate(at);
+        let end = at + bytes.len() as u64;
+        let grows = end > self.size(base)?;
         let mut image = std::mem::take(&mut self.sealed);
         image.clear();
-        let mut done = 0;
-        while done < bytes.len() {
-            let (record, _) = locate(at + done as u64);
-            let within = if done == 0 { head } else { 0 };
-            let len = (RECORD - within).min(bytes.len() - done);
-            let had = content_len(record, size);
-            if len < RECORD {
-                self.load_for_change(base, record, had)?;
-            }
-            self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
-            self.seal(record, had.max(within + len), &mut image)?;
-            done += len;
+        let sealed = self.seal_all(base, bytes, at, &mut image);
+        if grows {
+            image.resize(image.len() + end_mark(end), 0);
         }
-        let written = base.write(&image, position(first));
+        let written = sealed.and_then(|()| base.write(&image, position(locate(at).0)));
         self.sealed = image;
         written?;
-        self.written = self.written.max(at + bytes.len() as u64);
+        self.written = self.written.max(end);
         Ok(())
     }
 
@@ -165,33 +162,48 @@ impl Journal {
             self.written = 0;
             return base.truncate(0);
         }
-        let (record, rest) = locate(size);
-        let had = content_len(record, self.size(base)?);
-        if rest > 0 && self.cipher.is_some() {
-            if !self.load(base, record, had)? {
-                self.plain.fill(0);
-            }
-            let mut sealed = Vec::with_capacity(SEALED);
-            self.seal(record, rest, &mut sealed)?;
-            base.write(&sealed, position(record))?;
-        }
         self.written = self.written.min(size);
-        base.truncate(position(record) + if rest > 0 { (rest + RESERVE) as u64 } else { 0 })
+        base.truncate(position(size.div_ceil(RECORD as u64)) + end_mark(size) as u64)
     }
 
-    /// Puts the `len` bytes of `record` into `plain`; `false` where it does not authenticate.
-    fn load(&mut self, base: &impl Storage, record: u64, len: usize) -> Result<bool> {
+    /// Appends to `image` the records that hold `bytes` at `at`.
+    fn seal_all(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        image: &mut Vec<u8>,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (record, within) = locate(at + done as u64);
+            let len = (RECORD - within).min(bytes.len() - done);
+            if len < RECORD {
+                self.load_for_change(base, record)?;
+            }
+            self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
+            let sealed = image.len();
+            image.resize(sealed + SEALED, 0);
+            match &mut self.cipher {
+                Some(cipher) => cipher.seal(record, &self.plain, &mut image[sealed..])?,
+                None => return Err(Error::JournalAuthentication { record }),
+            }
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Puts `record` into `plain`; `false` where it does not authenticate.
+    fn load(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         let Some(cipher) = &mut self.cipher else { return Ok(false) };
         let mut sealed = [0; SEALED];
-        let sealed = &mut sealed[..len + RESERVE];
-        let whole = base.read(sealed, position(record))?;
-        Ok(whole && cipher.open(record, sealed, &mut self.plain[..len]).is_ok())
+        let whole = base.read(&mut sealed, position(record))?;
+        Ok(whole && cipher.open(record, &sealed, &mut self.plain).is_ok())
     }
 
     /// Puts what `record` holds into `plain`: zeros where this journal has not reached it yet.
-    fn load_for_change(&mut self, base: &impl Storage, record: u64, len: usize) -> Result<()> {
-        if len > 0 && self.load(base, record, len)? {
-            self.plain[len..].fill(0);
+    fn load_for_change(&mut self, base: &impl Storage, record: u64) -> Result<()> {
+        if self.load(base, record)? {
             return Ok(());
         }
         if record * (RECORD as u64) < self.written {
@@ -200,21 +212,12 @@ impl Journal {
         self.plain.fill(0);
         Ok(())
     }
-
-    /// Appends the first `len` bytes of `plain`, sealed as `record`, to `image`.
-    fn seal(&mut self, record: u64, len: usize, image: &mut Vec<u8>) -> Result<()> {
-        let at = image.len();
-        image.resize(at + len + RESERVE, 0);
-        match &mut self.cipher {
-            Some(cipher) => cipher.seal(record, &self.plain[..len], &mut image[at..]),
-            None => Err(Error::JournalAuthentication { record }),
-        }
-    }
 }
 
-/// How many bytes of a journal of `size` bytes lie in `record`.
-fn content_len(record: u64, size: u64) -> usize {
-    size.saturating_sub(record * RECORD as u64).min(RECORD as u64) as usize
+/// How many bytes follow the last record of a journal of `size` bytes: as many as SQLite's journal
+/// has in that record, 1 to 512. They only say where it ends.
+fn end_mark(size: u64) -> usize {
+    ((size - 1) % RECORD as u64) as usize + 1
 }
 
 /// Record number and offset within it of byte `at` of SQLite's journal.
@@ -247,12 +250,12 @@ mod tests {
         ) {
             let (base, model, keyring) = (Memory::default(), Memory::default(), keyring());
             let mut journal = open(&base, &keyring);
-            // SQLite begins every journal with a whole sector and leaves no holes.
-            let mut end = 512;
+            // SQLite begins every journal with a whole sector, and may skip to the next one.
+            let mut end = 512_u64;
             journal.write(&base, &[7; 512], 0).unwrap();
             model.write(&[7; 512], 0).unwrap();
             for (at, len, byte) in writes {
-                let at = at.clamp(1, end);
+                let at = if at % 3 == 0 { end.next_multiple_of(512) } else { at.clamp(1, end) };
                 journal.write(&base, &vec![byte; len], at).unwrap();
                 model.write(&vec![byte; len], at).unwrap();
                 end = end.max(at + len as u64);

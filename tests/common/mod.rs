@@ -63,7 +63,12 @@ pub fn one(db: &Connection, sql: &str) -> Value {
 
 /// Schema and rows of every table of `schema`, in an order that both sides share.
 pub fn dump(db: &Connection, schema: &str) -> Vec<String> {
-    let mut out = rows(db, &format!("SELECT type, name, tbl_name, sql FROM {schema}.sqlite_schema ORDER BY name, type"));
+    let mut out = rows(
+        db,
+        &format!(
+            "SELECT type, name, tbl_name, sql FROM {schema}.sqlite_schema ORDER BY name, type"
+        ),
+    );
     let tables: Vec<String> = db
         .prepare(&format!("SELECT name FROM {schema}.sqlite_schema WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"))
         .unwrap()
