@@ -24,6 +24,8 @@
 //! docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
 
 #![deny(missing_docs, unsafe_code)]
+#![deny(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::expect_used)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod command;
 pub mod error;
