@@ -30,6 +30,8 @@
 mod command;
 pub mod error;
 mod file;
+#[doc(hidden)]
+pub mod internals;
 mod key;
 mod nonce;
 mod options;

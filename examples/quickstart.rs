@@ -1,0 +1,65 @@
+//! Creates an encrypted database, uses it, looks at its bytes, tampers with a copy.
+//!
+//! Everything happens in a temporary directory, the keystore included.
+
+use std::error::Error;
+use std::path::Path;
+
+use sqlite_tde::provider::Keystore;
+use sqlite_tde::{Options, open, register, status, verify};
+
+const SECRET: &str = "the treasure is under the old oak";
+/// Where page 2 begins: two envelope copies of 8 KiB and one page of 4 KiB lie before it.
+const PAGE_2: usize = 16 * 1024 + 4096;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let dir = tempfile::tempdir()?;
+    let (path, keys) = (dir.path().join("notes.db"), dir.path().join("keys"));
+    register(Options::new().keystore(Keystore::at(&keys)))?;
+
+    println!("1. An ordinary rusqlite connection, through the VFS `tde`");
+    let db = open(&path)?;
+    db.execute_batch("CREATE TABLE note(id INTEGER PRIMARY KEY, text TEXT)")?;
+    for id in 1..=1000 {
+        db.execute("INSERT INTO note VALUES(?1, ?2)", (id, format!("{id}: {SECRET}")))?;
+    }
+    let found: i64 = db.query_row("SELECT count(*) FROM note", [], |row| row.get(0))?;
+    println!("   wrote and read {found} rows");
+
+    println!("2. What is on disk");
+    for file in [&path, &dir.path().join("keys/keystore.json")] {
+        println!("   {}: {} bytes", name(file), std::fs::metadata(file)?.len());
+    }
+    let bytes = std::fs::read(&path)?;
+    for text in [SECRET, "SQLite format 3", "CREATE TABLE"] {
+        let there = bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        println!("   {:?} in {}: {}", text, name(&path), if there { "FOUND" } else { "no" });
+    }
+
+    println!("3. One bit flipped in page 2 of a copy");
+    let copy = dir.path().join("tampered.db");
+    let mut tampered = bytes;
+    tampered[PAGE_2 + 100] ^= 1;
+    std::fs::write(&copy, tampered)?;
+    let damaged = open(&copy)?;
+    match damaged.query_row("SELECT max(text) FROM note", [], |row| row.get::<_, String>(0)) {
+        Ok(text) => return Err(format!("a tampered page was read: {text}").into()),
+        Err(error) => println!("   reading it: {}", sqlite_tde::Error::from(error)),
+    }
+    println!("   verify: {:?}", verify(&damaged, "main", |_, _| ())?.bad_pages);
+
+    println!("4. The database's status");
+    let status = status(&db, "main")?;
+    println!("   cipher {}, {} pages of {} bytes", status.cipher, status.pages, status.page_size);
+    for protector in &status.protectors {
+        println!(
+            "   key version {} wrapped by {} key {:?}, version {}",
+            status.key_version, protector.provider, protector.key, protector.key_version
+        );
+    }
+    Ok(())
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
