@@ -1,0 +1,232 @@
+//! `encrypt` and `decrypt`: a copy by `VACUUM INTO`, which appears complete or not at all.
+//!
+//! 1. The copy is made in a new directory beside the destination, which nobody else may enter.
+//! 2. It is checked, and synced.
+//! 3. It gets its name in one step, which fails where the name is taken unless `--force` was given.
+//! 4. The directory is synced, and the one of step 1 removed, as it is when any step fails.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::{Error, OpenOptions, RESERVE};
+use tempfile::{TempDir, TempPath};
+
+use crate::failure::{Failure, OTHER, UNEXPECTED, USAGE};
+use crate::progress;
+
+/// SQLite's own VFS on this platform.
+const PLAIN_VFS: &str = if cfg!(windows) { "win32" } else { "unix" };
+
+/// The smallest page that has room for what an encrypted one reserves.
+const SMALLEST_PAGE: u32 = 1024;
+
+/// From where to where.
+#[derive(Args)]
+pub struct Ends {
+    /// The database to copy; it is only read
+    src: PathBuf,
+    /// The database to make
+    dst: PathBuf,
+    /// Replace DST if it is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// Makes the encrypted copy that `target` describes.
+pub fn encrypt(ends: &Ends, target: OpenOptions, page_size: Option<u32>) -> Result<(), Failure> {
+    ends.check()?;
+    refuse_encrypted(&ends.src)?;
+    let source = open_source(&ends.src, &OpenOptions::new().vfs(PLAIN_VFS))?;
+    set_page_size(&source, page_size).map_err(|failure| failure.about(&ends.src))?;
+    copy(ends, &source, target.parameter("reserve", RESERVE.to_string()), "encrypted")
+}
+
+/// Makes an unencrypted copy of the encrypted database that `options` open.
+pub fn decrypt(ends: &Ends, options: OpenOptions) -> Result<(), Failure> {
+    ends.check()?;
+    if file_len(&ends.src)? == 0 {
+        return Err(Failure::new(UNEXPECTED, "the file is empty").about(&ends.src));
+    }
+    let source = open_source(&ends.src, &options)?;
+    let target = OpenOptions::new().vfs(PLAIN_VFS).parameter("reserve", "0");
+    copy(ends, &source, target, "decrypted")
+}
+
+impl Ends {
+    /// Refuses what cannot end well, before any work.
+    fn check(&self) -> Result<(), Failure> {
+        OpenOptions::new().uri(&self.src)?;
+        OpenOptions::new().uri(&self.dst)?;
+        file_len(&self.src)?;
+        if same(&self.src, &self.dst) {
+            return Err(Failure::new(USAGE, "SRC and DST are the same file").about(&self.dst));
+        }
+        if !self.force && self.dst.symlink_metadata().is_ok() {
+            return Err(self.taken());
+        }
+        for suffix in ["-journal", "-wal"] {
+            let beside = with_suffix(&self.dst, suffix);
+            if beside.symlink_metadata().is_ok() {
+                return Err(Failure::new(OTHER, "would be taken for a part of DST")
+                    .about(&beside)
+                    .hint(
+                        "another process has DST open, or crashed: open the old DST once to \
+                           recover it, or remove this file",
+                    ));
+            }
+        }
+        Ok(())
+    }
+
+    fn taken(&self) -> Failure {
+        Failure::new(OTHER, "the destination exists").about(&self.dst).hint("--force replaces it")
+    }
+
+    /// The directory that DST is in.
+    fn parent(&self) -> &Path {
+        match self.dst.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        }
+    }
+
+    /// A directory for the copy while it is not complete.
+    fn workplace(&self) -> Result<TempDir, Failure> {
+        tempfile::Builder::new()
+            .prefix(".sqlite-tde-")
+            .tempdir_in(self.parent())
+            .map_err(|error| Failure::at(self.parent(), &error))
+    }
+
+    /// Gives the complete copy its name.
+    fn publish(&self, copy: &Path) -> Result<(), Failure> {
+        sync(&self.src, copy).map_err(|error| Failure::at(copy, &error))?;
+        let path = TempPath::try_from_path(copy).map_err(|error| Failure::at(copy, &error))?;
+        let renamed = match self.force {
+            true => path.persist(&self.dst),
+            false => path.persist_noclobber(&self.dst),
+        };
+        renamed.map_err(|refused| match refused.error.kind() {
+            std::io::ErrorKind::AlreadyExists => self.taken(),
+            _ => Failure::at(&self.dst, &refused.error),
+        })?;
+        sync_directory(self.parent()).map_err(|error| Failure::at(self.parent(), &error))
+    }
+}
+
+fn copy(ends: &Ends, source: &Connection, target: OpenOptions, what: &str) -> Result<(), Failure> {
+    let workplace = ends.workplace()?;
+    let file = workplace.path().join("copy.db");
+    let uri = target.uri(&file)?;
+    progress::while_growing(what, &file, || {
+        source.execute("VACUUM INTO ?1", [uri]).map_err(Failure::from)
+    })
+    .map_err(|failure| failure.about(&ends.src))?;
+    check(source, &file, target)?;
+    ends.publish(&file)
+}
+
+/// Reads the copy back. What is wrong in the source as well is no fault of the copy.
+fn check(source: &Connection, file: &Path, target: OpenOptions) -> Result<(), Failure> {
+    let copy = sqlite_tde::open_with(file, &target.flags(read_only()))?;
+    let found = quick_check(&copy)?;
+    if found == ["ok"] {
+        return Ok(());
+    }
+    let text = found.join("; ");
+    if found == quick_check(source)? {
+        eprintln!("warning: the source, and so the copy, has this wrong: {text}");
+        return Ok(());
+    }
+    Err(Failure::new(OTHER, format!("the copy is not sound, and was removed: {text}")))
+}
+
+fn quick_check(connection: &Connection) -> Result<Vec<String>, Failure> {
+    let mut statement = connection.prepare("PRAGMA quick_check")?;
+    let lines = statement.query_map([], |row| row.get(0))?;
+    Ok(lines.collect::<Result<_, _>>()?)
+}
+
+/// A database that can be opened here, or only with a key that is not here, is encrypted.
+fn refuse_encrypted(src: &Path) -> Result<(), Failure> {
+    if file_len(src)? == 0 {
+        return Ok(());
+    }
+    let plain = OpenOptions::new().flags(read_only());
+    match sqlite_tde::open_with(src, &plain) {
+        Err(Error::PlaintextRefused) => Ok(()),
+        Err(error @ (Error::NotADatabase(_) | Error::Sqlite(_) | Error::Base(_))) => {
+            Err(Failure::from(error).about(src))
+        }
+        _ => Err(Failure::new(UNEXPECTED, "the database is already encrypted").about(src)),
+    }
+}
+
+/// Opens the database to copy and reads its first page, where most of what is wrong shows.
+fn open_source(src: &Path, options: &OpenOptions) -> Result<Connection, Failure> {
+    let options = options.clone().flags(read_only());
+    let source = sqlite_tde::open_with(src, &options).map_err(|e| Failure::from(e).about(src))?;
+    source
+        .query_row("PRAGMA schema_version", [], |_| Ok(()))
+        .map_err(|error| Failure::from(error).about(src))?;
+    Ok(source)
+}
+
+/// `VACUUM INTO` gives the copy the page size that the source was told to take next.
+fn set_page_size(source: &Connection, wanted: Option<u32>) -> Result<(), Failure> {
+    let present: u32 = source.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+    let size = wanted.unwrap_or(present.max(SMALLEST_PAGE));
+    if size != present {
+        source.execute_batch(&format!("PRAGMA page_size={size}"))?;
+    }
+    Ok(())
+}
+
+/// Neither writes nor creates.
+pub fn read_only() -> OpenFlags {
+    OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX
+}
+
+/// The length of a regular file.
+pub fn file_len(path: &Path) -> Result<u64, Failure> {
+    let metadata = fs::metadata(path).map_err(|error| Failure::at(path, &error))?;
+    if !metadata.is_file() {
+        return Err(Failure::new(OTHER, "not a file").about(path));
+    }
+    Ok(metadata.len())
+}
+
+/// `path` with `suffix` behind its name, as SQLite names what belongs to a database.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+fn same(src: &Path, dst: &Path) -> bool {
+    matches!((fs::canonicalize(src), fs::canonicalize(dst)), (Ok(src), Ok(dst)) if src == dst)
+}
+
+/// Lets the same people read the copy as the source, and puts it on the disk.
+fn sync(src: &Path, copy: &Path) -> std::io::Result<()> {
+    let file = File::options().read(true).write(true).open(copy)?;
+    #[cfg(unix)]
+    file.set_permissions(fs::metadata(src)?.permissions())?;
+    #[cfg(not(unix))]
+    let _ = src;
+    file.sync_all()
+}
+
+#[cfg(unix)]
+fn sync_directory(dir: &Path) -> std::io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Windows has no such call.
+#[cfg(not(unix))]
+fn sync_directory(_: &Path) -> std::io::Result<()> {
+    Ok(())
+}

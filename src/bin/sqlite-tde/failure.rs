@@ -1,0 +1,176 @@
+//! Errors as a shell sees them: an exit code, a message, and advice where something can be done.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use sqlite_tde::Error;
+use sqlite_tde::provider::Keystore;
+
+/// Exit code: done.
+pub const DONE: u8 = 0;
+/// Exit code: `verify` found damage.
+pub const DAMAGED: u8 = 1;
+/// Exit code: arguments that make no sense. clap uses the same.
+pub const USAGE: u8 = 2;
+/// Exit code: a key or its provider.
+pub const KEY: u8 = 3;
+/// Exit code: the file is not what was expected.
+pub const UNEXPECTED: u8 = 4;
+/// Exit code: anything else.
+pub const OTHER: u8 = 5;
+
+/// Why a command ends without having done its work.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    /// Nothing is printed where it is empty.
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without advice.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None }
+    }
+
+    /// Adds or replaces the advice.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// An error of the file system at `path`.
+    pub fn at(path: &Path, error: &io::Error) -> Self {
+        Self::new(OTHER, format!("{}: {error}", path.display()))
+    }
+
+    /// Says which file the message is about.
+    pub fn about(mut self, path: &Path) -> Self {
+        let path = path.display().to_string();
+        if !self.message.is_empty() && !self.message.contains(&path) {
+            self.message = format!("{path}: {}", self.message);
+        }
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.message.is_empty() {
+            writeln!(f, "error: {}", self.message)?;
+        }
+        match &self.hint {
+            Some(hint) => writeln!(f, "hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let hint = hint(&error);
+        Self { code: code(&error), message: error.to_string(), hint }
+    }
+}
+
+/// To be used on the thread that got the error, at once: the typed one behind it is kept there.
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+/// An error of writing the answer. A reader that has seen enough need not be told.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(OTHER, ""),
+            _ => Self::new(OTHER, format!("output: {error}")),
+        }
+    }
+}
+
+impl From<csv::Error> for Failure {
+    fn from(error: csv::Error) -> Self {
+        match error.into_kind() {
+            csv::ErrorKind::Io(error) => error.into(),
+            kind => Self::new(OTHER, format!("output: {kind:?}")),
+        }
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::new(OTHER, format!("output: {error}"))
+    }
+}
+
+fn code(error: &Error) -> u8 {
+    match error {
+        Error::Usage(_) => USAGE,
+        Error::NoKey(_)
+        | Error::WrongKey(_)
+        | Error::KeyDisabled(_)
+        | Error::ProviderUnreachable(_)
+        | Error::ProviderDamaged(_)
+        | Error::LoosePermissions(_) => KEY,
+        Error::NotADatabase(_)
+        | Error::NotEncrypted
+        | Error::PlaintextRefused
+        | Error::EnvelopeDamaged(_)
+        | Error::FormatTooNew { .. }
+        | Error::PageAuthentication { .. }
+        | Error::FrameAuthentication { .. }
+        | Error::JournalAuthentication { .. } => UNEXPECTED,
+        _ => OTHER,
+    }
+}
+
+fn hint(error: &Error) -> Option<String> {
+    let home = keystore();
+    Some(match error {
+        Error::NoKey(_) => {
+            format!("keys are looked for in {home}; SQLITE_TDE_HOME names another directory")
+        }
+        Error::WrongKey(_) => format!(
+            "the key in {home} has the right name and is another one; set SQLITE_TDE_HOME to the \
+             keystore that this database was encrypted with"
+        ),
+        Error::KeyDisabled(_) => {
+            "enable the key where it is held, or name another protector".into()
+        }
+        Error::ProviderUnreachable(_) => {
+            "see that the key provider can be reached, then retry".into()
+        }
+        Error::ProviderDamaged(_) => format!("put back {home} from a backup"),
+        Error::LoosePermissions(_) => loose(),
+        Error::PageAuthentication { .. } => {
+            "`sqlite-tde verify DB` lists every damaged page; put back a backup".into()
+        }
+        Error::EnvelopeDamaged(_) => "without its envelope the file cannot be read: put back a \
+             backup"
+            .into(),
+        Error::FormatTooNew { .. } => "use a newer sqlite-tde".into(),
+        Error::NotEncrypted => "`sqlite-tde encrypt SRC DST` makes an encrypted copy".into(),
+        _ => return None,
+    })
+}
+
+fn keystore() -> String {
+    match Keystore::open_default() {
+        Ok(keystore) => keystore.path().display().to_string(),
+        Err(_) => "the keystore".into(),
+    }
+}
+
+fn loose() -> String {
+    let Ok(keystore) = Keystore::open_default() else {
+        return "let nobody else read the keystore".into();
+    };
+    let file = keystore.path();
+    let dir = file.parent().unwrap_or(&file).display();
+    format!("chmod 700 '{dir}' && chmod 600 '{}'", file.display())
+}

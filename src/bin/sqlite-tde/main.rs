@@ -1,0 +1,199 @@
+//! The command `sqlite-tde`: encrypts, decrypts, queries and checks databases from a shell.
+//!
+//! `copy` makes databases, `sql` runs statements, `report` answers questions, `failure` turns errors
+//! into words and exit codes, `progress` draws on a terminal.
+
+mod copy;
+mod failure;
+mod progress;
+mod report;
+mod sql;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use sqlite_tde::{Cipher, OpenOptions, Options};
+
+use failure::{DONE, Failure};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  verify found damage
+  2  usage: the arguments make no sense
+  3  a key or key provider problem: no key, wrong key, disabled, unreachable, damaged, readable by others
+  4  the file is not what was expected: no database, not encrypted, plaintext, damaged, too new
+  5  anything else: files, disks, SQL
+
+Environment:
+  SQLITE_TDE_HOME  directory of the local keystore, instead of the one in the platform's data directory";
+
+/// Transparent database encryption for SQLite
+#[derive(Parser)]
+#[command(name = "sqlite-tde", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Copy an unencrypted database into a new encrypted one
+    Encrypt(Encrypt),
+    /// Copy an encrypted database into a new unencrypted one
+    Decrypt(Decrypt),
+    /// Run SQL on an encrypted database
+    Sql(sql::Arguments),
+    /// Show what is known about a database's encryption and its keys
+    Status(Question),
+    /// Authenticate every page and both copies of the envelope
+    Verify(Question),
+    /// Keys of the local keystore
+    #[command(subcommand)]
+    Key(Key),
+    /// Print a completion script
+    Completions {
+        /// The shell that will read it
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual, in roff
+    Man,
+}
+
+#[derive(Args)]
+struct Encrypt {
+    #[command(flatten)]
+    ends: copy::Ends,
+    /// Cipher suite of the new database
+    #[arg(long, value_name = "NAME", value_parser = ciphers())]
+    cipher: Option<Cipher>,
+    /// Key that wraps the database encryption key: `NAME` in the keystore, or `PROVIDER:KEY`
+    #[arg(long, value_name = "NAME")]
+    protector: Option<String>,
+    /// Bytes per page, instead of the source's
+    #[arg(long, value_name = "N", value_parser = page_size)]
+    page_size: Option<u32>,
+}
+
+#[derive(Args)]
+struct Decrypt {
+    #[command(flatten)]
+    ends: copy::Ends,
+    /// The only protector to try
+    #[arg(long, value_name = "NAME")]
+    protector: Option<String>,
+}
+
+#[derive(Args)]
+struct Question {
+    /// The database
+    db: PathBuf,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Key {
+    /// Add a key
+    Create {
+        /// 1 to 64 of A-Z a-z 0-9 . _ -
+        name: String,
+    },
+    /// List the keys
+    List {
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn ciphers() -> impl TypedValueParser<Value = Cipher> {
+    let names = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256].map(Cipher::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Cipher>())
+}
+
+fn page_size(text: &str) -> Result<u32, String> {
+    let size = text.parse::<u32>().ok();
+    size.filter(|size| size.is_power_of_two() && (1024..=65536).contains(size))
+        .ok_or_else(|| "expected a power of two from 1024 to 65536".into())
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            // Where even stderr is gone, the exit code is all that is left to say.
+            let _ = write!(io::stderr().lock(), "{failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Encrypt(encrypt) => {
+            register()?;
+            let mut target = OpenOptions::new();
+            if let Some(cipher) = encrypt.cipher {
+                target = target.cipher(cipher);
+            }
+            let target = with_protector(target, encrypt.protector);
+            copy::encrypt(&encrypt.ends, target, encrypt.page_size)?;
+        }
+        Command::Decrypt(decrypt) => {
+            register()?;
+            copy::decrypt(&decrypt.ends, with_protector(OpenOptions::new(), decrypt.protector))?;
+        }
+        Command::Sql(arguments) => {
+            register()?;
+            sql::run(&arguments)?;
+        }
+        Command::Status(Question { db, json }) => {
+            register()?;
+            report::status(&db, json)?;
+        }
+        Command::Verify(Question { db, json }) => {
+            register()?;
+            return report::verify(&db, json);
+        }
+        Command::Key(Key::Create { name }) => report::key_create(&name)?,
+        Command::Key(Key::List { json }) => report::key_list(json)?,
+        Command::Completions { shell } => completions(shell)?,
+        Command::Man => manual()?,
+    }
+    Ok(DONE)
+}
+
+fn register() -> Result<(), Failure> {
+    Ok(sqlite_tde::register(Options::new())?)
+}
+
+fn with_protector(options: OpenOptions, name: Option<String>) -> OpenOptions {
+    match name {
+        Some(name) => options.protector(name),
+        None => options,
+    }
+}
+
+/// Built in memory first: clap_complete panics where a write fails.
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sqlite-tde", &mut script);
+    Ok(io::stdout().lock().write_all(&script)?)
+}
+
+/// The page of the command, then those of its subcommands.
+fn manual() -> Result<(), Failure> {
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    manual_of(&command, &mut io::stdout().lock())
+}
+
+fn manual_of(command: &clap::Command, out: &mut impl Write) -> Result<(), Failure> {
+    clap_mangen::Man::new(command.clone()).render(out)?;
+    command.get_subcommands().try_for_each(|sub| manual_of(sub, out))
+}

@@ -1,0 +1,153 @@
+//! Answers: `status`, `verify` and the keys of the local keystore.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use comfy_table::{Table, presets};
+use rusqlite::{Connection, ErrorCode};
+use serde::Serialize;
+use sqlite_tde::provider::Keystore;
+use sqlite_tde::{OpenOptions, Status, Verification};
+
+use crate::copy::{file_len, read_only, with_suffix};
+use crate::failure::{DAMAGED, DONE, Failure};
+use crate::progress::Pages;
+
+/// Prints what is known about the encryption of `db`.
+pub fn status(db: &Path, json: bool) -> Result<(), Failure> {
+    let connection = open(db)?;
+    let status = sqlite_tde::status(&connection, "main").map_err(|e| Failure::from(e).about(db))?;
+    match json {
+        true => print_json(&status),
+        false => print_status(&status),
+    }
+}
+
+fn print_status(status: &Status) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    for (label, value) in [
+        ("format", status.format.to_string()),
+        ("file id", status.file_id.clone()),
+        ("cipher", status.cipher.to_string()),
+        ("page size", status.page_size.to_string()),
+        ("pages", status.pages.to_string()),
+        ("key version", status.key_version.to_string()),
+        ("generation", status.generation.to_string()),
+        ("created", time(status.created)?),
+        ("rotated", time(status.rotated)?),
+        ("regenerated", time(status.regenerated)?),
+    ] {
+        writeln!(out, "{label:<12} {value}")?;
+    }
+    for protector in &status.protectors {
+        writeln!(
+            out,
+            "{:<12} {} ({}:{}, version {}, {})",
+            "protector",
+            protector.name,
+            protector.provider,
+            protector.key,
+            protector.key_version,
+            protector.mechanism
+        )?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Report {
+    clean: bool,
+    /// Whether the file is shorter than its first page says. Its pages may all be good then.
+    truncated: bool,
+    #[serde(flatten)]
+    found: Verification,
+}
+
+/// Prints what is damaged in `db`; the answer is the exit code.
+pub fn verify(db: &Path, json: bool) -> Result<u8, Failure> {
+    let connection = open(db)?;
+    let bar = Pages::new();
+    let found = sqlite_tde::verify(&connection, "main", |done, all| bar.show(done, all))
+        .map_err(|error| Failure::from(error).about(db))?;
+    drop(bar);
+    let truncated = found.bad_pages.is_empty() && is_truncated(&connection);
+    let report = Report { clean: found.is_clean() && !truncated, truncated, found };
+    match json {
+        true => print_json(&report)?,
+        false => print_report(&report)?,
+    }
+    if report.clean {
+        return Ok(DONE);
+    }
+    if with_suffix(db, "-journal").exists() {
+        eprintln!("hint: a journal is beside it: open the database once for writing to recover it");
+    }
+    Ok(DAMAGED)
+}
+
+fn print_report(report: &Report) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    for page in &report.found.bad_pages {
+        writeln!(out, "page {page} failed authentication")?;
+    }
+    for copy in &report.found.bad_envelope_copies {
+        writeln!(out, "envelope copy {copy} failed authentication")?;
+    }
+    if report.truncated {
+        writeln!(out, "truncated: the file is shorter than its first page says")?;
+    }
+    let (pages, bad) = (report.found.pages, report.found.bad_pages.len());
+    Ok(writeln!(out, "{pages} pages, {bad} bad{}", if report.clean { ": ok" } else { "" })?)
+}
+
+/// SQLite compares the file with the number of pages in page 1 whenever it starts to read.
+fn is_truncated(connection: &Connection) -> bool {
+    let answer = connection.query_row("PRAGMA schema_version", [], |_| Ok(()));
+    answer.is_err_and(|error| error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt))
+}
+
+fn open(db: &Path) -> Result<Connection, Failure> {
+    file_len(db)?;
+    sqlite_tde::open_with(db, &OpenOptions::new().flags(read_only()))
+        .map_err(|error| Failure::from(error).about(db))
+}
+
+/// Adds the key `name` to the local keystore.
+pub fn key_create(name: &str) -> Result<(), Failure> {
+    let keystore = Keystore::open_default()?;
+    keystore.create(name)?;
+    Ok(writeln!(io::stdout(), "created key {name} in {}", keystore.path().display())?)
+}
+
+/// Prints the keys of the local keystore.
+pub fn key_list(json: bool) -> Result<(), Failure> {
+    let keys = Keystore::open_default()?.list()?;
+    if json {
+        return print_json(&keys);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_FULL_CONDENSED);
+    table.set_header(["key", "version", "created", "enabled"]);
+    for key in &keys {
+        for version in &key.versions {
+            let enabled = if version.enabled { "yes" } else { "no" };
+            let number = version.version.to_string();
+            table.add_row([&key.name, &number, &time(version.created)?, enabled]);
+        }
+    }
+    Ok(writeln!(io::stdout(), "{table}")?)
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    Ok(writeln!(io::stdout(), "{}", serde_json::to_string_pretty(value)?)?)
+}
+
+/// A time in UTC; 0 is never. SQLite knows the calendar.
+fn time(seconds: u64) -> Result<String, Failure> {
+    if seconds == 0 {
+        return Ok("never".into());
+    }
+    let calendar = Connection::open_in_memory()?;
+    let sql = "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', ?1, 'unixepoch')";
+    Ok(calendar.query_row(sql, [seconds as i64], |row| row.get(0))?)
+}
