@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::{Error, OpenOptions, RESERVE};
 use tempfile::{TempDir, TempPath};
 
-use crate::failure::{Failure, OTHER, UNEXPECTED, USAGE};
+use crate::failure::{Failure, OTHER, UNEXPECTED, USAGE, say};
 use crate::progress;
 
 /// SQLite's own VFS on this platform.
@@ -22,6 +22,9 @@ const PLAIN_VFS: &str = if cfg!(windows) { "win32" } else { "unix" };
 
 /// The smallest page that has room for what an encrypted one reserves.
 const SMALLEST_PAGE: u32 = 1024;
+
+const IN_USE: &str = "another process has DST open, or crashed: open the old DST once to recover, \
+    or remove this file";
 
 /// From where to where.
 #[derive(Args)]
@@ -47,10 +50,8 @@ pub fn encrypt(ends: &Ends, target: OpenOptions, page_size: Option<u32>) -> Resu
 /// Makes an unencrypted copy of the encrypted database that `options` open.
 pub fn decrypt(ends: &Ends, options: OpenOptions) -> Result<(), Failure> {
     ends.check()?;
-    if file_len(&ends.src)? == 0 {
-        return Err(Failure::new(UNEXPECTED, "the file is empty").about(&ends.src));
-    }
     let source = open_source(&ends.src, &options)?;
+    refuse_empty(&source).map_err(|failure| failure.about(&ends.src))?;
     let target = OpenOptions::new().vfs(PLAIN_VFS).parameter("reserve", "0");
     copy(ends, &source, target, "decrypted")
 }
@@ -61,6 +62,8 @@ impl Ends {
         OpenOptions::new().uri(&self.src)?;
         OpenOptions::new().uri(&self.dst)?;
         file_len(&self.src)?;
+        let parent = self.parent();
+        fs::metadata(parent).map_err(|error| Failure::at(parent, &error))?;
         if same(&self.src, &self.dst) {
             return Err(Failure::new(USAGE, "SRC and DST are the same file").about(&self.dst));
         }
@@ -70,12 +73,8 @@ impl Ends {
         for suffix in ["-journal", "-wal"] {
             let beside = with_suffix(&self.dst, suffix);
             if beside.symlink_metadata().is_ok() {
-                return Err(Failure::new(OTHER, "would be taken for a part of DST")
-                    .about(&beside)
-                    .hint(
-                        "another process has DST open, or crashed: open the old DST once to \
-                           recover it, or remove this file",
-                    ));
+                let failure = Failure::new(OTHER, "would be taken for a part of DST");
+                return Err(failure.about(&beside).hint(IN_USE));
             }
         }
         Ok(())
@@ -124,7 +123,10 @@ fn copy(ends: &Ends, source: &Connection, target: OpenOptions, what: &str) -> Re
     progress::while_growing(what, &file, || {
         source.execute("VACUUM INTO ?1", [uri]).map_err(Failure::from)
     })
-    .map_err(|failure| failure.about(&ends.src))?;
+    .map_err(|failure| match failure.code {
+        UNEXPECTED => failure.about(&ends.src),
+        _ => failure,
+    })?;
     check(source, &file, target)?;
     ends.publish(&file)
 }
@@ -138,7 +140,7 @@ fn check(source: &Connection, file: &Path, target: OpenOptions) -> Result<(), Fa
     }
     let text = found.join("; ");
     if found == quick_check(source)? {
-        eprintln!("warning: the source, and so the copy, has this wrong: {text}");
+        say(format!("warning: the source, and so the copy, has this wrong: {text}\n"));
         return Ok(());
     }
     Err(Failure::new(OTHER, format!("the copy is not sound, and was removed: {text}")))
@@ -165,10 +167,24 @@ fn refuse_encrypted(src: &Path) -> Result<(), Failure> {
     }
 }
 
+/// An encrypted file without pages was cut, or never filled: no copy of it is worth a name.
+fn refuse_empty(source: &Connection) -> Result<(), Failure> {
+    match sqlite_tde::status(source, "main")?.pages {
+        0 => Err(Failure::new(UNEXPECTED, "the file has no pages: it was cut, or never filled")),
+        _ => Ok(()),
+    }
+}
+
 /// Opens the database to copy and reads its first page, where most of what is wrong shows.
 fn open_source(src: &Path, options: &OpenOptions) -> Result<Connection, Failure> {
     let options = options.clone().flags(read_only());
-    let source = sqlite_tde::open_with(src, &options).map_err(|e| Failure::from(e).about(src))?;
+    let source = sqlite_tde::open_with(src, &options).map_err(|error| {
+        let failure = match error {
+            Error::PlaintextRefused => Failure::new(UNEXPECTED, "the database is not encrypted"),
+            error => error.into(),
+        };
+        failure.about(src)
+    })?;
     source
         .query_row("PRAGMA schema_version", [], |_| Ok(()))
         .map_err(|error| Failure::from(error).about(src))?;

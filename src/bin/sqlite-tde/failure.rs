@@ -1,9 +1,10 @@
 //! Errors as a shell sees them: an exit code, a message, and advice where something can be done.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
+use rusqlite::ErrorCode;
 use sqlite_tde::Error;
 use sqlite_tde::provider::Keystore;
 
@@ -50,7 +51,7 @@ impl Failure {
     /// Says which file the message is about.
     pub fn about(mut self, path: &Path) -> Self {
         let path = path.display().to_string();
-        if !self.message.is_empty() && !self.message.contains(&path) {
+        if !self.message.is_empty() && !self.message.starts_with(&path) {
             self.message = format!("{path}: {}", self.message);
         }
         self
@@ -71,8 +72,12 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let hint = hint(&error);
-        Self { code: code(&error), message: error.to_string(), hint }
+        let message = match &error {
+            // Not with the whole of the SQL behind it.
+            Error::Sqlite(rusqlite::Error::SqlInputError { msg, .. }) => msg.clone(),
+            error => error.to_string(),
+        };
+        Self { code: code(&error), message, hint: hint(&error) }
     }
 }
 
@@ -108,6 +113,11 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
+/// Says something on stderr. Where that is gone, nobody listens.
+pub fn say(what: impl fmt::Display) {
+    let _ = write!(io::stderr().lock(), "{what}");
+}
+
 fn code(error: &Error) -> u8 {
     match error {
         Error::Usage(_) => USAGE,
@@ -125,6 +135,10 @@ fn code(error: &Error) -> u8 {
         | Error::PageAuthentication { .. }
         | Error::FrameAuthentication { .. }
         | Error::JournalAuthentication { .. } => UNEXPECTED,
+        Error::Sqlite(error) => match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => UNEXPECTED,
+            _ => OTHER,
+        },
         _ => OTHER,
     }
 }
@@ -136,8 +150,8 @@ fn hint(error: &Error) -> Option<String> {
             format!("keys are looked for in {home}; SQLITE_TDE_HOME names another directory")
         }
         Error::WrongKey(_) => format!(
-            "the key in {home} has the right name and is another one; set SQLITE_TDE_HOME to the \
-             keystore that this database was encrypted with"
+            "name a protector that the database has, or set SQLITE_TDE_HOME to the keystore that \
+             it was encrypted with; keys are now looked for in {home}"
         ),
         Error::KeyDisabled(_) => {
             "enable the key where it is held, or name another protector".into()

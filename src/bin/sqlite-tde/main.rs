@@ -1,7 +1,7 @@
 //! The command `sqlite-tde`: encrypts, decrypts, queries and checks databases from a shell.
 //!
-//! `copy` makes databases, `sql` runs statements, `report` answers questions, `failure` turns errors
-//! into words and exit codes, `progress` draws on a terminal.
+//! `copy` makes databases, `sql` runs statements, `report` answers questions, `failure` turns
+//! errors into words and exit codes, `progress` draws on a terminal.
 
 mod copy;
 mod failure;
@@ -24,12 +24,12 @@ Exit codes:
   0  done
   1  verify found damage
   2  usage: the arguments make no sense
-  3  a key or key provider problem: no key, wrong key, disabled, unreachable, damaged, readable by others
+  3  a key or its provider: none, wrong, disabled, unreachable, damaged, readable by others
   4  the file is not what was expected: no database, not encrypted, plaintext, damaged, too new
   5  anything else: files, disks, SQL
 
 Environment:
-  SQLITE_TDE_HOME  directory of the local keystore, instead of the one in the platform's data directory";
+  SQLITE_TDE_HOME  where the local keystore is, instead of the platform's data directory";
 
 /// Transparent database encryption for SQLite
 #[derive(Parser)]
@@ -126,8 +126,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            // Where even stderr is gone, the exit code is all that is left to say.
-            let _ = write!(io::stderr().lock(), "{failure}");
+            failure::say(&failure);
             ExitCode::from(failure.code)
         }
     }

@@ -10,7 +10,7 @@ use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, Status, Verification};
 
 use crate::copy::{file_len, read_only, with_suffix};
-use crate::failure::{DAMAGED, DONE, Failure};
+use crate::failure::{DAMAGED, DONE, Failure, say};
 use crate::progress::Pages;
 
 /// Prints what is known about the encryption of `db`.
@@ -57,7 +57,7 @@ fn print_status(status: &Status) -> Result<(), Failure> {
 #[derive(Serialize)]
 struct Report {
     clean: bool,
-    /// Whether the file is shorter than its first page says. Its pages may all be good then.
+    /// Whether the file has no pages, or fewer than its first one says. Those may all be good.
     truncated: bool,
     #[serde(flatten)]
     found: Verification,
@@ -70,7 +70,7 @@ pub fn verify(db: &Path, json: bool) -> Result<u8, Failure> {
     let found = sqlite_tde::verify(&connection, "main", |done, all| bar.show(done, all))
         .map_err(|error| Failure::from(error).about(db))?;
     drop(bar);
-    let truncated = found.bad_pages.is_empty() && is_truncated(&connection);
+    let truncated = found.pages == 0 || found.bad_pages.is_empty() && is_truncated(&connection);
     let report = Report { clean: found.is_clean() && !truncated, truncated, found };
     match json {
         true => print_json(&report)?,
@@ -80,7 +80,7 @@ pub fn verify(db: &Path, json: bool) -> Result<u8, Failure> {
         return Ok(DONE);
     }
     if with_suffix(db, "-journal").exists() {
-        eprintln!("hint: a journal is beside it: open the database once for writing to recover it");
+        say("hint: a journal is beside it: open the database once for writing to recover it\n");
     }
     Ok(DAMAGED)
 }
@@ -94,7 +94,7 @@ fn print_report(report: &Report) -> Result<(), Failure> {
         writeln!(out, "envelope copy {copy} failed authentication")?;
     }
     if report.truncated {
-        writeln!(out, "truncated: the file is shorter than its first page says")?;
+        writeln!(out, "truncated: the file has no pages, or fewer than its first page says")?;
     }
     let (pages, bad) = (report.found.pages, report.found.bad_pages.len());
     Ok(writeln!(out, "{pages} pages, {bad} bad{}", if report.clean { ": ok" } else { "" })?)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Memory checks that cargo test does not make: valgrind over the VFS, Miri over safe code that calls
+# no C, and a bounded run of each fuzz target. Needs valgrind; the last two a nightly toolchain with
+# miri and cargo-fuzz. FUZZ_SECONDS bounds each target (default 60).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for test in contract recovery; do
+  binary=$(cargo test --no-run --message-format=json --test "$test" 2>/dev/null |
+    sed -n 's/.*"executable":"\([^"]*deps\/'"$test"'[^"]*\)".*/\1/p' | tail -1)
+  valgrind -q --error-exitcode=9 --trace-children=no --leak-check=full \
+    --show-leak-kinds=definite --errors-for-leak-kinds=definite "$binary" --test-threads=1
+done
+if cargo +nightly miri --version >/dev/null 2>&1; then
+  MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=target/miri cargo +nightly miri test \
+    --no-default-features --features rusqlite --lib -- nonce hkdf ctr_hmac secret
+fi
+if cargo fuzz --version >/dev/null 2>&1; then
+  cargo +nightly fuzz run envelope -- -max_total_time="${FUZZ_SECONDS:-60}" -max_len=20000
+fi
