@@ -32,8 +32,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let bytes = std::fs::read(&path)?;
     for text in [SECRET, "SQLite format 3", "CREATE TABLE"] {
-        let there = bytes.windows(text.len()).any(|window| window == text.as_bytes());
-        println!("   {:?} in {}: {}", text, name(&path), if there { "FOUND" } else { "no" });
+        if bytes.windows(text.len()).any(|window| window == text.as_bytes()) {
+            return Err(format!("{text:?} is in {}", name(&path)).into());
+        }
+        println!("   {text:?} is not in {}", name(&path));
     }
 
     println!("3. One bit flipped in page 2 of a copy");
@@ -44,11 +46,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let damaged = open(&copy)?;
     match damaged.query_row("SELECT max(text) FROM note", [], |row| row.get::<_, String>(0)) {
         Ok(text) => return Err(format!("a tampered page was read: {text}").into()),
-        Err(error) => println!("   reading it: {}", sqlite_tde::Error::from(error)),
+        Err(error) => println!("   reading it is refused: {}", sqlite_tde::Error::from(error)),
     }
-    println!("   verify: {:?}", verify(&damaged, "main", |_, _| ())?.bad_pages);
+    println!("   verify names the bad pages: {:?}", verify(&damaged, "main", |_, _| ())?.bad_pages);
 
-    println!("4. The database's status");
+    println!("4. What is known about its encryption, none of which is secret");
     let status = status(&db, "main")?;
     println!("   cipher {}, {} pages of {} bytes", status.cipher, status.pages, status.page_size);
     for protector in &status.protectors {

@@ -5,7 +5,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::command::{self, Status, Verification};
-use crate::error::{Error, Result, clear_last, take_any};
+use crate::error::{Error, Result, clear_last, take_last};
 use crate::suite::SuiteId;
 use crate::vfs::connection::with_database;
 
@@ -79,7 +79,8 @@ impl OpenOptions {
     /// The URI that says the same to any host: `file:PATH?vfs=tde&...`.
     ///
     /// # Errors
-    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has.
+    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has, or
+    /// anything holds a NUL byte.
     pub fn uri(&self, path: impl AsRef<Path>) -> Result<String> {
         let path = path.as_ref();
         let text = path.to_str().ok_or_else(|| {
@@ -100,6 +101,10 @@ impl OpenOptions {
         }
         for (key, value) in &self.parameters {
             add(key, value);
+        }
+        // SQLite would take what stands before it for the whole.
+        if uri.contains("%00") {
+            return Err(Error::Usage(format!("{text:?}: a NUL byte in the path or a parameter")));
         }
         Ok(uri)
     }
@@ -135,7 +140,7 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
     let uri = options.uri(path)?;
     clear_last();
     Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
-        .map_err(|error| take_any().unwrap_or(Error::Sqlite(error)))
+        .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
 }
 
 /// What is known about the keys of the database attached to `connection` as `schema` (`"main"` for

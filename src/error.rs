@@ -213,40 +213,45 @@ impl From<ProviderError> for Error {
 }
 
 thread_local! {
-    static LAST: RefCell<Option<Error>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
+}
+
+/// The newest error of a thread: its words stay when the error itself was handed to the caller.
+struct Last {
+    text: String,
+    error: Option<Error>,
 }
 
 /// The message of the newest error that this crate raised inside SQLite on this thread.
 #[must_use]
 pub fn last_error() -> Option<String> {
-    LAST.with_borrow(|last| last.as_ref().map(ToString::to_string))
+    LAST.with_borrow(|last| last.as_ref().map(|last| last.text.clone()))
 }
 
 /// Remembers `error` for [`last_error`] and [`take_last`].
 pub(crate) fn set_last(error: Error) {
-    LAST.set(Some(error));
+    LAST.set(Some(Last { text: error.to_string(), error: Some(error) }));
 }
 
 /// Forgets the newest error of this thread, before a call whose own error is wanted.
+#[cfg(feature = "rusqlite")]
 pub(crate) fn clear_last() {
     LAST.set(None);
 }
 
-/// The newest error of this thread if it is the one behind the SQLite code `code`.
-pub(crate) fn take_last(code: c_int) -> Option<Error> {
-    LAST.with_borrow_mut(|last| last.take_if(|error| error.sqlite_code() == code))
-}
-
-/// The newest error of this thread, whatever SQLite made of it.
+/// The newest error of this thread if `wanted` says that it is the one behind what the caller met.
 #[cfg(feature = "rusqlite")]
-pub(crate) fn take_any() -> Option<Error> {
-    LAST.take()
+pub(crate) fn take_last(wanted: impl FnOnce(&Error) -> bool) -> Option<Error> {
+    LAST.with_borrow_mut(|last| last.as_mut()?.error.take_if(|error| wanted(error)))
 }
 
 #[cfg(feature = "rusqlite")]
 impl From<rusqlite::Error> for Error {
     /// The typed error behind SQLite's code where this crate raised it on this thread.
     fn from(error: rusqlite::Error) -> Self {
-        error.sqlite_error().and_then(|e| take_last(e.extended_code)).unwrap_or(Self::Sqlite(error))
+        error
+            .sqlite_error()
+            .and_then(|e| take_last(|last| last.sqlite_code() == e.extended_code))
+            .unwrap_or(Self::Sqlite(error))
     }
 }

@@ -4,8 +4,8 @@
 //! 0        512       512 + 560      512 + 2 * 560
 //! | header | record 0 | record 1 | ... | end mark   record = 512 bytes of the journal + 48
 //!
-//! header:  0      16        20            24       40
-//!          | magic | format | key version | salt   | zeros to 512 |
+//! header:  0      16        20            24     40        56
+//!          | magic | format | key version | salt | file id | zeros to 512 |
 //! ```
 //! SQLite's journal, cut into pieces of 512 bytes, each sealed as a block of its own: SQLite starts
 //! every synced part of a journal on a sector, at least 512 bytes, so writing one part never
@@ -26,15 +26,16 @@ use std::sync::Arc;
 
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
-use crate::key::keyring::{FileId, ID_LEN, Keyring};
+use crate::key::keyring::{FileId, ID_LEN, Keyring, cached};
 use crate::page::{KeyVersion, PageCipher, RESERVE};
 use crate::secret::fill_random;
 
-const MAGIC: &[u8; 16] = b"sqlite-tde jrnl\0";
+pub(crate) const MAGIC: &[u8; 16] = b"sqlite-tde jrnl\0";
 const FORMAT: u32 = 1;
 const FORMAT_AT: usize = MAGIC.len();
 const VERSION_AT: usize = FORMAT_AT + size_of::<u32>();
 const SALT_AT: usize = VERSION_AT + size_of::<KeyVersion>();
+const FILE_ID_AT: usize = SALT_AT + ID_LEN;
 /// One sector, so that no write to a record touches the header.
 const HEADER_LEN: usize = 512;
 /// SQLite's sector where the VFS reports powersafe overwrite, its smallest.
@@ -43,13 +44,15 @@ const SEALED: usize = RECORD + RESERVE;
 /// The longest field that SQLite reads by itself.
 const FIELD: usize = 8;
 
-const _: () = assert!(SALT_AT + ID_LEN <= HEADER_LEN);
+const _: () = assert!(FILE_ID_AT + ID_LEN <= HEADER_LEN);
 
 pub(crate) struct Journal {
     keyring: Option<Arc<Keyring>>,
     cipher: Option<PageCipher>,
     /// Bytes of this journal known to be ours: written by this handle under the present salt.
     written: u64,
+    /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
+    spoilt: bool,
     plain: Box<[u8]>,
     sealed: Vec<u8>,
 }
@@ -62,6 +65,7 @@ impl Journal {
             keyring,
             cipher: None,
             written: 0,
+            spoilt: false,
             plain: vec![0; RECORD].into(),
             sealed: Vec::new(),
         };
@@ -72,6 +76,29 @@ impl Journal {
         Ok(journal)
     }
 
+    /// The journal of another database than the one whose transaction is rolled back: SQLite looks
+    /// whether it still names the super-journal, and opens it as if it were one. `None` where the
+    /// file is no journal of ours.
+    ///
+    /// Its keys are found where that database is open in this process. Elsewhere the answer is an
+    /// error, on which SQLite keeps the super-journal: the other database needs it to roll back.
+    pub(crate) fn open_of_another(base: &impl Storage) -> Result<Option<Self>> {
+        let mut header = [0; HEADER_LEN];
+        if !base.read(&mut header, 0)? || &header[..FORMAT_AT] != MAGIC {
+            return Ok(None);
+        }
+        let mut file_id = FileId::default();
+        file_id.copy_from_slice(&header[FILE_ID_AT..FILE_ID_AT + ID_LEN]);
+        let keyring = cached(&file_id).ok_or_else(|| {
+            Error::NoKey(
+                "another database of an interrupted transaction is not open: open it to complete \
+                 its rollback"
+                    .into(),
+            )
+        })?;
+        Self::open(base, Some(keyring)).map(Some)
+    }
+
     /// `None` for the torn or foreign header of a journal that holds nothing for this database.
     fn read_header(&self, header: &[u8; HEADER_LEN]) -> Option<PageCipher> {
         if &header[..FORMAT_AT] != MAGIC || header[FORMAT_AT..VERSION_AT] != FORMAT.to_be_bytes() {
@@ -80,7 +107,7 @@ impl Journal {
         let mut version = [0; size_of::<KeyVersion>()];
         version.copy_from_slice(&header[VERSION_AT..SALT_AT]);
         let mut salt = FileId::default();
-        salt.copy_from_slice(&header[SALT_AT..SALT_AT + ID_LEN]);
+        salt.copy_from_slice(&header[SALT_AT..FILE_ID_AT]);
         let keys =
             self.keyring.as_ref()?.journal_keys(KeyVersion::from_be_bytes(version), &salt)?;
         Some(PageCipher::new(keys))
@@ -99,22 +126,18 @@ impl Journal {
         header[..FORMAT_AT].copy_from_slice(MAGIC);
         header[FORMAT_AT..VERSION_AT].copy_from_slice(&FORMAT.to_be_bytes());
         header[VERSION_AT..SALT_AT].copy_from_slice(&version.to_be_bytes());
-        header[SALT_AT..SALT_AT + ID_LEN].copy_from_slice(&salt);
+        header[SALT_AT..FILE_ID_AT].copy_from_slice(&salt);
+        header[FILE_ID_AT..FILE_ID_AT + ID_LEN].copy_from_slice(keyring.file_id());
         self.cipher = None;
         base.write(&header, 0)?;
         self.cipher = keys.map(PageCipher::new);
         self.written = 0;
+        self.spoilt = false;
         Ok(())
     }
 
     pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
-        let body = base.size()?.saturating_sub(HEADER_LEN as u64);
-        let (records, end) = (body / SEALED as u64, body % SEALED as u64);
-        Ok(match (records, end) {
-            (0, _) => 0,
-            (_, 0) => records * RECORD as u64,
-            _ => (records - 1) * RECORD as u64 + end.min(RECORD as u64),
-        })
+        Ok(logical_size(base.size()?))
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
@@ -142,18 +165,37 @@ impl Journal {
             self.begin(base)?;
         }
         let end = at + bytes.len() as u64;
-        let grows = end > self.size(base)?;
+        let had = base.size()?;
         let mut image = std::mem::take(&mut self.sealed);
         image.clear();
-        let sealed = self.seal_all(base, bytes, at, &mut image);
-        if grows {
+        let mut changed = Changed::default();
+        let sealed = self.seal_all(base, bytes, at, &mut image, &mut changed);
+        if end > logical_size(had) {
             image.resize(image.len() + end_mark(end), 0);
         }
-        let written = sealed.and_then(|()| base.write(&image, position(locate(at).0)));
+        let written = sealed.and_then(|()| {
+            let written = base.write(&image, position(locate(at).0));
+            if written.is_err() {
+                self.spoilt |= self.undo(base, changed, had).is_err();
+            }
+            written
+        });
         self.sealed = image;
         written?;
         self.written = self.written.max(end);
         Ok(())
+    }
+
+    /// Puts back what a failed write may have torn: SQLite goes on reading the journal of the
+    /// transaction that it now rolls back, and bytes before the write must be as they were.
+    fn undo(&mut self, base: &impl Storage, changed: Changed, size: u64) -> Result<()> {
+        let Some(cipher) = &mut self.cipher else { return Ok(()) };
+        for (record, plain) in changed.0.into_iter().flatten() {
+            let mut sealed = [0; SEALED];
+            cipher.seal(record, &plain, &mut sealed)?;
+            base.write(&sealed, position(record))?;
+        }
+        base.truncate(size)
     }
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
@@ -173,13 +215,14 @@ impl Journal {
         bytes: &[u8],
         at: u64,
         image: &mut Vec<u8>,
+        changed: &mut Changed,
     ) -> Result<()> {
         let mut done = 0;
         while done < bytes.len() {
             let (record, within) = locate(at + done as u64);
             let len = (RECORD - within).min(bytes.len() - done);
-            if len < RECORD {
-                self.load_for_change(base, record)?;
+            if len < RECORD && self.load_for_change(base, record)? {
+                changed.remember(record, &self.plain);
             }
             self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
             let sealed = image.len();
@@ -196,21 +239,49 @@ impl Journal {
     /// Puts `record` into `plain`; `false` where it does not authenticate.
     fn load(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         let Some(cipher) = &mut self.cipher else { return Ok(false) };
+        if self.spoilt {
+            return Err(Error::JournalAuthentication { record });
+        }
         let mut sealed = [0; SEALED];
         let whole = base.read(&mut sealed, position(record))?;
         Ok(whole && cipher.open(record, &sealed, &mut self.plain).is_ok())
     }
 
-    /// Puts what `record` holds into `plain`: zeros where this journal has not reached it yet.
-    fn load_for_change(&mut self, base: &impl Storage, record: u64) -> Result<()> {
+    /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not reached
+    /// it yet.
+    fn load_for_change(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         if self.load(base, record)? {
-            return Ok(());
+            return Ok(true);
         }
         if record * (RECORD as u64) < self.written {
             return Err(Error::JournalAuthentication { record });
         }
         self.plain.fill(0);
-        Ok(())
+        Ok(false)
+    }
+}
+
+/// Records as they were before a write that changes part of them: at most its first and its last.
+#[derive(Default)]
+struct Changed([Option<(u64, [u8; RECORD])>; 2]);
+
+impl Changed {
+    fn remember(&mut self, record: u64, plain: &[u8]) {
+        let mut copy = [0; RECORD];
+        copy.copy_from_slice(plain);
+        let place = usize::from(self.0[0].is_some());
+        self.0[place] = Some((record, copy));
+    }
+}
+
+/// SQLite's size of a journal that is `physical` bytes long.
+fn logical_size(physical: u64) -> u64 {
+    let body = physical.saturating_sub(HEADER_LEN as u64);
+    let (records, end) = (body / SEALED as u64, body % SEALED as u64);
+    match (records, end) {
+        (0, _) => 0,
+        (_, 0) => records * RECORD as u64,
+        _ => (records - 1) * RECORD as u64 + end.min(RECORD as u64),
     }
 }
 

@@ -79,6 +79,8 @@ struct Pages {
     page_size: usize,
     sealed: Vec<u8>,
     plain: Vec<u8>,
+    /// No page was written when last seen: the first transaction was rolled back.
+    blank: bool,
 }
 
 /// Where SQLite's byte `at` lies in the file.
@@ -127,7 +129,9 @@ impl MainDb {
         let copies = envelope::candidates(&header)?;
         let wanted = self.wishes.protector.as_deref();
         let (keyring, envelope) = Keyring::open(copies, &self.wishes.protectors, wanted)?;
-        self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope)));
+        let mut pages = Pages::new(keyring, envelope);
+        pages.blank = logical_size(len) == 0;
+        self.state = State::Encrypted(Box::new(pages));
         Ok(())
     }
 
@@ -145,8 +149,13 @@ impl MainDb {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        matches!(self.state, State::Empty(_))
+    /// Whether SQLite may still choose the layout of the pages.
+    pub(crate) fn has_no_page(&self) -> bool {
+        match &self.state {
+            State::Empty(_) => true,
+            State::Encrypted(pages) => pages.blank,
+            State::Plain => false,
+        }
     }
 
     pub(crate) fn is_plain(&self) -> bool {
@@ -219,7 +228,7 @@ impl MainDb {
                 None => self.wishes.create()?,
             };
             envelope.page_size = page_size;
-            if let Err(error) = write_first(base, &keyring, &envelope) {
+            if let Err(error) = write_envelope(base, &keyring, &envelope) {
                 *prepared = Some((keyring, envelope));
                 return Err(error);
             }
@@ -234,7 +243,11 @@ impl MainDb {
                     None => logical_size(base.size()?),
                 };
                 self.known_size = None;
+                if size == 0 {
+                    pages.take_page_size(base, bytes, at)?;
+                }
                 pages.write(base, bytes, at, size)?;
+                pages.blank = false;
                 self.known_size = Some(size.max(at + bytes.len() as u64));
                 Ok(())
             }
@@ -244,8 +257,11 @@ impl MainDb {
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
         self.known_size = None;
-        match &self.state {
-            State::Encrypted(_) => base.truncate(physical_size(size)),
+        match &mut self.state {
+            State::Encrypted(pages) => {
+                pages.blank = size == 0;
+                base.truncate(physical_size(size))
+            }
             State::Plain => base.truncate(size),
             State::Empty(_) => Ok(()),
         }
@@ -299,7 +315,7 @@ impl Wishes {
 }
 
 /// Writes copy A and syncs it, then copy B: a tear leaves either nothing that counts or one copy.
-fn write_first(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
+fn write_envelope(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
     let copy = envelope.encode(keyring.mac_key())?;
     base.write(&copy, 0)?;
     base.sync()?;
@@ -341,6 +357,7 @@ impl Pages {
             page_size,
             sealed: vec![0; page_size],
             plain: vec![0; page_size],
+            blank: false,
         }
     }
 
@@ -408,6 +425,20 @@ impl Pages {
         header[FORMAT_AT..RESERVE_AT].fill(1);
         header[RESERVE_AT..RESERVE_AT + 4].copy_from_slice(&[RESERVE as u8, 64, 32, 32]);
         buf.copy_from_slice(&header[..buf.len()]);
+    }
+
+    /// The first write decides on the page size, also where an earlier creation was rolled back.
+    fn take_page_size(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        let page_size = first_page_size(bytes, at)?;
+        check_page_1(bytes, at, page_size)?;
+        if page_size != self.envelope.page_size {
+            let mut envelope = self.envelope.clone();
+            envelope.page_size = page_size;
+            envelope.generation += 1;
+            write_envelope(base, &self.keyring, &envelope)?;
+            *self = Self::new(Arc::clone(&self.keyring), envelope);
+        }
+        Ok(())
     }
 
     fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64, size: u64) -> Result<()> {

@@ -173,7 +173,7 @@ fn files_that_are_no_database_are_told_apart() {
         bytes
     };
     for (what, bytes, want) in [
-        ("random bytes", (0..40_000_u32).map(|i| (i * i >> 3) as u8).collect(), "not a database"),
+        ("random bytes", (0..40_000_u32).map(|i| ((i * i) >> 3) as u8).collect(), "not a database"),
         ("one byte", vec![7], "not a database"),
         ("plaintext", page_1(4096, 0), "plaintext refused"),
         ("newer format", newer, "too new"),

@@ -134,6 +134,10 @@ impl Keyring {
         Arc::clone(&self.page)
     }
 
+    pub(crate) fn file_id(&self) -> &FileId {
+        &self.file_id
+    }
+
     pub(crate) fn mac_key(&self) -> &Secret {
         &self.mac
     }
@@ -173,7 +177,8 @@ pub(crate) fn scratch_keys() -> Result<Arc<BlockKeys>> {
 
 static CACHE: LazyLock<Mutex<HashMap<FileId, Weak<Keyring>>>> = LazyLock::new(Mutex::default);
 
-fn cached(file_id: &FileId) -> Option<Arc<Keyring>> {
+/// The keyring of a database that is open in this process.
+pub(crate) fn cached(file_id: &FileId) -> Option<Arc<Keyring>> {
     let cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     cache.get(file_id).and_then(Weak::upgrade)
 }

@@ -131,12 +131,14 @@ impl SuiteKey {
         }
     }
 
-    /// The schedule for nonces that share the first 12 bytes of `nonce`.
+    /// The schedule for nonces that share the first 12 bytes of `nonce`, and for no others: GCM's
+    /// tag does not cover the half of the nonce that chose its key.
     pub(crate) fn schedule(&self, nonce: &[u8]) -> Schedule {
         match self {
             Self::Gcm(key) => {
                 let mut prefix = [0; xaes::PREFIX_LEN];
-                prefix.copy_from_slice(&nonce[..xaes::PREFIX_LEN]);
+                // Too short a nonce is refused where it is used, so it need not be refused here.
+                prefix.iter_mut().zip(nonce).for_each(|(to, from)| *to = *from);
                 Schedule::Gcm(key.schedule(&prefix))
             }
             Self::CtrHmac(key) => Schedule::CtrHmac(Arc::clone(key)),
@@ -217,32 +219,64 @@ pub(crate) mod tests {
             let (mut cipher, mut tag) = ([0; 40], vec![0; suite.tag_len()]);
             let schedule = key.schedule(&good_nonce);
             schedule.seal(&good_nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
+            // What each suite leaves of a buffer that held 0xee.
+            let left = match suite {
+                SuiteId::Aes256Gcm => [0; 40],
+                SuiteId::Aes256CtrHmacSha256 => [0xee; 40],
+            };
             let parts = [cipher.to_vec(), good_nonce, tag, b"aad".to_vec()];
             for part in 0..parts.len() {
                 for bit in 0..parts[part].len() * 8 {
                     let mut now = parts.clone();
                     now[part][bit / 8] ^= 1 << (bit % 8);
                     let [cipher, nonce, tag, aad] = &now;
-                    let mut out = [0; 40];
+                    let mut out = [0xee; 40];
                     let result = key.schedule(nonce).open(nonce, aad, cipher, tag, &mut out);
                     assert_eq!(result, Err(Unauthentic), "{suite:?} part {part} bit {bit}");
-                    assert_eq!(out, [0; 40], "{suite:?} part {part} bit {bit}");
+                    assert_eq!(out, left, "{suite:?} part {part} bit {bit}");
                 }
             }
         }
     }
 
+    /// One argument at a time a byte short, a byte long or empty: an error, and nothing is written.
     #[test]
     fn wrong_lengths_are_errors() {
         for suite in SuiteId::ALL {
             let key = SuiteKey::new(suite, &Secret::from_slice(&[3; 32]).unwrap());
-            let nonce = vec![9; suite.nonce_len()];
-            let schedule = key.schedule(&nonce);
-            let (mut short, mut tag) = ([0; 9], vec![0; suite.tag_len()]);
-            assert!(schedule.seal(&nonce, b"", &[0; 10], &mut short, &mut tag).is_err());
-            assert!(schedule.seal(&nonce[1..], b"", &[0; 9], &mut short, &mut tag).is_err());
-            assert!(schedule.open(&nonce, b"", &[0; 10], &tag, &mut short).is_err());
-            assert!(schedule.open(&nonce, b"", &[0; 9], &tag[1..], &mut short).is_err());
+            let right = [suite.nonce_len(), 9, 9, suite.tag_len()];
+            for (part, wrong) in (0..4)
+                .flat_map(|part| [0, right[part] - 1, right[part] + 1].map(|wrong| (part, wrong)))
+            {
+                let mut lens = right;
+                lens[part] = wrong;
+                let [nonce, from, to, mut tag] = lens.map(|len| vec![9; len]);
+                let mut to = to;
+                let schedule = key.schedule(&nonce);
+                let name = format!("{suite:?} nonce, from, to, tag: {lens:?}");
+                let sealed = schedule.seal(&nonce, b"", &from, &mut to, &mut tag);
+                assert_eq!(sealed, Err(Unauthentic), "{name}");
+                assert!(to.iter().chain(&tag).all(|byte| *byte == 9), "{name}");
+                assert_eq!(schedule.open(&nonce, b"", &from, &tag, &mut to), Err(Unauthentic));
+                assert!(to.iter().all(|byte| *byte == 9), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_any_length_come_back() {
+        for suite in SuiteId::ALL {
+            let key = SuiteKey::new(suite, &Secret::from_slice(&[3; 32]).unwrap());
+            assert_eq!(key.id(), suite);
+            for len in [0, 1, 15, 16, 17, 4048, 65488] {
+                let (nonce, plain) = (vec![9; suite.nonce_len()], vec![0x5a; len]);
+                let (mut cipher, mut tag) = (vec![0; len], vec![0; suite.tag_len()]);
+                let schedule = key.schedule(&nonce);
+                schedule.seal(&nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
+                let mut back = vec![0; len];
+                schedule.open(&nonce, b"aad", &cipher, &tag, &mut back).unwrap();
+                assert_eq!(back, plain, "{suite:?} {len}");
+            }
         }
     }
 }

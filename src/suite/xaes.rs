@@ -15,7 +15,9 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{Suite, Unauthentic};
 use crate::secret::{KEY_LEN, Secret};
 
+/// The whole nonce: C2SP's N.
 pub(crate) const NONCE_LEN: usize = 24;
+/// The half of it that chooses the GCM key: N[:12].
 pub(crate) const PREFIX_LEN: usize = 12;
 pub(crate) const TAG_LEN: usize = 16;
 const BLOCK: usize = 16;
@@ -119,15 +121,22 @@ mod tests {
     /// The vectors of C2SP's specification.
     #[test]
     fn c2sp_vectors() {
-        for (key, aad, want) in [
-            (1, "", "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"),
+        for (key, k1, aad, want) in [
+            (
+                1,
+                "e531954aca063d5b8d9c47a47d4cc6f0",
+                "",
+                "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271",
+            ),
             (
                 3,
+                "23810ec50edb99f374409466ed1f4b7b",
                 "c2sp.org/XAES-256-GCM",
                 "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d",
             ),
         ] {
             let key = Key::new(&Secret::from_slice(&[key; 32]).unwrap());
+            assert_eq!(key.k1.to_vec(), hex(k1), "{aad:?}");
             let (nonce, plain) = (b"ABCDEFGHIJKLMNOPQRSTUVWX", b"XAES-256-GCM");
             let mut got = [0; 12 + TAG_LEN];
             let (cipher, tag) = got.split_at_mut(12);

@@ -195,6 +195,11 @@ unsafe fn open_inside(
     // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
     let wishes = || unsafe { wishes_for(vfs, name) };
     let wishes = if kind == FileKind::MainDb { wishes()? } else { Wishes::default() };
+    let parent = matches!(kind, FileKind::MainJournal | FileKind::Wal)
+        // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
+        .then(|| unsafe { TdeFile::of(api::database_file(name)) })
+        .flatten();
+    let parent = Content::before_open(kind, parent, flags)?;
     let below = TdeFile::base(file);
     // SAFETY: `file` has room for the base VFS's file behind ours; the other arguments are passed
     // on as they came, `name` above all.
@@ -214,12 +219,8 @@ unsafe fn open_inside(
     }
     // SAFETY: it was just opened, and is closed below or by xClose.
     let base = unsafe { BaseFile::new(below) };
-    let parent = matches!(kind, FileKind::MainJournal | FileKind::Wal)
-        // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
-        .then(|| unsafe { TdeFile::of(api::database_file(name)) })
-        .flatten();
     let version = base.version();
-    match Content::new(&base, kind, wishes, parent, flags) {
+    match Content::new(&base, kind, wishes, parent) {
         Ok(content) => {
             // SAFETY: `file` has room for a `TdeFile`.
             unsafe { TdeFile::install(file, OpenFile::new(base, content), version) };

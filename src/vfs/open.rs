@@ -36,34 +36,50 @@ pub(super) enum Content {
 }
 
 impl Content {
+    /// Refuses, before the file is there, what would be refused after it was created: a log, or a
+    /// journal for which no key can be had. Gives back the database that the file belongs to.
+    pub(super) fn before_open(
+        kind: FileKind,
+        parent: Option<&mut OpenFile>,
+        flags: c_int,
+    ) -> Result<Option<&mut MainDb>> {
+        let db = match (kind, parent.map(|open| &mut open.content)) {
+            (FileKind::MainJournal | FileKind::Wal, Some(Self::Db(db))) => db,
+            (FileKind::MainJournal | FileKind::Wal, _) => {
+                return Err(Error::Unsupported(
+                    "another VFS stands between SQLite and tde: register tde on top of it instead"
+                        .into(),
+                ));
+            }
+            _ => return Ok(None),
+        };
+        if kind == FileKind::Wal && !db.is_plain() {
+            return Err(Error::Unsupported(command::WAL_REFUSED.into()));
+        }
+        if flags & ffi::SQLITE_OPEN_CREATE != 0 {
+            db.prepare()?;
+        }
+        Ok(Some(db))
+    }
+
     /// `parent` is the database of a journal or log.
     pub(super) fn new(
         base: &BaseFile,
         kind: FileKind,
         wishes: Wishes,
-        parent: Option<&mut OpenFile>,
-        flags: c_int,
+        parent: Option<&mut MainDb>,
     ) -> Result<Self> {
-        let parent = match parent.map(|open| &mut open.content) {
-            Some(Self::Db(db)) if db.is_plain() => return Ok(Self::Through),
-            Some(Self::Db(db)) => Some(db),
-            _ => None,
-        };
         match (kind, parent) {
             (FileKind::MainDb, _) => Ok(Self::Db(Box::new(MainDb::open(base, wishes)?))),
             (FileKind::Scratch, _) => Ok(Self::Scratch(Box::new(Scratch::new()?))),
-            (FileKind::SuperJournal, _) => Ok(Self::Through),
-            (FileKind::MainJournal, Some(db)) => {
-                if flags & ffi::SQLITE_OPEN_CREATE != 0 {
-                    db.prepare()?;
-                }
+            (FileKind::MainJournal, Some(db)) if !db.is_plain() => {
                 Ok(Self::Journal(Box::new(Journal::open(base, db.keyring())?)))
             }
-            (FileKind::Wal, Some(_)) => Err(Error::Unsupported(command::WAL_REFUSED.into())),
-            (FileKind::MainJournal | FileKind::Wal, None) => Err(Error::Unsupported(
-                "another VFS stands between SQLite and tde: register tde on top of it instead"
-                    .into(),
-            )),
+            (FileKind::SuperJournal, _) => Ok(match Journal::open_of_another(base)? {
+                Some(journal) => Self::Journal(Box::new(journal)),
+                None => Self::Through,
+            }),
+            (FileKind::MainJournal | FileKind::Wal, _) => Ok(Self::Through),
         }
     }
 }
@@ -145,9 +161,8 @@ impl OpenFile {
 
     pub(super) fn unlock(&mut self, level: c_int) -> c_int {
         let code = self.base.unlock(level);
-        if code == ffi::SQLITE_OK {
-            self.lock = level;
-        }
+        // Also after an error: a lock that may be gone must not be counted on.
+        self.lock = level;
         if let Content::Db(db) = &mut self.content {
             db.lock_changed();
         }
@@ -157,7 +172,7 @@ impl OpenFile {
     /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
     /// and on first writing SQLite takes the layout that it has in mind by then.
     pub(super) fn wants_reserve(&self) -> bool {
-        matches!(&self.content, Content::Db(db) if db.is_empty()) && !self.connection.is_null()
+        matches!(&self.content, Content::Db(db) if db.has_no_page()) && !self.connection.is_null()
     }
 
     pub(super) fn device_characteristics(&self) -> c_int {
