@@ -105,7 +105,8 @@ fn every_road_to_a_new_database_reserves_its_bytes() {
     let plain_source = plain(&home.path("source.plain"));
     work(&plain_source, "plain source");
 
-    let roads: [(&str, &dyn Fn(&std::path::Path)); 6] = [
+    type Create<'a> = &'a dyn Fn(&std::path::Path);
+    let roads: [(&str, Create<'_>); 6] = [
         ("open", &|path| work(&home.open(path), "open")),
         ("open without locks", &|path| {
             let options = home.options().parameter("nolock", "1");
