@@ -19,7 +19,7 @@
 //!
 //! # The map
 //!
-//! Imports go one way, downwards: `vfs` > [`command`](Status) > `file` > `page` > `key` >
+//! Imports go one way, downwards: `vfs` > [`command`](Status) > `file` > `key` > `page` >
 //! [`provider`] > `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that,
 //! docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
 

@@ -1,8 +1,8 @@
 //! AES-256-CTR, then HMAC-SHA-256 over what was encrypted.
 //!
 //! The composition is Tink's `AES256_CTR_HMAC_SHA256`: the MAC covers associated data, nonce and
-//! ciphertext, and closes with the associated data's length in bits (8 bytes, big-endian). The nonce
-//! is the first counter block; the tag is truncated to 28 bytes (RFC 2104, section 5).
+//! ciphertext, and closes with the associated data's length in bits (8 bytes, big-endian). The
+//! nonce is the first counter block; the tag is truncated to 28 bytes (RFC 2104, section 5).
 
 use aes::Aes256;
 use ctr::Ctr128BE;

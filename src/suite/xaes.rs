@@ -66,7 +66,8 @@ impl Drop for Key {
     }
 }
 
-/// An expanded GCM key. `None` only where aws-lc could not allocate it: then nothing seals or opens.
+/// An expanded GCM key. `None` only where aws-lc could not allocate it: then nothing seals or
+/// opens.
 pub(crate) struct Schedule(Option<LessSafeKey>);
 
 impl Suite for Schedule {
