@@ -485,3 +485,28 @@ fn help_completions_and_manual() {
     assert_eq!(place.line("verify").code, 2);
     assert!(place.names().is_empty());
 }
+
+/// Every script under sql/ prints what stands in the `.expected` beside it.
+#[test]
+fn sql_scripts_print_what_they_promise() {
+    let scripts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
+    let mut run = 0;
+    for entry in std::fs::read_dir(scripts).unwrap() {
+        let script = entry.unwrap().path();
+        if script.extension().is_none_or(|extension| extension != "sql") {
+            continue;
+        }
+        let home = tempfile::tempdir().unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
+            .env("SQLITE_TDE_HOME", home.path().join("keys"))
+            .args(["sql", "--create", "--format", "csv"])
+            .arg(home.path().join("new.db"))
+            .stdin(std::fs::File::open(&script).unwrap())
+            .output()
+            .unwrap();
+        let want = std::fs::read_to_string(script.with_extension("expected")).unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), want, "{}", script.display());
+        run += 1;
+    }
+    assert!(run > 0, "there are scripts");
+}

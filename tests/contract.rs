@@ -4,10 +4,13 @@ mod common;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
+use std::sync::Arc;
 
 use common::{Home, one, plain, rows};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
+use sqlite_tde::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use sqlite_tde::secret::Secret;
 
 /// The open file behind `main`.
 fn file(db: &Connection) -> *mut ffi::sqlite3_file {
@@ -122,6 +125,32 @@ fn bad_arguments_are_errors() {
         assert_eq!(code & 0xff, ffi::SQLITE_IOERR, "part of a page");
     }
     assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
+}
+
+/// T14: a panic inside a callback is an I/O error to SQLite, and the process goes on.
+#[test]
+fn a_panic_does_not_cross_into_sqlite() {
+    struct Panics;
+    impl KeyProvider for Panics {
+        fn wrap(&self, _: &str, _: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+            panic!("a provider's fault, on purpose")
+        }
+        fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+            panic!("a provider's fault, on purpose")
+        }
+        fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+            panic!("a provider's fault, on purpose")
+        }
+    }
+    let home = Home::with(|options| {
+        options.provider("panics", Arc::new(Panics)).default_protector("panics:key")
+    });
+    let db = home.open(&home.path("a.db"));
+    let error = db.execute_batch("CREATE TABLE t(a)").unwrap_err();
+    let code = error.sqlite_error().unwrap().extended_code & 0xff;
+    assert!(matches!(code, ffi::SQLITE_IOERR | ffi::SQLITE_CANTOPEN), "{error}");
+    assert_eq!(one(&db, "SELECT 1"), Value::Integer(1), "the connection goes on");
+    assert_eq!(std::fs::metadata(home.path("a.db")).unwrap().len(), 0);
 }
 
 /// T13: a PRAGMA arrives at prepare; preparing one changes nothing.
