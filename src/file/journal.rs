@@ -30,7 +30,7 @@ use crate::key::keyring::{FileId, ID_LEN, Keyring, cached};
 use crate::page::{KeyVersion, PageCipher, RESERVE};
 use crate::secret::fill_random;
 
-pub(crate) const MAGIC: &[u8; 16] = b"sqlite-tde jrnl\0";
+const MAGIC: &[u8; 16] = b"sqlite-tde jrnl\0";
 const FORMAT: u32 = 1;
 const FORMAT_AT: usize = MAGIC.len();
 const VERSION_AT: usize = FORMAT_AT + size_of::<u32>();

@@ -119,7 +119,7 @@ impl MainDb {
         }
         let mut header = vec![0; ENVELOPE_LEN.min(len as usize)];
         base.read(&mut header, 0)?;
-        if let Some(plain) = self.look_for_plaintext(&header)? {
+        if let Some(plain) = self.look_for_plaintext(&header, len)? {
             self.state = plain;
             return Ok(());
         }
@@ -135,10 +135,10 @@ impl MainDb {
         Ok(())
     }
 
-    fn look_for_plaintext(&self, header: &[u8]) -> Result<Option<State>> {
+    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
         let encrypted = header.starts_with(envelope::MAGIC)
             || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
-            || envelope::is_unfinished(header, header.len() as u64);
+            || envelope::is_unfinished(header, len);
         match (encrypted, self.wishes.plaintext) {
             (true, _) => Ok(None),
             (false, true) => Ok(Some(State::Plain)),

@@ -149,8 +149,12 @@ impl OpenFile {
         let held = std::mem::replace(&mut self.lock, level);
         if let Content::Db(db) = &mut self.content {
             db.lock_changed();
-            if held == ffi::SQLITE_LOCK_NONE {
-                db.look(&self.base)?;
+            if held == ffi::SQLITE_LOCK_NONE
+                && let Err(error) = db.look(&self.base)
+            {
+                // SQLite gets an error and takes it that it has no lock.
+                self.unlock(held);
+                return Err(error);
             }
             if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
                 db.new_nonces();
