@@ -40,6 +40,7 @@ pub type KeyVersion = u32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Page = 1,
+    Wal = 2,
     Journal = 3,
     Scratch = 4,
 }

@@ -215,17 +215,3 @@ fn plaintext_passes_through_where_it_is_allowed() {
     drop(db);
     assert_eq!(one(&plain(&path), "SELECT sum(a) FROM t"), Value::Integer(15));
 }
-
-/// A WAL that is already there, whoever wrote it, is not opened, and nothing is written beside it.
-#[test]
-fn a_log_beside_an_encrypted_database_is_refused() {
-    let home = Home::new();
-    drop(filled(&home));
-    let log = home.path("a.db-wal");
-    std::fs::write(&log, [7; 5000]).unwrap();
-    let db = home.open(&home.path("a.db"));
-    let error = db.query_row("SELECT a FROM t", [], |_| Ok(())).unwrap_err();
-    let error = sqlite_tde::Error::from(error).to_string();
-    assert!(error.contains("write-ahead log"), "{error}");
-    assert_eq!(std::fs::read(&log).unwrap(), [7; 5000]);
-}

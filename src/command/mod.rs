@@ -7,10 +7,6 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::envelope::FORMAT;
 
-/// Why a write-ahead log is not opened.
-pub(crate) const WAL_REFUSED: &str = "journal_mode=WAL is not available on an encrypted database: \
-    this version does not encrypt the write-ahead log; use DELETE, TRUNCATE or PERSIST";
-
 /// What is known about the keys of an encrypted database; it holds nothing secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -128,9 +124,6 @@ pub(crate) fn pragma(
     let name = name.to_ascii_lowercase();
     match (name.as_str(), value) {
         _ if db.is_plain() && !name.starts_with("tde_") => Ok(None),
-        ("journal_mode", Some(mode)) if mode.eq_ignore_ascii_case("wal") => {
-            Err(Error::Unsupported(WAL_REFUSED.into()))
-        }
         ("page_size", Some(size)) => page_size(db, base, size).map(|()| None),
         ("tde_status", None) => {
             let status = status(db, base)?;

@@ -12,6 +12,9 @@
 //! 1. Every page of the file is sealed; a write past the end fills what it skips with sealed zeros.
 //! 2. The envelope is on disk, synced, before the first page is written.
 //! 3. The page size never changes once page 1 was written.
+//! 4. After a recovery of the write-ahead log, every page is sealed again. A checkpoint that power
+//!    loss interrupted leaves holes where the file grew: pages that the log has too, and pages that
+//!    SQLite never wrote (invariant 1), which are sealed anew.
 
 use std::sync::Arc;
 
@@ -43,6 +46,8 @@ const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
+/// SQLite's file format number of a database in WAL mode.
+const FORMAT_WAL: u8 = 2;
 
 /// Smallest and largest page: 512 would leave 464 of the 480 usable bytes that SQLite needs.
 const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
@@ -62,6 +67,8 @@ pub(crate) struct MainDb {
     state: State,
     /// Size in SQLite's bytes as last seen, while nobody else can have changed it.
     known_size: Option<u64>,
+    /// Where a log is being recovered: the smallest size in pages that the file had under it.
+    recovering: Option<u32>,
 }
 
 enum State {
@@ -102,7 +109,7 @@ fn logical_size(physical: u64) -> u64 {
 impl MainDb {
     /// Looks at the file and finds its keys.
     pub(crate) fn open(base: &impl Storage, wishes: Wishes) -> Result<Self> {
-        let mut db = Self { wishes, state: State::Empty(None), known_size: None };
+        let mut db = Self { wishes, state: State::Empty(None), known_size: None, recovering: None };
         db.look(base)?;
         Ok(db)
     }
@@ -199,6 +206,30 @@ impl MainDb {
         self.known_size = None;
     }
 
+    /// Recovery starts to read a log that was begun when this file had `pages` pages.
+    pub(crate) fn recovery_starts(&mut self, pages: u32) {
+        self.recovering = Some(pages);
+    }
+
+    /// Recovery read a commit that left the database `pages` pages, to which it may have been cut.
+    pub(crate) fn recovery_passes(&mut self, pages: u32) {
+        self.recovering = self.recovering.map(|least| least.min(pages));
+    }
+
+    /// Ends a recovery, if one has started: seals the holes that an interrupted checkpoint left.
+    ///
+    /// A bad page past the smallest size is either in the log, which SQLite reads and checkpoints
+    /// before this one counts, or one that SQLite never wrote. Pages before it were synced before
+    /// the log was begun; if one of them is bad, somebody changed it, and it stays as it is.
+    pub(crate) fn end_recovery(&mut self, base: &impl Storage) -> Result<()> {
+        let Some(least) = self.recovering else { return Ok(()) };
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.seal_holes(base, least)?;
+        }
+        self.recovering = None;
+        Ok(())
+    }
+
     pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
         Ok(match self.state {
@@ -206,6 +237,12 @@ impl MainDb {
             State::Empty(_) => 0,
             State::Encrypted(_) => logical_size(size),
         })
+    }
+
+    /// Pages in the file of an encrypted database.
+    pub(crate) fn pages(&self, base: &impl Storage) -> Result<u32> {
+        let State::Encrypted(pages) = &self.state else { return Ok(0) };
+        Ok((logical_size(base.size()?) / pages.page_size as u64) as u32)
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
@@ -236,6 +273,7 @@ impl MainDb {
             self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope)));
             self.known_size = Some(0);
         }
+        self.end_recovery(base)?;
         match &mut self.state {
             State::Encrypted(pages) => {
                 let size = match self.known_size {
@@ -260,6 +298,8 @@ impl MainDb {
         match &mut self.state {
             State::Encrypted(pages) => {
                 pages.blank = size == 0;
+                // A checkpoint sets the size of a database whose last pages were never written.
+                pages.fill(base, logical_size(base.size()?), size)?;
                 base.truncate(physical_size(size))
             }
             State::Plain => base.truncate(size),
@@ -287,8 +327,9 @@ impl MainDb {
                 findings.bad_copies.push(name);
             }
         }
+        let patience = pages.patience(base)?;
         for page in 1..=findings.pages {
-            if !is_lock_page(page, pages.page_size) && pages.load(base, page)? != Found::Good {
+            if !is_lock_page(page, pages.page_size) && !pages.is_good(base, page, patience)? {
                 findings.bad_pages.push(page as u32);
             }
             progress(page, findings.pages);
@@ -382,8 +423,8 @@ impl Pages {
                     buf[done..].fill(0);
                     return Ok(Filled::Short);
                 }
-                Found::Bad if at == 0 && buf.len() <= SQLITE_HEADER => {
-                    self.made_up_header(buf);
+                Found::Bad if at as usize + buf.len() <= SQLITE_HEADER => {
+                    self.made_up_header(buf, at as usize);
                     return Ok(Filled::Full);
                 }
                 Found::Bad => return Err(Error::PageAuthentication { page: page as u32 }),
@@ -415,16 +456,16 @@ impl Pages {
         Ok(if opened { Found::Good } else { Found::Bad })
     }
 
-    /// Answers SQLite's look at the header while it opens a database, before a hot journal could
-    /// restore a torn page 1. It takes the page size and the reserve bytes from it, and everything
-    /// again from page 1 once that reads well.
-    fn made_up_header(&self, buf: &mut [u8]) {
+    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn page
+    /// 1. It takes the page size and the reserve bytes from it, and whether its cache is of another
+    /// time; everything else it takes from page 1 once that reads well.
+    fn made_up_header(&self, buf: &mut [u8], at: usize) {
         let mut header = [0; SQLITE_HEADER];
         header[..SQLITE_MAGIC.len()].copy_from_slice(SQLITE_MAGIC);
         header[PAGE_SIZE_AT..FORMAT_AT].copy_from_slice(&page_size_field(self.page_size));
         header[FORMAT_AT..RESERVE_AT].fill(1);
         header[RESERVE_AT..RESERVE_AT + 4].copy_from_slice(&[RESERVE as u8, 64, 32, 32]);
-        buf.copy_from_slice(&header[..buf.len()]);
+        buf.copy_from_slice(&header[at..at + buf.len()]);
     }
 
     /// The first write decides on the page size, also where an earlier creation was rolled back.
@@ -446,16 +487,56 @@ impl Pages {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         }
         check_page_1(bytes, at, self.envelope.page_size)?;
-        let mut hole = size.next_multiple_of(self.page_size as u64);
-        while hole < at {
-            self.plain.fill(0);
-            let zeros = std::mem::take(&mut self.plain);
-            let filled = self.store(base, &zeros, hole);
-            self.plain = zeros;
-            filled?;
+        self.fill(base, size, at)?;
+        self.store(base, bytes, at)
+    }
+
+    /// Seals zeros from `size`, the end of the file, up to `to`. A torn page at the end is replaced.
+    fn fill(&mut self, base: &impl Storage, size: u64, to: u64) -> Result<()> {
+        let mut hole = size - size % self.page_size as u64;
+        while hole < to {
+            self.store_zeros(base, hole)?;
             hole += self.page_size as u64;
         }
-        self.store(base, bytes, at)
+        Ok(())
+    }
+
+    fn store_zeros(&mut self, base: &impl Storage, at: u64) -> Result<()> {
+        self.plain.fill(0);
+        let zeros = std::mem::take(&mut self.plain);
+        let stored = self.store(base, &zeros, at);
+        self.plain = zeros;
+        stored
+    }
+
+    /// Seals zeros over each bad page past page `least`.
+    fn seal_holes(&mut self, base: &impl Storage, least: u32) -> Result<()> {
+        let page_size = self.page_size as u64;
+        let last = logical_size(base.size()?).div_ceil(page_size);
+        for page in u64::from(least) + 1..=last {
+            if !is_lock_page(page, self.page_size) && self.load(base, page)? != Found::Good {
+                self.store_zeros(base, (page - 1) * page_size)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How long to wait, in ms, before looking at a bad page again. A shared lock keeps no
+    /// checkpoint away: a page that is just being written is whole a moment later.
+    fn patience(&mut self, base: &impl Storage) -> Result<&'static [u64]> {
+        let has_log = self.load(base, 1)? == Found::Good && self.plain[FORMAT_AT] == FORMAT_WAL;
+        Ok(if has_log { &[1, 10] } else { &[] })
+    }
+
+    /// Whether `page` authenticates, now or after one of the waits.
+    fn is_good(&mut self, base: &impl Storage, page: u64, patience: &[u64]) -> Result<bool> {
+        for &ms in [0].iter().chain(patience) {
+            std::thread::sleep(std::time::Duration::from_millis(ms));
+            if self.load(base, page)? == Found::Good {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn store(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {

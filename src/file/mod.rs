@@ -5,7 +5,7 @@
 //! | [`FileKind::MainDb`] | [`main_db`] | pages subkey of the DEK |
 //! | [`FileKind::MainJournal`] | [`journal`] | journal subkey of the DEK and the journal's salt |
 //! | [`FileKind::Scratch`] | [`scratch`] | random, in memory only |
-//! | [`FileKind::Wal`] | refused | |
+//! | [`FileKind::Wal`] | [`wal`] | WAL subkey of the DEK |
 //! | [`FileKind::SuperJournal`] | passed through: it holds file names only | |
 
 pub(crate) mod journal;
@@ -13,6 +13,7 @@ pub(crate) mod main_db;
 #[cfg(test)]
 pub(crate) mod memory;
 pub(crate) mod scratch;
+pub(crate) mod wal;
 
 use std::os::raw::c_int;
 

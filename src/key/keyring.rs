@@ -18,6 +18,7 @@ use crate::secret::{Secret, fill_random};
 use crate::suite::{SuiteId, SuiteKey, hkdf};
 
 const PAGE: &[u8] = b"sqlite-tde v1 page";
+const WAL: &[u8] = b"sqlite-tde v1 wal";
 const JOURNAL: &[u8] = b"sqlite-tde v1 journal";
 const ENVELOPE: &[u8] = b"sqlite-tde v1 envelope";
 
@@ -32,22 +33,27 @@ pub(crate) struct Keyring {
     suite: SuiteId,
     dek: Secret,
     page: Arc<BlockKeys>,
+    wal: Arc<BlockKeys>,
     mac: Secret,
 }
 
 impl Keyring {
     fn new(file_id: FileId, version: KeyVersion, suite: SuiteId, dek: Secret) -> Arc<Self> {
-        let subkey = hkdf::derive(&dek, &file_id, &[PAGE]);
+        let blocks = |purpose, label| {
+            let subkey = hkdf::derive(&dek, &file_id, &[label]);
+            Arc::new(BlockKeys {
+                file_id,
+                purpose,
+                current: (version, SuiteKey::new(suite, &subkey)),
+                retired: Vec::new(),
+            })
+        };
         Arc::new(Self {
             file_id,
             version,
             suite,
-            page: Arc::new(BlockKeys {
-                file_id,
-                purpose: Purpose::Page,
-                current: (version, SuiteKey::new(suite, &subkey)),
-                retired: Vec::new(),
-            }),
+            page: blocks(Purpose::Page, PAGE),
+            wal: blocks(Purpose::Wal, WAL),
             mac: hkdf::derive(&dek, &file_id, &[ENVELOPE]),
             dek,
         })
@@ -132,6 +138,10 @@ impl Keyring {
 
     pub(crate) fn page_keys(&self) -> Arc<BlockKeys> {
         Arc::clone(&self.page)
+    }
+
+    pub(crate) fn wal_keys(&self) -> Arc<BlockKeys> {
+        Arc::clone(&self.wal)
     }
 
     pub(crate) fn file_id(&self) -> &FileId {

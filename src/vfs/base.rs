@@ -73,6 +73,18 @@ impl BaseFile {
         call!(self, xSectorSize)
     }
 
+    /// The bytes that a torn write may spoil around it: a sector, or 512 where only those written.
+    pub(super) fn sector(&self) -> usize {
+        const SMALLEST: c_int = 512;
+        const LARGEST: c_int = 65536;
+        if self.device_characteristics() & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE != 0 {
+            return SMALLEST as usize;
+        }
+        // As sqlite3SectorSize() bounds it.
+        let sector = self.sector_size().clamp(SMALLEST, LARGEST) as usize;
+        sector.next_power_of_two()
+    }
+
     pub(super) fn device_characteristics(&self) -> c_int {
         call!(self, xDeviceCharacteristics)
     }

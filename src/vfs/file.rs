@@ -133,7 +133,7 @@ unsafe extern "C" fn truncate(file: File, size: i64) -> c_int {
 
 unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(opened(file).base.sync_with(flags)) })
+    guard(|| unsafe { opened(file).sync(flags) })
 }
 
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
@@ -269,13 +269,33 @@ unsafe extern "C" fn shm_map(
     extend: c_int,
     out: *mut *mut c_void,
 ) -> c_int {
-    // SAFETY: see `opened`; shared memory is the base VFS's.
-    guard(|| unsafe { Ok(call!(opened(file).base, xShmMap, region, size, extend, out)) })
+    // SAFETY: see `opened`; shared memory is the base VFS's, and `out` points to a pointer.
+    guard(|| unsafe {
+        let open = opened(file);
+        let code = call!(open.base, xShmMap, region, size, extend, out);
+        let mapped = matches!(code, ffi::SQLITE_OK | ffi::SQLITE_READONLY);
+        open.shm.mapped(region, size, if mapped { *out } else { ptr::null_mut() });
+        Ok(code)
+    })
 }
 
 unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
+    /// SQLite holds this one of its locks while it recovers a log, and else never exclusively.
+    const RECOVER: c_int = 2;
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(call!(opened(file).base, xShmLock, offset, n, flags)) })
+    guard(|| unsafe {
+        let open = opened(file);
+        let exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
+        let unlock = flags & ffi::SQLITE_SHM_UNLOCK != 0;
+        if unlock && exclusive && (offset..offset + n).contains(&RECOVER) {
+            open.end_recovery();
+        }
+        let code = call!(open.base, xShmLock, offset, n, flags);
+        if code == ffi::SQLITE_OK && !unlock {
+            open.shm_locked();
+        }
+        Ok(code)
+    })
 }
 
 unsafe extern "C" fn shm_barrier(file: File) {
@@ -289,7 +309,11 @@ unsafe extern "C" fn shm_barrier(file: File) {
 
 unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(call!(opened(file).base, xShmUnmap, delete)) })
+    guard(|| unsafe {
+        let open = opened(file);
+        open.shm.unmapped();
+        Ok(call!(open.base, xShmUnmap, delete))
+    })
 }
 
 /// A page of ours is never in the file as SQLite sees it, so there is nothing to point to.

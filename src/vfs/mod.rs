@@ -5,6 +5,7 @@
 //! | this one | the VFS: registration, opening files, and what is passed on as it is |
 //! | `file.rs` | the methods of an open file |
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
+//! | `shm.rs` | what the wal-index in shared memory says of frames |
 //! | `connection.rs` | what is reached through a connection: SQL functions, status, verify |
 //! | `base.rs` | a file of the base VFS |
 //! | `api.rs` | every call into SQLite |
@@ -17,6 +18,7 @@ mod base;
 pub(crate) mod connection;
 mod file;
 mod open;
+mod shm;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -195,11 +197,14 @@ unsafe fn open_inside(
     // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
     let wishes = || unsafe { wishes_for(vfs, name) };
     let wishes = if kind == FileKind::MainDb { wishes()? } else { Wishes::default() };
-    let parent = matches!(kind, FileKind::MainJournal | FileKind::Wal)
+    let parent_file = if matches!(kind, FileKind::MainJournal | FileKind::Wal) {
         // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
-        .then(|| unsafe { TdeFile::of(api::database_file(name)) })
-        .flatten();
-    let parent = Content::before_open(kind, parent, flags)?;
+        unsafe { api::database_file(name) }
+    } else {
+        ptr::null_mut()
+    };
+    // SAFETY: the database file stays open while its journal or log is, and SQLite is in no call on it.
+    let parent = Content::before_open(kind, unsafe { TdeFile::of(parent_file) }, flags)?;
     let below = TdeFile::base(file);
     // SAFETY: `file` has room for the base VFS's file behind ours; the other arguments are passed
     // on as they came, `name` above all.
@@ -222,8 +227,8 @@ unsafe fn open_inside(
     let version = base.version();
     match Content::new(&base, kind, wishes, parent) {
         Ok(content) => {
-            // SAFETY: `file` has room for a `TdeFile`.
-            unsafe { TdeFile::install(file, OpenFile::new(base, content), version) };
+            // SAFETY: `file` has room for a `TdeFile`, and `parent_file` is as asked for.
+            unsafe { TdeFile::install(file, OpenFile::new(base, content, parent_file), version) };
             Ok(ffi::SQLITE_OK)
         }
         Err(error) => {

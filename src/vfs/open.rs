@@ -4,12 +4,16 @@ use std::ffi::c_int;
 
 use libsqlite3_sys as ffi;
 
+use super::api;
 use super::base::BaseFile;
+use super::file::TdeFile;
+use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
 use crate::file::journal::Journal;
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::scratch::Scratch;
+use crate::file::wal::{Parent, Salts, Wal};
 use crate::file::{FileKind, Filled, Storage};
 
 /// Characteristics that hold for the base file and not for ours: a page of ours is more than one
@@ -30,14 +34,15 @@ const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
 pub(super) enum Content {
     Db(Box<MainDb>),
     Journal(Box<Journal>),
+    Wal(Box<Wal>),
     Scratch(Box<Scratch>),
     /// Passed through: a super-journal, or what belongs to a plaintext database.
     Through,
 }
 
 impl Content {
-    /// Refuses, before the file is there, what would be refused after it was created: a log, or a
-    /// journal for which no key can be had. Gives back the database that the file belongs to.
+    /// Refuses, before the file is there, what would be refused after it was created: a journal or
+    /// log for which no key can be had. Gives back the database that the file belongs to.
     pub(super) fn before_open(
         kind: FileKind,
         parent: Option<&mut OpenFile>,
@@ -53,10 +58,7 @@ impl Content {
             }
             _ => return Ok(None),
         };
-        if kind == FileKind::Wal && !db.is_plain() {
-            return Err(Error::Unsupported(command::WAL_REFUSED.into()));
-        }
-        if flags & ffi::SQLITE_OPEN_CREATE != 0 {
+        if kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_CREATE != 0 {
             db.prepare()?;
         }
         Ok(Some(db))
@@ -75,11 +77,63 @@ impl Content {
             (FileKind::MainJournal, Some(db)) if !db.is_plain() => {
                 Ok(Self::Journal(Box::new(Journal::open(base, db.keyring())?)))
             }
+            (FileKind::Wal, Some(db)) if !db.is_plain() => {
+                let wal = Wal::new(db.keyring(), base.sector());
+                if wal.is_foreign(base)? {
+                    api::log(
+                        ffi::SQLITE_WARNING,
+                        "sqlite-tde: the write-ahead log beside the database is another one's and \
+                         counts as empty",
+                    );
+                }
+                Ok(Self::Wal(Box::new(wal)))
+            }
             (FileKind::SuperJournal, _) => Ok(match Journal::open_of_another(base)? {
                 Some(journal) => Self::Journal(Box::new(journal)),
                 None => Self::Through,
             }),
             (FileKind::MainJournal | FileKind::Wal, _) => Ok(Self::Through),
+        }
+    }
+}
+
+/// The database file `file` of a log.
+fn parent_of<'a>(file: *mut ffi::sqlite3_file) -> Result<&'a mut OpenFile> {
+    // SAFETY: SQLite closes a log before its database, and while it is in a call on the log it is in
+    // none on the database.
+    unsafe { TdeFile::of(file) }
+        .ok_or_else(|| Error::Unsupported("a log has lost its database file".into()))
+}
+
+impl Parent for OpenFile {
+    fn locks(&self) -> u64 {
+        self.shm.locks
+    }
+
+    fn salts(&self) -> Option<Salts> {
+        self.shm.salts()
+    }
+
+    fn page_of(&self, frame: u32) -> Option<u32> {
+        self.shm.page_of(frame)
+    }
+
+    fn pages(&self) -> Result<u32> {
+        match &self.content {
+            Content::Db(db) => db.pages(&self.base),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn recovery_starts(&mut self, pages: u32) {
+        if let Content::Db(db) = &mut self.content {
+            db.recovery_starts(pages);
+        }
+    }
+
+    fn recovery_passes(&mut self, pages: u32) {
+        if let Content::Db(db) = &mut self.content {
+            db.recovery_passes(pages);
         }
     }
 }
@@ -91,17 +145,35 @@ pub(super) struct OpenFile {
     lock: c_int,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
     pub(super) connection: *mut *mut ffi::sqlite3,
+    /// The wal-index, of a database file in WAL mode.
+    pub(super) shm: Shm,
+    /// The database file of a log, which SQLite closes after the log; null for other kinds.
+    parent: *mut ffi::sqlite3_file,
 }
 
 impl OpenFile {
-    pub(super) fn new(base: BaseFile, content: Content) -> Self {
-        Self { base, content, lock: ffi::SQLITE_LOCK_NONE, connection: std::ptr::null_mut() }
+    /// # Safety
+    /// `parent` is the database file that SQLite has for a log, or null.
+    pub(super) unsafe fn new(
+        base: BaseFile,
+        content: Content,
+        parent: *mut ffi::sqlite3_file,
+    ) -> Self {
+        Self {
+            base,
+            content,
+            lock: ffi::SQLITE_LOCK_NONE,
+            connection: std::ptr::null_mut(),
+            shm: Shm::default(),
+            parent,
+        }
     }
 
     pub(super) fn read(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
         let filled = match &mut self.content {
             Content::Db(db) => db.read(&self.base, buf, at)?,
             Content::Journal(journal) => journal.read(&self.base, buf, at)?,
+            Content::Wal(wal) => wal.read(&self.base, parent_of(self.parent)?, buf, at)?,
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
             Content::Through if self.base.read(buf, at)? => Filled::Full,
             Content::Through => Filled::Short,
@@ -116,6 +188,7 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(db) => db.write(&self.base, bytes, at)?,
             Content::Journal(journal) => journal.write(&self.base, bytes, at)?,
+            Content::Wal(wal) => wal.write(&self.base, parent_of(self.parent)?, bytes, at)?,
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
             Content::Through => self.base.write(bytes, at)?,
         }
@@ -126,16 +199,25 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(db) => db.truncate(&self.base, size)?,
             Content::Journal(journal) => journal.truncate(&self.base, size)?,
+            Content::Wal(wal) => wal.truncate(&self.base, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
             Content::Through => self.base.truncate(size)?,
         }
         Ok(ffi::SQLITE_OK)
     }
 
-    pub(super) fn size(&self) -> Result<u64> {
-        match &self.content {
+    pub(super) fn sync(&mut self, flags: c_int) -> Result<c_int> {
+        if let Content::Wal(wal) = &mut self.content {
+            wal.before_sync(&self.base)?;
+        }
+        Ok(self.base.sync_with(flags))
+    }
+
+    pub(super) fn size(&mut self) -> Result<u64> {
+        match &mut self.content {
             Content::Db(db) => db.size(&self.base),
             Content::Journal(journal) => journal.size(&self.base),
+            Content::Wal(wal) => wal.size(&self.base, parent_of(self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
             Content::Through => self.base.size(),
         }
@@ -173,6 +255,24 @@ impl OpenFile {
         code
     }
 
+    /// A lock on the wal-index was taken.
+    pub(super) fn shm_locked(&mut self) {
+        self.shm.locks += 1;
+        if let Content::Db(db) = &mut self.content {
+            db.lock_changed();
+        }
+    }
+
+    /// The lock under which a log is recovered is about to be given back.
+    pub(super) fn end_recovery(&mut self) {
+        if let Content::Db(db) = &mut self.content
+            && let Err(error) = db.end_recovery(&self.base)
+        {
+            // SQLite asks for no result here. It is tried again before the next write.
+            api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
+        }
+    }
+
     /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
     /// and on first writing SQLite takes the layout that it has in mind by then.
     pub(super) fn wants_reserve(&self) -> bool {
@@ -189,7 +289,7 @@ impl OpenFile {
         match &self.content {
             Content::Through => true,
             Content::Db(db) => db.is_plain(),
-            Content::Journal(_) | Content::Scratch(_) => false,
+            Content::Journal(_) | Content::Wal(_) | Content::Scratch(_) => false,
         }
     }
 

@@ -1,0 +1,544 @@
+//! The write-ahead log of an encrypted database.
+//!
+//! ```text
+//! 0        sector     2 * sector                 + stride
+//! | header | record 0 | record of frame 1 | ...  | record of frame 2 | ...
+//!
+//! header:   0      16       20          24       28        44
+//!           | magic | format | page size | sector | file id | zeros to 512 |
+//! record 0: SQLite's WAL header 32, pages of the database 4, trailer 48
+//! frame:    SQLite's frame header 24, page, trailer 48
+//! ```
+//! Each record is sealed as a block of its own, numbered as its frame; SQLite's bytes are kept as they
+//! are, because its checksums cover them. `sector` is 512 and `stride` the length of a frame's record
+//! where the base VFS overwrites powersafely. Elsewhere a torn write spoils its whole sector, so
+//! `sector` is the base's and `stride` a multiple of it.
+//!
+//! SQLite writes a frame as header and page, sometimes cut in two at a sync. Both are gathered here
+//! and reach the base with the write that completes them: until then no reader can take the frame
+//! for a valid one. Later it may overwrite the page, or the header after it read the frame.
+//!
+//! Invariants
+//! 1. A record is sealed and written whole, under a nonce of its own.
+//! 2. A read that starts with a frame or with the WAL header comes from recovery, and answers zeros
+//!    where the record does not authenticate: the end of the log, as a bad checksum would be. Any
+//!    other read is of a frame that SQLite believes in, and fails.
+//! 3. A page is handed out only if its frame header has the page number that the wal-index has for
+//!    the frame, and the salts of the WAL header: records of an earlier log, or of a transaction that
+//!    was rolled back, authenticate at the same place.
+//! 4. The layout is a property of the file. It changes only with a new WAL header, hence new salts,
+//!    so a handle that sees the same salts in the wal-index has the right one.
+
+use std::sync::Arc;
+
+use super::{Filled, Storage};
+use crate::error::{Error, Result};
+use crate::key::keyring::{FileId, ID_LEN, Keyring};
+use crate::page::{PageCipher, RESERVE};
+
+const MAGIC: &[u8; 16] = b"sqlite-tde wal\0\0";
+const FORMAT: u32 = 1;
+const FORMAT_AT: usize = MAGIC.len();
+const PAGE_SIZE_AT: usize = FORMAT_AT + size_of::<u32>();
+const SECTOR_AT: usize = PAGE_SIZE_AT + size_of::<u32>();
+const FILE_ID_AT: usize = SECTOR_AT + size_of::<u32>();
+const HEADER_LEN: usize = 512;
+
+/// SQLite's WAL header, and in it the page size and the salts.
+const WAL_HEADER: usize = 32;
+const WAL_PAGE_SIZE_AT: usize = 8;
+const WAL_SALTS_AT: usize = 16;
+/// Record 0 without its trailer.
+const RECORD_0: usize = WAL_HEADER + size_of::<u32>();
+/// SQLite's frame header: page number, pages of the database after a commit or 0, salts, checksum.
+const FRAME_HEADER: usize = 24;
+const COMMIT_AT: usize = 4;
+const SALTS_AT: usize = 8;
+
+const _: () = assert!(FILE_ID_AT + ID_LEN <= HEADER_LEN);
+const _: () = assert!(RECORD_0 + RESERVE <= HEADER_LEN, "record 0 fits in a sector");
+
+/// SQLite's salts of one log, as bytes: every frame repeats them.
+pub(crate) type Salts = [u8; 8];
+
+/// What a log asks of the database that it belongs to.
+pub(crate) trait Parent {
+    /// Counts the locks that were taken on the wal-index: others may have written in between.
+    fn locks(&self) -> u64;
+    /// The salts in the wal-index; `None` where there is none in shared memory.
+    fn salts(&self) -> Option<Salts>;
+    /// The page that the wal-index has for `frame`; `None` where there is none in shared memory.
+    fn page_of(&self, frame: u32) -> Option<u32>;
+    /// Pages in the database file.
+    fn pages(&self) -> Result<u32>;
+    /// Recovery starts to read a log under which the database file had `pages` pages at first.
+    fn recovery_starts(&mut self, pages: u32);
+    /// Recovery may have read a commit that left the database `pages` pages.
+    fn recovery_passes(&mut self, pages: u32);
+}
+
+/// Where records lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    page_size: usize,
+    sector: usize,
+}
+
+impl Layout {
+    fn frame(self) -> usize {
+        FRAME_HEADER + self.page_size
+    }
+
+    fn record(self) -> usize {
+        self.frame() + RESERVE
+    }
+
+    fn stride(self) -> usize {
+        if self.sector == HEADER_LEN {
+            self.record()
+        } else {
+            self.record().next_multiple_of(self.sector)
+        }
+    }
+
+    fn position(self, frame: u32) -> u64 {
+        2 * self.sector as u64 + u64::from(frame - 1) * self.stride() as u64
+    }
+
+    /// The frame at SQLite's offset `at`, which is at least [`WAL_HEADER`], and the place in it.
+    fn locate(self, at: u64) -> Result<(u32, usize)> {
+        let at = at - WAL_HEADER as u64;
+        let frame = at / self.frame() as u64 + 1;
+        let frame = u32::try_from(frame).map_err(|_| Error::NotAPage { offset: at, len: 0 })?;
+        Ok((frame, (at % self.frame() as u64) as usize))
+    }
+
+    /// The file size for SQLite's size `size`.
+    fn physical_size(self, size: u64) -> u64 {
+        match size.checked_sub(WAL_HEADER as u64) {
+            None => 0,
+            Some(0) => (self.sector + RECORD_0 + RESERVE) as u64,
+            Some(rest) => {
+                let frames = rest / self.frame() as u64;
+                2 * self.sector as u64 + frames * self.stride() as u64 + rest % self.frame() as u64
+            }
+        }
+    }
+
+    /// SQLite's size of a file of `physical` bytes: a record that is not whole is no whole frame.
+    fn logical_size(self, physical: u64) -> u64 {
+        let header =
+            if physical < (self.sector + RECORD_0 + RESERVE) as u64 { 0 } else { WAL_HEADER };
+        let Some(rest) = physical.checked_sub(2 * self.sector as u64) else { return header as u64 };
+        let (mut frames, rest) =
+            (rest / self.stride() as u64, (rest % self.stride() as u64) as usize);
+        // The last record need not be filled up to the stride.
+        let whole = rest >= self.record();
+        frames += u64::from(whole);
+        let part = if whole { 0 } else { rest.min(self.frame() - 1) };
+        header as u64 + frames * self.frame() as u64 + part as u64
+    }
+
+    fn decode(header: &[u8; HEADER_LEN], file_id: &FileId) -> Option<Self> {
+        let number = |at: usize| -> Option<u32> {
+            Some(u32::from_be_bytes(*header.get(at..)?.first_chunk()?))
+        };
+        let (page_size, sector) = (number(PAGE_SIZE_AT)? as usize, number(SECTOR_AT)? as usize);
+        let known = header.starts_with(MAGIC)
+            && number(FORMAT_AT)? == FORMAT
+            && header[FILE_ID_AT..].starts_with(file_id)
+            && is_size(page_size)
+            && is_size(sector);
+        known.then_some(Self { page_size, sector })
+    }
+
+    fn encode(self, file_id: &FileId) -> [u8; HEADER_LEN] {
+        let mut header = [0; HEADER_LEN];
+        header[..FORMAT_AT].copy_from_slice(MAGIC);
+        header[FORMAT_AT..PAGE_SIZE_AT].copy_from_slice(&FORMAT.to_be_bytes());
+        header[PAGE_SIZE_AT..SECTOR_AT].copy_from_slice(&(self.page_size as u32).to_be_bytes());
+        header[SECTOR_AT..FILE_ID_AT].copy_from_slice(&(self.sector as u32).to_be_bytes());
+        header[FILE_ID_AT..FILE_ID_AT + ID_LEN].copy_from_slice(file_id);
+        header
+    }
+}
+
+/// Whether `size` can be that of a page or a sector.
+fn is_size(size: usize) -> bool {
+    size.is_power_of_two() && (512..=65536).contains(&size)
+}
+
+/// The first bytes of a frame that SQLite has not written to its end.
+#[derive(Clone, Copy)]
+struct Pending {
+    frame: u32,
+    filled: usize,
+}
+
+pub(crate) struct Wal {
+    keyring: Option<Arc<Keyring>>,
+    cipher: Option<PageCipher>,
+    /// Sector of a log that this handle starts.
+    sector: usize,
+    layout: Option<Layout>,
+    salts: Salts,
+    /// [`Parent::locks`] when layout and salts were last compared with the wal-index.
+    locks: u64,
+    pending: Option<Pending>,
+    /// The first frame of a transaction that this handle writes and has not committed.
+    unfinished: Option<u32>,
+    /// What there is of the pending frame.
+    gathered: Vec<u8>,
+    /// The frame whose plaintext is in `plain`, as it is in the file.
+    held: Option<u32>,
+    plain: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
+impl Wal {
+    /// The log of the database that `keyring` opens, on storage with sectors of `sector` bytes, or
+    /// 512 where overwriting is powersafe. Without a keyring there is no database yet, and no log.
+    pub(crate) fn new(keyring: Option<Arc<Keyring>>, sector: usize) -> Self {
+        Self {
+            cipher: keyring.as_ref().map(|keyring| PageCipher::new(keyring.wal_keys())),
+            keyring,
+            sector,
+            layout: None,
+            salts: Salts::default(),
+            locks: 0,
+            pending: None,
+            unfinished: None,
+            gathered: Vec::new(),
+            held: None,
+            plain: Vec::new(),
+            sealed: Vec::new(),
+        }
+    }
+
+    /// Whether the file is the log of another database. It counts as empty.
+    pub(crate) fn is_foreign(&self, base: &impl Storage) -> Result<bool> {
+        let mut header = [0; HEADER_LEN];
+        let Some(keyring) = &self.keyring else { return Ok(false) };
+        Ok(base.read(&mut header, 0)?
+            && header.starts_with(MAGIC)
+            && !header[FILE_ID_AT..].starts_with(keyring.file_id()))
+    }
+
+    pub(crate) fn size(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<u64> {
+        self.refresh(base, parent)?;
+        let Some(layout) = self.layout else { return Ok(0) };
+        Ok(layout.logical_size(base.size()?))
+    }
+
+    pub(crate) fn read(
+        &mut self,
+        base: &impl Storage,
+        parent: &mut impl Parent,
+        buf: &mut [u8],
+        at: u64,
+    ) -> Result<Filled> {
+        self.refresh(base, parent)?;
+        self.settle(base)?;
+        let Some(layout) = self.layout else {
+            buf.fill(0);
+            return Ok(Filled::Short);
+        };
+        if at < WAL_HEADER as u64 {
+            return self.read_header(base, parent, layout, buf, at as usize);
+        }
+        let mut done = 0;
+        while done < buf.len() {
+            let (frame, within) = layout.locate(at + done as u64)?;
+            let len = (layout.frame() - within).min(buf.len() - done);
+            let starts = within == 0;
+            if !self.load(base, layout, frame)? {
+                let rest = &mut buf[done..];
+                rest.fill(0);
+                if layout.logical_size(base.size()?) < at + (done + len) as u64 {
+                    return Ok(Filled::Short);
+                }
+                return if starts {
+                    Ok(Filled::Full)
+                } else {
+                    Err(Error::FrameAuthentication { frame })
+                };
+            }
+            if starts {
+                self.tell_commit(parent);
+            } else if !self.is_expected(base, parent, frame)? {
+                self.held = None;
+                return Err(Error::FrameAuthentication { frame });
+            }
+            buf[done..done + len].copy_from_slice(&self.plain[within..within + len]);
+            done += len;
+        }
+        Ok(Filled::Full)
+    }
+
+    /// Reads of SQLite's WAL header: the whole in recovery, its checksum when a transaction that
+    /// started the log has overwritten frames.
+    fn read_header(
+        &mut self,
+        base: &impl Storage,
+        parent: &mut impl Parent,
+        layout: Layout,
+        buf: &mut [u8],
+        at: usize,
+    ) -> Result<Filled> {
+        let end = at + buf.len();
+        if end > WAL_HEADER {
+            return Err(Error::NotAPage { offset: at as u64, len: buf.len() });
+        }
+        match self.load_header(base, layout)? {
+            Some(record) => {
+                buf.copy_from_slice(&record[at..end]);
+                if at == 0 {
+                    parent.recovery_starts(number(&record[WAL_HEADER..]));
+                }
+                Ok(Filled::Full)
+            }
+            None if at == 0 => {
+                buf.fill(0);
+                let size = layout.logical_size(base.size()?);
+                Ok(if size < end as u64 { Filled::Short } else { Filled::Full })
+            }
+            None => Err(Error::FrameAuthentication { frame: 0 }),
+        }
+    }
+
+    /// The database may have been cut to the size that a commit left it.
+    fn tell_commit(&self, parent: &mut impl Parent) {
+        let pages = number(&self.plain[COMMIT_AT..]);
+        if pages > 0 && self.plain[SALTS_AT..].starts_with(&self.salts) {
+            parent.recovery_passes(pages);
+        }
+    }
+
+    /// Whether the frame in `plain` is the one that SQLite means by `frame`.
+    fn is_expected(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        frame: u32,
+    ) -> Result<bool> {
+        let mut salts = Salts::default();
+        salts.copy_from_slice(&self.plain[SALTS_AT..SALTS_AT + size_of::<Salts>()]);
+        let mine = self.unfinished.is_some_and(|first| frame >= first);
+        if salts != self.salts && !mine {
+            self.load_layout(base)?;
+        }
+        // Once a frame was overwritten, SQLite leaves out the salts of later ones until it commits.
+        let of_this_log = salts == self.salts || mine && salts == Salts::default();
+        let page = number(&self.plain);
+        Ok(of_this_log && parent.page_of(frame).is_none_or(|expected| expected == page))
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        bytes: &[u8],
+        at: u64,
+    ) -> Result<()> {
+        self.refresh(base, parent)?;
+        if at == 0
+            && let Ok(header) = <&[u8; WAL_HEADER]>::try_from(bytes)
+        {
+            return self.begin(base, parent, header);
+        }
+        let Some(layout) = self.layout.filter(|_| at >= WAL_HEADER as u64) else {
+            return Err(Error::NotAPage { offset: at, len: bytes.len() });
+        };
+        let mut done = 0;
+        while done < bytes.len() {
+            let (frame, within) = layout.locate(at + done as u64)?;
+            let len = (layout.frame() - within).min(bytes.len() - done);
+            self.write_part(base, layout, frame, within, &bytes[done..done + len])?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        self.settle(base)?;
+        self.pending = None;
+        self.held = None;
+        match self.layout {
+            Some(layout) if size > 0 => base.truncate(layout.physical_size(size)),
+            _ => {
+                self.layout = None;
+                base.truncate(0)
+            }
+        }
+    }
+
+    /// What was written survives power loss once the base syncs: nothing of it is only here.
+    pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
+        self.settle(base)
+    }
+
+    /// SQLite starts a log, in an empty file or over one whose frames are all in the database.
+    fn begin(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        header: &[u8; WAL_HEADER],
+    ) -> Result<()> {
+        let keyring = self.keyring.as_ref().ok_or_else(|| {
+            Error::Usage("a log was written before its database was created".into())
+        })?;
+        let page_size = number(&header[WAL_PAGE_SIZE_AT..]) as usize;
+        if !is_size(page_size) {
+            return Err(Error::PageSize(page_size as u32));
+        }
+        let file_id = *keyring.file_id();
+        self.load_layout(base)?;
+        let kept = self.layout.filter(|layout| layout.page_size == page_size);
+        let layout = kept.unwrap_or(Layout { page_size, sector: self.sector });
+        let mut record = [0; RECORD_0];
+        record[..WAL_HEADER].copy_from_slice(header);
+        record[WAL_HEADER..].copy_from_slice(&parent.pages()?.to_be_bytes());
+        let mut image = vec![0; layout.sector + RECORD_0 + RESERVE];
+        image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
+        let cipher = self.cipher.as_mut().ok_or(Error::FrameAuthentication { frame: 0 })?;
+        cipher.begin();
+        cipher.seal(0, &record, &mut image[layout.sector..])?;
+        let from = if kept.is_some() { layout.sector } else { 0 };
+        self.layout = None;
+        base.write(&image[from..], from as u64)?;
+        self.set_layout(layout);
+        self.salts.copy_from_slice(&header[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]);
+        Ok(())
+    }
+
+    fn write_part(
+        &mut self,
+        base: &impl Storage,
+        layout: Layout,
+        frame: u32,
+        within: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let end = within + bytes.len();
+        let continues =
+            self.pending.is_some_and(|have| have.frame == frame && have.filled == within);
+        if !continues {
+            self.settle(base)?;
+        }
+        if continues || within == 0 && self.held != Some(frame) {
+            self.gathered[within..end].copy_from_slice(bytes);
+            self.pending = Some(Pending { frame, filled: end });
+            if end < layout.frame() {
+                return Ok(());
+            }
+            std::mem::swap(&mut self.gathered, &mut self.plain);
+        } else {
+            if self.held != Some(frame) && !self.load(base, layout, frame)? {
+                return Err(Error::FrameAuthentication { frame });
+            }
+            self.plain[within..end].copy_from_slice(bytes);
+        }
+        self.pending = None;
+        self.store(base, layout, frame)
+    }
+
+    /// Seals what is in `plain` as `frame` and writes it. A commit ends the run of nonces.
+    fn store(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<()> {
+        self.held = None;
+        let cipher = self.cipher.as_mut().ok_or(Error::FrameAuthentication { frame })?;
+        cipher.seal(u64::from(frame), &self.plain, &mut self.sealed)?;
+        base.write(&self.sealed, layout.position(frame))?;
+        if number(&self.plain[COMMIT_AT..]) > 0 {
+            cipher.begin();
+            self.unfinished = None;
+        } else {
+            self.held = Some(frame);
+            self.unfinished = self.unfinished.map(|first| first.min(frame)).or(Some(frame));
+        }
+        Ok(())
+    }
+
+    /// Something else follows the beginning of a frame, so it was meant for the one that is there.
+    /// Where there is none, no frame was finished, and it waits for its rest.
+    fn settle(&mut self, base: &impl Storage) -> Result<()> {
+        let (Some(pending), Some(layout)) = (self.pending, self.layout) else { return Ok(()) };
+        if !self.load(base, layout, pending.frame)? {
+            return Ok(());
+        }
+        self.pending = None;
+        self.plain[..pending.filled].copy_from_slice(&self.gathered[..pending.filled]);
+        self.store(base, layout, pending.frame)
+    }
+
+    /// Puts the record of `frame` into `plain`; `false` where it does not authenticate.
+    fn load(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<bool> {
+        self.held = None;
+        let Some(cipher) = &mut self.cipher else { return Ok(false) };
+        let whole = base.read(&mut self.sealed, layout.position(frame))?;
+        let good = whole && cipher.open(u64::from(frame), &self.sealed, &mut self.plain).is_ok();
+        self.held = good.then_some(frame);
+        Ok(good)
+    }
+
+    /// Record 0, and its salts into `salts`; `None` where it does not authenticate.
+    fn load_header(
+        &mut self,
+        base: &impl Storage,
+        layout: Layout,
+    ) -> Result<Option<[u8; RECORD_0]>> {
+        let Some(cipher) = &mut self.cipher else { return Ok(None) };
+        let (mut sealed, mut record) = ([0; RECORD_0 + RESERVE], [0; RECORD_0]);
+        let whole = base.read(&mut sealed, layout.sector as u64)?;
+        if !whole || cipher.open(0, &sealed, &mut record).is_err() {
+            return Ok(None);
+        }
+        self.salts.copy_from_slice(&record[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]);
+        Ok(Some(record))
+    }
+
+    /// Looks at the file again if another handle may have started a log in it.
+    fn refresh(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
+        let locks = parent.locks();
+        let unchanged = self.locks == locks || parent.salts().is_none_or(|now| now == self.salts);
+        if self.locks != locks {
+            self.unfinished = None;
+        }
+        self.locks = locks;
+        if self.layout.is_some() && unchanged { Ok(()) } else { self.load_layout(base) }
+    }
+
+    fn load_layout(&mut self, base: &impl Storage) -> Result<()> {
+        let Some(keyring) = &self.keyring else { return Ok(()) };
+        let mut header = [0; HEADER_LEN];
+        let whole = base.read(&mut header, 0)?;
+        let layout = Layout::decode(&header, keyring.file_id()).filter(|_| whole);
+        match layout {
+            Some(layout) => {
+                if self.layout != Some(layout) {
+                    self.set_layout(layout);
+                }
+                self.load_header(base, layout)?;
+            }
+            None => self.layout = None,
+        }
+        Ok(())
+    }
+
+    fn set_layout(&mut self, layout: Layout) {
+        self.layout = Some(layout);
+        self.pending = None;
+        self.held = None;
+        self.plain.resize(layout.frame(), 0);
+        self.gathered.resize(layout.frame(), 0);
+        self.sealed.resize(layout.record(), 0);
+    }
+}
+
+/// The big-endian number that `bytes` start with.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+#[path = "wal_tests.rs"]
+mod tests;

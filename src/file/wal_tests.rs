@@ -1,0 +1,375 @@
+//! What the bytes of a write-ahead log mean, on storage in memory.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::file::main_db::tests::keyring;
+use crate::file::memory::Memory;
+
+const PAGE: usize = 1024;
+const FRAME: usize = FRAME_HEADER + PAGE;
+
+/// A database with a wal-index, as far as a log asks for it.
+#[derive(Default)]
+struct Db {
+    locks: u64,
+    salts: Option<Salts>,
+    pages: Vec<u32>,
+    recovered: Vec<u32>,
+}
+
+impl Parent for Db {
+    fn locks(&self) -> u64 {
+        self.locks
+    }
+    fn salts(&self) -> Option<Salts> {
+        self.salts
+    }
+    fn page_of(&self, frame: u32) -> Option<u32> {
+        self.pages.get(frame as usize - 1).copied()
+    }
+    fn pages(&self) -> Result<u32> {
+        Ok(7)
+    }
+    fn recovery_starts(&mut self, pages: u32) {
+        self.recovered = vec![pages];
+    }
+    fn recovery_passes(&mut self, pages: u32) {
+        self.recovered.push(pages);
+    }
+}
+
+fn wal_header(salt: u8) -> [u8; WAL_HEADER] {
+    let mut header = [salt; WAL_HEADER];
+    header[..4].copy_from_slice(&0x377f_0682_u32.to_be_bytes());
+    header[WAL_PAGE_SIZE_AT..12].copy_from_slice(&(PAGE as u32).to_be_bytes());
+    header
+}
+
+fn frame(page: u32, commit: u32, salt: u8, fill: u8) -> Vec<u8> {
+    let mut frame = vec![fill; FRAME];
+    frame[..4].copy_from_slice(&page.to_be_bytes());
+    frame[4..8].copy_from_slice(&commit.to_be_bytes());
+    frame[8..16].fill(salt);
+    frame
+}
+
+fn at(frame: u64) -> u64 {
+    WAL_HEADER as u64 + (frame - 1) * FRAME as u64
+}
+
+/// A log as SQLite writes it: header, then each frame as header and page.
+fn write_frame(wal: &mut Wal, base: &Memory, db: &Db, number: u64, bytes: &[u8]) {
+    wal.write(base, db, &bytes[..FRAME_HEADER], at(number)).unwrap();
+    wal.write(base, db, &bytes[FRAME_HEADER..], at(number) + FRAME_HEADER as u64).unwrap();
+}
+
+fn read(
+    wal: &mut Wal,
+    base: &Memory,
+    db: &mut Db,
+    at: u64,
+    len: usize,
+) -> (Result<Filled>, Vec<u8>) {
+    let mut buf = vec![1; len];
+    let result = wal.read(base, db, &mut buf, at);
+    (result, buf)
+}
+
+fn two_frames(sector: usize) -> (Memory, Arc<Keyring>, Wal) {
+    let (base, keyring) = (Memory::default(), keyring());
+    let mut wal = Wal::new(Some(Arc::clone(&keyring)), sector);
+    wal.write(&base, &Db::default(), &wal_header(5), 0).unwrap();
+    write_frame(&mut wal, &base, &Db::default(), 1, &frame(3, 0, 5, 0xaa));
+    write_frame(&mut wal, &base, &Db::default(), 2, &frame(4, 9, 5, 0xbb));
+    (base, keyring, wal)
+}
+
+#[test]
+fn another_handle_reads_what_was_written() {
+    for sector in [512, 4096] {
+        let (base, keyring, _) = two_frames(sector);
+        let (mut other, mut db) = (Wal::new(Some(keyring), 512), Db::default());
+        let size = at(3);
+        assert_eq!(other.size(&base, &db).unwrap(), size, "sector {sector}");
+        let (filled, header) = read(&mut other, &base, &mut db, 0, WAL_HEADER);
+        assert_eq!((filled.unwrap(), header), (Filled::Full, wal_header(5).to_vec()));
+        for (number, bytes) in [(1, frame(3, 0, 5, 0xaa)), (2, frame(4, 9, 5, 0xbb))] {
+            let (filled, got) = read(&mut other, &base, &mut db, at(number), FRAME);
+            assert_eq!((filled.unwrap(), &got), (Filled::Full, &bytes), "frame {number}");
+            let (filled, got) = read(&mut other, &base, &mut db, at(number) + 24, PAGE);
+            assert_eq!((filled.unwrap(), &got[..]), (Filled::Full, &bytes[24..]));
+            let (filled, got) = read(&mut other, &base, &mut db, at(number) + 16, 8);
+            assert_eq!((filled.unwrap(), &got[..]), (Filled::Full, &bytes[16..24]));
+        }
+        assert_eq!(db.recovered, [7, 9], "pages at the log's start, and after each commit");
+        let (filled, _) = read(&mut other, &base, &mut db, at(3), FRAME);
+        assert_eq!(filled.unwrap(), Filled::Short);
+    }
+}
+
+/// Guarantee 9: the write that completes a frame has put all of it into the base.
+#[test]
+fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
+    for sector in [512, 4096] {
+        for cut in [1, 8, 24, 25, 500, FRAME - 1] {
+            let (base, keyring, mut wal) = two_frames(sector);
+            let (mut db, third) = (Db::default(), frame(5, 9, 5, 0xcc));
+            wal.write(&base, &db, &third[..cut], at(3)).unwrap();
+            wal.before_sync(&base).unwrap();
+            let size = wal.size(&base, &db).unwrap();
+            assert_eq!(size, at(3), "sector {sector}, cut at {cut}");
+            wal.write(&base, &db, &third[cut..], at(3) + cut as u64).unwrap();
+            let mut other = Wal::new(Some(keyring), 512);
+            let (filled, got) = read(&mut other, &base, &mut db, at(3), FRAME);
+            assert_eq!((filled.unwrap(), got), (Filled::Full, third), "cut at {cut}");
+        }
+    }
+}
+
+/// T6: the page of a frame is overwritten in its transaction; then SQLite reads each frame and
+/// rewrites its header, the last one with nothing after it.
+#[test]
+fn pages_and_headers_are_rewritten_in_place() {
+    let (base, keyring, mut wal) = two_frames(512);
+    let mut db = Db::default();
+    wal.write(&base, &db, &[0xdd; PAGE], at(1) + 24).unwrap();
+    let mut want = frame(3, 0, 5, 0xaa);
+    want[24..].fill(0xdd);
+    let (filled, got) = read(&mut wal, &base, &mut db, at(1), FRAME);
+    assert_eq!((filled.unwrap(), &got), (Filled::Full, &want));
+    want[16..24].fill(0x11);
+    wal.write(&base, &db, &want[..24], at(1)).unwrap();
+    let mut other = Wal::new(Some(Arc::clone(&keyring)), 512);
+    let (filled, got) = read(&mut other, &base, &mut db, at(1), FRAME);
+    assert_eq!((filled.unwrap(), &got), (Filled::Full, &want), "at once, no sync needed");
+
+    // Without a read before it, a header waits for what follows: nothing that is written is lost.
+    let mut other = Wal::new(Some(Arc::clone(&keyring)), 512);
+    want[16..24].fill(0x22);
+    other.write(&base, &db, &want[..24], at(1)).unwrap();
+    other.before_sync(&base).unwrap();
+    let mut third = Wal::new(Some(keyring), 512);
+    let (filled, got) = read(&mut third, &base, &mut db, at(1), FRAME);
+    assert_eq!((filled.unwrap(), &got), (Filled::Full, &want));
+}
+
+#[test]
+fn no_nonce_comes_twice_however_often_a_frame_is_rewritten() {
+    let (base, _, mut wal) = two_frames(512);
+    let mut seen = std::collections::HashSet::new();
+    for fill in 0..50 {
+        write_frame(&mut wal, &base, &Db::default(), 1, &frame(3, u32::from(fill % 2), 5, fill));
+        let end = 1024 + FRAME + RESERVE;
+        let trailer = base.0.borrow()[end - RESERVE + 4..end - 20].to_vec();
+        assert!(seen.insert(trailer), "write {fill}");
+    }
+}
+
+type Change = Box<dyn Fn(&mut Vec<u8>)>;
+
+/// What is done to a closed log, and what recovery and a page read then see of frame 2.
+#[test]
+fn what_does_not_authenticate_is_the_end_of_the_log_or_an_error() {
+    let (good, keyring, _) = two_frames(512);
+    let good = good.0.borrow().clone();
+    let record = FRAME + RESERVE;
+    let second = 1024 + record;
+    let (other, ..) = two_frames(512);
+    let other = other.0.borrow().clone();
+    let mut rows: Vec<(String, Change)> = vec![
+        ("frame 1 again as frame 2".into(), Box::new(move |b| b.copy_within(1024..second, second))),
+        ("zeroed".into(), Box::new(move |b| b[second..].fill(0))),
+        (
+            "of another database".into(),
+            Box::new(move |b| b[second..].copy_from_slice(&other[second..])),
+        ),
+    ];
+    for bit in (0..record * 8).step_by(37) {
+        let at = second + bit / 8;
+        rows.push((format!("bit {bit} flipped"), Box::new(move |b| b[at] ^= 1 << (bit % 8))));
+    }
+    for (attack, change) in rows {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        let base = Memory::default();
+        base.0.replace(bytes);
+        let (mut wal, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 512), Db::default());
+        let (filled, got) = read(&mut wal, &base, &mut db, at(2), FRAME);
+        assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0; FRAME]), "{attack}");
+        for (from, len) in [(24, PAGE), (16, 8)] {
+            let (filled, got) = read(&mut wal, &base, &mut db, at(2) + from, len);
+            let error = matches!(filled, Err(Error::FrameAuthentication { frame: 2 }));
+            assert!(error, "{attack}: {filled:?}");
+            assert_eq!(got, vec![0; len], "{attack}");
+        }
+        assert!(wal.write(&base, &db, &[9; PAGE], at(2) + 24).is_err(), "{attack}: overwritten");
+    }
+}
+
+/// Invariant 3: authentic records that are not of this log, or not of the page that the wal-index
+/// has for the frame.
+#[test]
+fn an_authentic_record_of_another_time_is_not_a_page() {
+    let (base, keyring, mut wal) = two_frames(512);
+    let before = base.0.borrow().clone();
+    // The log starts again, and frame 1 holds another page.
+    wal.write(&base, &Db::default(), &wal_header(6), 0).unwrap();
+    write_frame(&mut wal, &base, &Db::default(), 1, &frame(8, 9, 6, 0xee));
+    let now = base.0.borrow().clone();
+    let record = FRAME + RESERVE;
+    let mixed = [&now[..1024], &before[1024..1024 + record], &now[1024 + record..]].concat();
+    for (attack, bytes, salts, page, good) in [
+        ("none", &now, Some([6; 8]), 8, true),
+        ("a frame of the log before", &mixed, Some([6; 8]), 8, false),
+        ("the wal-index names another page", &now, Some([6; 8]), 3, false),
+        ("all of the log before, the wal-index too: replay", &before, Some([5; 8]), 3, true),
+    ] {
+        let base = Memory::default();
+        base.0.replace(bytes.clone());
+        let mut wal = Wal::new(Some(Arc::clone(&keyring)), 512);
+        let mut db = Db { locks: 1, salts, pages: vec![page], ..Db::default() };
+        let (filled, got) = read(&mut wal, &base, &mut db, at(1) + 24, PAGE);
+        assert_eq!(filled.is_ok(), good, "{attack}: {filled:?}");
+        assert!(good || got.iter().all(|&byte| byte == 1), "{attack}: something was handed out");
+    }
+}
+
+/// Invariant 4: another handle truncates the log and starts one with another sector.
+#[test]
+fn a_handle_follows_a_new_layout() {
+    let (base, keyring, mut first) = two_frames(512);
+    let mut second = Wal::new(Some(Arc::clone(&keyring)), 4096);
+    assert_eq!(second.size(&base, &Db::default()).unwrap(), at(3));
+    second.truncate(&base, 0).unwrap();
+    second.write(&base, &Db::default(), &wal_header(6), 0).unwrap();
+    write_frame(&mut second, &base, &Db::default(), 1, &frame(8, 9, 6, 0xee));
+    let mut db = Db { locks: 1, salts: Some([6; 8]), pages: vec![8, 10], ..Db::default() };
+    write_frame(&mut first, &base, &db, 2, &frame(10, 9, 6, 0xef));
+    for wal in [&mut first, &mut second] {
+        for (number, fill) in [(1, 0xee), (2, 0xef)] {
+            let (filled, got) = read(wal, &base, &mut db, at(number) + 24, PAGE);
+            assert_eq!((filled.unwrap(), got), (Filled::Full, vec![fill; PAGE]), "{number}");
+        }
+    }
+}
+
+#[test]
+fn a_log_of_another_database_counts_as_empty() {
+    let (base, ..) = two_frames(512);
+    let (mut wal, mut db) = (Wal::new(Some(keyring()), 512), Db::default());
+    assert!(wal.is_foreign(&base).unwrap());
+    assert_eq!(wal.size(&base, &db).unwrap(), 0);
+    let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
+    assert_eq!((filled.unwrap(), got), (Filled::Short, vec![0; WAL_HEADER]));
+    assert!(db.recovered.is_empty());
+}
+
+#[test]
+fn sizes_map_there_and_back() {
+    for sector in [512, 4096, 65536] {
+        for page_size in [1024, 4096, 65536] {
+            let layout = Layout { page_size, sector };
+            let frame = layout.frame() as u64;
+            for frames in 0..4 {
+                for part in [0, 1, 24, 500, frame - 1] {
+                    let size = WAL_HEADER as u64 + frames * frame + part;
+                    let physical = layout.physical_size(size);
+                    assert_eq!(layout.logical_size(physical), size, "{sector} {page_size}");
+                }
+                // As a write leaves it: the last record is not filled up.
+                let written = layout.position(frames as u32 + 1) + layout.record() as u64;
+                let size = WAL_HEADER as u64 + (frames + 1) * frame;
+                assert_eq!(layout.logical_size(written), size, "{sector} {page_size} {frames}");
+            }
+            assert_eq!(layout.logical_size(0), 0);
+        }
+    }
+}
+
+#[test]
+fn a_header_that_is_none_is_refused_or_ignored() {
+    for (at, value) in [
+        (0, 1),
+        (FORMAT_AT + 3, 2),
+        (PAGE_SIZE_AT + 3, 1),
+        (PAGE_SIZE_AT + 2, 0),
+        (PAGE_SIZE_AT, 1),
+        (SECTOR_AT, 0xff),
+        (SECTOR_AT + 2, 3),
+        (FILE_ID_AT, 0),
+    ] {
+        let (base, keyring, _) = two_frames(512);
+        let good = base.0.borrow()[at];
+        base.0.borrow_mut()[at] = good ^ (value | 1);
+        let (mut wal, mut db) = (Wal::new(Some(keyring), 512), Db::default());
+        let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
+        assert!(filled.is_ok(), "byte {at}");
+        assert_eq!(got, vec![0; WAL_HEADER], "byte {at}");
+    }
+    let (base, keyring, mut wal) = two_frames(512);
+    let db = Db::default();
+    for page_size in [0_u32, 100, 3000, 131_072] {
+        let mut header = wal_header(6);
+        header[WAL_PAGE_SIZE_AT..12].copy_from_slice(&page_size.to_be_bytes());
+        assert!(wal.write(&base, &db, &header, 0).is_err(), "page size {page_size}");
+    }
+    assert!(wal.write(&base, &db, &[1; 8], 8).is_err(), "part of a WAL header");
+    assert!(Wal::new(None, 512).write(&base, &db, &wal_header(6), 0).is_err());
+    assert!(Wal::new(Some(keyring), 512).write(&Memory::default(), &db, &[1; 24], 32).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 200 }))]
+    /// Whatever is written whole, rewritten in part, cut and begun again reads as in a plain file.
+    #[test]
+    fn reads_as_a_plain_file_does(
+        steps in proptest::collection::vec((0..5_u8, 0..6_u64, 1..=255_u8), 1..40),
+        sector in prop_oneof![Just(512_usize), Just(4096)],
+    ) {
+        let (base, model, keyring) = (Memory::default(), Memory::default(), keyring());
+        let mut wal = Wal::new(Some(Arc::clone(&keyring)), sector);
+        let mut db = Db::default();
+        wal.write(&base, &db, &wal_header(5), 0).unwrap();
+        model.write(&wal_header(5), 0).unwrap();
+        let mut frames = 0;
+        for (kind, pick, fill) in steps {
+            let known = 1 + pick % frames.max(1);
+            match kind {
+                0 | 1 => {
+                    frames += 1;
+                    let bytes = frame(u32::from(fill), u32::from(kind), 5, fill);
+                    write_frame(&mut wal, &base, &db, frames, &bytes);
+                    model.write(&bytes, at(frames)).unwrap();
+                }
+                2 if frames > 0 => {
+                    wal.write(&base, &db, &[fill; PAGE], at(known) + 24).unwrap();
+                    model.write(&[fill; PAGE], at(known) + 24).unwrap();
+                }
+                3 if frames > 0 => {
+                    let bytes = frame(u32::from(fill), 0, 5, fill);
+                    wal.write(&base, &db, &bytes[..24], at(known)).unwrap();
+                    model.write(&bytes[..24], at(known)).unwrap();
+                }
+                4 => {
+                    frames = pick.min(frames);
+                    wal.truncate(&base, at(frames + 1)).unwrap();
+                    model.truncate(at(frames + 1)).unwrap();
+                }
+                _ => {}
+            }
+        }
+        wal.before_sync(&base).unwrap();
+        let mut other = Wal::new(Some(keyring), 512);
+        for wal in [&mut wal, &mut other] {
+            prop_assert_eq!(wal.size(&base, &db).unwrap(), model.size().unwrap());
+            for number in 1..=frames {
+                let (filled, got) = read(wal, &base, &mut db, at(number), FRAME);
+                let mut want = vec![0; FRAME];
+                model.read(&mut want, at(number)).unwrap();
+                prop_assert_eq!(filled.unwrap(), Filled::Full);
+                prop_assert_eq!(got, want);
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What the wal-index in shared memory says of the log's frames.
+//!
+//! ```text
+//! region 0      | header 48 | header again 48 | checkpoint info 40 | pages of frames 1.. | hash |
+//! region n > 0  | pages of 4096 frames, 4 bytes each                                     | hash |
+//! ```
+//! The layout is SQLite's (<https://www.sqlite.org/walformat.html>, section 2), in native byte order.
+//! The base VFS owns the memory, and every process that has the database open writes to it.
+
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::file::wal::Salts;
+
+/// Bytes of a region: page numbers, and a hash table of 8192 entries.
+const REGION: c_int = 32768;
+const PAGE_NUMBERS: u32 = 4096;
+/// Words before the page numbers in region 0.
+const HEADER_WORDS: u32 = 136 / 4;
+/// Page numbers in region 0.
+const FIRST: u32 = PAGE_NUMBERS - HEADER_WORDS;
+/// Word of the header whose third byte says whether it was ever written, and its two words of salts.
+const INIT_WORD: usize = 3;
+const SALT_WORD: usize = 8;
+
+/// The regions that SQLite mapped through one database file.
+#[derive(Default)]
+pub(super) struct Shm {
+    regions: Vec<*mut c_void>,
+    /// Counts the locks taken.
+    pub(super) locks: u64,
+}
+
+impl Shm {
+    /// Region `number` is mapped at `region`, or not at all where that is null.
+    ///
+    /// # Safety
+    /// A non-null `region` has `size` bytes, aligned for words, until [`Shm::unmapped`].
+    pub(super) unsafe fn mapped(&mut self, number: c_int, size: c_int, region: *mut c_void) {
+        let Ok(number) = usize::try_from(number) else { return };
+        let region = if size == REGION { region } else { std::ptr::null_mut() };
+        if number < self.regions.len() {
+            self.regions[number] = region;
+        } else if number == self.regions.len() {
+            self.regions.push(region);
+        }
+    }
+
+    pub(super) fn unmapped(&mut self) {
+        self.regions.clear();
+    }
+
+    /// The salts of the log that the wal-index describes.
+    pub(super) fn salts(&self) -> Option<Salts> {
+        let is_init = self.word(0, INIT_WORD)?.to_ne_bytes()[0] != 0;
+        let salts = [self.word(0, SALT_WORD)?, self.word(0, SALT_WORD + 1)?];
+        let mut bytes = Salts::default();
+        bytes[..4].copy_from_slice(&salts[0].to_ne_bytes());
+        bytes[4..].copy_from_slice(&salts[1].to_ne_bytes());
+        is_init.then_some(bytes)
+    }
+
+    /// The page whose content `frame`, from 1, holds.
+    pub(super) fn page_of(&self, frame: u32) -> Option<u32> {
+        let index = frame.checked_sub(1)?;
+        match index.checked_sub(FIRST) {
+            None => self.word(0, (index + HEADER_WORDS) as usize),
+            Some(rest) => {
+                let region = 1 + (rest / PAGE_NUMBERS) as usize;
+                self.word(region, (rest % PAGE_NUMBERS) as usize)
+            }
+        }
+    }
+
+    /// A word of the page numbers or of what stands before them.
+    fn word(&self, region: usize, word: usize) -> Option<u32> {
+        let region = *self.regions.get(region)?;
+        if region.is_null() || word >= PAGE_NUMBERS as usize {
+            return None;
+        }
+        // SAFETY: `mapped` was promised a region of 32768 bytes, of which this is among the first
+        // 16384, and others write to it while we read.
+        Some(unsafe { AtomicU32::from_ptr(region.cast::<u32>().add(word)) }.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_found_where_sqlite_keeps_them() {
+        let mut memory: Vec<Vec<u32>> = (0..3).map(|_| vec![0; REGION as usize / 4]).collect();
+        // Frame, region, word: the ends of what SQLite's sources call walFramePage's ranges.
+        let places = [(1, 0, 34), (4062, 0, 4095), (4063, 1, 0), (8158, 1, 4095), (8159, 2, 0)];
+        for (frame, region, word) in places {
+            memory[region][word] = 1000 + frame;
+        }
+        memory[0][INIT_WORD] = u32::from_ne_bytes([1, 0, 0, 0]);
+        memory[0][SALT_WORD] = u32::from_ne_bytes(*b"salt");
+        memory[0][SALT_WORD + 1] = u32::from_ne_bytes(*b"pair");
+        let mut shm = Shm::default();
+        assert_eq!((shm.salts(), shm.page_of(1)), (None, None));
+        for (number, region) in memory.iter_mut().enumerate() {
+            // SAFETY: `memory` outlives `shm`.
+            unsafe { shm.mapped(number as c_int, REGION, region.as_mut_ptr().cast()) };
+        }
+        for (frame, ..) in places {
+            assert_eq!(shm.page_of(frame), Some(1000 + frame));
+        }
+        assert_eq!(shm.salts(), Some(*b"saltpair"));
+        assert_eq!(shm.page_of(0), None);
+        assert_eq!(shm.page_of(8159 + 4096), None);
+        shm.unmapped();
+        assert_eq!(shm.page_of(1), None);
+    }
+}
