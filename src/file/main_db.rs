@@ -456,8 +456,8 @@ impl Pages {
         Ok(if opened { Found::Good } else { Found::Bad })
     }
 
-    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn page
-    /// 1. It takes the page size and the reserve bytes from it, and whether its cache is of another
+    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn first
+    /// page. It takes the page size and the reserve bytes from it, and whether its cache is of another
     /// time; everything else it takes from page 1 once that reads well.
     fn made_up_header(&self, buf: &mut [u8], at: usize) {
         let mut header = [0; SQLITE_HEADER];
