@@ -2,6 +2,8 @@
 //! database rolls it back. The process is this test binary, started again with a task.
 
 mod common;
+#[path = "common/vfs.rs"]
+mod vfs;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,6 +13,7 @@ use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, Options};
+use vfs::{Kind, Method, TestVfs};
 
 const TASK: &str = "SQLITE_TDE_TEST_DIES_IN";
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
@@ -110,4 +113,52 @@ fn the_journal_of_another_database_is_ignored() {
     let db = connect(one_home.dir.path(), "DELETE");
     assert_eq!(rows(&db, "SELECT a, hex(b) FROM t"), before);
     assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
+}
+
+/// A transaction over two databases stops where its super-journal should be deleted. Each is opened
+/// by itself, so the other's journal cannot be read, and must keep the super-journal alive.
+#[test]
+fn two_databases_of_one_transaction_are_rolled_back_one_by_one() {
+    for mode in MODES {
+        for first in ["main.db", "aux.db"] {
+            let what = format!("{mode}, {first} first");
+            let vfs = TestVfs::new();
+            let home = Home::with(|options| options.base(vfs.name));
+            let open = || {
+                let db = home.open(&home.path("main.db"));
+                let uri = home.uri(&home.path("aux.db"));
+                db.execute_batch(&format!("ATTACH '{uri}' AS aux; PRAGMA journal_mode={mode};"))
+                    .unwrap();
+                db
+            };
+            let db = open();
+            db.execute_batch("CREATE TABLE main.t(a); CREATE TABLE aux.t(a)").unwrap();
+            let work = "BEGIN; INSERT INTO main.t VALUES(1); INSERT INTO aux.t VALUES(1); COMMIT";
+            vfs.clear();
+            db.execute_batch(work).unwrap();
+            let calls = vfs.calls();
+            let delete = calls.iter().position(|(method, _)| *method == Method::Delete).unwrap();
+            db.execute_batch("DELETE FROM main.t; DELETE FROM aux.t").unwrap();
+            vfs.fail(delete, Kind::From);
+            assert!(db.execute_batch(work).is_err(), "{what}");
+            drop(db);
+            vfs.clear();
+            let super_journals = || {
+                let names = std::fs::read_dir(home.dir.path())
+                    .unwrap()
+                    .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+                names.filter(|name| name.contains("-mj")).count()
+            };
+            assert_eq!(super_journals(), 1, "{what}");
+            let second = if first == "main.db" { "aux.db" } else { "main.db" };
+            for (name, left) in [(first, 1), (second, 0)] {
+                let db = home.open(&home.path(name));
+                assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(0), "{what}: {name}");
+                assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
+                drop(db);
+                assert_eq!(super_journals(), left, "{what}: after {name}");
+            }
+            open().execute_batch(work).unwrap();
+        }
+    }
 }

@@ -46,6 +46,15 @@ const FIELD: usize = 8;
 
 const _: () = assert!(FILE_ID_AT + ID_LEN <= HEADER_LEN);
 
+/// What SQLite's look at the journal of another database finds.
+pub(crate) enum Another {
+    /// No journal of ours.
+    NotOurs,
+    Readable(Box<Journal>),
+    /// A journal whose database is not open in this process.
+    NoKey,
+}
+
 pub(crate) struct Journal {
     keyring: Option<Arc<Keyring>>,
     cipher: Option<PageCipher>,
@@ -77,26 +86,18 @@ impl Journal {
     }
 
     /// The journal of another database than the one whose transaction is rolled back: SQLite looks
-    /// whether it still names the super-journal, and opens it as if it were one. `None` where the
-    /// file is no journal of ours.
-    ///
-    /// Its keys are found where that database is open in this process. Elsewhere the answer is an
-    /// error, on which SQLite keeps the super-journal: the other database needs it to roll back.
-    pub(crate) fn open_of_another(base: &impl Storage) -> Result<Option<Self>> {
+    /// whether it still names the super-journal, and opens it as if it were one.
+    pub(crate) fn open_of_another(base: &impl Storage) -> Result<Another> {
         let mut header = [0; HEADER_LEN];
         if !base.read(&mut header, 0)? || &header[..FORMAT_AT] != MAGIC {
-            return Ok(None);
+            return Ok(Another::NotOurs);
         }
         let mut file_id = FileId::default();
         file_id.copy_from_slice(&header[FILE_ID_AT..FILE_ID_AT + ID_LEN]);
-        let keyring = cached(&file_id).ok_or_else(|| {
-            Error::NoKey(
-                "another database of an interrupted transaction is not open: open it to complete \
-                 its rollback"
-                    .into(),
-            )
-        })?;
-        Self::open(base, Some(keyring)).map(Some)
+        match cached(&file_id) {
+            Some(keyring) => Ok(Another::Readable(Box::new(Self::open(base, Some(keyring))?))),
+            None => Ok(Another::NoKey),
+        }
     }
 
     /// `None` for the torn or foreign header of a journal that holds nothing for this database.
@@ -272,6 +273,20 @@ impl Changed {
         let place = usize::from(self.0[0].is_some());
         self.0[place] = Some((record, copy));
     }
+}
+
+/// The end of a journal that names the super-journal `name`, as SQLite writes it: name, length,
+/// checksum, magic. It stands in for a journal that cannot be read: SQLite then keeps the
+/// super-journal, which the other database may need to roll back.
+pub(crate) fn naming(name: &[u8]) -> Vec<u8> {
+    const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    // SQLite adds up C's `char`s, which have a sign on some platforms.
+    let add = |sum: u32, &byte: &u8| sum.wrapping_add(byte as std::ffi::c_char as u32);
+    let mut end = name.to_vec();
+    end.extend_from_slice(&(name.len() as u32).to_be_bytes());
+    end.extend_from_slice(&name.iter().fold(0, add).to_be_bytes());
+    end.extend_from_slice(&MAGIC);
+    end
 }
 
 /// SQLite's size of a journal that is `physical` bytes long.

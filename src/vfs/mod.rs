@@ -225,7 +225,9 @@ unsafe fn open_inside(
     // SAFETY: it was just opened, and is closed below or by xClose.
     let base = unsafe { BaseFile::new(below) };
     let version = base.version();
-    match Content::new(&base, kind, wishes, parent) {
+    // SAFETY: a name that is not NULL ends with a NUL.
+    let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) });
+    match Content::new(&base, kind, name, wishes, parent) {
         Ok(content) => {
             // SAFETY: `file` has room for a `TdeFile`, and `parent_file` is as asked for.
             unsafe { TdeFile::install(file, OpenFile::new(base, content, parent_file), version) };

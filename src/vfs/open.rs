@@ -1,6 +1,7 @@
 //! An open file: what each of SQLite's calls means for each kind of file.
 
-use std::ffi::c_int;
+use std::cell::RefCell;
+use std::ffi::{CStr, c_int};
 
 use libsqlite3_sys as ffi;
 
@@ -10,7 +11,7 @@ use super::file::TdeFile;
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
-use crate::file::journal::Journal;
+use crate::file::journal::{self, Another, Journal};
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::scratch::Scratch;
 use crate::file::wal::{Parent, Salts, Wal};
@@ -30,12 +31,20 @@ const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
     | ffi::SQLITE_IOCAP_SAFE_APPEND
     | ffi::SQLITE_IOCAP_BATCH_ATOMIC;
 
+thread_local! {
+    /// The name of the super-journal that this thread opened last. In a rollback SQLite opens it, and
+    /// then the journals that it lists.
+    static SUPER_JOURNAL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 /// What stands in the file.
 pub(super) enum Content {
     Db(Box<MainDb>),
     Journal(Box<Journal>),
     Wal(Box<Wal>),
     Scratch(Box<Scratch>),
+    /// Bytes that stand in for what the file holds; only read.
+    StandIn(Vec<u8>),
     /// Passed through: a super-journal, or what belongs to a plaintext database.
     Through,
 }
@@ -68,6 +77,7 @@ impl Content {
     pub(super) fn new(
         base: &BaseFile,
         kind: FileKind,
+        name: Option<&CStr>,
         wishes: Wishes,
         parent: Option<&mut MainDb>,
     ) -> Result<Self> {
@@ -89,12 +99,24 @@ impl Content {
                 Ok(Self::Wal(Box::new(wal)))
             }
             (FileKind::SuperJournal, _) => Ok(match Journal::open_of_another(base)? {
-                Some(journal) => Self::Journal(Box::new(journal)),
-                None => Self::Through,
+                Another::Readable(journal) => Self::Journal(journal),
+                Another::NoKey => Self::StandIn(journal::naming(&SUPER_JOURNAL.take())),
+                Another::NotOurs => {
+                    SUPER_JOURNAL.set(name.map_or_else(Vec::new, |name| name.to_bytes().to_vec()));
+                    Self::Through
+                }
             }),
             (FileKind::MainJournal | FileKind::Wal, _) => Ok(Self::Through),
         }
     }
+}
+
+fn read_from(bytes: &[u8], buf: &mut [u8], at: u64) -> Filled {
+    let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+    let len = rest.len().min(buf.len());
+    buf[..len].copy_from_slice(&rest[..len]);
+    buf[len..].fill(0);
+    if len == buf.len() { Filled::Full } else { Filled::Short }
 }
 
 /// The database file `file` of a log.
@@ -175,6 +197,7 @@ impl OpenFile {
             Content::Journal(journal) => journal.read(&self.base, buf, at)?,
             Content::Wal(wal) => wal.read(&self.base, parent_of(self.parent)?, buf, at)?,
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
+            Content::StandIn(bytes) => read_from(bytes, buf, at),
             Content::Through if self.base.read(buf, at)? => Filled::Full,
             Content::Through => Filled::Short,
         };
@@ -190,6 +213,7 @@ impl OpenFile {
             Content::Journal(journal) => journal.write(&self.base, bytes, at)?,
             Content::Wal(wal) => wal.write(&self.base, parent_of(self.parent)?, bytes, at)?,
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
+            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.write(bytes, at)?,
         }
         Ok(ffi::SQLITE_OK)
@@ -201,6 +225,7 @@ impl OpenFile {
             Content::Journal(journal) => journal.truncate(&self.base, size)?,
             Content::Wal(wal) => wal.truncate(&self.base, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
+            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.truncate(size)?,
         }
         Ok(ffi::SQLITE_OK)
@@ -219,6 +244,7 @@ impl OpenFile {
             Content::Journal(journal) => journal.size(&self.base),
             Content::Wal(wal) => wal.size(&self.base, parent_of(self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
+            Content::StandIn(bytes) => Ok(bytes.len() as u64),
             Content::Through => self.base.size(),
         }
     }
@@ -289,7 +315,8 @@ impl OpenFile {
         match &self.content {
             Content::Through => true,
             Content::Db(db) => db.is_plain(),
-            Content::Journal(_) | Content::Wal(_) | Content::Scratch(_) => false,
+            Content::Journal(_) | Content::Wal(_) => false,
+            Content::Scratch(_) | Content::StandIn(_) => false,
         }
     }
 
