@@ -154,6 +154,21 @@ fn a_backup_into_plain_is_readable_by_anyone() {
     assert_eq!(dump(&copy, "main"), dump(&source, "main"));
 }
 
+/// SQLite needs 480 usable bytes a page: told of the trailer, it makes the next larger size of 512.
+#[test]
+fn a_new_database_of_512_byte_pages_gets_1024() {
+    let home = Home::new();
+    let db = home.open(&home.path("a.db"));
+    db.execute_batch(&format!("ATTACH '{}' AS aux", home.uri(&home.path("aux.db")))).unwrap();
+    for schema in ["main", "aux"] {
+        db.execute_batch(&format!("PRAGMA {schema}.page_size=512; CREATE TABLE {schema}.t(a)"))
+            .unwrap();
+        let size = one(&db, &format!("PRAGMA {schema}.page_size"));
+        assert_eq!(size, Value::Integer(1024), "{schema}");
+        assert!(sqlite_tde::verify(&db, schema, |_, _| ()).unwrap().is_clean(), "{schema}");
+    }
+}
+
 /// What cannot be encrypted in place is refused, says what to do, and leaves the database as it was.
 #[test]
 fn what_cannot_be_is_refused_with_a_way_out() {

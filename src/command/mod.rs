@@ -143,12 +143,10 @@ pub(crate) fn pragma(
 /// Refuses a page size that cannot be: SQLite would cut the new pages up in units of the old ones.
 fn page_size(db: &MainDb, base: &impl Storage, size: &str) -> Result<()> {
     let Ok(size) = size.trim().parse::<u32>() else { return Ok(()) };
-    if size == 512 {
-        return Err(Error::PageSize(size));
-    }
-    let known = (1024..=65536).contains(&size) && size.is_power_of_two();
+    let known = (512..=65536).contains(&size) && size.is_power_of_two();
     let has_content = db.size(base)? > 0;
     match db.envelope() {
+        Some(_) if size == 512 && has_content => Err(Error::PageSize(size)),
         Some(envelope) if known && has_content && envelope.page_size != size => {
             Err(Error::PageSizeChange)
         }

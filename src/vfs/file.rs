@@ -199,6 +199,10 @@ unsafe extern "C" fn device_characteristics(file: File) -> c_int {
 unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_int {
     // SAFETY: see `opened`; `arg` is what SQLite's documentation says of `op`.
     guard(|| unsafe {
+        if op == ffi::SQLITE_FCNTL_PRAGMA {
+            // `PRAGMA page_size=512`: told in time of the trailer, SQLite makes it 1024 by itself.
+            ask_for_reserve(file);
+        }
         let open = opened(file);
         match op {
             ffi::SQLITE_FCNTL_PRAGMA => {
