@@ -1,15 +1,17 @@
 //! The rollback journal of an encrypted database.
 //!
 //! ```text
-//! 0        512       512 + 560      512 + 2 * 560
-//! | header | record 0 | record 1 | ... | end mark   record = 512 bytes of the journal + 48
+//! 0        sector     + stride
+//! | header | record 0 | record 1 | ... | end mark   record = a sector of SQLite's journal + 48
 //!
-//! header:  0      16        20            24     40        56
-//!          | magic | format | key version | salt | file id | zeros to 512 |
+//! header:  0      16        20            24     40        56      60
+//!          | magic | format | key version | salt | file id | grain | zeros to 512 |
 //! ```
-//! SQLite's journal, cut into pieces of 512 bytes, each sealed as a block of its own: SQLite starts
-//! every synced part of a journal on a sector, at least 512 bytes, so writing one part never
-//! rewrites bytes that an earlier sync made durable. The salt is new for each journal, also where
+//! SQLite's journal, cut into sectors, each sealed as a block of its own: SQLite starts every synced
+//! part of a journal on a sector, so writing one part never rewrites bytes that an earlier sync made
+//! durable. A sector is 512 bytes where the base overwrites powersafely, and else what a torn write
+//! spoils, the base's own: then no two records share one either. `grain` is 1 or that sector, and
+//! `stride` is the length of a record, a multiple of `grain`. The salt is new for each journal, also where
 //! PERSIST reuses the file, and so is the key: old records cannot pass as new ones.
 //!
 //! Records are always whole, for SQLite may go on at the next sector and never come back to the one
@@ -36,15 +38,69 @@ const FORMAT_AT: usize = MAGIC.len();
 const VERSION_AT: usize = FORMAT_AT + size_of::<u32>();
 const SALT_AT: usize = VERSION_AT + size_of::<KeyVersion>();
 const FILE_ID_AT: usize = SALT_AT + ID_LEN;
-/// One sector, so that no write to a record touches the header.
-const HEADER_LEN: usize = 512;
-/// SQLite's sector where the VFS reports powersafe overwrite, its smallest.
-const RECORD: usize = 512;
-const SEALED: usize = RECORD + RESERVE;
+const GRAIN_AT: usize = FILE_ID_AT + ID_LEN;
+const HEADER_LEN: usize = SECTOR;
+/// SQLite's smallest sector, which it takes where the VFS reports powersafe overwrite.
+const SECTOR: usize = 512;
+const LARGEST_SECTOR: usize = 65536;
 /// The longest field that SQLite reads by itself.
 const FIELD: usize = 8;
 
-const _: () = assert!(FILE_ID_AT + ID_LEN <= HEADER_LEN);
+const _: () = assert!(GRAIN_AT + size_of::<u32>() <= HEADER_LEN);
+
+/// Where records lie.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    grain: usize,
+}
+
+impl Layout {
+    /// Bytes of SQLite's journal in a record.
+    fn sector(self) -> usize {
+        self.grain.max(SECTOR)
+    }
+
+    fn record(self) -> usize {
+        self.sector() + RESERVE
+    }
+
+    fn stride(self) -> u64 {
+        self.record().next_multiple_of(self.grain) as u64
+    }
+
+    /// Where `record` starts in the file.
+    fn position(self, record: u64) -> u64 {
+        self.sector() as u64 + record * self.stride()
+    }
+
+    /// Record number and offset within it of byte `at` of SQLite's journal.
+    fn locate(self, at: u64) -> (u64, usize) {
+        (at / self.sector() as u64, (at % self.sector() as u64) as usize)
+    }
+
+    /// How many bytes follow the last record of a journal of `size` bytes: as many as SQLite's
+    /// journal has in that record. They only say where it ends.
+    fn end_mark(self, size: u64) -> usize {
+        ((size - 1) % self.sector() as u64) as usize + 1
+    }
+
+    /// Where a journal of `size` bytes ends, more than none.
+    fn physical_size(self, size: u64) -> u64 {
+        self.position(size.div_ceil(self.sector() as u64)) + self.end_mark(size) as u64
+    }
+
+    /// SQLite's size of a journal that is `physical` bytes long.
+    fn logical_size(self, physical: u64) -> u64 {
+        let sector = self.sector() as u64;
+        let body = physical.saturating_sub(sector);
+        let (records, end) = (body / self.stride(), body % self.stride());
+        match (records, end) {
+            (0, _) => 0,
+            (_, 0) => records * sector,
+            _ => (records - 1) * sector + end.min(sector),
+        }
+    }
+}
 
 /// What SQLite's look at the journal of another database finds.
 pub(crate) enum Another {
@@ -58,36 +114,58 @@ pub(crate) enum Another {
 pub(crate) struct Journal {
     keyring: Option<Arc<Keyring>>,
     cipher: Option<PageCipher>,
+    layout: Layout,
+    /// Grain of a journal that this handle starts.
+    grain: usize,
     /// Bytes of this journal known to be ours: written by this handle under the present salt.
     written: u64,
     /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
     spoilt: bool,
-    plain: Box<[u8]>,
+    plain: Vec<u8>,
     sealed: Vec<u8>,
+    /// The records of one write, and those it changes in part as they were before.
+    image: Vec<u8>,
+    changed: Changed,
 }
 
 impl Journal {
-    /// A journal of the database that `keyring` opens. Without one it can only be looked at, and
-    /// holds nothing: no database was ever created beside it.
-    pub(crate) fn open(base: &impl Storage, keyring: Option<Arc<Keyring>>) -> Result<Self> {
+    /// A journal of the database that `keyring` opens, on storage of which a torn write spoils
+    /// `grain` bytes. Without a keyring it can only be looked at, and holds nothing: no database was
+    /// ever created beside it.
+    pub(crate) fn open(
+        base: &impl Storage,
+        keyring: Option<Arc<Keyring>>,
+        grain: usize,
+    ) -> Result<Self> {
         let mut journal = Self {
             keyring,
             cipher: None,
+            layout: Layout { grain },
+            grain,
             written: 0,
             spoilt: false,
-            plain: vec![0; RECORD].into(),
+            plain: Vec::new(),
             sealed: Vec::new(),
+            image: Vec::new(),
+            changed: Changed::default(),
         };
+        journal.set_layout(grain);
         let mut header = [0; HEADER_LEN];
         if base.read(&mut header, 0)? {
-            journal.cipher = journal.read_header(&header);
+            journal.read_header(&header);
         }
         Ok(journal)
     }
 
+    fn set_layout(&mut self, grain: usize) {
+        self.layout = Layout { grain };
+        self.plain.resize(self.layout.sector(), 0);
+        self.sealed.resize(self.layout.record(), 0);
+    }
+
     /// The journal of another database than the one whose transaction is rolled back: SQLite looks
     /// whether it still names the super-journal, and opens it as if it were one.
-    pub(crate) fn open_of_another(base: &impl Storage) -> Result<Another> {
+    pub(crate) fn open_of_another(base: &impl Storage, grain: usize) -> Result<Another> {
         let mut header = [0; HEADER_LEN];
         if !base.read(&mut header, 0)? || &header[..FORMAT_AT] != MAGIC {
             return Ok(Another::NotOurs);
@@ -95,23 +173,33 @@ impl Journal {
         let mut file_id = FileId::default();
         file_id.copy_from_slice(&header[FILE_ID_AT..FILE_ID_AT + ID_LEN]);
         match cached(&file_id) {
-            Some(keyring) => Ok(Another::Readable(Box::new(Self::open(base, Some(keyring))?))),
+            Some(keyring) => {
+                Ok(Another::Readable(Box::new(Self::open(base, Some(keyring), grain)?)))
+            }
             None => Ok(Another::NoKey),
         }
     }
 
-    /// `None` for the torn or foreign header of a journal that holds nothing for this database.
-    fn read_header(&self, header: &[u8; HEADER_LEN]) -> Option<PageCipher> {
-        if &header[..FORMAT_AT] != MAGIC || header[FORMAT_AT..VERSION_AT] != FORMAT.to_be_bytes() {
-            return None;
-        }
-        let mut version = [0; size_of::<KeyVersion>()];
-        version.copy_from_slice(&header[VERSION_AT..SALT_AT]);
+    /// Finds the key. The torn or foreign header of a journal that holds nothing for this database
+    /// leads to none.
+    fn read_header(&mut self, header: &[u8; HEADER_LEN]) {
+        let number = |at: usize| {
+            let mut bytes = [0; size_of::<u32>()];
+            bytes.copy_from_slice(&header[at..at + size_of::<u32>()]);
+            u32::from_be_bytes(bytes)
+        };
+        let grain = number(GRAIN_AT) as usize;
+        let known = header.starts_with(MAGIC)
+            && number(FORMAT_AT) == FORMAT
+            && grain.is_power_of_two()
+            && (grain == 1 || (SECTOR..=LARGEST_SECTOR).contains(&grain));
         let mut salt = FileId::default();
         salt.copy_from_slice(&header[SALT_AT..FILE_ID_AT]);
-        let keys =
-            self.keyring.as_ref()?.journal_keys(KeyVersion::from_be_bytes(version), &salt)?;
-        Some(PageCipher::new(keys))
+        let keys = self.keyring.as_ref().filter(|_| known);
+        if let Some(keys) = keys.and_then(|keys| keys.journal_keys(number(VERSION_AT), &salt)) {
+            self.set_layout(grain);
+            self.cipher = Some(PageCipher::new(keys));
+        }
     }
 
     /// Starts a new journal in this file: new salt, new key.
@@ -128,7 +216,10 @@ impl Journal {
         header[FORMAT_AT..VERSION_AT].copy_from_slice(&FORMAT.to_be_bytes());
         header[VERSION_AT..SALT_AT].copy_from_slice(&version.to_be_bytes());
         header[SALT_AT..FILE_ID_AT].copy_from_slice(&salt);
-        header[FILE_ID_AT..FILE_ID_AT + ID_LEN].copy_from_slice(keyring.file_id());
+        header[FILE_ID_AT..GRAIN_AT].copy_from_slice(keyring.file_id());
+        header[GRAIN_AT..GRAIN_AT + size_of::<u32>()]
+            .copy_from_slice(&(self.grain as u32).to_be_bytes());
+        self.set_layout(self.grain);
         self.cipher = None;
         base.write(&header, 0)?;
         self.cipher = keys.map(PageCipher::new);
@@ -138,15 +229,15 @@ impl Journal {
     }
 
     pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
-        Ok(logical_size(base.size()?))
+        Ok(self.layout.logical_size(base.size()?))
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
         let inside = self.size(base)?.saturating_sub(at).min(buf.len() as u64) as usize;
         let mut done = 0;
         while done < inside {
-            let (record, within) = locate(at + done as u64);
-            let len = (RECORD - within).min(inside - done);
+            let (record, within) = self.layout.locate(at + done as u64);
+            let len = (self.layout.sector() - within).min(inside - done);
             if !self.load(base, record)? {
                 let field = buf.len() <= FIELD;
                 buf[done..].fill(0);
@@ -162,26 +253,31 @@ impl Journal {
     pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         // A whole sector at the start is the header of a new journal; fields of it are rewritten in
         // shorter pieces.
-        if at == 0 && bytes.len() >= RECORD || self.cipher.is_none() {
+        if at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() {
             self.begin(base)?;
         }
         let end = at + bytes.len() as u64;
         let had = base.size()?;
-        let mut image = std::mem::take(&mut self.sealed);
+        let layout = self.layout;
+        let mut image = std::mem::take(&mut self.image);
+        let mut changed = std::mem::take(&mut self.changed);
         image.clear();
-        let mut changed = Changed::default();
+        changed.clear();
         let sealed = self.seal_all(base, bytes, at, &mut image, &mut changed);
-        if end > logical_size(had) {
-            image.resize(image.len() + end_mark(end), 0);
+        if end > layout.logical_size(had) {
+            // No later write touches the sectors of the last record: the next one starts after it.
+            let stride = layout.stride() as usize;
+            image.resize(image.len().next_multiple_of(stride) + layout.end_mark(end), 0);
         }
         let written = sealed.and_then(|()| {
-            let written = base.write(&image, position(locate(at).0));
+            let written = base.write(&image, layout.position(layout.locate(at).0));
             if written.is_err() {
-                self.spoilt |= self.undo(base, changed, had).is_err();
+                self.spoilt |= self.undo(base, &changed, had).is_err();
             }
             written
         });
-        self.sealed = image;
+        self.image = image;
+        self.changed = changed;
         written?;
         self.written = self.written.max(end);
         Ok(())
@@ -189,12 +285,12 @@ impl Journal {
 
     /// Puts back what a failed write may have torn: SQLite goes on reading the journal of the
     /// transaction that it now rolls back, and bytes before the write must be as they were.
-    fn undo(&mut self, base: &impl Storage, changed: Changed, size: u64) -> Result<()> {
+    fn undo(&mut self, base: &impl Storage, changed: &Changed, size: u64) -> Result<()> {
         let Some(cipher) = &mut self.cipher else { return Ok(()) };
-        for (record, plain) in changed.0.into_iter().flatten() {
-            let mut sealed = [0; SEALED];
-            cipher.seal(record, &plain, &mut sealed)?;
-            base.write(&sealed, position(record))?;
+        let plain = changed.plain.chunks_exact(self.layout.sector());
+        for (&record, plain) in changed.records.iter().zip(plain) {
+            cipher.seal(record, plain, &mut self.sealed)?;
+            base.write(&self.sealed, self.layout.position(record))?;
         }
         base.truncate(size)
     }
@@ -206,7 +302,7 @@ impl Journal {
             return base.truncate(0);
         }
         self.written = self.written.min(size);
-        base.truncate(position(size.div_ceil(RECORD as u64)) + end_mark(size) as u64)
+        base.truncate(self.layout.physical_size(size))
     }
 
     /// Appends to `image` the records that hold `bytes` at `at`.
@@ -220,14 +316,14 @@ impl Journal {
     ) -> Result<()> {
         let mut done = 0;
         while done < bytes.len() {
-            let (record, within) = locate(at + done as u64);
-            let len = (RECORD - within).min(bytes.len() - done);
-            if len < RECORD && self.load_for_change(base, record)? {
+            let (record, within) = self.layout.locate(at + done as u64);
+            let len = (self.layout.sector() - within).min(bytes.len() - done);
+            if len < self.layout.sector() && self.load_for_change(base, record)? {
                 changed.remember(record, &self.plain);
             }
             self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
-            let sealed = image.len();
-            image.resize(sealed + SEALED, 0);
+            let sealed = image.len().next_multiple_of(self.layout.stride() as usize);
+            image.resize(sealed + self.layout.record(), 0);
             match &mut self.cipher {
                 Some(cipher) => cipher.seal(record, &self.plain, &mut image[sealed..])?,
                 None => return Err(Error::JournalAuthentication { record }),
@@ -243,9 +339,8 @@ impl Journal {
         if self.spoilt {
             return Err(Error::JournalAuthentication { record });
         }
-        let mut sealed = [0; SEALED];
-        let whole = base.read(&mut sealed, position(record))?;
-        Ok(whole && cipher.open(record, &sealed, &mut self.plain).is_ok())
+        let whole = base.read(&mut self.sealed, self.layout.position(record))?;
+        Ok(whole && cipher.open(record, &self.sealed, &mut self.plain).is_ok())
     }
 
     /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not reached
@@ -254,7 +349,7 @@ impl Journal {
         if self.load(base, record)? {
             return Ok(true);
         }
-        if record * (RECORD as u64) < self.written {
+        if record * (self.layout.sector() as u64) < self.written {
             return Err(Error::JournalAuthentication { record });
         }
         self.plain.fill(0);
@@ -264,14 +359,20 @@ impl Journal {
 
 /// Records as they were before a write that changes part of them: at most its first and its last.
 #[derive(Default)]
-struct Changed([Option<(u64, [u8; RECORD])>; 2]);
+struct Changed {
+    records: Vec<u64>,
+    plain: Vec<u8>,
+}
 
 impl Changed {
     fn remember(&mut self, record: u64, plain: &[u8]) {
-        let mut copy = [0; RECORD];
-        copy.copy_from_slice(plain);
-        let place = usize::from(self.0[0].is_some());
-        self.0[place] = Some((record, copy));
+        self.records.push(record);
+        self.plain.extend_from_slice(plain);
+    }
+
+    fn clear(&mut self) {
+        self.records.clear();
+        self.plain.clear();
     }
 }
 
@@ -289,33 +390,6 @@ pub(crate) fn naming(name: &[u8]) -> Vec<u8> {
     end
 }
 
-/// SQLite's size of a journal that is `physical` bytes long.
-fn logical_size(physical: u64) -> u64 {
-    let body = physical.saturating_sub(HEADER_LEN as u64);
-    let (records, end) = (body / SEALED as u64, body % SEALED as u64);
-    match (records, end) {
-        (0, _) => 0,
-        (_, 0) => records * RECORD as u64,
-        _ => (records - 1) * RECORD as u64 + end.min(RECORD as u64),
-    }
-}
-
-/// How many bytes follow the last record of a journal of `size` bytes: as many as SQLite's journal
-/// has in that record, 1 to 512. They only say where it ends.
-fn end_mark(size: u64) -> usize {
-    ((size - 1) % RECORD as u64) as usize + 1
-}
-
-/// Record number and offset within it of byte `at` of SQLite's journal.
-fn locate(at: u64) -> (u64, usize) {
-    (at / RECORD as u64, (at % RECORD as u64) as usize)
-}
-
-/// Where `record` starts in the file.
-fn position(record: u64) -> u64 {
-    HEADER_LEN as u64 + record * SEALED as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,8 +397,14 @@ mod tests {
     use crate::file::memory::Memory;
     use proptest::prelude::*;
 
+    const SEALED: usize = SECTOR + RESERVE;
+
     fn open(base: &Memory, keyring: &Arc<Keyring>) -> Journal {
-        Journal::open(base, Some(Arc::clone(keyring))).unwrap()
+        open_on(base, keyring, 1)
+    }
+
+    fn open_on(base: &Memory, keyring: &Arc<Keyring>, grain: usize) -> Journal {
+        Journal::open(base, Some(Arc::clone(keyring)), grain).unwrap()
     }
 
     proptest! {
@@ -333,15 +413,17 @@ mod tests {
         fn reads_as_a_plain_file_does(
             writes in proptest::collection::vec((0..5000_u64, 1..1500_usize, 1..=255_u8), 1..20),
             cut in 1..6000_u64,
+            grain in prop_oneof![Just(1_usize), Just(512), Just(4096)],
         ) {
             let (base, model, keyring) = (Memory::default(), Memory::default(), keyring());
-            let mut journal = open(&base, &keyring);
+            let mut journal = open_on(&base, &keyring, grain);
             // SQLite begins every journal with a whole sector, and may skip to the next one.
-            let mut end = 512_u64;
-            journal.write(&base, &[7; 512], 0).unwrap();
-            model.write(&[7; 512], 0).unwrap();
+            let sector = grain.max(512);
+            let mut end = sector as u64;
+            journal.write(&base, &vec![7; sector], 0).unwrap();
+            model.write(&vec![7; sector], 0).unwrap();
             for (at, len, byte) in writes {
-                let at = if at % 3 == 0 { end.next_multiple_of(512) } else { at.clamp(1, end) };
+                let at = if at % 3 == 0 { end.next_multiple_of(sector as u64) } else { at.clamp(1, end) };
                 journal.write(&base, &vec![byte; len], at).unwrap();
                 model.write(&vec![byte; len], at).unwrap();
                 end = end.max(at + len as u64);
@@ -386,6 +468,20 @@ mod tests {
             let mut field = [1; 4];
             let filled = journal.read(&base, &mut field, 512).unwrap();
             assert_eq!((filled, field), (Filled::Full, [0; 4]), "{attack}");
+        }
+    }
+
+    /// On media without powersafe overwrite, whatever a torn write spoils is its own.
+    #[test]
+    fn no_two_records_share_what_a_torn_write_spoils() {
+        for grain in [512, 4096, 65536] {
+            let layout = Layout { grain };
+            for record in 0..5 {
+                let end = layout.position(record) + layout.record() as u64;
+                let last = (end - 1) / grain as u64;
+                assert!(last < layout.position(record + 1) / grain as u64, "{grain} {record}");
+            }
+            assert!(layout.position(0) >= grain as u64, "{grain}: nor with the header");
         }
     }
 

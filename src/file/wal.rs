@@ -1,18 +1,18 @@
 //! The write-ahead log of an encrypted database.
 //!
 //! ```text
-//! 0        sector     2 * sector                 + stride
-//! | header | record 0 | record of frame 1 | ...  | record of frame 2 | ...
+//! 0        sector     2 * sector          + stride
+//! | header | record 0 | record of frame 1 | record of frame 2 | ...
 //!
-//! header:   0      16       20          24       28        44
-//!           | magic | format | page size | sector | file id | zeros to 512 |
+//! header:   0      16       20          24      28        44
+//!           | magic | format | page size | grain | file id | zeros to 512 |
 //! record 0: SQLite's WAL header 32, pages of the database 4, trailer 48
 //! frame:    SQLite's frame header 24, page, trailer 48
 //! ```
 //! Each record is sealed as a block of its own, numbered as its frame; SQLite's bytes are kept as they
-//! are, because its checksums cover them. `sector` is 512 and `stride` the length of a frame's record
-//! where the base VFS overwrites powersafely. Elsewhere a torn write spoils its whole sector, so
-//! `sector` is the base's and `stride` a multiple of it.
+//! are, because its checksums cover them. `grain` is what a torn write spoils: 1 byte where the base
+//! overwrites powersafely, else the base's sector, and then no two records share one. `sector` is
+//! `grain`, at least 512; `stride` is the length of a frame's record, a multiple of `grain`.
 //!
 //! SQLite writes a frame as header and page, sometimes cut in two at a sync. Both are gathered here
 //! and reach the base with the write that completes them: until then no reader can take the frame
@@ -40,8 +40,8 @@ const MAGIC: &[u8; 16] = b"sqlite-tde wal\0\0";
 const FORMAT: u32 = 1;
 const FORMAT_AT: usize = MAGIC.len();
 const PAGE_SIZE_AT: usize = FORMAT_AT + size_of::<u32>();
-const SECTOR_AT: usize = PAGE_SIZE_AT + size_of::<u32>();
-const FILE_ID_AT: usize = SECTOR_AT + size_of::<u32>();
+const GRAIN_AT: usize = PAGE_SIZE_AT + size_of::<u32>();
+const FILE_ID_AT: usize = GRAIN_AT + size_of::<u32>();
 const HEADER_LEN: usize = 512;
 
 /// SQLite's WAL header, and in it the page size and the salts.
@@ -81,7 +81,7 @@ pub(crate) trait Parent {
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Layout {
     page_size: usize,
-    sector: usize,
+    grain: usize,
 }
 
 impl Layout {
@@ -93,16 +93,16 @@ impl Layout {
         self.frame() + RESERVE
     }
 
+    fn sector(self) -> usize {
+        self.grain.max(HEADER_LEN)
+    }
+
     fn stride(self) -> usize {
-        if self.sector == HEADER_LEN {
-            self.record()
-        } else {
-            self.record().next_multiple_of(self.sector)
-        }
+        self.record().next_multiple_of(self.grain)
     }
 
     fn position(self, frame: u32) -> u64 {
-        2 * self.sector as u64 + u64::from(frame - 1) * self.stride() as u64
+        2 * self.sector() as u64 + u64::from(frame - 1) * self.stride() as u64
     }
 
     /// The frame at SQLite's offset `at`, which is at least [`WAL_HEADER`], and the place in it.
@@ -117,10 +117,12 @@ impl Layout {
     fn physical_size(self, size: u64) -> u64 {
         match size.checked_sub(WAL_HEADER as u64) {
             None => 0,
-            Some(0) => (self.sector + RECORD_0 + RESERVE) as u64,
+            Some(0) => (self.sector() + RECORD_0 + RESERVE) as u64,
             Some(rest) => {
                 let frames = rest / self.frame() as u64;
-                2 * self.sector as u64 + frames * self.stride() as u64 + rest % self.frame() as u64
+                2 * self.sector() as u64
+                    + frames * self.stride() as u64
+                    + rest % self.frame() as u64
             }
         }
     }
@@ -128,8 +130,10 @@ impl Layout {
     /// SQLite's size of a file of `physical` bytes: a record that is not whole is no whole frame.
     fn logical_size(self, physical: u64) -> u64 {
         let header =
-            if physical < (self.sector + RECORD_0 + RESERVE) as u64 { 0 } else { WAL_HEADER };
-        let Some(rest) = physical.checked_sub(2 * self.sector as u64) else { return header as u64 };
+            if physical < (self.sector() + RECORD_0 + RESERVE) as u64 { 0 } else { WAL_HEADER };
+        let Some(rest) = physical.checked_sub(2 * self.sector() as u64) else {
+            return header as u64;
+        };
         let (mut frames, rest) =
             (rest / self.stride() as u64, (rest % self.stride() as u64) as usize);
         // The last record need not be filled up to the stride.
@@ -143,21 +147,21 @@ impl Layout {
         let number = |at: usize| -> Option<u32> {
             Some(u32::from_be_bytes(*header.get(at..)?.first_chunk()?))
         };
-        let (page_size, sector) = (number(PAGE_SIZE_AT)? as usize, number(SECTOR_AT)? as usize);
+        let (page_size, grain) = (number(PAGE_SIZE_AT)? as usize, number(GRAIN_AT)? as usize);
         let known = header.starts_with(MAGIC)
             && number(FORMAT_AT)? == FORMAT
             && header[FILE_ID_AT..].starts_with(file_id)
             && is_size(page_size)
-            && is_size(sector);
-        known.then_some(Self { page_size, sector })
+            && (grain == 1 || is_size(grain));
+        known.then_some(Self { page_size, grain })
     }
 
     fn encode(self, file_id: &FileId) -> [u8; HEADER_LEN] {
         let mut header = [0; HEADER_LEN];
         header[..FORMAT_AT].copy_from_slice(MAGIC);
         header[FORMAT_AT..PAGE_SIZE_AT].copy_from_slice(&FORMAT.to_be_bytes());
-        header[PAGE_SIZE_AT..SECTOR_AT].copy_from_slice(&(self.page_size as u32).to_be_bytes());
-        header[SECTOR_AT..FILE_ID_AT].copy_from_slice(&(self.sector as u32).to_be_bytes());
+        header[PAGE_SIZE_AT..GRAIN_AT].copy_from_slice(&(self.page_size as u32).to_be_bytes());
+        header[GRAIN_AT..FILE_ID_AT].copy_from_slice(&(self.grain as u32).to_be_bytes());
         header[FILE_ID_AT..FILE_ID_AT + ID_LEN].copy_from_slice(file_id);
         header
     }
@@ -178,8 +182,8 @@ struct Pending {
 pub(crate) struct Wal {
     keyring: Option<Arc<Keyring>>,
     cipher: Option<PageCipher>,
-    /// Sector of a log that this handle starts.
-    sector: usize,
+    /// Grain of a log that this handle starts.
+    grain: usize,
     layout: Option<Layout>,
     salts: Salts,
     /// [`Parent::locks`] when layout and salts were last compared with the wal-index.
@@ -196,13 +200,13 @@ pub(crate) struct Wal {
 }
 
 impl Wal {
-    /// The log of the database that `keyring` opens, on storage with sectors of `sector` bytes, or
-    /// 512 where overwriting is powersafe. Without a keyring there is no database yet, and no log.
-    pub(crate) fn new(keyring: Option<Arc<Keyring>>, sector: usize) -> Self {
+    /// The log of the database that `keyring` opens, on storage of which a torn write spoils `grain`
+    /// bytes. Without a keyring there is no database yet, and no log.
+    pub(crate) fn new(keyring: Option<Arc<Keyring>>, grain: usize) -> Self {
         Self {
             cipher: keyring.as_ref().map(|keyring| PageCipher::new(keyring.wal_keys())),
             keyring,
-            sector,
+            grain,
             layout: None,
             salts: Salts::default(),
             locks: 0,
@@ -394,16 +398,16 @@ impl Wal {
         let file_id = *keyring.file_id();
         self.load_layout(base)?;
         let kept = self.layout.filter(|layout| layout.page_size == page_size);
-        let layout = kept.unwrap_or(Layout { page_size, sector: self.sector });
+        let layout = kept.unwrap_or(Layout { page_size, grain: self.grain });
         let mut record = [0; RECORD_0];
         record[..WAL_HEADER].copy_from_slice(header);
         record[WAL_HEADER..].copy_from_slice(&parent.pages()?.to_be_bytes());
-        let mut image = vec![0; layout.sector + RECORD_0 + RESERVE];
+        let mut image = vec![0; layout.sector() + RECORD_0 + RESERVE];
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
         let cipher = self.cipher.as_mut().ok_or(Error::FrameAuthentication { frame: 0 })?;
         cipher.begin();
-        cipher.seal(0, &record, &mut image[layout.sector..])?;
-        let from = if kept.is_some() { layout.sector } else { 0 };
+        cipher.seal(0, &record, &mut image[layout.sector()..])?;
+        let from = if kept.is_some() { layout.sector() } else { 0 };
         self.layout = None;
         base.write(&image[from..], from as u64)?;
         self.set_layout(layout);
@@ -488,7 +492,7 @@ impl Wal {
     ) -> Result<Option<[u8; RECORD_0]>> {
         let Some(cipher) = &mut self.cipher else { return Ok(None) };
         let (mut sealed, mut record) = ([0; RECORD_0 + RESERVE], [0; RECORD_0]);
-        let whole = base.read(&mut sealed, layout.sector as u64)?;
+        let whole = base.read(&mut sealed, layout.sector() as u64)?;
         if !whole || cipher.open(0, &sealed, &mut record).is_err() {
             return Ok(None);
         }

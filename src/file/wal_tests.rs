@@ -76,9 +76,9 @@ fn read(
     (result, buf)
 }
 
-fn two_frames(sector: usize) -> (Memory, Arc<Keyring>, Wal) {
+fn two_frames(grain: usize) -> (Memory, Arc<Keyring>, Wal) {
     let (base, keyring) = (Memory::default(), keyring());
-    let mut wal = Wal::new(Some(Arc::clone(&keyring)), sector);
+    let mut wal = Wal::new(Some(Arc::clone(&keyring)), grain);
     wal.write(&base, &Db::default(), &wal_header(5), 0).unwrap();
     write_frame(&mut wal, &base, &Db::default(), 1, &frame(3, 0, 5, 0xaa));
     write_frame(&mut wal, &base, &Db::default(), 2, &frame(4, 9, 5, 0xbb));
@@ -87,11 +87,11 @@ fn two_frames(sector: usize) -> (Memory, Arc<Keyring>, Wal) {
 
 #[test]
 fn another_handle_reads_what_was_written() {
-    for sector in [512, 4096] {
-        let (base, keyring, _) = two_frames(sector);
-        let (mut other, mut db) = (Wal::new(Some(keyring), 512), Db::default());
+    for grain in [1, 512, 4096] {
+        let (base, keyring, _) = two_frames(grain);
+        let (mut other, mut db) = (Wal::new(Some(keyring), 1), Db::default());
         let size = at(3);
-        assert_eq!(other.size(&base, &db).unwrap(), size, "sector {sector}");
+        assert_eq!(other.size(&base, &db).unwrap(), size, "grain {grain}");
         let (filled, header) = read(&mut other, &base, &mut db, 0, WAL_HEADER);
         assert_eq!((filled.unwrap(), header), (Filled::Full, wal_header(5).to_vec()));
         for (number, bytes) in [(1, frame(3, 0, 5, 0xaa)), (2, frame(4, 9, 5, 0xbb))] {
@@ -111,16 +111,16 @@ fn another_handle_reads_what_was_written() {
 /// Guarantee 9: the write that completes a frame has put all of it into the base.
 #[test]
 fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
-    for sector in [512, 4096] {
+    for grain in [1, 512, 4096] {
         for cut in [1, 8, 24, 25, 500, FRAME - 1] {
-            let (base, keyring, mut wal) = two_frames(sector);
+            let (base, keyring, mut wal) = two_frames(grain);
             let (mut db, third) = (Db::default(), frame(5, 9, 5, 0xcc));
             wal.write(&base, &db, &third[..cut], at(3)).unwrap();
             wal.before_sync(&base).unwrap();
             let size = wal.size(&base, &db).unwrap();
-            assert_eq!(size, at(3), "sector {sector}, cut at {cut}");
+            assert_eq!(size, at(3), "grain {grain}, cut at {cut}");
             wal.write(&base, &db, &third[cut..], at(3) + cut as u64).unwrap();
-            let mut other = Wal::new(Some(keyring), 512);
+            let mut other = Wal::new(Some(keyring), 1);
             let (filled, got) = read(&mut other, &base, &mut db, at(3), FRAME);
             assert_eq!((filled.unwrap(), got), (Filled::Full, third), "cut at {cut}");
         }
@@ -131,7 +131,7 @@ fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
 /// rewrites its header, the last one with nothing after it.
 #[test]
 fn pages_and_headers_are_rewritten_in_place() {
-    let (base, keyring, mut wal) = two_frames(512);
+    let (base, keyring, mut wal) = two_frames(1);
     let mut db = Db::default();
     wal.write(&base, &db, &[0xdd; PAGE], at(1) + 24).unwrap();
     let mut want = frame(3, 0, 5, 0xaa);
@@ -140,23 +140,23 @@ fn pages_and_headers_are_rewritten_in_place() {
     assert_eq!((filled.unwrap(), &got), (Filled::Full, &want));
     want[16..24].fill(0x11);
     wal.write(&base, &db, &want[..24], at(1)).unwrap();
-    let mut other = Wal::new(Some(Arc::clone(&keyring)), 512);
+    let mut other = Wal::new(Some(Arc::clone(&keyring)), 1);
     let (filled, got) = read(&mut other, &base, &mut db, at(1), FRAME);
     assert_eq!((filled.unwrap(), &got), (Filled::Full, &want), "at once, no sync needed");
 
     // Without a read before it, a header waits for what follows: nothing that is written is lost.
-    let mut other = Wal::new(Some(Arc::clone(&keyring)), 512);
+    let mut other = Wal::new(Some(Arc::clone(&keyring)), 1);
     want[16..24].fill(0x22);
     other.write(&base, &db, &want[..24], at(1)).unwrap();
     other.before_sync(&base).unwrap();
-    let mut third = Wal::new(Some(keyring), 512);
+    let mut third = Wal::new(Some(keyring), 1);
     let (filled, got) = read(&mut third, &base, &mut db, at(1), FRAME);
     assert_eq!((filled.unwrap(), &got), (Filled::Full, &want));
 }
 
 #[test]
 fn no_nonce_comes_twice_however_often_a_frame_is_rewritten() {
-    let (base, _, mut wal) = two_frames(512);
+    let (base, _, mut wal) = two_frames(1);
     let mut seen = std::collections::HashSet::new();
     for fill in 0..50 {
         write_frame(&mut wal, &base, &Db::default(), 1, &frame(3, u32::from(fill % 2), 5, fill));
@@ -171,11 +171,11 @@ type Change = Box<dyn Fn(&mut Vec<u8>)>;
 /// What is done to a closed log, and what recovery and a page read then see of frame 2.
 #[test]
 fn what_does_not_authenticate_is_the_end_of_the_log_or_an_error() {
-    let (good, keyring, _) = two_frames(512);
+    let (good, keyring, _) = two_frames(1);
     let good = good.0.borrow().clone();
     let record = FRAME + RESERVE;
     let second = 1024 + record;
-    let (other, ..) = two_frames(512);
+    let (other, ..) = two_frames(1);
     let other = other.0.borrow().clone();
     let mut rows: Vec<(String, Change)> = vec![
         ("frame 1 again as frame 2".into(), Box::new(move |b| b.copy_within(1024..second, second))),
@@ -194,7 +194,7 @@ fn what_does_not_authenticate_is_the_end_of_the_log_or_an_error() {
         change(&mut bytes);
         let base = Memory::default();
         base.0.replace(bytes);
-        let (mut wal, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 512), Db::default());
+        let (mut wal, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 1), Db::default());
         let (filled, got) = read(&mut wal, &base, &mut db, at(2), FRAME);
         assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0; FRAME]), "{attack}");
         for (from, len) in [(24, PAGE), (16, 8)] {
@@ -211,7 +211,7 @@ fn what_does_not_authenticate_is_the_end_of_the_log_or_an_error() {
 /// has for the frame.
 #[test]
 fn an_authentic_record_of_another_time_is_not_a_page() {
-    let (base, keyring, mut wal) = two_frames(512);
+    let (base, keyring, mut wal) = two_frames(1);
     let before = base.0.borrow().clone();
     // The log starts again, and frame 1 holds another page.
     wal.write(&base, &Db::default(), &wal_header(6), 0).unwrap();
@@ -227,7 +227,7 @@ fn an_authentic_record_of_another_time_is_not_a_page() {
     ] {
         let base = Memory::default();
         base.0.replace(bytes.clone());
-        let mut wal = Wal::new(Some(Arc::clone(&keyring)), 512);
+        let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1);
         let mut db = Db { locks: 1, salts, pages: vec![page], ..Db::default() };
         let (filled, got) = read(&mut wal, &base, &mut db, at(1) + 24, PAGE);
         assert_eq!(filled.is_ok(), good, "{attack}: {filled:?}");
@@ -238,7 +238,7 @@ fn an_authentic_record_of_another_time_is_not_a_page() {
 /// Invariant 4: another handle truncates the log and starts one with another sector.
 #[test]
 fn a_handle_follows_a_new_layout() {
-    let (base, keyring, mut first) = two_frames(512);
+    let (base, keyring, mut first) = two_frames(1);
     let mut second = Wal::new(Some(Arc::clone(&keyring)), 4096);
     assert_eq!(second.size(&base, &Db::default()).unwrap(), at(3));
     second.truncate(&base, 0).unwrap();
@@ -256,8 +256,8 @@ fn a_handle_follows_a_new_layout() {
 
 #[test]
 fn a_log_of_another_database_counts_as_empty() {
-    let (base, ..) = two_frames(512);
-    let (mut wal, mut db) = (Wal::new(Some(keyring()), 512), Db::default());
+    let (base, ..) = two_frames(1);
+    let (mut wal, mut db) = (Wal::new(Some(keyring()), 1), Db::default());
     assert!(wal.is_foreign(&base).unwrap());
     assert_eq!(wal.size(&base, &db).unwrap(), 0);
     let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
@@ -267,23 +267,37 @@ fn a_log_of_another_database_counts_as_empty() {
 
 #[test]
 fn sizes_map_there_and_back() {
-    for sector in [512, 4096, 65536] {
+    for grain in [1, 512, 4096, 65536] {
         for page_size in [1024, 4096, 65536] {
-            let layout = Layout { page_size, sector };
+            let layout = Layout { page_size, grain };
             let frame = layout.frame() as u64;
             for frames in 0..4 {
                 for part in [0, 1, 24, 500, frame - 1] {
                     let size = WAL_HEADER as u64 + frames * frame + part;
                     let physical = layout.physical_size(size);
-                    assert_eq!(layout.logical_size(physical), size, "{sector} {page_size}");
+                    assert_eq!(layout.logical_size(physical), size, "{grain} {page_size}");
                 }
                 // As a write leaves it: the last record is not filled up.
                 let written = layout.position(frames as u32 + 1) + layout.record() as u64;
                 let size = WAL_HEADER as u64 + (frames + 1) * frame;
-                assert_eq!(layout.logical_size(written), size, "{sector} {page_size} {frames}");
+                assert_eq!(layout.logical_size(written), size, "{grain} {page_size} {frames}");
             }
             assert_eq!(layout.logical_size(0), 0);
         }
+    }
+}
+
+/// On media without powersafe overwrite, whatever a torn write spoils is its own.
+#[test]
+fn no_two_records_share_what_a_torn_write_spoils() {
+    for grain in [512, 4096, 65536] {
+        let layout = Layout { page_size: 1024, grain };
+        for frame in 1..5 {
+            let end = layout.position(frame) + layout.record() as u64;
+            let last = (end - 1) / grain as u64;
+            assert!(last < layout.position(frame + 1) / grain as u64, "{grain} {frame}");
+        }
+        assert!(layout.sector() >= grain && layout.position(1) >= 2 * grain as u64, "{grain}");
     }
 }
 
@@ -295,19 +309,19 @@ fn a_header_that_is_none_is_refused_or_ignored() {
         (PAGE_SIZE_AT + 3, 1),
         (PAGE_SIZE_AT + 2, 0),
         (PAGE_SIZE_AT, 1),
-        (SECTOR_AT, 0xff),
-        (SECTOR_AT + 2, 3),
+        (GRAIN_AT, 0xff),
+        (GRAIN_AT + 2, 3),
         (FILE_ID_AT, 0),
     ] {
-        let (base, keyring, _) = two_frames(512);
+        let (base, keyring, _) = two_frames(1);
         let good = base.0.borrow()[at];
         base.0.borrow_mut()[at] = good ^ (value | 1);
-        let (mut wal, mut db) = (Wal::new(Some(keyring), 512), Db::default());
+        let (mut wal, mut db) = (Wal::new(Some(keyring), 1), Db::default());
         let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
         assert!(filled.is_ok(), "byte {at}");
         assert_eq!(got, vec![0; WAL_HEADER], "byte {at}");
     }
-    let (base, keyring, mut wal) = two_frames(512);
+    let (base, keyring, mut wal) = two_frames(1);
     let db = Db::default();
     for page_size in [0_u32, 100, 3000, 131_072] {
         let mut header = wal_header(6);
@@ -315,8 +329,8 @@ fn a_header_that_is_none_is_refused_or_ignored() {
         assert!(wal.write(&base, &db, &header, 0).is_err(), "page size {page_size}");
     }
     assert!(wal.write(&base, &db, &[1; 8], 8).is_err(), "part of a WAL header");
-    assert!(Wal::new(None, 512).write(&base, &db, &wal_header(6), 0).is_err());
-    assert!(Wal::new(Some(keyring), 512).write(&Memory::default(), &db, &[1; 24], 32).is_err());
+    assert!(Wal::new(None, 1).write(&base, &db, &wal_header(6), 0).is_err());
+    assert!(Wal::new(Some(keyring), 1).write(&Memory::default(), &db, &[1; 24], 32).is_err());
 }
 
 proptest! {
@@ -325,10 +339,10 @@ proptest! {
     #[test]
     fn reads_as_a_plain_file_does(
         steps in proptest::collection::vec((0..5_u8, 0..6_u64, 1..=255_u8), 1..40),
-        sector in prop_oneof![Just(512_usize), Just(4096)],
+        grain in prop_oneof![Just(1_usize), Just(512), Just(4096)],
     ) {
         let (base, model, keyring) = (Memory::default(), Memory::default(), keyring());
-        let mut wal = Wal::new(Some(Arc::clone(&keyring)), sector);
+        let mut wal = Wal::new(Some(Arc::clone(&keyring)), grain);
         let mut db = Db::default();
         wal.write(&base, &db, &wal_header(5), 0).unwrap();
         model.write(&wal_header(5), 0).unwrap();
@@ -360,7 +374,7 @@ proptest! {
             }
         }
         wal.before_sync(&base).unwrap();
-        let mut other = Wal::new(Some(keyring), 512);
+        let mut other = Wal::new(Some(keyring), 1);
         for wal in [&mut wal, &mut other] {
             prop_assert_eq!(wal.size(&base, &db).unwrap(), model.size().unwrap());
             for number in 1..=frames {

@@ -73,15 +73,14 @@ impl BaseFile {
         call!(self, xSectorSize)
     }
 
-    /// The bytes that a torn write may spoil around it: a sector, or 512 where only those written.
-    pub(super) fn sector(&self) -> usize {
-        const SMALLEST: c_int = 512;
-        const LARGEST: c_int = 65536;
+    /// What power loss in a write spoils with it: whole sectors, or 1 byte where overwriting is
+    /// powersafe.
+    pub(super) fn grain(&self) -> usize {
         if self.device_characteristics() & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE != 0 {
-            return SMALLEST as usize;
+            return 1;
         }
         // As sqlite3SectorSize() bounds it.
-        let sector = self.sector_size().clamp(SMALLEST, LARGEST) as usize;
+        let sector = self.sector_size().clamp(512, 65536) as usize;
         sector.next_power_of_two()
     }
 

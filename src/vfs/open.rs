@@ -85,10 +85,10 @@ impl Content {
             (FileKind::MainDb, _) => Ok(Self::Db(Box::new(MainDb::open(base, wishes)?))),
             (FileKind::Scratch, _) => Ok(Self::Scratch(Box::new(Scratch::new()?))),
             (FileKind::MainJournal, Some(db)) if !db.is_plain() => {
-                Ok(Self::Journal(Box::new(Journal::open(base, db.keyring())?)))
+                Ok(Self::Journal(Box::new(Journal::open(base, db.keyring(), base.grain())?)))
             }
             (FileKind::Wal, Some(db)) if !db.is_plain() => {
-                let wal = Wal::new(db.keyring(), base.sector());
+                let wal = Wal::new(db.keyring(), base.grain());
                 if wal.is_foreign(base)? {
                     api::log(
                         ffi::SQLITE_WARNING,
@@ -98,14 +98,17 @@ impl Content {
                 }
                 Ok(Self::Wal(Box::new(wal)))
             }
-            (FileKind::SuperJournal, _) => Ok(match Journal::open_of_another(base)? {
-                Another::Readable(journal) => Self::Journal(journal),
-                Another::NoKey => Self::StandIn(journal::naming(&SUPER_JOURNAL.take())),
-                Another::NotOurs => {
-                    SUPER_JOURNAL.set(name.map_or_else(Vec::new, |name| name.to_bytes().to_vec()));
-                    Self::Through
-                }
-            }),
+            (FileKind::SuperJournal, _) => {
+                Ok(match Journal::open_of_another(base, base.grain())? {
+                    Another::Readable(journal) => Self::Journal(journal),
+                    Another::NoKey => Self::StandIn(journal::naming(&SUPER_JOURNAL.take())),
+                    Another::NotOurs => {
+                        SUPER_JOURNAL
+                            .set(name.map_or_else(Vec::new, |name| name.to_bytes().to_vec()));
+                        Self::Through
+                    }
+                })
+            }
             (FileKind::MainJournal | FileKind::Wal, _) => Ok(Self::Through),
         }
     }
