@@ -25,10 +25,21 @@
 
 #![deny(missing_docs, unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::expect_used)]
+// What only rusqlite's connections can ask for is not called in a build without them.
+#![cfg_attr(not(feature = "rusqlite"), allow(dead_code))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+#[cfg(all(feature = "extension", feature = "rusqlite"))]
+compile_error!(
+    "a library that a host loads brings no SQLite of its own: build it with \
+     --no-default-features --features extension"
+);
 
 mod command;
 pub mod error;
+#[cfg(feature = "extension")]
+#[allow(unsafe_code)]
+mod extension;
 mod file;
 #[doc(hidden)]
 pub mod internals;
@@ -49,6 +60,8 @@ pub use command::{ProtectorStatus, Status, Verification};
 #[cfg(feature = "rusqlite")]
 pub use connection::{OpenOptions, open, open_with, status, verify};
 pub use error::{Error, Result, last_error};
-pub use options::{Options, register};
+pub use options::Options;
+#[cfg(not(feature = "extension"))]
+pub use options::register;
 pub use page::RESERVE;
 pub use suite::SuiteId as Cipher;

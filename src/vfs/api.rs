@@ -1,42 +1,37 @@
 //! Every call that goes from here into SQLite, each behind a safe or narrowly unsafe function.
-//! A loadable build has to reach them through the host's table: this is the one file to change.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 
 use libsqlite3_sys as ffi;
 
+use super::routines::{AutoExtension, Function, sqlite};
+use crate::error::{Error, Result};
 use crate::page::RESERVE;
 
 /// The VFS called `name`, or the default one; null where there is none.
 pub(super) fn find_vfs(name: Option<&CStr>) -> *mut ffi::sqlite3_vfs {
     // SAFETY: sqlite3_vfs_find takes a NUL-terminated name or NULL, and initialises SQLite first.
-    unsafe { ffi::sqlite3_vfs_find(name.map_or(ptr::null(), CStr::as_ptr)) }
+    unsafe { (sqlite().vfs_find)(name.map_or(ptr::null(), CStr::as_ptr)) }
 }
 
 /// Registers `vfs`, which must live as long as the process.
 pub(super) fn register_vfs(vfs: &'static mut ffi::sqlite3_vfs, default: bool) -> c_int {
     // SAFETY: the reference is 'static, as sqlite3_vfs_register demands of what it links in.
-    unsafe { ffi::sqlite3_vfs_register(vfs, c_int::from(default)) }
+    unsafe { (sqlite().vfs_register)(vfs, c_int::from(default)) }
 }
 
 /// Runs `init` for every connection that is opened from now on.
-pub(super) fn on_every_connection(
-    init: unsafe extern "C" fn(
-        *mut ffi::sqlite3,
-        *mut *mut c_char,
-        *const ffi::sqlite3_api_routines,
-    ) -> c_int,
-) -> c_int {
+pub(super) fn on_every_connection(init: AutoExtension) -> c_int {
     // SAFETY: the pointer has the signature that sqlite3_auto_extension documents.
-    unsafe { ffi::sqlite3_auto_extension(Some(init)) }
+    unsafe { (sqlite().auto_extension)(Some(init)) }
 }
 
 /// Puts `text` into SQLite's error log.
 pub(super) fn log(code: c_int, text: &str) {
     let Ok(text) = CString::new(text) else { return };
     // SAFETY: "%s" takes the one NUL-terminated string that follows it.
-    unsafe { ffi::sqlite3_log(code, c"%s".as_ptr(), text.as_ptr()) }
+    unsafe { (sqlite().log)(code, c"%s".as_ptr(), text.as_ptr()) }
 }
 
 /// The URI parameter `key` of a database file's name.
@@ -45,7 +40,7 @@ pub(super) fn log(code: c_int, text: &str) {
 /// `name` is the pointer that SQLite passed to xOpen for a main database.
 pub(super) unsafe fn uri_parameter(name: *const c_char, key: &CStr) -> Option<String> {
     // SAFETY: as above; such names carry their parameters behind them in memory.
-    let value = unsafe { ffi::sqlite3_uri_parameter(name, key.as_ptr()) };
+    let value = unsafe { (sqlite().uri_parameter)(name, key.as_ptr()) };
     // SAFETY: a non-null answer is NUL-terminated and lives as long as `name`.
     (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
 }
@@ -56,36 +51,62 @@ pub(super) unsafe fn uri_parameter(name: *const c_char, key: &CStr) -> Option<St
 /// `name` is the pointer that SQLite passed to xOpen for a main journal or a WAL.
 pub(super) unsafe fn database_file(name: *const c_char) -> *mut ffi::sqlite3_file {
     // SAFETY: as above, which is what sqlite3_database_file_object asks for.
-    unsafe { ffi::sqlite3_database_file_object(name) }
+    unsafe { (sqlite().database_file_object)(name) }
 }
 
 /// `text` in memory that SQLite will free; null where there is none or `text` holds a NUL.
 pub(super) fn sqlite_string(text: &str) -> *mut c_char {
     let Ok(text) = CString::new(text) else { return ptr::null_mut() };
     // SAFETY: "%s" takes the one NUL-terminated string that follows it.
-    unsafe { ffi::sqlite3_mprintf(c"%s".as_ptr(), text.as_ptr()) }
+    unsafe { (sqlite().mprintf)(c"%s".as_ptr(), text.as_ptr()) }
+}
+
+/// Frees memory that SQLite allocated.
+///
+/// # Safety
+/// `text` is from SQLite's allocator, or NULL, and used by nobody any more.
+pub(super) unsafe fn free(text: *mut c_char) {
+    // SAFETY: as above.
+    unsafe { (sqlite().free)(text.cast()) }
 }
 
 /// Asks for the reserve bytes of an encrypted page in the database of `db` whose file is `file`.
 ///
+/// # Errors
+/// [`Error::Unsupported`] where SQLite is older than 3.39, whose databases cannot be listed, and
+/// the file is none of those with a known name.
+///
 /// # Safety
 /// `db` is a connection whose mutex this thread holds: it is inside a call of `file`'s methods.
-pub(super) unsafe fn reserve_bytes(db: *mut ffi::sqlite3, file: *mut ffi::sqlite3_file) {
-    for index in 0.. {
+pub(super) unsafe fn reserve_bytes(
+    db: *mut ffi::sqlite3,
+    file: *mut ffi::sqlite3_file,
+) -> Result<()> {
+    /// The names that SQLite itself gives: of the first database, and of VACUUM INTO's.
+    const KNOWN: [&CStr; 2] = [c"main", c"vacuum_db"];
+    let name = |index: usize| match sqlite().db_name {
         // SAFETY: `db` is open; past its last database the answer is NULL.
-        let name = unsafe { ffi::sqlite3_db_name(db, index) };
-        if name.is_null() {
-            return;
-        }
-        // SAFETY: `name` is one of the connection's databases.
+        Some(db_name) => unsafe { db_name(db, index as c_int) },
+        None => KNOWN.get(index).map_or(ptr::null(), |name| name.as_ptr()),
+    };
+    for name in (0..).map(name).take_while(|name| !name.is_null()) {
+        // SAFETY: `db` is open, and the name, if it is not one of its databases, finds no file.
         if unsafe { file_of(db, name) } == file {
             let mut reserve = RESERVE as c_int;
             let reserve: *mut c_int = &mut reserve;
             let op = ffi::SQLITE_FCNTL_RESERVE_BYTES;
             // SAFETY: this op takes a pointer to an int, which it reads and writes.
-            unsafe { ffi::sqlite3_file_control(db, name, op, reserve.cast()) };
-            return;
+            unsafe { (sqlite().file_control)(db, name, op, reserve.cast()) };
+            return Ok(());
         }
+    }
+    match sqlite().db_name {
+        Some(_) => Ok(()),
+        None => Err(Error::Unsupported(
+            "SQLite before 3.39 cannot create an encrypted database by ATTACH: open the file as a \
+             main database once, or use a later SQLite"
+                .into(),
+        )),
     }
 }
 
@@ -97,7 +118,7 @@ pub(super) unsafe fn file_of(db: *mut ffi::sqlite3, name: *const c_char) -> *mut
     let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
     let out: *mut *mut ffi::sqlite3_file = &mut file;
     // SAFETY: this op writes a file pointer through its argument.
-    unsafe { ffi::sqlite3_file_control(db, name, ffi::SQLITE_FCNTL_FILE_POINTER, out.cast()) };
+    unsafe { (sqlite().file_control)(db, name, ffi::SQLITE_FCNTL_FILE_POINTER, out.cast()) };
     file
 }
 
@@ -105,14 +126,10 @@ pub(super) unsafe fn file_of(db: *mut ffi::sqlite3, name: *const c_char) -> *mut
 ///
 /// # Safety
 /// `db` is open.
-pub(super) unsafe fn add_function(
-    db: *mut ffi::sqlite3,
-    name: &CStr,
-    function: unsafe extern "C" fn(*mut ffi::sqlite3_context, c_int, *mut *mut ffi::sqlite3_value),
-) -> c_int {
+pub(super) unsafe fn add_function(db: *mut ffi::sqlite3, name: &CStr, function: Function) -> c_int {
     // SAFETY: `db` is open, `name` is NUL-terminated, and there is no user data to free.
     unsafe {
-        ffi::sqlite3_create_function_v2(
+        (sqlite().create_function_v2)(
             db,
             name.as_ptr(),
             0,
@@ -134,13 +151,13 @@ pub(super) unsafe fn result_text(context: *mut ffi::sqlite3_context, text: Optio
     // SAFETY: SQLite copies the bytes during the call, as SQLITE_TRANSIENT asks it to.
     unsafe {
         match text {
-            Some(text) => ffi::sqlite3_result_text(
+            Some(text) => (sqlite().result_text)(
                 context,
                 text.as_ptr().cast(),
                 text.len() as c_int,
                 ffi::SQLITE_TRANSIENT(),
             ),
-            None => ffi::sqlite3_result_null(context),
+            None => (sqlite().result_null)(context),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is reached through a connection: the SQL functions it gets, and the file behind a schema.
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{c_char, c_int};
 
 use libsqlite3_sys as ffi;
 
@@ -8,7 +8,10 @@ use super::{api, guard};
 use crate::error::last_error;
 
 /// Adds our SQL functions to a connection that was just opened.
-pub(super) unsafe extern "C" fn add_functions(
+///
+/// # Safety
+/// `db` is open.
+pub(crate) unsafe extern "C" fn add_functions(
     db: *mut ffi::sqlite3,
     _message: *mut *mut c_char,
     _api: *const ffi::sqlite3_api_routines,
@@ -32,6 +35,8 @@ unsafe extern "C" fn tde_last_error(
 
 #[cfg(feature = "rusqlite")]
 mod with_rusqlite {
+    use std::ffi::CString;
+
     use super::*;
     use crate::error::{Error, Result};
     use crate::file::main_db::MainDb;

@@ -140,7 +140,7 @@ unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_in
     guard(|| {
         // A database that does not lock (`nolock=1`) is asked for its size before anything is written.
         // SAFETY: SQLite called xFileSize on `file`.
-        unsafe { ask_for_reserve(file) };
+        unsafe { ask_for_reserve(file)? };
         // SAFETY: see `opened`; `out` points to one integer.
         unsafe { *out = opened(file).size()? as i64 };
         Ok(ffi::SQLITE_OK)
@@ -153,7 +153,11 @@ unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
         let code = unsafe { opened(file).lock(level)? };
         if code == ffi::SQLITE_OK && level == ffi::SQLITE_LOCK_SHARED {
             // SAFETY: SQLite called xLock on `file`.
-            unsafe { ask_for_reserve(file) };
+            unsafe { ask_for_reserve(file) }.inspect_err(|_| {
+                // SQLite gets an error and takes it that it has no lock.
+                // SAFETY: see `opened`.
+                unsafe { opened(file).unlock(ffi::SQLITE_LOCK_NONE) };
+            })?;
         }
         Ok(code)
     })
@@ -164,15 +168,16 @@ unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
 ///
 /// # Safety
 /// SQLite is inside a method of `file`, hence holds the mutex of the connection that uses it.
-unsafe fn ask_for_reserve(file: File) {
+unsafe fn ask_for_reserve(file: File) -> Result<()> {
     // SAFETY: see `opened`; the borrow ends before SQLite is called back.
     let connection = unsafe {
         let open = opened(file);
         open.wants_reserve().then_some(open.connection)
     };
-    if let Some(connection) = connection {
+    match connection {
         // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
-        unsafe { api::reserve_bytes(*connection, file) };
+        Some(connection) => unsafe { api::reserve_bytes(*connection, file) },
+        None => Ok(()),
     }
 }
 
@@ -239,7 +244,7 @@ unsafe fn name_vfs(arg: *mut *mut c_char) {
     unsafe {
         if !(*arg).is_null() {
             let below = CStr::from_ptr(*arg).to_string_lossy().into_owned();
-            ffi::sqlite3_free((*arg).cast());
+            api::free(*arg);
             *arg = api::sqlite_string(&format!("tde/{below}"));
         }
     }

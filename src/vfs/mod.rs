@@ -9,6 +9,7 @@
 //! | `connection.rs` | what is reached through a connection: SQL functions, status, verify |
 //! | `base.rs` | a file of the base VFS |
 //! | `api.rs` | every call into SQLite |
+//! | `routines.rs` | how SQLite's routines are reached: linked in, or through a host's table |
 //!
 //! Each callback is `guard(|| one call)`: a panic becomes `SQLITE_IOERR`, an [`enum@Error`] becomes its
 //! code from the one table, a line in SQLite's log, and what `tde_last_error()` says.
@@ -19,6 +20,7 @@ pub(crate) mod connection;
 mod file;
 mod open;
 mod shm;
+pub(crate) mod routines;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -58,11 +60,6 @@ static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex
 /// Registers the VFS, or gives an already registered one of that name new settings.
 pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     let Registration { name, base, default, wishes } = registration;
-    watch_forks();
-    let code = api::on_every_connection(connection::add_functions);
-    if code != ffi::SQLITE_OK {
-        return Err(Error::Base(code));
-    }
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
     let vfs = match registered.get(name) {
         Some(&address) => {
@@ -78,10 +75,18 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
             vfs
         }
     };
-    match api::register_vfs(vfs, default) {
-        ffi::SQLITE_OK => Ok(()),
-        code => Err(Error::Base(code)),
+    // A host may unload a library that failed. So nothing points into it before all that can fail
+    // is done: after the first of these, SQLite is initialised, and then the second cannot fail.
+    // Both last until sqlite3_shutdown, hence are said again in each registration.
+    for code in
+        [api::on_every_connection(connection::add_functions), api::register_vfs(vfs, default)]
+    {
+        if code != ffi::SQLITE_OK {
+            return Err(Error::Base(code));
+        }
     }
+    watch_forks();
+    Ok(())
 }
 
 fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<&'static mut ffi::sqlite3_vfs> {
