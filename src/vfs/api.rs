@@ -45,13 +45,13 @@ pub(super) unsafe fn uri_parameter(name: *const c_char, key: &CStr) -> Option<St
     (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
 }
 
-/// The database file that a journal or log belongs to.
+/// The names of the journal and the log of the database file `name`.
 ///
 /// # Safety
-/// `name` is the pointer that SQLite passed to xOpen for a main journal or a WAL.
-pub(super) unsafe fn database_file(name: *const c_char) -> *mut ffi::sqlite3_file {
-    // SAFETY: as above, which is what sqlite3_database_file_object asks for.
-    unsafe { (sqlite().database_file_object)(name) }
+/// `name` is the pointer that SQLite passed to xOpen for a main database that is still open.
+pub(super) unsafe fn journal_or_log_names(name: *const c_char) -> [*const c_char; 2] {
+    // SAFETY: as above, which is what both ask for.
+    unsafe { [(sqlite().filename_journal)(name), (sqlite().filename_wal)(name)] }
 }
 
 /// `text` in memory that SQLite will free; null where there is none or `text` holds a NUL.
@@ -70,18 +70,17 @@ pub(super) unsafe fn free(text: *mut c_char) {
     unsafe { (sqlite().free)(text.cast()) }
 }
 
-/// Asks for the reserve bytes of an encrypted page in the database of `db` whose file is `file`.
+/// Asks for the reserve bytes of an encrypted page in the database of `db` whose file was opened as
+/// `path`. Its file would not tell it for sure: a VFS above ours shows SQLite a file of its own.
 ///
 /// # Errors
 /// [`Error::Unsupported`] where SQLite is older than 3.39, whose databases cannot be listed, and
 /// the file is none of those with a known name.
 ///
 /// # Safety
-/// `db` is a connection whose mutex this thread holds: it is inside a call of `file`'s methods.
-pub(super) unsafe fn reserve_bytes(
-    db: *mut ffi::sqlite3,
-    file: *mut ffi::sqlite3_file,
-) -> Result<()> {
+/// `db` is a connection whose mutex this thread holds, because it is inside a call of the file's
+/// methods; `path` is NUL-terminated.
+pub(super) unsafe fn reserve_bytes_of(db: *mut ffi::sqlite3, path: *const c_char) -> Result<()> {
     /// The names that SQLite itself gives: of the first database, and of VACUUM INTO's.
     const KNOWN: [&CStr; 2] = [c"main", c"vacuum_db"];
     let name = |index: usize| match sqlite().db_name {
@@ -89,25 +88,66 @@ pub(super) unsafe fn reserve_bytes(
         Some(db_name) => unsafe { db_name(db, index as c_int) },
         None => KNOWN.get(index).map_or(ptr::null(), |name| name.as_ptr()),
     };
+    // SAFETY: as above.
+    let path = unsafe { CStr::from_ptr(path) };
+    let mut found = sqlite().db_name.is_some();
     for name in (0..).map(name).take_while(|name| !name.is_null()) {
-        // SAFETY: `db` is open, and the name, if it is not one of its databases, finds no file.
-        if unsafe { file_of(db, name) } == file {
-            let mut reserve = RESERVE as c_int;
-            let reserve: *mut c_int = &mut reserve;
-            let op = ffi::SQLITE_FCNTL_RESERVE_BYTES;
-            // SAFETY: this op takes a pointer to an int, which it reads and writes.
-            unsafe { (sqlite().file_control)(db, name, op, reserve.cast()) };
-            return Ok(());
+        // SAFETY: `db` is open, and a name that none of its databases has is answered by NULL.
+        let other = unsafe { (sqlite().db_filename)(db, name) };
+        // SAFETY: a name that is not NULL is NUL-terminated.
+        if !other.is_null() && unsafe { CStr::from_ptr(other) } == path {
+            // SAFETY: `name` is one of the connection's databases.
+            unsafe { reserve_bytes(db, name) };
+            found = true;
         }
     }
-    match sqlite().db_name {
-        Some(_) => Ok(()),
-        None => Err(Error::Unsupported(
+    found.then_some(()).ok_or_else(|| {
+        Error::Unsupported(
             "SQLite before 3.39 cannot create an encrypted database by ATTACH: open the file as a \
              main database once, or use a later SQLite"
                 .into(),
-        )),
+        )
+    })
+}
+
+/// Asks for the reserve bytes of an encrypted page in the database `name` of `db`.
+///
+/// # Safety
+/// `db` is open and `name` is NUL-terminated.
+unsafe fn reserve_bytes(db: *mut ffi::sqlite3, name: *const c_char) {
+    let mut reserve = RESERVE as c_int;
+    let reserve: *mut c_int = &mut reserve;
+    let op = ffi::SQLITE_FCNTL_RESERVE_BYTES;
+    // SAFETY: this op takes a pointer to an int, which it reads and writes.
+    unsafe { (sqlite().file_control)(db, name, op, reserve.cast()) };
+}
+
+/// Asks for the same in the main database of `db` where that has no file, so that the backup API can
+/// copy it into an encrypted one.
+///
+/// # Safety
+/// `db` is open.
+pub(super) unsafe fn reserve_bytes_in_memory(db: *mut ffi::sqlite3) {
+    // SAFETY: as above; the answer is NULL or NUL-terminated.
+    unsafe {
+        let path = (sqlite().db_filename)(db, c"main".as_ptr());
+        if path.is_null() || *path == 0 {
+            reserve_bytes(db, c"main".as_ptr());
+        }
     }
+}
+
+/// The VFS that opens the files of `db`; null where there is none.
+///
+/// # Safety
+/// `db` is open.
+pub(super) unsafe fn vfs_of(db: *mut ffi::sqlite3) -> *mut ffi::sqlite3_vfs {
+    let mut vfs: *mut ffi::sqlite3_vfs = ptr::null_mut();
+    let out: *mut *mut ffi::sqlite3_vfs = &mut vfs;
+    let op = ffi::SQLITE_FCNTL_VFS_POINTER;
+    // SAFETY: this op writes a VFS pointer through its argument.
+    unsafe { (sqlite().file_control)(db, c"main".as_ptr(), op, out.cast()) };
+    vfs
 }
 
 /// The file behind the database `name` of `db`; null where there is none.

@@ -4,10 +4,11 @@ use std::ffi::{c_char, c_int};
 
 use libsqlite3_sys as ffi;
 
-use super::{api, guard};
+use super::{api, guard, is_ours};
 use crate::error::last_error;
 
-/// Adds our SQL functions to a connection that was just opened.
+/// Adds our SQL functions to a connection that was just opened, and makes room for trailers in a
+/// database in memory, which may be copied into an encrypted file.
 ///
 /// # Safety
 /// `db` is open.
@@ -17,7 +18,12 @@ pub(crate) unsafe extern "C" fn add_functions(
     _api: *const ffi::sqlite3_api_routines,
 ) -> c_int {
     // SAFETY: SQLite passes the new connection.
-    guard(|| unsafe { Ok(api::add_function(db, c"tde_last_error", tde_last_error)) })
+    guard(|| unsafe {
+        if is_ours(api::vfs_of(db)) {
+            api::reserve_bytes_in_memory(db);
+        }
+        Ok(api::add_function(db, c"tde_last_error", tde_last_error))
+    })
 }
 
 /// `tde_last_error()`: what went wrong last in this thread, or NULL.

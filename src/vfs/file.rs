@@ -12,7 +12,7 @@ use libsqlite3_sys as ffi;
 
 use super::base::call;
 use super::open::OpenFile;
-use super::{api, guard};
+use super::{api, guard, names};
 use crate::error::{Error, Result};
 
 /// Our part of an sqlite3_file.
@@ -101,6 +101,7 @@ type File = *mut ffi::sqlite3_file;
 
 unsafe extern "C" fn close(file: File) -> c_int {
     guard(|| {
+        names::forget(file);
         // SAFETY: xClose is the last call on `file`; `install` made the box.
         let open = unsafe {
             (*file).pMethods = ptr::null();
@@ -174,10 +175,12 @@ unsafe fn ask_for_reserve(file: File) -> Result<()> {
         let open = opened(file);
         open.wants_reserve().then_some(open.connection)
     };
+    let name = connection.map_or(ptr::null(), |_| names::name_of(file));
     match connection {
-        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
-        Some(connection) => unsafe { api::reserve_bytes(*connection, file) },
-        None => Ok(()),
+        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
+        // its name.
+        Some(connection) if !name.is_null() => unsafe { api::reserve_bytes_of(*connection, name) },
+        _ => Ok(()),
     }
 }
 

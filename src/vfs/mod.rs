@@ -6,6 +6,7 @@
 //! | `file.rs` | the methods of an open file |
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
+//! | `names.rs` | the open database files by name, for their journals and logs |
 //! | `connection.rs` | what is reached through a connection: SQL functions, status, verify |
 //! | `base.rs` | a file of the base VFS |
 //! | `api.rs` | every call into SQLite |
@@ -18,9 +19,10 @@ mod api;
 mod base;
 pub(crate) mod connection;
 mod file;
+mod names;
 mod open;
-mod shm;
 pub(crate) mod routines;
+mod shm;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -172,11 +174,29 @@ fn state(vfs: &ffi::sqlite3_vfs) -> &Vfs {
     unsafe { &*vfs.pAppData.cast::<Vfs>() }
 }
 
+/// Whether `vfs` is one of ours.
+///
+/// # Safety
+/// `vfs` is NULL or a registered VFS.
+unsafe fn is_ours(vfs: *mut ffi::sqlite3_vfs) -> bool {
+    // SAFETY: as above.
+    let open = unsafe { vfs.as_ref() }.and_then(|vfs| vfs.xOpen);
+    open.is_some_and(|open| ptr::fn_addr_eq(open, open_file as OpenMethod))
+}
+
 /// The base VFS behind one of ours.
 unsafe fn base_of<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a mut ffi::sqlite3_vfs {
     // SAFETY: SQLite passes the VFS that was registered; its base stays registered beside it.
     unsafe { &mut *state(&*vfs).base }
 }
+
+type OpenMethod = unsafe extern "C" fn(
+    *mut ffi::sqlite3_vfs,
+    ffi::sqlite3_filename,
+    *mut ffi::sqlite3_file,
+    c_int,
+    *mut c_int,
+) -> c_int;
 
 unsafe extern "C" fn open_file(
     vfs: *mut ffi::sqlite3_vfs,
@@ -204,7 +224,7 @@ unsafe fn open_inside(
     let wishes = if kind == FileKind::MainDb { wishes()? } else { Wishes::default() };
     let parent_file = if matches!(kind, FileKind::MainJournal | FileKind::Wal) {
         // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
-        unsafe { api::database_file(name) }
+        unsafe { names::database_of(name) }
     } else {
         ptr::null_mut()
     };
@@ -230,12 +250,17 @@ unsafe fn open_inside(
     // SAFETY: it was just opened, and is closed below or by xClose.
     let base = unsafe { BaseFile::new(below) };
     let version = base.version();
+    let path = name;
     // SAFETY: a name that is not NULL ends with a NUL.
-    let name = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) });
+    let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
     match Content::new(&base, kind, name, wishes, parent) {
         Ok(content) => {
             // SAFETY: `file` has room for a `TdeFile`, and `parent_file` is as asked for.
             unsafe { TdeFile::install(file, OpenFile::new(base, content, parent_file), version) };
+            if kind == FileKind::MainDb {
+                // SAFETY: `path` is what was passed to xOpen, and xClose forgets the file.
+                unsafe { names::remember(file, path) };
+            }
             Ok(ffi::SQLITE_OK)
         }
         Err(error) => {

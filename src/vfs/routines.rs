@@ -68,7 +68,9 @@ routines! {
     mprintf = sqlite3_mprintf(*const c_char; ...) -> *mut c_char;
     free = sqlite3_free(*mut c_void) -> ();
     uri_parameter = sqlite3_uri_parameter(*const c_char, *const c_char) -> *const c_char;
-    database_file_object = sqlite3_database_file_object(*const c_char) -> *mut ffi::sqlite3_file;
+    filename_journal = sqlite3_filename_journal(*const c_char) -> *const c_char;
+    filename_wal = sqlite3_filename_wal(*const c_char) -> *const c_char;
+    db_filename = sqlite3_db_filename(*mut ffi::sqlite3, *const c_char) -> *const c_char;
     file_control = sqlite3_file_control(*mut ffi::sqlite3, *const c_char, c_int, *mut c_void) -> c_int;
     create_function_v2 = sqlite3_create_function_v2(
         *mut ffi::sqlite3, *const c_char, c_int, c_int, *mut c_void,
