@@ -59,8 +59,10 @@ pub struct ProtectorStatus {
 pub struct Verification {
     /// Pages in the file.
     pub pages: u64,
-    /// Numbers of the pages that failed authentication.
+    /// Numbers of the pages that failed authentication, at most the first 65,536.
     pub bad_pages: Vec<u32>,
+    /// How many pages failed authentication.
+    pub bad_page_count: u64,
     /// Copies of the envelope, `A` or `B`, that failed authentication. One good copy is enough to
     /// open the database.
     pub bad_envelope_copies: Vec<char>,
@@ -70,7 +72,7 @@ impl Verification {
     /// Whether everything authenticated.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.bad_pages.is_empty() && self.bad_envelope_copies.is_empty()
+        self.bad_page_count == 0 && self.bad_envelope_copies.is_empty()
     }
 }
 
@@ -108,6 +110,7 @@ pub(crate) fn verify(
     Ok(Verification {
         pages: found.pages,
         bad_pages: found.bad_pages,
+        bad_page_count: found.bad_count,
         bad_envelope_copies: found.bad_copies,
     })
 }

@@ -12,9 +12,10 @@
 //! 1. Every page of the file is sealed; a write past the end fills what it skips with sealed zeros.
 //! 2. The envelope is on disk, synced, before the first page is written.
 //! 3. The page size never changes once page 1 was written.
-//! 4. After a recovery of the write-ahead log, every page is sealed again. A checkpoint that power
-//!    loss interrupted leaves holes where the file grew: pages that the log has too, and pages that
-//!    SQLite never wrote (invariant 1), which are sealed anew.
+//! 4. Where a log or a hot journal was recovered, every page is sealed again. Power loss leaves holes
+//!    and torn pages that SQLite neither restores nor reads: it never wrote them, or had freed them.
+//! 5. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
+//!    a rollback needs it to end.
 
 use std::sync::Arc;
 
@@ -46,6 +47,8 @@ const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
+/// The first trunk page of the freelist: next trunk, number of leaves, leaves.
+const FREELIST_AT: usize = 32;
 /// SQLite's file format number of a database in WAL mode.
 const FORMAT_WAL: u8 = 2;
 
@@ -67,9 +70,12 @@ pub(crate) struct MainDb {
     state: State,
     /// Size in SQLite's bytes as last seen, while nobody else can have changed it.
     known_size: Option<u64>,
-    /// Where a log is being recovered: the smallest size in pages that the file had under it.
-    recovering: Option<u32>,
+    /// A hot journal is being played back into the file.
+    rolling_back: bool,
 }
+
+/// Tells the smallest size in pages that the file may have. It may take a look at the whole log.
+pub(crate) type LeastPages<'a> = &'a mut dyn FnMut() -> Result<u32>;
 
 enum State {
     /// Nothing was written to the file; keys are made when a write transaction begins.
@@ -109,7 +115,8 @@ fn logical_size(physical: u64) -> u64 {
 impl MainDb {
     /// Looks at the file and finds its keys.
     pub(crate) fn open(base: &impl Storage, wishes: Wishes) -> Result<Self> {
-        let mut db = Self { wishes, state: State::Empty(None), known_size: None, recovering: None };
+        let mut db =
+            Self { wishes, state: State::Empty(None), known_size: None, rolling_back: false };
         db.look(base)?;
         Ok(db)
     }
@@ -206,28 +213,50 @@ impl MainDb {
         self.known_size = None;
     }
 
-    /// Recovery starts to read a log that was begun when this file had `pages` pages.
-    pub(crate) fn recovery_starts(&mut self, pages: u32) {
-        self.recovering = Some(pages);
-    }
-
-    /// Recovery read a commit that left the database `pages` pages, to which it may have been cut.
-    pub(crate) fn recovery_passes(&mut self, pages: u32) {
-        self.recovering = self.recovering.map(|least| least.min(pages));
-    }
-
-    /// Ends a recovery, if one has started: seals the holes that an interrupted checkpoint left.
+    /// A log was recovered: seals the holes that an interrupted checkpoint left where the file grew.
     ///
-    /// A bad page past the smallest size is either in the log, which SQLite reads and checkpoints
-    /// before this one counts, or one that SQLite never wrote. Pages before it were synced before
-    /// the log was begun; if one of them is bad, somebody changed it, and it stays as it is.
-    pub(crate) fn end_recovery(&mut self, base: &impl Storage) -> Result<()> {
-        let Some(least) = self.recovering else { return Ok(()) };
-        if let State::Encrypted(pages) = &mut self.state {
-            pages.seal_holes(base, least)?;
+    /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
+    /// is in the log, or SQLite never wrote it. Pages before were synced before the log was begun: if
+    /// one of them is bad, somebody changed it, and it stays as it is.
+    pub(crate) fn seal_holes(
+        &mut self,
+        base: &impl Storage,
+        grown: std::ops::RangeInclusive<u32>,
+    ) -> Result<()> {
+        let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
+        self.known_size = None;
+        let last = pages.count(base)?.min(u64::from(*grown.end()));
+        for page in u64::from(*grown.start())..=last {
+            pages.seal_if_bad(base, page)?;
         }
-        self.recovering = None;
         Ok(())
+    }
+
+    /// A hot journal is about to be played back.
+    pub(crate) fn rollback_starts(&mut self) {
+        self.rolling_back = true;
+    }
+
+    /// The journal is written or closed, so its playback is over or was given up.
+    pub(crate) fn rollback_ends(&mut self) {
+        self.rolling_back = false;
+    }
+
+    /// Before a sync. At the end of a playback it seals the free pages that are bad: the transaction
+    /// may have written to one, and SQLite does not restore what has no content.
+    pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
+        if let (true, State::Encrypted(pages)) = (self.rolling_back, &mut self.state) {
+            pages.seal_free(base)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a file that ends before it may.
+    pub(crate) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<()> {
+        match &self.state {
+            State::Encrypted(pages) => pages.check_size(base, least),
+            State::Empty(_) | State::Plain => Ok(()),
+        }
     }
 
     pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
@@ -242,7 +271,7 @@ impl MainDb {
     /// Pages in the file of an encrypted database.
     pub(crate) fn pages(&self, base: &impl Storage) -> Result<u32> {
         let State::Encrypted(pages) = &self.state else { return Ok(0) };
-        Ok((logical_size(base.size()?) / pages.page_size as u64) as u32)
+        pages.whole(base)
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
@@ -256,7 +285,13 @@ impl MainDb {
         }
     }
 
-    pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+    pub(crate) fn write(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        least: LeastPages<'_>,
+    ) -> Result<()> {
         if let State::Empty(prepared) = &mut self.state {
             let page_size = first_page_size(bytes, at)?;
             check_page_1(bytes, at, page_size)?;
@@ -273,7 +308,6 @@ impl MainDb {
             self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope)));
             self.known_size = Some(0);
         }
-        self.end_recovery(base)?;
         match &mut self.state {
             State::Encrypted(pages) => {
                 let size = match self.known_size {
@@ -284,7 +318,16 @@ impl MainDb {
                 if size == 0 {
                     pages.take_page_size(base, bytes, at)?;
                 }
-                pages.write(base, bytes, at, size)?;
+                pages.check_write(bytes, at)?;
+                if at <= size {
+                    pages.store(base, bytes, at)?;
+                } else if self.rolling_back {
+                    pages.regrow(base, bytes, at)?;
+                } else {
+                    pages.check_size(base, least)?;
+                    pages.fill(base, size, at)?;
+                    pages.store(base, bytes, at)?;
+                }
                 pages.blank = false;
                 self.known_size = Some(size.max(at + bytes.len() as u64));
                 Ok(())
@@ -293,13 +336,22 @@ impl MainDb {
         }
     }
 
-    pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+    pub(crate) fn truncate(
+        &mut self,
+        base: &impl Storage,
+        size: u64,
+        least: LeastPages<'_>,
+    ) -> Result<()> {
         self.known_size = None;
         match &mut self.state {
             State::Encrypted(pages) => {
                 pages.blank = size == 0;
-                // A checkpoint sets the size of a database whose last pages were never written.
-                pages.fill(base, logical_size(base.size()?), size)?;
+                let had = logical_size(base.size()?);
+                if had < size {
+                    // A checkpoint sets the size of a database whose last pages were never written.
+                    pages.check_size(base, least)?;
+                    pages.fill(base, had, size)?;
+                }
                 base.truncate(physical_size(size))
             }
             State::Plain => base.truncate(size),
@@ -327,12 +379,22 @@ impl MainDb {
                 findings.bad_copies.push(name);
             }
         }
-        let patience = pages.patience(base)?;
         for page in 1..=findings.pages {
-            if !is_lock_page(page, pages.page_size) && !pages.is_good(base, page, patience)? {
-                findings.bad_pages.push(page as u32);
+            if !is_lock_page(page, pages.page_size) && pages.load(base, page)? != Found::Good {
+                findings.add(page);
             }
             progress(page, findings.pages);
+        }
+        if pages.has_log(base)? {
+            // A shared lock keeps no checkpoint away: a page that was just being written is whole now.
+            let suspects = std::mem::take(&mut findings.bad_pages);
+            findings.bad_count -= suspects.len() as u64;
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            for page in suspects.into_iter().map(u64::from) {
+                if pages.load(base, page)? != Found::Good {
+                    findings.add(page);
+                }
+            }
         }
         Ok(findings)
     }
@@ -342,8 +404,21 @@ impl MainDb {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Findings {
     pub(crate) pages: u64,
+    /// The first of the bad pages, at most [`LISTED`]: whoever writes the file decides how many.
     pub(crate) bad_pages: Vec<u32>,
+    pub(crate) bad_count: u64,
     pub(crate) bad_copies: Vec<char>,
+}
+
+const LISTED: usize = 1 << 16;
+
+impl Findings {
+    fn add(&mut self, page: u64) {
+        self.bad_count += 1;
+        if self.bad_pages.len() < LISTED {
+            self.bad_pages.push(page as u32);
+        }
+    }
 }
 
 impl Wishes {
@@ -374,6 +449,10 @@ fn first_page_size(bytes: &[u8], at: u64) -> Result<u32> {
         return Err(Error::NotAPage { offset: at, len: bytes.len() });
     }
     Ok(len)
+}
+
+fn be_u32(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))
 }
 
 /// SQLite never reads or writes the page that holds its lock bytes.
@@ -482,13 +561,38 @@ impl Pages {
         Ok(())
     }
 
-    fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64, size: u64) -> Result<()> {
+    /// Whole pages in the file.
+    fn whole(&self, base: &impl Storage) -> Result<u32> {
+        let pages = logical_size(base.size()?) / self.page_size as u64;
+        Ok(u32::try_from(pages).unwrap_or(u32::MAX))
+    }
+
+    /// Pages in the file, also where the last one is not whole.
+    fn count(&self, base: &impl Storage) -> Result<u64> {
+        Ok(logical_size(base.size()?).div_ceil(self.page_size as u64))
+    }
+
+    fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<()> {
+        let whole = self.whole(base)?;
+        if whole < least()? { Err(Error::PageAuthentication { page: whole + 1 }) } else { Ok(()) }
+    }
+
+    fn check_write(&self, bytes: &[u8], at: u64) -> Result<()> {
         if bytes.len() != self.page_size || !at.is_multiple_of(self.page_size as u64) {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         }
-        check_page_1(bytes, at, self.envelope.page_size)?;
-        self.fill(base, size, at)?;
-        self.store(base, bytes, at)
+        check_page_1(bytes, at, self.envelope.page_size)
+    }
+
+    /// A rollback gives the file the size that it had before. SQLite writes zeros as the last page,
+    /// and what the journal has over all of them later; of the others it needs none. They stay holes,
+    /// so that nobody takes a page that was cut off for one of zeros; see [`Self::seal_free`].
+    fn regrow(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        if bytes.iter().all(|&byte| byte == 0) {
+            base.truncate(physical_size(at + bytes.len() as u64))
+        } else {
+            self.store(base, bytes, at)
+        }
     }
 
     /// Seals zeros from `size`, the end of the file, up to `to`. A torn page at the end is replaced.
@@ -509,40 +613,49 @@ impl Pages {
         stored
     }
 
-    /// Seals zeros over each bad page past page `least`.
-    fn seal_holes(&mut self, base: &impl Storage, least: u32) -> Result<()> {
-        let page_size = self.page_size as u64;
-        let last = logical_size(base.size()?).div_ceil(page_size);
-        for page in u64::from(least) + 1..=last {
-            if !is_lock_page(page, self.page_size) && self.load(base, page)? != Found::Good {
-                self.store_zeros(base, (page - 1) * page_size)?;
-            }
+    fn seal_if_bad(&mut self, base: &impl Storage, page: u64) -> Result<()> {
+        if !is_lock_page(page, self.page_size) && self.load(base, page)? != Found::Good {
+            self.store_zeros(base, (page - 1) * self.page_size as u64)?;
         }
         Ok(())
     }
 
-    /// How long to wait, in ms, before looking at a bad page again. A shared lock keeps no
-    /// checkpoint away: a page that is just being written is whole a moment later.
-    fn patience(&mut self, base: &impl Storage) -> Result<&'static [u64]> {
-        let has_log = self.load(base, 1)? == Found::Good && self.plain[FORMAT_AT] == FORMAT_WAL;
-        Ok(if has_log { &[1, 10] } else { &[] })
-    }
-
-    /// Whether `page` authenticates, now or after one of the waits.
-    fn is_good(&mut self, base: &impl Storage, page: u64, patience: &[u64]) -> Result<bool> {
-        for &ms in [0].iter().chain(patience) {
-            std::thread::sleep(std::time::Duration::from_millis(ms));
-            if self.load(base, page)? == Found::Good {
-                return Ok(true);
+    /// Seals zeros over each bad page that is free: a leaf of the freelist, whose content means
+    /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
+    fn seal_free(&mut self, base: &impl Storage) -> Result<()> {
+        let count = self.count(base)?;
+        let mut trunk = FREELIST_AT;
+        let mut next = 1;
+        // No freelist has more trunks than the file has pages.
+        for _ in 0..count {
+            if self.load(base, next)? != Found::Good {
+                return Ok(());
             }
+            let mut words = self.plain[trunk..].chunks_exact(4).map(be_u32);
+            next = words.next().map_or(0, u64::from);
+            let free = if trunk == 0 { words.next().unwrap_or(0) as usize } else { 0 };
+            let leaves: Vec<u32> = words.take(free).collect();
+            for leaf in leaves.into_iter().map(u64::from).filter(|leaf| (2..=count).contains(leaf))
+            {
+                self.seal_if_bad(base, leaf)?;
+            }
+            if next == 0 {
+                return Ok(());
+            }
+            trunk = 0;
         }
-        Ok(false)
+        Ok(())
     }
 
     fn store(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         let page = at / self.page_size as u64 + 1;
         self.cipher.seal(page, &bytes[..self.page_size - RESERVE], &mut self.sealed)?;
         base.write(&self.sealed, physical(at))
+    }
+
+    /// Whether the database is in WAL mode.
+    fn has_log(&mut self, base: &impl Storage) -> Result<bool> {
+        Ok(self.load(base, 1)? == Found::Good && self.plain[FORMAT_AT] == FORMAT_WAL)
     }
 }
 

@@ -44,10 +44,15 @@ fn page_1(page_size: usize, reserve: u8) -> Vec<u8> {
     page
 }
 
+/// As without a log.
+fn write(db: &mut MainDb, base: &Memory, bytes: &[u8], at: u64) -> Result<()> {
+    db.write(base, bytes, at, &mut || Ok(0))
+}
+
 fn created(page_size: usize) -> (Memory, MainDb) {
     let base = Memory::default();
     let mut db = MainDb::open(&base, wishes()).unwrap();
-    db.write(&base, &page_1(page_size, 48), 0).unwrap();
+    write(&mut db, &base, &page_1(page_size, 48), 0).unwrap();
     (base, db)
 }
 
@@ -71,7 +76,7 @@ fn every_page_size_reads_back() {
     for page_size in [1024, 2048, 4096, 8192, 16384, 32768, 65536] {
         let (base, mut db) = created(page_size);
         let mut page: Vec<u8> = (0..page_size).map(|byte| byte as u8).collect();
-        db.write(&base, &page, page_size as u64).unwrap();
+        write(&mut db, &base, &page, page_size as u64).unwrap();
         page[page_size - RESERVE..].fill(0);
         let mut db = MainDb::open(&base, wishes()).unwrap();
         let mut got = vec![1; page_size];
@@ -115,7 +120,7 @@ fn a_torn_first_page_opens_and_does_not_read() {
 #[test]
 fn holes_are_sealed() {
     let (base, mut db) = created(1024);
-    db.write(&base, &[5; 1024], 9 * 1024).unwrap();
+    write(&mut db, &base, &[5; 1024], 9 * 1024).unwrap();
     for page in 1..9 {
         let mut got = [1; 1024];
         db.read(&base, &mut got, page * 1024).unwrap();
@@ -135,7 +140,7 @@ fn layouts_that_cannot_be_are_refused_and_nothing_is_written() {
     ] {
         let base = Memory::default();
         let mut db = MainDb::open(&base, wishes()).unwrap();
-        let error = db.write(&base, &page, 0).unwrap_err();
+        let error = write(&mut db, &base, &page, 0).unwrap_err();
         assert!(error.to_string().contains(want), "{what}: {error}");
         assert_eq!(base.0.borrow().len(), 0, "{what}");
     }
@@ -187,4 +192,124 @@ fn files_that_are_no_database_are_told_apart() {
         assert!(error.to_string().contains(want), "{what}: {error}");
         assert_eq!(*base.0.borrow(), bytes, "{what}: the file changed");
     }
+}
+
+/// A database of `count` pages of 1024 bytes, whose freelist is trunk page 3 with leaves 4, 6 and 9.
+fn with_free_pages(count: u64) -> (Memory, MainDb) {
+    let (base, mut db) = created(1024);
+    let mut first = page_1(1024, 48);
+    first[32..36].copy_from_slice(&3_u32.to_be_bytes());
+    write(&mut db, &base, &first, 0).unwrap();
+    for page in 1..count {
+        let mut bytes = vec![page as u8; 1024];
+        if page == 2 {
+            bytes[..20].fill(0);
+            for (place, word) in [3_u8, 4, 6, 9].into_iter().enumerate() {
+                bytes[4 * place + 7] = word;
+            }
+        }
+        write(&mut db, &base, &bytes, page * 1024).unwrap();
+    }
+    (base, db)
+}
+
+fn spoil(base: &Memory, page: u64) {
+    base.0.borrow_mut()[physical((page - 1) * 1024) as usize + 7] ^= 1;
+}
+
+fn bad_pages(db: &mut MainDb, base: &Memory) -> Vec<u32> {
+    db.verify(base, |_, _| ()).unwrap().bad_pages
+}
+
+/// A torn page that was free before the transaction has no copy in the journal.
+#[test]
+fn a_rollback_seals_bad_pages_that_are_free_and_no_others() {
+    let (base, mut db) = with_free_pages(10);
+    for page in [4, 5, 6] {
+        spoil(&base, page);
+    }
+    db.before_sync(&base).unwrap();
+    assert_eq!(bad_pages(&mut db, &base), [4, 5, 6], "no journal is being played back");
+    db.rollback_starts();
+    db.before_sync(&base).unwrap();
+    assert_eq!(bad_pages(&mut db, &base), [5]);
+    let mut page = [1; 1024];
+    db.read(&base, &mut page, 3 * 1024).unwrap();
+    assert_eq!(page, [0; 1024]);
+    db.rollback_ends();
+    spoil(&base, 6);
+    db.before_sync(&base).unwrap();
+    assert_eq!(bad_pages(&mut db, &base), [5, 6]);
+}
+
+/// A freelist that runs in a circle, or beyond the file, ends.
+#[test]
+fn a_mad_freelist_ends() {
+    for next in [3_u32, 1, 999, u32::MAX] {
+        let (base, mut db) = with_free_pages(10);
+        let mut trunk = vec![0xff; 1024];
+        trunk[..4].copy_from_slice(&next.to_be_bytes());
+        write(&mut db, &base, &trunk, 2 * 1024).unwrap();
+        db.rollback_starts();
+        db.before_sync(&base).unwrap();
+        assert_eq!(bad_pages(&mut db, &base), [0_u32; 0], "{next}");
+    }
+}
+
+/// Invariant 5: pages cut off the file beside a hot journal do not come back as zeros.
+#[test]
+fn a_rollback_does_not_make_up_pages_that_were_cut_off() {
+    let (base, mut db) = with_free_pages(10);
+    base.truncate(physical(2 * 1024)).unwrap();
+    db.lock_changed();
+    db.rollback_starts();
+    write(&mut db, &base, &[0; 1024], 9 * 1024).unwrap();
+    let mut trunk = vec![0; 1024];
+    trunk[7] = 2;
+    trunk[11] = 4;
+    trunk[15] = 9;
+    write(&mut db, &base, &trunk, 2 * 1024).unwrap();
+    db.before_sync(&base).unwrap();
+    db.rollback_ends();
+    assert_eq!(bad_pages(&mut db, &base), [5, 6, 7, 8, 10]);
+}
+
+#[test]
+fn recovery_seals_holes_where_the_log_has_grown_the_file() {
+    let (base, mut db) = with_free_pages(10);
+    for page in [3, 6, 7, 10] {
+        spoil(&base, page);
+    }
+    for (grown, left) in [(9..=8, &[3, 6, 7, 10][..]), (6..=9, &[3, 10]), (10..=u32::MAX, &[3])] {
+        db.seal_holes(&base, grown.clone()).unwrap();
+        assert_eq!(bad_pages(&mut db, &base), left, "{grown:?}");
+    }
+}
+
+/// Invariant 5: a file that was cut below what its log allows is neither read nor filled up.
+#[test]
+fn a_file_shorter_than_its_log_allows_is_refused() {
+    let (base, mut db) = with_free_pages(10);
+    base.truncate(physical(8 * 1024)).unwrap();
+    db.lock_changed();
+    for (least, good) in [(8, true), (9, false), (10, false)] {
+        let mut least = || Ok(least);
+        assert_eq!(db.check_size(&base, &mut least).is_ok(), good);
+        let written = db.write(&base, &[1; 1024], 11 * 1024, &mut least);
+        assert_eq!(written.is_ok(), good, "{written:?}");
+        let cut = db.truncate(&base, 14 * 1024, &mut least);
+        assert_eq!(cut.is_ok(), good, "{cut:?}");
+        assert_eq!(bad_pages(&mut db, &base), [0_u32; 0]);
+        base.truncate(physical(8 * 1024)).unwrap();
+        db.lock_changed();
+    }
+}
+
+#[test]
+fn a_file_full_of_bad_pages_is_counted_and_not_listed() {
+    let (base, mut db) = created(1024);
+    let count = LISTED as u64 + 10;
+    base.truncate(physical(count * 1024)).unwrap();
+    let found = db.verify(&base, |_, _| ()).unwrap();
+    assert_eq!((found.bad_count, found.bad_pages.len()), (count - 1, LISTED));
 }

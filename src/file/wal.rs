@@ -71,10 +71,15 @@ pub(crate) trait Parent {
     fn page_of(&self, frame: u32) -> Option<u32>;
     /// Pages in the database file.
     fn pages(&self) -> Result<u32>;
-    /// Recovery starts to read a log under which the database file had `pages` pages at first.
-    fn recovery_starts(&mut self, pages: u32);
-    /// Recovery may have read a commit that left the database `pages` pages.
-    fn recovery_passes(&mut self, pages: u32);
+}
+
+/// What a recovery read of the sizes that the database had, in pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    /// The smallest that the file may have been cut to.
+    pub(crate) least: u32,
+    /// That of the last commit; 0 where there is none.
+    pub(crate) last: u32,
 }
 
 /// Where records lie.
@@ -186,6 +191,10 @@ pub(crate) struct Wal {
     grain: usize,
     layout: Option<Layout>,
     salts: Salts,
+    /// Pages that the database file had when the log was begun.
+    pages: u32,
+    /// What a recovery has read, until somebody has taken note of it.
+    pub(crate) recovered: Option<Recovered>,
     /// [`Parent::locks`] when layout and salts were last compared with the wal-index.
     locks: u64,
     pending: Option<Pending>,
@@ -209,6 +218,8 @@ impl Wal {
             grain,
             layout: None,
             salts: Salts::default(),
+            pages: 0,
+            recovered: None,
             locks: 0,
             pending: None,
             unfinished: None,
@@ -237,7 +248,7 @@ impl Wal {
     pub(crate) fn read(
         &mut self,
         base: &impl Storage,
-        parent: &mut impl Parent,
+        parent: &impl Parent,
         buf: &mut [u8],
         at: u64,
     ) -> Result<Filled> {
@@ -248,7 +259,7 @@ impl Wal {
             return Ok(Filled::Short);
         };
         if at < WAL_HEADER as u64 {
-            return self.read_header(base, parent, layout, buf, at as usize);
+            return self.read_header(base, layout, buf, at as usize);
         }
         let mut done = 0;
         while done < buf.len() {
@@ -261,14 +272,14 @@ impl Wal {
                 if layout.logical_size(base.size()?) < at + (done + len) as u64 {
                     return Ok(Filled::Short);
                 }
-                return if starts {
+                return if starts && !self.is_mine(frame) {
                     Ok(Filled::Full)
                 } else {
                     Err(Error::FrameAuthentication { frame })
                 };
             }
             if starts {
-                self.tell_commit(parent);
+                self.note_commit();
             } else if !self.is_expected(base, parent, frame)? {
                 self.held = None;
                 return Err(Error::FrameAuthentication { frame });
@@ -284,7 +295,6 @@ impl Wal {
     fn read_header(
         &mut self,
         base: &impl Storage,
-        parent: &mut impl Parent,
         layout: Layout,
         buf: &mut [u8],
         at: usize,
@@ -297,7 +307,7 @@ impl Wal {
             Some(record) => {
                 buf.copy_from_slice(&record[at..end]);
                 if at == 0 {
-                    parent.recovery_starts(number(&record[WAL_HEADER..]));
+                    self.recovered = Some(Recovered { least: self.pages, last: 0 });
                 }
                 Ok(Filled::Full)
             }
@@ -310,15 +320,41 @@ impl Wal {
         }
     }
 
-    /// The database may have been cut to the size that a commit left it.
-    fn tell_commit(&self, parent: &mut impl Parent) {
+    /// The smallest size in pages that the database file may have: what it had when the log was
+    /// begun, or what a checkpoint cut it to since.
+    pub(crate) fn least_pages(&mut self, base: &impl Storage) -> Result<u32> {
+        self.load_layout(base)?;
+        let Some(layout) = self.layout else { return Ok(0) };
+        let mut least = self.pages;
+        let size = layout.logical_size(base.size()?).saturating_sub(WAL_HEADER as u64);
+        for frame in 1..=(size / layout.frame() as u64) as u32 {
+            if self.load(base, layout, frame)? {
+                least = self.commit().map_or(least, |pages| least.min(pages));
+            }
+        }
+        Ok(least)
+    }
+
+    /// Pages of the database after the commit that the frame in `plain` is, in this log.
+    fn commit(&self) -> Option<u32> {
         let pages = number(&self.plain[COMMIT_AT..]);
-        if pages > 0 && self.plain[SALTS_AT..].starts_with(&self.salts) {
-            parent.recovery_passes(pages);
+        (pages > 0 && self.plain[SALTS_AT..].starts_with(&self.salts)).then_some(pages)
+    }
+
+    fn note_commit(&mut self) {
+        if let (Some(recovered), Some(pages)) = (self.recovered, self.commit()) {
+            let least = recovered.least.min(pages);
+            self.recovered = Some(Recovered { least, last: pages });
         }
     }
 
-    /// Whether the frame in `plain` is the one that SQLite means by `frame`.
+    /// Whether `frame` is of the transaction that this handle writes.
+    fn is_mine(&self, frame: u32) -> bool {
+        self.unfinished.is_some_and(|first| frame >= first)
+    }
+
+    /// Whether the frame in `plain` is the one that SQLite means by `frame`. It never is after the
+    /// file turned out to be of another layout.
     fn is_expected(
         &mut self,
         base: &impl Storage,
@@ -327,9 +363,13 @@ impl Wal {
     ) -> Result<bool> {
         let mut salts = Salts::default();
         salts.copy_from_slice(&self.plain[SALTS_AT..SALTS_AT + size_of::<Salts>()]);
-        let mine = self.unfinished.is_some_and(|first| frame >= first);
+        let mine = self.is_mine(frame);
         if salts != self.salts && !mine {
+            let layout = self.layout;
             self.load_layout(base)?;
+            if self.layout != layout {
+                return Ok(false);
+            }
         }
         // Once a frame was overwritten, SQLite leaves out the salts of later ones until it commits.
         let of_this_log = salts == self.salts || mine && salts == Salts::default();
@@ -411,8 +451,13 @@ impl Wal {
         self.layout = None;
         base.write(&image[from..], from as u64)?;
         self.set_layout(layout);
-        self.salts.copy_from_slice(&header[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]);
+        self.take_header(&record);
         Ok(())
+    }
+
+    fn take_header(&mut self, record: &[u8; RECORD_0]) {
+        self.salts.copy_from_slice(&record[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]);
+        self.pages = number(&record[WAL_HEADER..]);
     }
 
     fn write_part(
@@ -484,7 +529,7 @@ impl Wal {
         Ok(good)
     }
 
-    /// Record 0, and its salts into `salts`; `None` where it does not authenticate.
+    /// Record 0, whose salts and pages are taken over; `None` where it does not authenticate.
     fn load_header(
         &mut self,
         base: &impl Storage,
@@ -496,7 +541,7 @@ impl Wal {
         if !whole || cipher.open(0, &sealed, &mut record).is_err() {
             return Ok(None);
         }
-        self.salts.copy_from_slice(&record[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]);
+        self.take_header(&record);
         Ok(Some(record))
     }
 
@@ -521,7 +566,9 @@ impl Wal {
                 if self.layout != Some(layout) {
                     self.set_layout(layout);
                 }
-                self.load_header(base, layout)?;
+                if self.load_header(base, layout)?.is_none() {
+                    self.pages = 0;
+                }
             }
             None => self.layout = None,
         }

@@ -15,7 +15,6 @@ struct Db {
     locks: u64,
     salts: Option<Salts>,
     pages: Vec<u32>,
-    recovered: Vec<u32>,
 }
 
 impl Parent for Db {
@@ -30,12 +29,6 @@ impl Parent for Db {
     }
     fn pages(&self) -> Result<u32> {
         Ok(7)
-    }
-    fn recovery_starts(&mut self, pages: u32) {
-        self.recovered = vec![pages];
-    }
-    fn recovery_passes(&mut self, pages: u32) {
-        self.recovered.push(pages);
     }
 }
 
@@ -102,7 +95,9 @@ fn another_handle_reads_what_was_written() {
             let (filled, got) = read(&mut other, &base, &mut db, at(number) + 16, 8);
             assert_eq!((filled.unwrap(), &got[..]), (Filled::Full, &bytes[16..24]));
         }
-        assert_eq!(db.recovered, [7, 9], "pages at the log's start, and after each commit");
+        let sizes = Recovered { least: 7, last: 9 };
+        assert_eq!(other.recovered, Some(sizes), "at the log's start, and after the commit");
+        assert_eq!(other.least_pages(&base).unwrap(), 7);
         let (filled, _) = read(&mut other, &base, &mut db, at(3), FRAME);
         assert_eq!(filled.unwrap(), Filled::Short);
     }
@@ -262,7 +257,8 @@ fn a_log_of_another_database_counts_as_empty() {
     assert_eq!(wal.size(&base, &db).unwrap(), 0);
     let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
     assert_eq!((filled.unwrap(), got), (Filled::Short, vec![0; WAL_HEADER]));
-    assert!(db.recovered.is_empty());
+    assert_eq!(wal.recovered, None);
+    assert_eq!(wal.least_pages(&base).unwrap(), 0);
 }
 
 #[test]

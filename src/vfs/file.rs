@@ -107,6 +107,7 @@ unsafe extern "C" fn close(file: File) -> c_int {
             (*file).pMethods = ptr::null();
             Box::from_raw((*file.cast::<TdeFile>()).open)
         };
+        open.closing();
         Ok(open.base.close())
     })
 }

@@ -255,8 +255,11 @@ unsafe fn open_inside(
     let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
     match Content::new(&base, kind, name, wishes, parent) {
         Ok(content) => {
-            // SAFETY: `file` has room for a `TdeFile`, and `parent_file` is as asked for.
-            unsafe { TdeFile::install(file, OpenFile::new(base, content, parent_file), version) };
+            // SAFETY: `parent_file` is the database of a journal or log, else null.
+            let open = unsafe { OpenFile::new(base, content, parent_file) };
+            open.opened(file);
+            // SAFETY: `file` has room for a `TdeFile`.
+            unsafe { TdeFile::install(file, open, version) };
             if kind == FileKind::MainDb {
                 // SAFETY: `path` is what was passed to xOpen, and xClose forgets the file.
                 unsafe { names::remember(file, path) };

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::file::journal::{self, Another, Journal};
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::scratch::Scratch;
-use crate::file::wal::{Parent, Salts, Wal};
+use crate::file::wal::{Parent, Recovered, Salts, Wal};
 use crate::file::{FileKind, Filled, Storage};
 
 /// Characteristics that hold for the base file and not for ours: a page of ours is more than one
@@ -67,6 +67,10 @@ impl Content {
             }
             _ => return Ok(None),
         };
+        const HOT: c_int = ffi::SQLITE_OPEN_READWRITE;
+        if kind == FileKind::MainJournal && flags & (HOT | ffi::SQLITE_OPEN_CREATE) == HOT {
+            db.rollback_starts();
+        }
         if kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_CREATE != 0 {
             db.prepare()?;
         }
@@ -122,7 +126,29 @@ fn read_from(bytes: &[u8], buf: &mut [u8], at: u64) -> Filled {
     if len == buf.len() { Filled::Full } else { Filled::Short }
 }
 
-/// The database file `file` of a log.
+/// The journal of the database file `parent` is not played back any more.
+fn rollback_ends(parent: *mut ffi::sqlite3_file) {
+    if let Ok(OpenFile { content: Content::Db(db), .. }) = parent_of(parent) {
+        db.rollback_ends();
+    }
+}
+
+/// The open log `file` of a database, or none.
+fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
+    // SAFETY: a log tells its database when it closes, and while SQLite is in a call on the database
+    // it is in none on the log.
+    unsafe { TdeFile::of(file) }
+}
+
+/// The smallest size in pages that the log `file` allows its database.
+fn least_pages(file: *mut ffi::sqlite3_file) -> Result<u32> {
+    match log_of(file) {
+        Some(OpenFile { base, content: Content::Wal(wal), .. }) => wal.least_pages(base),
+        _ => Ok(0),
+    }
+}
+
+/// The database file `file` of a journal or log.
 fn parent_of<'a>(file: *mut ffi::sqlite3_file) -> Result<&'a mut OpenFile> {
     // SAFETY: SQLite closes a log before its database, and while it is in a call on the log it is in
     // none on the database.
@@ -149,18 +175,6 @@ impl Parent for OpenFile {
             _ => Err(Error::NotEncrypted),
         }
     }
-
-    fn recovery_starts(&mut self, pages: u32) {
-        if let Content::Db(db) = &mut self.content {
-            db.recovery_starts(pages);
-        }
-    }
-
-    fn recovery_passes(&mut self, pages: u32) {
-        if let Content::Db(db) = &mut self.content {
-            db.recovery_passes(pages);
-        }
-    }
 }
 
 pub(super) struct OpenFile {
@@ -172,13 +186,15 @@ pub(super) struct OpenFile {
     pub(super) connection: *mut *mut ffi::sqlite3,
     /// The wal-index, of a database file in WAL mode.
     pub(super) shm: Shm,
-    /// The database file of a log, which SQLite closes after the log; null for other kinds.
+    /// The database file of a journal or log, which SQLite closes after those; null for other kinds.
     parent: *mut ffi::sqlite3_file,
+    /// The open log of a database file; null where there is none.
+    log: *mut ffi::sqlite3_file,
 }
 
 impl OpenFile {
     /// # Safety
-    /// `parent` is the database file that SQLite has for a log, or null.
+    /// `parent` is the database file that SQLite has for a journal or log, or null.
     pub(super) unsafe fn new(
         base: BaseFile,
         content: Content,
@@ -191,12 +207,19 @@ impl OpenFile {
             connection: std::ptr::null_mut(),
             shm: Shm::default(),
             parent,
+            log: std::ptr::null_mut(),
         }
     }
 
     pub(super) fn read(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
         let filled = match &mut self.content {
-            Content::Db(db) => db.read(&self.base, buf, at)?,
+            Content::Db(db) => {
+                let filled = db.read(&self.base, buf, at)?;
+                if filled == Filled::Short && !self.log.is_null() {
+                    self.check_size()?;
+                }
+                filled
+            }
             Content::Journal(journal) => journal.read(&self.base, buf, at)?,
             Content::Wal(wal) => wal.read(&self.base, parent_of(self.parent)?, buf, at)?,
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
@@ -212,8 +235,11 @@ impl OpenFile {
 
     pub(super) fn write(&mut self, bytes: &[u8], at: u64) -> Result<c_int> {
         match &mut self.content {
-            Content::Db(db) => db.write(&self.base, bytes, at)?,
-            Content::Journal(journal) => journal.write(&self.base, bytes, at)?,
+            Content::Db(_) => self.write_page(bytes, at)?,
+            Content::Journal(journal) => {
+                rollback_ends(self.parent);
+                journal.write(&self.base, bytes, at)?;
+            }
             Content::Wal(wal) => wal.write(&self.base, parent_of(self.parent)?, bytes, at)?,
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
             Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
@@ -224,8 +250,11 @@ impl OpenFile {
 
     pub(super) fn truncate(&mut self, size: u64) -> Result<c_int> {
         match &mut self.content {
-            Content::Db(db) => db.truncate(&self.base, size)?,
-            Content::Journal(journal) => journal.truncate(&self.base, size)?,
+            Content::Db(_) => self.truncate_pages(size)?,
+            Content::Journal(journal) => {
+                rollback_ends(self.parent);
+                journal.truncate(&self.base, size)?;
+            }
             Content::Wal(wal) => wal.truncate(&self.base, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
             Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
@@ -235,8 +264,10 @@ impl OpenFile {
     }
 
     pub(super) fn sync(&mut self, flags: c_int) -> Result<c_int> {
-        if let Content::Wal(wal) = &mut self.content {
-            wal.before_sync(&self.base)?;
+        match &mut self.content {
+            Content::Db(db) => db.before_sync(&self.base)?,
+            Content::Wal(wal) => wal.before_sync(&self.base)?,
+            _ => {}
         }
         Ok(self.base.sync_with(flags))
     }
@@ -294,11 +325,63 @@ impl OpenFile {
 
     /// The lock under which a log is recovered is about to be given back.
     pub(super) fn end_recovery(&mut self) {
-        if let Content::Db(db) = &mut self.content
-            && let Err(error) = db.end_recovery(&self.base)
-        {
-            // SQLite asks for no result here. It is tried again before the next write.
+        if let Err(error) = self.seal_holes() {
+            // SQLite asks for no result here. `verify` tells which pages are bad.
             api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
+        }
+    }
+
+    /// If a log was recovered, seals what an interrupted checkpoint left of pages that are not in it.
+    fn seal_holes(&mut self) -> Result<()> {
+        let Some(OpenFile { content: Content::Wal(wal), .. }) = log_of(self.log) else {
+            return Ok(());
+        };
+        let Some(Recovered { least, last }) = wal.recovered else { return Ok(()) };
+        let last = self.shm.pages().unwrap_or(last);
+        if let Content::Db(db) = &mut self.content {
+            db.seal_holes(&self.base, least.saturating_add(1)..=last)?;
+        }
+        wal.recovered = None;
+        Ok(())
+    }
+
+    /// Refuses a database file that is shorter than its log allows.
+    fn check_size(&self) -> Result<()> {
+        let Content::Db(db) = &self.content else { return Ok(()) };
+        db.check_size(&self.base, &mut || least_pages(self.log))
+    }
+
+    fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
+        // Without a wal-index in shared memory, nothing else tells when a recovery is over.
+        if !self.log.is_null() && self.shm.pages().is_none() {
+            self.seal_holes()?;
+        }
+        let Content::Db(db) = &mut self.content else { return Ok(()) };
+        db.write(&self.base, bytes, at, &mut || least_pages(self.log))
+    }
+
+    fn truncate_pages(&mut self, size: u64) -> Result<()> {
+        let Content::Db(db) = &mut self.content else { return Ok(()) };
+        db.truncate(&self.base, size, &mut || least_pages(self.log))
+    }
+
+    /// The file is open as `file`: a database learns of its log.
+    pub(super) fn opened(&self, file: *mut ffi::sqlite3_file) {
+        if let (Content::Wal(_), Ok(parent)) = (&self.content, parent_of(self.parent)) {
+            parent.log = file;
+        }
+    }
+
+    /// The file is about to be closed.
+    pub(super) fn closing(&self) {
+        match &self.content {
+            Content::Wal(_) => {
+                if let Ok(parent) = parent_of(self.parent) {
+                    parent.log = std::ptr::null_mut();
+                }
+            }
+            Content::Journal(_) => rollback_ends(self.parent),
+            _ => {}
         }
     }
 

@@ -96,7 +96,7 @@ fn print_report(report: &Report) -> Result<(), Failure> {
     if report.truncated {
         writeln!(out, "truncated: the file has no pages, or fewer than its first page says")?;
     }
-    let (pages, bad) = (report.found.pages, report.found.bad_pages.len());
+    let (pages, bad) = (report.found.pages, report.found.bad_page_count);
     Ok(writeln!(out, "{pages} pages, {bad} bad{}", if report.clean { ": ok" } else { "" })?)
 }
 
