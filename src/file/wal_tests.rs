@@ -223,7 +223,7 @@ fn an_authentic_record_of_another_time_is_not_a_page() {
         let base = Memory::default();
         base.0.replace(bytes.clone());
         let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1);
-        let mut db = Db { locks: 1, salts, pages: vec![page], ..Db::default() };
+        let mut db = Db { locks: 1, salts, pages: vec![page] };
         let (filled, got) = read(&mut wal, &base, &mut db, at(1) + 24, PAGE);
         assert_eq!(filled.is_ok(), good, "{attack}: {filled:?}");
         assert!(good || got.iter().all(|&byte| byte == 1), "{attack}: something was handed out");
@@ -239,7 +239,7 @@ fn a_handle_follows_a_new_layout() {
     second.truncate(&base, 0).unwrap();
     second.write(&base, &Db::default(), &wal_header(6), 0).unwrap();
     write_frame(&mut second, &base, &Db::default(), 1, &frame(8, 9, 6, 0xee));
-    let mut db = Db { locks: 1, salts: Some([6; 8]), pages: vec![8, 10], ..Db::default() };
+    let mut db = Db { locks: 1, salts: Some([6; 8]), pages: vec![8, 10] };
     write_frame(&mut first, &base, &db, 2, &frame(10, 9, 6, 0xef));
     for wal in [&mut first, &mut second] {
         for (number, fill) in [(1, 0xee), (2, 0xef)] {
