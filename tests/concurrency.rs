@@ -15,7 +15,7 @@ use bank::{Bank, Count, ROLES, Role};
 use process::{Process, Random, TOO_LONG, full, report};
 
 const TASK: &str = "SQLITE_TDE_TEST_BANK";
-const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
+const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 
 /// Runs `roles` in threads of this process. Answers how much each did.
 fn threads(bank: &Bank, roles: &[Role], seed: u64, lasts: Duration) -> Vec<(Role, Count)> {
@@ -24,7 +24,7 @@ fn threads(bank: &Bank, roles: &[Role], seed: u64, lasts: Duration) -> Vec<(Role
         let workers: Vec<_> = roles
             .iter()
             .zip(seed..)
-            .map(|(&role, seed)| (role, scope.spawn(move || bank.work(role, seed, until, 2))))
+            .map(|(&role, seed)| (role, scope.spawn(move || bank.work(role, seed, until))))
             .collect();
         let done = workers.into_iter().map(|(role, worker)| {
             let count = worker.join().unwrap_or_else(|_| panic!("{role:?}, from seed {seed}"));
@@ -139,5 +139,5 @@ fn and_on_plain_sqlite() {
 #[test]
 fn soak() {
     let seconds = std::env::var("SQLITE_TDE_SOAK_SECONDS").map_or(10, |text| text.parse().unwrap());
-    processes("DELETE", false, 8, Duration::from_secs(seconds));
+    processes("WAL", false, 8, Duration::from_secs(seconds));
 }
