@@ -114,10 +114,10 @@ impl MainDb {
         Ok(db)
     }
 
-    /// Finds out what the file is, if it was empty when last seen. Another process may have created
-    /// the database since; what we had prepared for that is then void.
+    /// Finds out what the file is, if it had no page when last seen. Another connection may have
+    /// created the database since, with pages of another size; what we had prepared is then void.
     pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
-        if !matches!(self.state, State::Empty(_)) {
+        if !self.has_no_page() {
             return Ok(());
         }
         let len = base.size()?;

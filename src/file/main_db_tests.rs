@@ -106,6 +106,18 @@ fn a_creation_cut_off_between_the_copies_is_completed() {
     }
 }
 
+/// A creation that is rolled back leaves the envelope, with the size that its pages had.
+#[test]
+fn another_connection_creates_with_another_page_size() {
+    let (base, mut first) = created(4096);
+    first.truncate(&base, 0).unwrap();
+    let mut second = MainDb::open(&base, wishes()).unwrap();
+    second.write(&base, &page_1(1024, 48), 0).unwrap();
+    first.look(&base).unwrap();
+    assert_eq!(first.read(&base, &mut [0; 1024], 0).unwrap(), Filled::Full);
+    assert!(!first.has_no_page());
+}
+
 /// T1: a torn page 1 must not keep a database from opening, and must not be read.
 #[test]
 fn a_torn_first_page_opens_and_does_not_read() {
