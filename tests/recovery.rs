@@ -162,3 +162,41 @@ fn two_databases_of_one_transaction_are_rolled_back_one_by_one() {
         }
     }
 }
+
+/// The same with an unencrypted database among three. Its journal, persistent and already used, is
+/// looked at before the one that cannot be read.
+#[test]
+fn a_plain_database_of_the_same_transaction_comes_first() {
+    let vfs = TestVfs::new();
+    let home = Home::with(|options| options.base(vfs.name).allow_plaintext(true));
+    let names = ["plain.db", "second.db", "third.db"];
+    common::plain(&home.path(names[0])).execute_batch("CREATE TABLE t(a)").unwrap();
+    let open = || {
+        let db = home.open(&home.path(names[0]));
+        for (schema, name) in [("second", names[1]), ("third", names[2])] {
+            let uri = home.uri(&home.path(name));
+            db.execute_batch(&format!("ATTACH '{uri}' AS {schema}")).unwrap();
+        }
+        db.execute_batch("PRAGMA journal_mode=PERSIST").unwrap();
+        db
+    };
+    let work = "BEGIN; INSERT INTO main.t VALUES(1); INSERT INTO second.t VALUES(1);
+                INSERT INTO third.t VALUES(1); COMMIT";
+    let db = open();
+    db.execute_batch("CREATE TABLE second.t(a); CREATE TABLE third.t(a)").unwrap();
+    db.execute_batch(work).unwrap();
+    vfs.clear();
+    db.execute_batch(work).unwrap();
+    let delete = vfs.calls().iter().position(|(method, _)| *method == Method::Delete).unwrap();
+    vfs.fail(delete, Kind::From);
+    assert!(db.execute_batch(work).is_err());
+    drop(db);
+    vfs.clear();
+    // The third before the second: the second's keys are not there when the third's journal goes.
+    for name in [names[0], names[2], names[1]] {
+        let db = home.open(&home.path(name));
+        assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(2), "{name}");
+        // Another transaction leaves a journal that names nothing.
+        db.execute_batch("PRAGMA journal_mode=PERSIST; INSERT INTO t VALUES(2)").unwrap();
+    }
+}

@@ -121,10 +121,10 @@ impl MainDb {
         Ok(db)
     }
 
-    /// Finds out what the file is, if it was empty when last seen. Another process may have created
-    /// the database since; what we had prepared for that is then void.
+    /// Finds out what the file is, if it had no page when last seen. Another connection may have
+    /// created the database since, with pages of another size; what we had prepared is then void.
     pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
-        if !matches!(self.state, State::Empty(_)) {
+        if !self.has_no_page() {
             return Ok(());
         }
         let len = base.size()?;
@@ -370,15 +370,7 @@ impl MainDb {
         let mut findings = Findings::default();
         let size = logical_size(base.size()?);
         findings.pages = size.div_ceil(pages.page_size as u64);
-        for (index, name) in [(0, 'A'), (1, 'B')] {
-            let mut copy = vec![0; COPY_LEN];
-            base.read(&mut copy, index * COPY_LEN as u64)?;
-            let good = envelope::Unverified::decode(&copy)
-                .and_then(|copy| copy.verify(pages.keyring.mac_key()));
-            if good.is_err() {
-                findings.bad_copies.push(name);
-            }
-        }
+        findings.bad_copies = pages.bad_copies(base)?;
         for page in 1..=findings.pages {
             if !is_lock_page(page, pages.page_size) && pages.load(base, page)? != Found::Good {
                 findings.add(page);
@@ -547,17 +539,35 @@ impl Pages {
         buf.copy_from_slice(&header[at..at + buf.len()]);
     }
 
-    /// The first write decides on the page size, also where an earlier creation was rolled back.
+    /// The copies of the envelope that are not good on disk.
+    fn bad_copies(&self, base: &impl Storage) -> Result<Vec<char>> {
+        let mut bad = Vec::new();
+        for (index, name) in [(0, 'A'), (1, 'B')] {
+            let mut copy = vec![0; COPY_LEN];
+            base.read(&mut copy, index * COPY_LEN as u64)?;
+            let good = envelope::Unverified::decode(&copy)
+                .and_then(|copy| copy.verify(self.keyring.mac_key()));
+            if good.is_err() {
+                bad.push(name);
+            }
+        }
+        Ok(bad)
+    }
+
+    /// The first write decides on the page size, also where an earlier creation was rolled back, and
+    /// writes the copy of the envelope that a creation cut off did not come to.
     fn take_page_size(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         let page_size = first_page_size(bytes, at)?;
         check_page_1(bytes, at, page_size)?;
-        if page_size != self.envelope.page_size {
-            let mut envelope = self.envelope.clone();
+        let mut envelope = self.envelope.clone();
+        if page_size != envelope.page_size {
             envelope.page_size = page_size;
             envelope.generation += 1;
-            write_envelope(base, &self.keyring, &envelope)?;
-            *self = Self::new(Arc::clone(&self.keyring), envelope);
+        } else if self.bad_copies(base)?.is_empty() {
+            return Ok(());
         }
+        write_envelope(base, &self.keyring, &envelope)?;
+        *self = Self::new(Arc::clone(&self.keyring), envelope);
         Ok(())
     }
 

@@ -98,6 +98,31 @@ fn parts_of_pages_read_as_the_whole() {
     }
 }
 
+/// A process that dies between the copies of the first envelope leaves one; the next writes both.
+#[test]
+fn a_creation_cut_off_between_the_copies_is_completed() {
+    for (what, len) in [("copy A", COPY_LEN), ("half of copy B", COPY_LEN + 100)] {
+        let (base, _) = created(4096);
+        base.0.borrow_mut().truncate(len);
+        let mut db = MainDb::open(&base, wishes()).unwrap();
+        write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
+        let found = db.verify(&base, |_, _| ()).unwrap();
+        assert_eq!((found.pages, found.bad_copies, found.bad_pages), (1, vec![], vec![]), "{what}");
+    }
+}
+
+/// A creation that is rolled back leaves the envelope, with the size that its pages had.
+#[test]
+fn another_connection_creates_with_another_page_size() {
+    let (base, mut first) = created(4096);
+    first.truncate(&base, 0, &mut || Ok(0)).unwrap();
+    let mut second = MainDb::open(&base, wishes()).unwrap();
+    write(&mut second, &base, &page_1(1024, 48), 0).unwrap();
+    first.look(&base).unwrap();
+    assert_eq!(first.read(&base, &mut [0; 1024], 0).unwrap(), Filled::Full);
+    assert!(!first.has_no_page());
+}
+
 /// T1: a torn page 1 must not keep a database from opening, and must not be read.
 #[test]
 fn a_torn_first_page_opens_and_does_not_read() {

@@ -105,10 +105,13 @@ impl Content {
             (FileKind::SuperJournal, _) => {
                 Ok(match Journal::open_of_another(base, base.grain())? {
                     Another::Readable(journal) => Self::Journal(journal),
-                    Another::NoKey => Self::StandIn(journal::naming(&SUPER_JOURNAL.take())),
+                    Another::NoKey => {
+                        Self::StandIn(journal::naming(&SUPER_JOURNAL.with_borrow(Vec::clone)))
+                    }
                     Another::NotOurs => {
-                        SUPER_JOURNAL
-                            .set(name.map_or_else(Vec::new, |name| name.to_bytes().to_vec()));
+                        if let Some(name) = name.filter(|name| names_super_journal(name)) {
+                            SUPER_JOURNAL.set(name.to_bytes().to_vec());
+                        }
                         Self::Through
                     }
                 })
@@ -116,6 +119,13 @@ impl Content {
             (FileKind::MainJournal | FileKind::Wal, _) => Ok(Self::Through),
         }
     }
+}
+
+/// Whether this is what SQLite calls a super-journal, `-mj` and nine digits at its end, and not the
+/// journal of a plaintext database.
+fn names_super_journal(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    name.len().checked_sub(12).is_some_and(|at| name[at..].starts_with(b"-mj"))
 }
 
 fn read_from(bytes: &[u8], buf: &mut [u8], at: u64) -> Filled {

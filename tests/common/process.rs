@@ -1,0 +1,129 @@
+//! Tests that need processes: this test binary, started again with a task, and what it reports.
+#![allow(dead_code)] // each test file uses its part
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// Longer than anything here takes; a test that gets there hangs.
+pub const TOO_LONG: Duration = Duration::from_secs(120);
+
+/// Whether all is tried, not a sample.
+pub fn full() -> bool {
+    std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1")
+}
+
+/// SplitMix64: the same numbers for the same seed.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// What every reported line starts with: libtest writes to the same pipe.
+const REPORT: &str = "@ ";
+
+/// Tells the parent; the line is in the pipe when this returns.
+pub fn report(line: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{REPORT}{line}").and_then(|()| out.flush()).expect("the parent reads");
+}
+
+/// A process that runs one test of this binary.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    waiting: VecDeque<String>,
+}
+
+impl Process {
+    /// Runs the test called `test` with the environment variable `variable` set to `task`.
+    pub fn start(test: &str, variable: &str, task: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--quiet", "--nocapture", "--test-threads=1"])
+            .env(variable, task)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok) {
+                if let Some(line) = line.strip_prefix(REPORT) {
+                    let _ = send.send(line.to_owned());
+                }
+            }
+        });
+        Self { child, lines, waiting: VecDeque::new() }
+    }
+
+    /// Waits for `count` lines that start with `start`, or for the end of the process or of `limit`.
+    /// Keeps every line. Answers whether they came.
+    pub fn wait_for(&mut self, start: &str, count: u64, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut seen = 0;
+        while seen < count {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    seen += u64::from(line.starts_with(start));
+                    self.waiting.push_back(line);
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        true
+    }
+
+    /// SIGKILL, and every line up to then.
+    pub fn kill(mut self) -> Vec<String> {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.waiting.extend(self.lines.iter());
+        self.waiting.into()
+    }
+
+    /// Waits for the end. Answers every line, or that it failed or took too long.
+    pub fn finish(mut self, limit: Duration) -> Result<Vec<String>, String> {
+        let until = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > until {
+                let lines = self.kill();
+                return Err(format!("it hangs; the last it said was {:?}", lines.last()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        self.waiting.extend(self.lines.iter());
+        if status.success() {
+            return Ok(self.waiting.into());
+        }
+        Err(format!("{status}; the last it said was {:?}", self.waiting.back()))
+    }
+}
