@@ -56,6 +56,13 @@ impl<'a> Subject<'a> {
         Self { workload, mode, encrypted, vfs, tde, keys: Arc::default() }
     }
 
+    pub fn name(&self) -> String {
+        let Mode { journal, sync, page_size, cipher, powersafe } = self.mode;
+        let kind = if self.encrypted { cipher.name() } else { "plain" };
+        let disk = if *powersafe { "" } else { " not powersafe" };
+        format!("{} [{journal} {sync} {page_size} {kind}{disk}]", self.workload.name)
+    }
+
     /// Schemas and paths.
     pub fn databases(&self) -> &'static [(&'static str, &'static str)] {
         &DATABASES[..1 + usize::from(self.workload.attached)]

@@ -14,7 +14,6 @@ const TABLES: &str = "
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fits {
     All,
-    Rollback,
     Wal,
     /// Modes after which a crash is only safe between two transactions.
     Volatile,
@@ -320,7 +319,6 @@ impl Fits {
     pub fn allows(self, mode: &Mode) -> bool {
         match self {
             Self::All => !mode.is_volatile(),
-            Self::Rollback => !mode.is_volatile() && !mode.is_wal(),
             Self::Wal => mode.is_wal(),
             Self::Volatile => mode.is_volatile(),
         }
