@@ -20,9 +20,10 @@
 //!
 //! A record that does not authenticate is, after a crash, one that never reached the disk. SQLite
 //! must then see the end of the journal, and must not take zeros for a page: its own checksum
-//! samples one byte in 200. So a long read over such a record is a *short read*, which ends the
-//! playback, and a read of up to 8 bytes (magic, page number, checksum) answers zeros, which no
-//! header and no page record starts with.
+//! samples one byte in 200. So a read of a page over such a record is a *short read*, which ends the
+//! playback. A shorter read (magic, page number, checksum, name of a super-journal) answers zeros,
+//! which no header, no page record and no name starts with: SQLite takes a short read of a name for
+//! an error of the disk.
 
 use std::sync::Arc;
 
@@ -43,8 +44,8 @@ const HEADER_LEN: usize = SECTOR;
 /// SQLite's smallest sector, which it takes where the VFS reports powersafe overwrite.
 const SECTOR: usize = 512;
 const LARGEST_SECTOR: usize = 65536;
-/// The longest field that SQLite reads by itself.
-const FIELD: usize = 8;
+/// The smallest page; whatever is shorter is a field.
+const SMALLEST_PAGE: usize = 1024;
 
 const _: () = assert!(GRAIN_AT + size_of::<u32>() <= HEADER_LEN);
 
@@ -239,7 +240,7 @@ impl Journal {
             let (record, within) = self.layout.locate(at + done as u64);
             let len = (self.layout.sector() - within).min(inside - done);
             if !self.load(base, record)? {
-                let field = buf.len() <= FIELD;
+                let field = buf.len() < SMALLEST_PAGE;
                 buf[done..].fill(0);
                 return Ok(if field { Filled::Full } else { Filled::Short });
             }
@@ -468,6 +469,9 @@ mod tests {
             let mut field = [1; 4];
             let filled = journal.read(&base, &mut field, 512).unwrap();
             assert_eq!((filled, field), (Filled::Full, [0; 4]), "{attack}");
+            let mut name = [1; 24];
+            let filled = journal.read(&base, &mut name, 500).unwrap();
+            assert_eq!((filled, &name[12..]), (Filled::Full, &[0; 12][..]), "{attack}");
         }
     }
 

@@ -1,0 +1,355 @@
+//! A workload on a disk that writes down what happens, and the next process on what is left.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::fallible_iterator::FallibleIterator;
+use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::secret::Secret;
+use sqlite_tde::{OpenOptions, Options};
+
+use super::power::{Disk, Entry, Files, Image, Lie, PowerVfs};
+use super::workloads::{By, Mode, Workload};
+
+/// A workload in one mode, on a VFS of its own.
+pub struct Subject<'a> {
+    pub workload: &'a Workload,
+    pub mode: &'a Mode,
+    /// Whether `tde` is between SQLite and the disk; without it, this is what SQLite itself can do.
+    pub encrypted: bool,
+    vfs: PowerVfs,
+    tde: String,
+    keys: Arc<Keys>,
+}
+
+/// What happened in a run without power loss.
+pub struct Recording {
+    /// What was on the disk before.
+    pub start: Files,
+    pub log: Vec<Entry>,
+    /// Length of the log when the database was opened, and after each step.
+    pub marks: Vec<usize>,
+    /// What each of the databases held at these marks.
+    pub states: Vec<Vec<String>>,
+    /// Whether the step before that mark committed into a write-ahead log.
+    pub wal: Vec<bool>,
+}
+
+/// The first and the last state, by number of steps done, in which a database may be.
+pub type Span = (usize, usize);
+
+/// What was found on an image, and what was done to it meanwhile.
+pub struct Found {
+    /// The state of each database.
+    pub spans: Vec<Span>,
+    pub log: Vec<Entry>,
+}
+
+const PROVIDER: &str = "service";
+const DATABASES: [(&str, &str); 2] = [("main", "/main.db"), ("aux", "/aux.db")];
+
+impl<'a> Subject<'a> {
+    pub fn new(workload: &'a Workload, mode: &'a Mode, encrypted: bool) -> Self {
+        let vfs = PowerVfs::new(mode.powersafe);
+        let tde = format!("tde-{}", vfs.name);
+        Self { workload, mode, encrypted, vfs, tde, keys: Arc::default() }
+    }
+
+    pub fn name(&self) -> String {
+        let Mode { journal, sync, page_size, cipher, powersafe } = self.mode;
+        let kind = if self.encrypted { cipher.name() } else { "plain" };
+        let disk = if *powersafe { "" } else { " not powersafe" };
+        format!("{} [{journal} {sync} {page_size} {kind}{disk}]", self.workload.name)
+    }
+
+    /// Schemas and paths.
+    pub fn databases(&self) -> &'static [(&'static str, &'static str)] {
+        &DATABASES[..1 + usize::from(self.workload.attached)]
+    }
+
+    /// Puts `files` on a new disk, below a VFS that knows nothing of what was done before.
+    fn insert(&self, files: Files, lie: Option<Lie>) {
+        self.vfs.insert(Disk::new(files, lie));
+        if self.encrypted {
+            let options = Options::new()
+                .name(&self.tde)
+                .base(self.vfs.name)
+                // Nothing is there: a database that asks for it would fail.
+                .keystore(Keystore::at("/nowhere/sqlite-tde"))
+                .provider(PROVIDER, Arc::new(Service(Arc::clone(&self.keys))))
+                .default_protector(&format!("{PROVIDER}:key"));
+            sqlite_tde::register(options).unwrap();
+        }
+    }
+
+    fn uri(&self, path: &str) -> String {
+        if self.encrypted {
+            let options = OpenOptions::new().vfs(&self.tde).cipher(self.mode.cipher);
+            return options.uri(path).unwrap();
+        }
+        format!("file:{path}?vfs={}", self.vfs.name)
+    }
+
+    fn connect(&self, path: &str) -> Result<Connection, String> {
+        let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+        let db = Connection::open_with_flags(self.uri(path), flags).map_err(words)?;
+        db.busy_timeout(std::time::Duration::ZERO).map_err(words)?;
+        Ok(db)
+    }
+
+    /// Opens all databases. Nothing is read before all are attached: a rollback over two databases
+    /// needs the keys of both.
+    fn open(&self) -> Result<Connection, String> {
+        let db = self.connect(DATABASES[0].1)?;
+        for (schema, path) in &self.databases()[1..] {
+            let uri = self.uri(path);
+            db.execute_batch(&format!("ATTACH '{uri}' AS {schema}")).map_err(words)?;
+        }
+        Ok(db)
+    }
+
+    fn settings(&self) -> String {
+        let Mode { journal, sync, page_size, .. } = self.mode;
+        let Workload { layout, settings, .. } = self.workload;
+        let mut text = format!("PRAGMA page_size={page_size}; {layout}; {settings};");
+        for (schema, _) in self.databases() {
+            text.push_str(&format!(
+                "PRAGMA {schema}.journal_mode={journal}; PRAGMA {schema}.synchronous={sync};"
+            ));
+        }
+        text
+    }
+
+    /// Does the workload on a disk that may lie about syncs.
+    pub fn record(&self, lie: Option<Lie>) -> Recording {
+        self.insert(Files::new(), None);
+        if !self.workload.setup.is_empty() {
+            for (_, path) in self.databases() {
+                let Mode { journal, page_size, .. } = self.mode;
+                let layout = self.workload.layout;
+                let db = self.connect(path).unwrap();
+                run(&db, &format!("PRAGMA page_size={page_size}; {layout}")).unwrap();
+                run(&db, self.workload.setup).unwrap();
+                run(&db, &format!("PRAGMA journal_mode={journal}")).unwrap();
+            }
+        }
+        let start = self.vfs.with(|disk| disk.files());
+        self.insert(start.clone(), lie);
+
+        let writer = self.open().unwrap();
+        run(&writer, &self.settings()).unwrap();
+        let mut reader = None;
+        let mut recording = Recording {
+            start,
+            log: Vec::new(),
+            marks: vec![self.log_len()],
+            states: vec![self.state(&writer).unwrap()],
+            wal: vec![self.mode.is_wal()],
+        };
+        for (by, sql) in self.workload.steps {
+            let db = match by {
+                By::Writer => &writer,
+                By::Reader => reader.get_or_insert_with(|| self.open().unwrap()),
+            };
+            run(db, sql).unwrap_or_else(|error| panic!("{}: {sql}: {error}", self.workload.name));
+            recording.marks.push(self.log_len());
+            recording.states.push(self.state(&writer).unwrap());
+            let mode: String =
+                writer.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+            recording.wal.push(mode == "wal");
+        }
+        drop((reader, writer));
+        recording.log = self.vfs.with(|disk| std::mem::take(&mut disk.log));
+        recording
+    }
+
+    fn log_len(&self) -> usize {
+        self.vfs.with(|disk| disk.log.len())
+    }
+
+    fn state(&self, db: &Connection) -> rusqlite::Result<Vec<String>> {
+        self.databases().iter().map(|(schema, _)| dump(db, schema)).collect()
+    }
+
+    /// Opens `image` as the next process would. Each database must be in a state of its span, all in
+    /// the same one where a transaction over several is atomic. `creating`: no transaction was done
+    /// yet, so that there may be no whole envelope.
+    pub fn check(
+        &self,
+        image: &Image,
+        states: &[Vec<String>],
+        spans: &[Span],
+        creating: bool,
+    ) -> Result<Found, String> {
+        self.insert(image.files.clone(), None);
+        let spans = self.look(states, spans, creating);
+        let (log, exhausted) =
+            self.vfs.with(|disk| (std::mem::take(&mut disk.log), disk.is_exhausted()));
+        self.vfs.insert(Disk::default());
+        if exhausted {
+            return Err("it does not end".into());
+        }
+        Ok(Found { spans: spans?, log })
+    }
+
+    fn look(
+        &self,
+        states: &[Vec<String>],
+        spans: &[Span],
+        creating: bool,
+    ) -> Result<Vec<Span>, String> {
+        let db = self.open()?;
+        let seen = self.state(&db).map_err(words)?;
+        let found = self.place(states, spans, &seen)?;
+        for (schema, _) in self.databases() {
+            sound(&db, schema)?;
+            if self.encrypted {
+                verified(&db, schema, creating)?;
+            }
+            run(&db, &LATER.replace("schema", schema))
+                .map_err(|error| format!("{schema}: write afterwards: {error:?}"))?;
+            sound(&db, schema)?;
+        }
+        if self.state(&db).map_err(words)? != seen {
+            return Err("the write afterwards changed other data".into());
+        }
+        db.close().map_err(|(_, error)| format!("close: {error:?}"))?;
+        Ok(found)
+    }
+
+    fn place(
+        &self,
+        states: &[Vec<String>],
+        spans: &[Span],
+        seen: &[String],
+    ) -> Result<Vec<Span>, String> {
+        let everywhere = || 0..states.len();
+        let wrong = || {
+            let places: Vec<Vec<usize>> = (0..seen.len())
+                .map(|i| everywhere().filter(|&step| states[step][i] == seen[i]).collect())
+                .collect();
+            format!("the data is that after steps {places:?}, not after one of {spans:?}")
+        };
+        if self.mode.is_wal() {
+            let one = |(i, &(first, last)): (usize, &Span)| {
+                let step = (first..=last).find(|&step| states[step][i] == seen[i])?;
+                Some((step, step))
+            };
+            return spans.iter().enumerate().map(one).collect::<Option<_>>().ok_or_else(wrong);
+        }
+        let (first, last) = spans[0];
+        let step = (first..=last).find(|&step| states[step] == seen).ok_or_else(wrong)?;
+        Ok(vec![(step, step); seen.len()])
+    }
+}
+
+/// A write transaction of the process that finds the image; dumps leave its table out.
+const LATER: &str = "BEGIN;
+    CREATE TABLE IF NOT EXISTS schema.later(a INTEGER PRIMARY KEY, b);
+    INSERT INTO schema.later(b) VALUES(zeroblob(2500)), (1);
+    DELETE FROM schema.later WHERE a % 3 = 0; COMMIT";
+
+fn words(error: rusqlite::Error) -> String {
+    let code = error.sqlite_error().map_or(0, |e| e.extended_code);
+    format!("{error} (code {code})")
+}
+
+/// Runs every statement to its end.
+fn run(db: &Connection, sql: &str) -> rusqlite::Result<()> {
+    let mut batch = rusqlite::Batch::new(db, sql);
+    while let Some(mut statement) = batch.next()? {
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
+    }
+    Ok(())
+}
+
+/// Schema and rows of a database, without what [`LATER`] adds.
+fn dump(db: &Connection, schema: &str) -> rusqlite::Result<String> {
+    let one = |sql: &str| db.query_row(sql, [], |row| row.get::<_, Option<String>>(0));
+    let mut out = one(&format!(
+        "SELECT group_concat(type || name || coalesce(sql, '')) FROM
+         (SELECT * FROM {schema}.sqlite_schema WHERE name <> 'later' ORDER BY name)"
+    ))?
+    .unwrap_or_default();
+    for table in ["n", "t", "u", "v", "x", "y"] {
+        if out.contains(&format!("CREATE TABLE {table}("))
+            || out.contains(&format!("CREATE TABLE \"{table}\"("))
+        {
+            out.push_str(table);
+            let rows = one(&format!(
+                "SELECT group_concat(a || '=' || quote(b)) FROM
+                 (SELECT a, b FROM {schema}.{table} ORDER BY a)"
+            ))?;
+            out.push_str(&rows.unwrap_or_default());
+        }
+    }
+    Ok(out)
+}
+
+fn sound(db: &Connection, schema: &str) -> Result<(), String> {
+    let answer: String = db
+        .query_row(&format!("PRAGMA {schema}.integrity_check"), [], |row| row.get(0))
+        .map_err(|error| format!("{schema}: integrity_check: {error:?}"))?;
+    if answer == "ok" { Ok(()) } else { Err(format!("{schema}: {answer}")) }
+}
+
+fn verified(db: &Connection, schema: &str, creating: bool) -> Result<(), String> {
+    match sqlite_tde::verify(db, schema, |_, _| ()) {
+        Ok(found) if found.is_clean() => Ok(()),
+        Ok(found) if creating && found.bad_pages.is_empty() => Ok(()),
+        Ok(found) if found.bad_envelope_copies.is_empty() => all_free(db, schema, &found.bad_pages),
+        Err(sqlite_tde::Error::NotEncrypted) if creating => Ok(()),
+        other => Err(format!("{schema}: verify: {other:?}")),
+    }
+}
+
+/// SQLite does not journal what a free page held when a transaction took it: a torn write to one stays
+/// torn after the rollback. The page is free again then, and nothing is lost.
+fn all_free(db: &Connection, schema: &str, pages: &[u32]) -> Result<(), String> {
+    for page in pages {
+        let used = format!("SELECT count(*) FROM dbstat('{schema}') WHERE pageno = {page}");
+        let used: i64 = db.query_row(&used, [], |row| row.get(0)).map_err(words)?;
+        if used > 0 {
+            return Err(format!("{schema}: page {page} is bad, and in use"));
+        }
+    }
+    Ok(())
+}
+
+/// Keys that a key service has handed out handles for. It outlives the processes that ask it.
+#[derive(Default)]
+struct Keys(Mutex<HashMap<Vec<u8>, (Vec<u8>, Secret)>>);
+
+/// A process's way to the service: what it calls a wrapped key is a handle.
+struct Service(Arc<Keys>);
+
+impl KeyProvider for Service {
+    fn wrap(&self, _: &str, dek: &Secret, context: &Context) -> Result<Wrapped, ProviderError> {
+        let mut keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let handle = (keys.len() as u64).to_be_bytes().to_vec();
+        let copy = Secret::from_slice(dek.expose()).unwrap();
+        keys.insert(handle.clone(), (context.encode(), copy));
+        Ok(Wrapped { key_version: "1".into(), mechanism: "handle".into(), blob: handle })
+    }
+
+    fn unwrap(
+        &self,
+        _: &str,
+        wrapped: &Wrapped,
+        context: &Context,
+    ) -> Result<Secret, ProviderError> {
+        let keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match keys.get(&wrapped.blob) {
+            Some((bound, dek)) if *bound == context.encode() => {
+                Ok(Secret::from_slice(dek.expose()).unwrap())
+            }
+            _ => Err(ProviderError::WrongKey("no such handle for this database".into())),
+        }
+    }
+
+    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+        Ok("1".into())
+    }
+}
