@@ -42,7 +42,10 @@ def quotes(logs, name, cases):
 
 
 def main(results, explained, logs=None):
-    reasons = {row[0]: (set(row[1].split()), row[2]) for row in rows(explained)}
+    reasons = {}
+    for name, listed, reason in rows(explained):
+        before = reasons.get(name, (set(), ""))
+        reasons[name] = before[0] | set(listed.split()), "; ".join(filter(None, (before[1], reason)))
     ran, cases, passed, with_reason, without = 0, 0, 0, [], []
     for name, status, errors, tests, _seconds, failing in rows(results):
         ran += 1
