@@ -48,7 +48,9 @@ for package in json.load(sys.stdin)["packages"]:
     if package["name"] in ("risinglight", "llkv-slt-tester", "datafusion-sqllogictest"):
         folder = os.path.dirname(package["manifest_path"])
         for file in sorted(glob.glob(folder + "/**/*.slt", recursive=True)):
-            print(file)
+            # Answers that are random would differ by themselves.
+            if b"random()" not in open(file, "rb").read().lower():
+                print(file)
 ' >>"$list"
 
 # run NAME COMMAND...: what slt.py says of each file, one a line, in $work/NAME.

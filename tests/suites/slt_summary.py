@@ -35,7 +35,7 @@ for file, said in tde.items():
     else:
         tally["records"] += counts[0]
         tally["passed"] += counts[0] - counts[1]
-        tally["whole"] += counts[1] == 0
+        tally["whole"] += counts[0] > 0 and counts[1] == 0
     same = stock.get(file, "").replace("stock.db", "tde.db") == said
     if same and not (ours and (counts is None or counts[1])):
         continue
