@@ -338,8 +338,12 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
     for page_size in [0, 1, 512, 1000, 2048, 4096, 65536, 131_072, u32::MAX] {
         add(&format!("header: page size {page_size}"), field(20, page_size), Ends(0));
     }
-    for sector in [0, 1, 256, 511, 1024, 4096, 65536, 131_072, 1 << 31, u32::MAX] {
-        add(&format!("header: sector {sector}"), field(24, sector), Ends(0));
+    // Where records keep to sectors of 512, record 0 and the first frame lie where they are.
+    for (grain, frames) in [(1, all), (512, 1), (1024, 0), (4096, 0), (65536, 0)] {
+        add(&format!("header: grain {grain}"), field(24, grain), Ends(frames));
+    }
+    for grain in [0, 2, 256, 511, 131_072, 1 << 31, u32::MAX] {
+        add(&format!("header: grain {grain}"), field(24, grain), Ends(0));
     }
     for format in [0, 2, u32::MAX] {
         add(&format!("header: format {format}"), field(16, format), Ends(0));
