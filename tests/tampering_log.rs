@@ -14,8 +14,11 @@ mod common;
 #[path = "common/twin.rs"]
 mod twin;
 
+use rusqlite::ErrorCode;
 use sqlite_tde::{Cipher, Error};
-use twin::{Files, Judge, Moment, Outcome, PAGE, PAGES_AT, TRAILER, Tally, Twin, full};
+use twin::{
+    Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin, beside, full,
+};
 
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
 
@@ -47,7 +50,7 @@ struct Subject {
     early: Moment,
     now: Moment,
     /// What SQL shows after each commit of the present log, from none on.
-    commits: Vec<Vec<String>>,
+    commits: Vec<Scan>,
     frames: usize,
 }
 
@@ -269,7 +272,7 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
         subject.now.sealed.db[at..at + PAGE].to_vec()
     };
     let mut rows: Vec<(String, Files, Expect)> = Vec::new();
-    for frame in 1..all {
+    for frame in (1..all).step_by(if full() { 1 } else { 3 }) {
         let next = record(frame + 1);
         let mut add = |attack: &str, files: Files, expect: Expect| {
             rows.push((format!("frame {frame}: {attack}"), files, expect));
@@ -480,6 +483,113 @@ fn every_flipped_byte_of_the_database_is_hidden_by_the_log_or_found() {
         }
         tally.print(&format!("database bytes beside a log, {}", cipher.name()));
     }
+}
+
+/// The logs that an attacker puts beside a damaged database, with what the plain twin has then: they
+/// are authentic, and say of many pages that the database never had them.
+fn logs_that_hide(subject: &Subject) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
+    let (log, plain) = (subject.now.sealed.wal(), subject.now.plain.wal());
+    let (older, plain_older) = (subject.older.sealed.wal(), subject.older.plain.wal());
+    let cut = |log: &[u8], plain: &[u8], frames: usize| {
+        // One byte more than the header, or SQLite would not look at it.
+        let mut ours = log[..FRAMES_AT + frames * RECORD].to_vec();
+        ours.push(1);
+        (ours, plain[..PLAIN_HEADER + frames * PLAIN_FRAME].to_vec())
+    };
+    let mut logs = vec![("all of the log before", older.to_vec(), plain_older.to_vec())];
+    for (what, (ours, theirs)) in [
+        ("the log cut to its header", cut(log, plain, 0)),
+        ("the log cut after 5 frames", cut(log, plain, 5)),
+        ("the header of the log before", cut(older, plain_older, 0)),
+    ] {
+        logs.push((what, ours, theirs));
+    }
+    logs
+}
+
+#[test]
+fn no_log_makes_a_damaged_page_one_of_zeros() {
+    let subject = Subject::new(CIPHERS[0], true);
+    let mut judge = Judge::new(&subject.twin);
+    let mut tally = Tally::default();
+    for (what, log, plain_log) in logs_that_hide(&subject) {
+        let mut plain = subject.now.plain.clone();
+        plain.wal = Some(plain_log);
+        for number in 1..=(subject.now.sealed.db.len() - PAGES_AT) / PAGE {
+            let at = PAGES_AT + (number - 1) * PAGE + 7;
+            let mut files = subject.now.sealed.clone();
+            files.wal = Some(log.clone());
+            files.db[at] ^= 1;
+            let row = format!("{what}, page {number} damaged");
+            tally.add(found_or_hidden(&mut judge, &row, &files, &plain, at));
+        }
+    }
+    tally.print("damaged pages beside logs that hide them");
+}
+
+/// The database is cut short beside a log that says nothing of the missing pages. Plain SQLite reads
+/// zeros there.
+#[test]
+fn no_log_makes_a_missing_page_one_of_zeros() {
+    let subject = Subject::new(CIPHERS[0], true);
+    let mut judge = Judge::new(&subject.twin);
+    let mut tally = Tally::default();
+    let mut logs = logs_that_hide(&subject);
+    logs.push(("the log", subject.now.sealed.wal().to_vec(), subject.now.plain.wal().to_vec()));
+    for (what, log, plain_log) in logs {
+        let mut plain = subject.now.plain.clone();
+        plain.wal = Some(plain_log);
+        for pages in 1..(subject.now.sealed.db.len() - PAGES_AT) / PAGE {
+            for rest in [0, 1, PAGE - 1] {
+                let mut files = subject.now.sealed.clone();
+                files.wal = Some(log.clone());
+                files.db.truncate(PAGES_AT + pages * PAGE + rest);
+                let row = format!("{what}, the database cut to {pages} pages and {rest} bytes");
+                tally.add(match judge.judge(&row, &files, &plain) {
+                    Outcome::Same => "hidden by the log",
+                    Outcome::Bad(_) => "authentication error",
+                    Outcome::Refused(Error::PageAuthentication { .. }) => "authentication error",
+                    Outcome::Refused(Error::Sqlite(error)) => match error.sqlite_error_code() {
+                        Some(ErrorCode::DatabaseCorrupt) => "corrupt, says SQLite",
+                        code => panic!("{row}: {code:?}"),
+                    },
+                    other => panic!("{row}: {other:?}"),
+                });
+            }
+        }
+    }
+    tally.print("databases cut short beside a log");
+}
+
+/// Lengths that nobody could hold in memory.
+#[test]
+fn absurd_lengths_cost_neither_memory_nor_disk() {
+    const HUGE: u64 = 1 << 40;
+    let subject = Subject::new(CIPHERS[0], true);
+    let before = resident_kib();
+    for (what, suffix, expect) in [
+        ("log", "-wal", subject.now.plain.clone()),
+        ("database", "", subject.now.plain.clone()),
+        ("journal", "-journal", subject.now.plain.clone()),
+    ] {
+        let mut judge = Judge::new(&subject.twin);
+        let outcome = judge.judge_after(what, &subject.now.sealed, &expect, |path| {
+            let name = beside(path, suffix);
+            let file = std::fs::OpenOptions::new().append(true).create(true).open(name).unwrap();
+            file.set_len(HUGE).unwrap();
+        });
+        assert!(matches!(outcome, Outcome::Same), "{what}: {outcome:?}");
+        let grown = resident_kib().saturating_sub(before);
+        assert!(grown < 64 << 10, "{what}: {grown} KiB");
+        println!("absurd {what}: 1 TiB, unharmed");
+    }
+}
+
+/// The most memory that this process ever had, in KiB.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map_or(0, |line| line.trim().trim_end_matches(" kB").parse().unwrap())
 }
 
 fn found_or_hidden(
