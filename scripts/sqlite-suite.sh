@@ -13,7 +13,8 @@
 # the suite are (default ../shared/suite), SUITE_VERSION which SQLite, SUITE_JOBS how many at once.
 # The fixture, SQLite's test program, is built once, in some minutes, in the user's cache.
 #
-# tests/suites/sqlite.tsv has the cases that fail, each with its reason; any other one is an error.
+# tests/suites/sqlite.tsv, and sqlite-crash.tsv for "crash", have the cases that fail, each with its
+# reason; any other one is an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -94,6 +95,7 @@ cat "$out"/*/results.tsv >"$out/results.tsv"
 mkdir -p "$out/log"
 cp "$out"/*/log/*.txt "$out/log/"
 explained=tests/suites/sqlite.tsv
+[ "$mode" != crash ] || explained=tests/suites/sqlite-crash.tsv
 [ -z "$stock" ] || explained=/dev/null
 printf '\n== SQLite %s, %s, %s\n' "$version" "$mode" "${stock:-tde}"
 python3 tests/suites/summary.py "$out/results.tsv" "$explained" "$out/log"

@@ -4,9 +4,9 @@
 //! `SQLITE_TDE_FULL=1` tries every point; otherwise some of each workload. `SQLITE_TDE_SEED` chooses
 //! the images, and `SQLITE_TDE_ONLY` names the one to repeat, by the beginning of its name.
 
-mod common;
 #[path = "crash/check.rs"]
 mod check;
+mod common;
 #[path = "common/power/mod.rs"]
 mod power;
 #[path = "crash/workloads.rs"]
@@ -114,7 +114,11 @@ impl<'a> Campaign<'a> {
     }
 
     fn rng(&self, words: &[u64]) -> Rng {
-        let row = self.subject.name().bytes().fold(0_u64, |hash, byte| hash.rotate_left(5) ^ u64::from(byte));
+        let row = self
+            .subject
+            .name()
+            .bytes()
+            .fold(0_u64, |hash, byte| hash.rotate_left(5) ^ u64::from(byte));
         let mut all = vec![row];
         all.extend_from_slice(words);
         Rng::mixed(self.plan.seed, &all)
@@ -168,12 +172,7 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    fn check(
-        &self,
-        image: &Image,
-        spans: &[Span],
-        creating: bool,
-    ) -> Result<check::Found, String> {
+    fn check(&self, image: &Image, spans: &[Span], creating: bool) -> Result<check::Found, String> {
         let states = &self.recording.states;
         catch_unwind(AssertUnwindSafe(|| self.subject.check(image, states, spans, creating)))
             .unwrap_or_else(|_| Err("a panic".into()))
@@ -233,7 +232,8 @@ fn all(plan: &Plan, rows: &[(&Workload, &Mode)]) -> Vec<Tally> {
 
 /// The rows that make sense, and that `wanted` picks.
 fn rows(wanted: impl Fn(&Workload, &Mode) -> bool) -> Vec<(&'static Workload, &'static Mode)> {
-    let pairs = WORKLOADS.iter().flat_map(|workload| MODES.iter().map(move |mode| (workload, mode)));
+    let pairs =
+        WORKLOADS.iter().flat_map(|workload| MODES.iter().map(move |mode| (workload, mode)));
     pairs.filter(|(workload, mode)| workload.fits.allows(mode) && wanted(workload, mode)).collect()
 }
 

@@ -234,6 +234,9 @@ impl Journal {
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        if at == 0 && buf.len() == 1 && self.is_foreign(base)? {
+            return Ok(if base.read(buf, 0)? { Filled::Full } else { Filled::Short });
+        }
         let inside = self.size(base)?.saturating_sub(at).min(buf.len() as u64) as usize;
         let mut done = 0;
         while done < inside {
@@ -249,6 +252,13 @@ impl Journal {
         }
         buf[inside..].fill(0);
         Ok(if inside == buf.len() { Filled::Full } else { Filled::Short })
+    }
+
+    /// Whether the file does not begin as a journal of ours. Its first byte is what SQLite looks at
+    /// to tell a hot journal: it finds nothing to play back in a foreign one, and deletes it.
+    fn is_foreign(&self, base: &impl Storage) -> Result<bool> {
+        let mut magic = [0; MAGIC.len()];
+        Ok(self.cipher.is_none() && base.read(&mut magic, 0)? && &magic != MAGIC)
     }
 
     pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {

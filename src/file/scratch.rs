@@ -4,6 +4,8 @@
 //! tags are in memory only, 48 bytes a block, and so is the size: nobody reopens such a file.
 //! A block never written reads as zeros, as a hole of a plain file does.
 
+use std::collections::HashMap;
+
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
 use crate::key::keyring::scratch_keys;
@@ -14,6 +16,9 @@ const BLOCK: usize = 4096;
 pub(crate) struct Scratch {
     cipher: PageCipher,
     trailers: Vec<Option<[u8; RESERVE]>>,
+    /// Blocks whose last write failed, in plaintext: what is on disk may be neither old nor new, and
+    /// SQLite goes on using the parts of a block that it did not write then.
+    unwritten: HashMap<u64, Box<[u8]>>,
     size: u64,
     /// The plaintext of one block and its number: what small reads and writes in a row work on.
     /// It always equals what the file holds.
@@ -27,6 +32,7 @@ impl Scratch {
         Ok(Self {
             cipher: PageCipher::new(scratch_keys()?),
             trailers: Vec::new(),
+            unwritten: HashMap::new(),
             size: 0,
             held: None,
             plain: vec![0; BLOCK].into(),
@@ -73,8 +79,10 @@ impl Scratch {
         if self.held.is_some_and(|held| held * BLOCK as u64 >= size) {
             self.held = None;
         }
-        self.trailers.truncate(size.div_ceil(BLOCK as u64) as usize);
         base.truncate(size.next_multiple_of(BLOCK as u64))?;
+        let blocks = size.div_ceil(BLOCK as u64);
+        self.trailers.truncate(blocks as usize);
+        self.unwritten.retain(|&block, _| block < blocks);
         self.size = size;
         Ok(())
     }
@@ -85,6 +93,11 @@ impl Scratch {
             return Ok(());
         }
         self.held = None;
+        if let Some(plain) = self.unwritten.get(&block) {
+            self.plain.copy_from_slice(plain);
+            self.held = Some(block);
+            return Ok(());
+        }
         match self.trailers.get(block as usize) {
             Some(Some(trailer)) => {
                 self.sealed[BLOCK..].copy_from_slice(trailer);
@@ -103,7 +116,11 @@ impl Scratch {
     fn store(&mut self, base: &impl Storage, block: u64) -> Result<()> {
         self.held = None;
         self.cipher.seal(block, &self.plain, &mut self.sealed)?;
-        base.write(&self.sealed[..BLOCK], block * BLOCK as u64)?;
+        if let Err(error) = base.write(&self.sealed[..BLOCK], block * BLOCK as u64) {
+            self.unwritten.insert(block, self.plain.clone());
+            return Err(error);
+        }
+        self.unwritten.remove(&block);
         let mut trailer = [0; RESERVE];
         trailer.copy_from_slice(&self.sealed[BLOCK..]);
         let index = block as usize;
@@ -147,6 +164,54 @@ mod tests {
     use super::*;
     use crate::file::memory::Memory;
     use proptest::prelude::*;
+
+    /// Writes, and then says that it did not, where `fail` is set.
+    struct Failing {
+        base: Memory,
+        fail: std::cell::Cell<bool>,
+    }
+
+    impl Storage for Failing {
+        fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+            self.base.read(buf, at)
+        }
+        fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+            self.base.write(bytes, at)?;
+            if self.fail.get() { Err(Error::Base(1)) } else { Ok(()) }
+        }
+        fn truncate(&self, size: u64) -> Result<()> {
+            if self.fail.get() { Err(Error::Base(1)) } else { self.base.truncate(size) }
+        }
+        fn size(&self) -> Result<u64> {
+            self.base.size()
+        }
+        fn sync(&self) -> Result<()> {
+            self.base.sync()
+        }
+    }
+
+    #[test]
+    fn a_failed_write_spoils_nothing_around_it() {
+        let base = Failing { base: Memory::default(), fail: false.into() };
+        let mut scratch = Scratch::new().unwrap();
+        scratch.write(&base, &[1; 3 * BLOCK], 0).unwrap();
+        base.fail.set(true);
+        assert!(scratch.write(&base, &[2; 1024], 1024).is_err());
+        assert!(scratch.write(&base, &[2; 1024], BLOCK as u64 + 1024).is_err());
+        assert!(scratch.truncate(&base, BLOCK as u64).is_err());
+        base.fail.set(false);
+        let mut got = vec![0; 3 * BLOCK];
+        assert_eq!(scratch.read(&base, &mut got, 0).unwrap(), Filled::Full);
+        for (at, byte) in got.iter().enumerate() {
+            let block = at / BLOCK;
+            let asked = block < 2 && (1024..2048).contains(&(at % BLOCK));
+            assert!(*byte == 1 || asked && *byte == 2, "byte {at} is {byte}");
+        }
+        scratch.write(&base, &[3; 10], 2000).unwrap();
+        assert!(scratch.unwritten.len() == 1, "a write that went well is not kept in memory");
+        scratch.truncate(&base, 10).unwrap();
+        assert!(scratch.unwritten.is_empty());
+    }
 
     #[derive(Debug, Clone)]
     enum Step {

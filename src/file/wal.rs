@@ -157,7 +157,8 @@ impl Layout {
             && number(FORMAT_AT)? == FORMAT
             && header[FILE_ID_AT..].starts_with(file_id)
             && is_size(page_size)
-            && (grain == 1 || is_size(grain));
+            && (grain == 1 || is_size(grain))
+            && is_zero(&header[FILE_ID_AT + ID_LEN..]);
         known.then_some(Self { page_size, grain })
     }
 
@@ -170,6 +171,11 @@ impl Layout {
         header[FILE_ID_AT..FILE_ID_AT + ID_LEN].copy_from_slice(file_id);
         header
     }
+}
+
+/// Whether this is what fills up the header and record 0, of which no byte can be changed unnoticed.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
 }
 
 /// Whether `size` can be that of a page or a sector.
@@ -442,11 +448,12 @@ impl Wal {
         let mut record = [0; RECORD_0];
         record[..WAL_HEADER].copy_from_slice(header);
         record[WAL_HEADER..].copy_from_slice(&parent.pages()?.to_be_bytes());
-        let mut image = vec![0; layout.sector() + RECORD_0 + RESERVE];
+        let mut image = vec![0; layout.sector() + HEADER_LEN];
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
         let cipher = self.cipher.as_mut().ok_or(Error::FrameAuthentication { frame: 0 })?;
         cipher.begin();
-        cipher.seal(0, &record, &mut image[layout.sector()..])?;
+        let record_0 = layout.sector()..layout.sector() + RECORD_0 + RESERVE;
+        cipher.seal(0, &record, &mut image[record_0])?;
         let from = if kept.is_some() { layout.sector() } else { 0 };
         self.layout = None;
         base.write(&image[from..], from as u64)?;
@@ -536,9 +543,11 @@ impl Wal {
         layout: Layout,
     ) -> Result<Option<[u8; RECORD_0]>> {
         let Some(cipher) = &mut self.cipher else { return Ok(None) };
-        let (mut sealed, mut record) = ([0; RECORD_0 + RESERVE], [0; RECORD_0]);
-        let whole = base.read(&mut sealed, layout.sector() as u64)?;
-        if !whole || cipher.open(0, &sealed, &mut record).is_err() {
+        let (mut sector, mut record) = ([0; HEADER_LEN], [0; RECORD_0]);
+        // What the file does not reach reads as zeros, and so does what fills the sector up.
+        base.read(&mut sector, layout.sector() as u64)?;
+        let (sealed, rest) = sector.split_at(RECORD_0 + RESERVE);
+        if !is_zero(rest) || cipher.open(0, sealed, &mut record).is_err() {
             return Ok(None);
         }
         self.take_header(&record);

@@ -383,3 +383,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn no_byte_before_the_first_frame_can_be_changed() {
+    let (good, keyring, _) = two_frames(1);
+    let good = good.0.borrow().clone();
+    for at in 0..1024 {
+        let base = Memory::default();
+        base.0.replace(good.clone());
+        base.0.borrow_mut()[at] ^= 4;
+        let (mut wal, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 1), Db::default());
+        let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
+        assert!(filled.is_ok() && got == vec![0; WAL_HEADER], "byte {at}");
+    }
+}

@@ -151,6 +151,7 @@ unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_in
 
 unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
     guard(|| {
+        names::locks(file);
         // SAFETY: see `opened`.
         let code = unsafe { opened(file).lock(level)? };
         if code == ffi::SQLITE_OK && level == ffi::SQLITE_LOCK_SHARED {

@@ -4,6 +4,7 @@
 //! stands between it and us. A VFS above may answer with a file of its own, or hand down a copy of
 //! the name, before which nothing lies in memory that SQLite's routine could read.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -28,6 +29,16 @@ impl Named {
 }
 
 static OPEN: LazyLock<Mutex<HashMap<Vec<u8>, Vec<Named>>>> = LazyLock::new(Mutex::default);
+
+thread_local! {
+    /// The database file that this thread locked last.
+    static LOCKED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Remembers that this thread takes a lock on the database file `file`.
+pub(super) fn locks(file: *mut ffi::sqlite3_file) {
+    LOCKED.set(file.addr());
+}
 
 fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -63,8 +74,9 @@ pub(super) fn name_of(file: *mut ffi::sqlite3_file) -> *const c_char {
 /// The database file that the journal or log `name` belongs to; null where none can be told.
 ///
 /// Of several connections to one database it is the one whose name has this very pointer for its
-/// journal or log. A VFS above that copies names leaves the path alone to go by, which decides where
-/// there is one such connection.
+/// journal or log. A VFS above that copies names leaves the path alone to go by. That decides where
+/// there is one such connection, and else it is the one that this thread locked last: SQLite opens a
+/// journal or log under a lock on the database that it just took.
 ///
 /// # Safety
 /// `name` is NUL-terminated.
@@ -78,6 +90,7 @@ pub(super) unsafe fn database_of(name: *const c_char) -> *mut ffi::sqlite3_file 
         .iter()
         // SAFETY: the database is open, hence its name alive.
         .find(|named| unsafe { api::journal_or_log_names(named.name()) }.contains(&name))
-        .or(if let [only] = files { Some(only) } else { None });
+        .or(if let [only] = files { Some(only) } else { None })
+        .or_else(|| files.iter().find(|named| named.file == LOCKED.get()));
     owner.map_or(ptr::null_mut(), |named| ptr::with_exposed_provenance_mut(named.file))
 }

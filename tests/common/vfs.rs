@@ -131,6 +131,7 @@ pub fn kind_of_file(flags: c_int) -> &'static str {
         ffi::SQLITE_OPEN_MAIN_JOURNAL => "journal",
         ffi::SQLITE_OPEN_TEMP_JOURNAL => "temporary journal or sorter",
         ffi::SQLITE_OPEN_SUBJOURNAL => "statement journal",
+        ffi::SQLITE_OPEN_WAL => "log",
         ffi::SQLITE_OPEN_SUPER_JOURNAL => "super-journal",
         _ => "no open file",
     }

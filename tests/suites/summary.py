@@ -2,7 +2,7 @@
 """What a run of somebody's test suite says: summary.py RESULTS EXPLAINED [LOGS]
 
 RESULTS    name, status, errors, cases, seconds, failing cases apart by blanks; TAB between them
-EXPLAINED  name, failing cases that have a reason ("*" for all), the reason; TAB between them
+EXPLAINED  name, failing cases that have a reason (or patterns of them), the reason; TAB between them
 LOGS       a directory with NAME.txt, to quote what went wrong
 
 Lists each file that did not pass whole, and ends with status 1 if one of them has a failing case
@@ -11,6 +11,7 @@ without a reason, or a reason without a failing case.
 import os
 import re
 import sys
+from fnmatch import fnmatchcase
 
 
 def rows(path):
@@ -20,8 +21,8 @@ def rows(path):
                 yield line.rstrip("\n").split("\t")
 
 
-def quotes(logs, name, cases):
-    """For each failing case the lines that say what was expected and what came, or the error."""
+def quotes(logs, name):
+    """Of the first failing cases the lines that say what was expected and what came, or the error."""
     path = os.path.join(logs, name + ".txt")
     if not os.path.exists(path):
         return
@@ -42,7 +43,10 @@ def quotes(logs, name, cases):
 
 
 def main(results, explained, logs=None):
-    reasons = {row[0]: (set(row[1].split()), row[2]) for row in rows(explained)}
+    reasons = {}
+    for name, listed, reason in rows(explained):
+        before = reasons.get(name, (set(), ""))
+        reasons[name] = before[0] | set(listed.split()), "; ".join(filter(None, (before[1], reason)))
     ran, cases, passed, with_reason, without = 0, 0, 0, [], []
     for name, status, errors, tests, _seconds, failing in rows(results):
         ran += 1
@@ -55,14 +59,15 @@ def main(results, explained, logs=None):
                 without.append(name)
                 print(f"{name}: passes, but {explained} has a reason why it does not")
             continue
-        fits = "*" in allowed or (failing and set(failing) <= allowed)
+        left = [case for case in failing if not any(fnmatchcase(case, one) for one in allowed)]
+        fits = "*" in allowed or (failing and not left)
         (with_reason if fits else without).append(name)
         kind = "explained" if fits else "UNEXPLAINED"
         print(f"{name}: {status}, {errors} of {tests}, {kind}{': ' + reason if fits else ''}")
         if not fits:
-            print("      " + " ".join(case for case in failing if case not in allowed)[:300])
+            print("      " + " ".join(left)[:300])
             if logs:
-                quotes(logs, name, failing)
+                quotes(logs, name)
     print(f"{ran} files, {cases} cases: {passed} files pass, {len(with_reason)} explained, "
           f"{len(without)} unexplained")
     return 1 if without or not ran else 0

@@ -78,9 +78,8 @@ impl Disk {
 
     /// What is on it now.
     pub fn files(&self) -> Files {
-        let copy = |(name, &inode): (&String, &usize)| {
-            (name.clone(), self.inodes[inode].bytes.clone())
-        };
+        let copy =
+            |(name, &inode): (&String, &usize)| (name.clone(), self.inodes[inode].bytes.clone());
         self.names.iter().map(copy).collect()
     }
 
@@ -121,9 +120,8 @@ impl Disk {
         if flags & ffi::SQLITE_OPEN_CREATE == 0 {
             return None;
         }
-        const JOURNALS: i32 = ffi::SQLITE_OPEN_MAIN_JOURNAL
-            | ffi::SQLITE_OPEN_SUPER_JOURNAL
-            | ffi::SQLITE_OPEN_WAL;
+        const JOURNALS: i32 =
+            ffi::SQLITE_OPEN_MAIN_JOURNAL | ffi::SQLITE_OPEN_SUPER_JOURNAL | ffi::SQLITE_OPEN_WAL;
         let inode = self.add(Some(name.into()), Vec::new());
         self.names.insert(name.to_owned(), inode);
         self.record(inode, Op::Create { directory: flags & JOURNALS != 0 });

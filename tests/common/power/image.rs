@@ -59,7 +59,8 @@ impl Image {
     /// Tells images apart.
     pub fn fingerprint(&self) -> u64 {
         let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
+        let mut add =
+            |word: u64| hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
         for (name, bytes) in &self.files {
             name.bytes().for_each(|byte| add(u64::from(byte)));
             add(bytes.len() as u64);
@@ -162,7 +163,8 @@ impl<'a> History<'a> {
         }
         if std::mem::take(&mut file.syncs_directory) {
             self.sync_directory(|_| true);
-        } else if let Some(&last) = self.directory.iter().find(|&&index| log[index].inode == inode) {
+        } else if let Some(&last) = self.directory.iter().find(|&&index| log[index].inode == inode)
+        {
             // A file that was synced is there.
             self.sync_directory(|index| index <= last && log[index].name == log[last].name);
         }

@@ -1,0 +1,153 @@
+//! A forked child and its parent do the same work with the same keys and the same counters. If a
+//! nonce came twice, the same plaintext would give the same ciphertext: no piece of what they write
+//! may be equal. Each case runs in a process of its own, with one thread.
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+#[path = "common/vfs.rs"]
+mod vfs;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use common::{Home, one};
+use process::{Process, TOO_LONG, report};
+use rusqlite::Connection;
+use rusqlite::types::Value;
+use sqlite_tde::Cipher;
+use vfs::TestVfs;
+
+const TASK: &str = "SQLITE_TDE_TEST_FORKS";
+const MODES: [&str; 3] = ["DELETE", "PERSIST", "WAL"];
+const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+/// Long enough that no two pieces of ciphertext are equal by chance.
+const PIECE: usize = 32;
+
+type Pieces = BTreeSet<Vec<u8>>;
+
+const SETTINGS: &str = "PRAGMA page_size=1024; PRAGMA cache_size=5; PRAGMA temp_store=FILE";
+const TABLES: &str = "
+    CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);
+    WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 200)
+    INSERT INTO t SELECT i, printf('%0300d', i) FROM i;
+    CREATE TEMP TABLE x AS SELECT * FROM t";
+
+/// What both do: pages, journal records or frames, statement journals, temporary files.
+const WORK: [&str; 6] = [
+    "UPDATE t SET b = b || 'y'",
+    "SAVEPOINT s",
+    "UPDATE t SET b = a || b",
+    "UPDATE temp.x SET b = b || a",
+    "DELETE FROM t WHERE a % 2",
+    "INSERT INTO temp.x SELECT a + 1000, b FROM t",
+];
+
+/// What was written since the last call, cut up. Zeros are no ciphertext.
+fn pieces(vfs: TestVfs) -> Pieces {
+    vfs.take_written()
+        .iter()
+        .flat_map(|write| write.data.chunks_exact(PIECE))
+        .filter(|piece| piece.iter().any(|&byte| byte != 0))
+        .map(<[u8]>::to_vec)
+        .collect()
+}
+
+/// Runs `child` in a forked process and `parent` in this one. Answers what each wrote.
+#[allow(unsafe_code)]
+fn fork(vfs: TestVfs, dir: &Path, child: impl FnOnce(), parent: impl FnOnce()) -> [Pieces; 2] {
+    let file = dir.join("child");
+    vfs.take_written();
+    // SAFETY: this process has one thread, so the child finds every lock free.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork"),
+        0 => {
+            child();
+            std::fs::write(&file, pieces(vfs).into_iter().flatten().collect::<Vec<_>>()).unwrap();
+            // SAFETY: ends the child without the parent's clean-up.
+            unsafe { libc::_exit(0) }
+        }
+        id => {
+            parent();
+            let mut status = 0;
+            // SAFETY: `status` is valid for writing.
+            assert_eq!(unsafe { libc::waitpid(id, &raw mut status, 0) }, id);
+            assert_eq!(status, 0, "the child");
+            let child = std::fs::read(&file).unwrap();
+            let child: Pieces = child.chunks_exact(PIECE).map(<[u8]>::to_vec).collect();
+            [pieces(vfs), child]
+        }
+    }
+}
+
+fn differ(what: &str, [parent, child]: [Pieces; 2]) {
+    let wrote = (parent.len(), child.len());
+    assert!(wrote.0 > 1000 && wrote.1 > 1000, "{what}: both wrote: {wrote:?}");
+    let both = parent.intersection(&child).count();
+    assert_eq!(both, 0, "{what}: pieces that both wrote, of {}", parent.len());
+}
+
+/// SQLite forbids to use a connection that was inherited. Whoever does so gets errors and a broken
+/// database, but must not show what two ciphertexts of one nonce show.
+fn inherited(vfs: TestVfs, home: &Home, db: &Connection) {
+    db.execute_batch(&format!("BEGIN; {}", WORK.join(";"))).unwrap();
+    let work = || {
+        for sql in WORK {
+            let _ = db.execute_batch(sql);
+        }
+    };
+    differ("inherited connection", fork(vfs, home.dir.path(), work, work));
+}
+
+/// As SQLite wants it: the child opens a connection of its own.
+fn own(vfs: TestVfs, home: &Home, db: &Connection, path: &Path) {
+    let count = |db: &Connection| one(db, "SELECT a FROM counter");
+    db.execute_batch("CREATE TABLE counter(a); INSERT INTO counter VALUES(0)").unwrap();
+    let work = |db: &Connection| {
+        db.busy_timeout(Duration::from_secs(60)).unwrap();
+        for step in 0..5 {
+            let change = format!(
+                "UPDATE counter SET a = a + 1; UPDATE t SET b = printf('%0300d', a + {step})"
+            );
+            db.execute_batch(&format!("BEGIN IMMEDIATE; {change}; COMMIT")).unwrap();
+        }
+    };
+    let child = || {
+        let db = home.open(path);
+        db.execute_batch(SETTINGS).unwrap();
+        work(&db);
+    };
+    differ("own connection", fork(vfs, home.dir.path(), child, || work(db)));
+    assert_eq!(count(db), Value::Integer(10));
+}
+
+/// The task of a process.
+#[test]
+fn forks() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    let (mode, cipher) = task.split_once('|').unwrap();
+    let vfs = TestVfs::new();
+    let home = Home::with(|options| options.base(vfs.name).cipher(cipher.parse().unwrap()));
+    let path = home.path("main.db");
+    let db = home.open(&path);
+    vfs.record();
+    db.execute_batch(&format!("{SETTINGS}; {TABLES}; PRAGMA journal_mode={mode}")).unwrap();
+    own(vfs, &home, &db, &path);
+    assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
+    assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean());
+    inherited(vfs, &home, &db);
+    report("done");
+}
+
+#[test]
+fn no_nonce_comes_twice_after_a_fork() {
+    for mode in MODES {
+        for cipher in CIPHERS {
+            let process = Process::start("forks", TASK, &format!("{mode}|{}", cipher.name()));
+            let lines =
+                process.finish(TOO_LONG).unwrap_or_else(|e| panic!("{mode}, {cipher:?}: {e}"));
+            assert_eq!(lines, ["done"], "{mode}, {cipher:?}");
+        }
+    }
+}
