@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags};
 use crate::command::{self, Status, Verification};
 use crate::error::{Error, Result, clear_last, take_last};
 use crate::suite::SuiteId;
-use crate::vfs::connection::with_database;
+use crate::vfs::connection::{with_database, with_database_and_log};
 
 /// How to open a database.
 #[derive(Debug, Clone)]
@@ -152,8 +152,9 @@ pub fn status(connection: &Connection, schema: &str) -> Result<Status> {
     with_database(connection, schema, |db, base| command::status(db, base))
 }
 
-/// Authenticates every page and both copies of the envelope of the database attached to
-/// `connection` as `schema`, under a shared lock. `progress` gets the pages done and those there are.
+/// Authenticates every page, both copies of the envelope and the committed frames of the write-ahead
+/// log of the database attached to `connection` as `schema`, within a read transaction. `progress`
+/// gets the pages done and those there are.
 ///
 /// # Errors
 /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
@@ -163,5 +164,16 @@ pub fn verify(
     schema: &str,
     progress: impl FnMut(u64, u64),
 ) -> Result<Verification> {
-    with_database(connection, schema, |db, base| command::verify(db, base, progress))
+    // A statement that is not done keeps its read transaction: a journal is rolled back or a log
+    // recovered for it first, and the log stays as it is. Where it fails, the pages tell why.
+    let name = schema.replace('"', "\"\"");
+    let hold = format!("SELECT count(*) FROM \"{name}\".sqlite_schema UNION ALL SELECT 0");
+    let mut statement = connection.prepare(&hold).ok();
+    let mut rows = statement.as_mut().and_then(|statement| statement.query([]).ok());
+    if let Some(rows) = &mut rows {
+        let _ = rows.next();
+    }
+    with_database_and_log(connection, schema, |db, base, log| {
+        command::verify(db, base, log, progress)
+    })
 }

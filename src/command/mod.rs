@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::file::Storage;
 use crate::file::main_db::MainDb;
+use crate::file::wal::Frames;
 use crate::key::envelope::FORMAT;
 
 /// What is known about the keys of an encrypted database; it holds nothing secret.
@@ -63,6 +64,8 @@ pub struct Verification {
     pub bad_pages: Vec<u32>,
     /// How many pages failed authentication.
     pub bad_page_count: u64,
+    /// Numbers of the frames of the write-ahead log that failed authentication.
+    pub bad_frames: Vec<u32>,
     /// Copies of the envelope, `A` or `B`, that failed authentication. One good copy is enough to
     /// open the database.
     pub bad_envelope_copies: Vec<char>,
@@ -72,7 +75,9 @@ impl Verification {
     /// Whether everything authenticated.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.bad_page_count == 0 && self.bad_envelope_copies.is_empty()
+        self.bad_page_count == 0
+            && self.bad_frames.is_empty()
+            && self.bad_envelope_copies.is_empty()
     }
 }
 
@@ -101,13 +106,16 @@ pub(crate) fn status(db: &MainDb, base: &impl Storage) -> Result<Status> {
     })
 }
 
+/// `log` is what the write-ahead log holds, where there is one.
 pub(crate) fn verify(
     db: &mut MainDb,
     base: &impl Storage,
+    log: Frames,
     progress: impl FnMut(u64, u64),
 ) -> Result<Verification> {
-    let found = db.verify(base, progress)?;
+    let found = db.verify(base, &log.pages, progress)?;
     Ok(Verification {
+        bad_frames: log.bad,
         pages: found.pages,
         bad_pages: found.bad_pages,
         bad_page_count: found.bad_count,

@@ -17,6 +17,7 @@
 //! 5. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
 //!    a rollback needs it to end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Filled, Storage};
@@ -360,10 +361,12 @@ impl MainDb {
     }
 
     /// Authenticates every page and both envelope copies as they are on disk, calling `progress`
-    /// with the pages done and the pages there are.
+    /// with the pages done and the pages there are. What is in `log` counts there: a checkpoint may
+    /// have been interrupted while it wrote the page.
     pub(crate) fn verify(
         &mut self,
         base: &impl Storage,
+        log: &BTreeSet<u32>,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Findings> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
@@ -372,7 +375,8 @@ impl MainDb {
         findings.pages = size.div_ceil(pages.page_size as u64);
         findings.bad_copies = pages.bad_copies(base)?;
         for page in 1..=findings.pages {
-            if !is_lock_page(page, pages.page_size) && pages.load(base, page)? != Found::Good {
+            let counts = !is_lock_page(page, pages.page_size) && !log.contains(&(page as u32));
+            if counts && pages.load(base, page)? != Found::Good {
                 findings.add(page);
             }
             progress(page, findings.pages);

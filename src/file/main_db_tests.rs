@@ -106,7 +106,7 @@ fn a_creation_cut_off_between_the_copies_is_completed() {
         base.0.borrow_mut().truncate(len);
         let mut db = MainDb::open(&base, wishes()).unwrap();
         write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
-        let found = db.verify(&base, |_, _| ()).unwrap();
+        let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
         assert_eq!((found.pages, found.bad_copies, found.bad_pages), (1, vec![], vec![]), "{what}");
     }
 }
@@ -151,7 +151,7 @@ fn holes_are_sealed() {
         db.read(&base, &mut got, page * 1024).unwrap();
         assert_eq!(got, [0; 1024], "page {}", page + 1);
     }
-    assert_eq!(db.verify(&base, |_, _| ()).unwrap().bad_pages, [0_u32; 0]);
+    assert_eq!(db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap().bad_pages, [0_u32; 0]);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn spoil(base: &Memory, page: u64) {
 }
 
 fn bad_pages(db: &mut MainDb, base: &Memory) -> Vec<u32> {
-    db.verify(base, |_, _| ()).unwrap().bad_pages
+    db.verify(base, &BTreeSet::new(), |_, _| ()).unwrap().bad_pages
 }
 
 /// A torn page that was free before the transaction has no copy in the journal.
@@ -335,6 +335,6 @@ fn a_file_full_of_bad_pages_is_counted_and_not_listed() {
     let (base, mut db) = created(1024);
     let count = LISTED as u64 + 10;
     base.truncate(physical(count * 1024)).unwrap();
-    let found = db.verify(&base, |_, _| ()).unwrap();
+    let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
     assert_eq!((found.bad_count, found.bad_pages.len()), (count - 1, LISTED));
 }

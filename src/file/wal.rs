@@ -29,6 +29,7 @@
 //! 4. The layout is a property of the file. It changes only with a new WAL header, hence new salts,
 //!    so a handle that sees the same salts in the wal-index has the right one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Filled, Storage};
@@ -80,6 +81,15 @@ pub(crate) struct Recovered {
     pub(crate) least: u32,
     /// That of the last commit; 0 where there is none.
     pub(crate) last: u32,
+}
+
+/// What the log holds of the database.
+#[derive(Debug, Default)]
+pub(crate) struct Frames {
+    /// Pages that are in it. What the database file has of them need not be whole.
+    pub(crate) pages: BTreeSet<u32>,
+    /// Frames that failed authentication.
+    pub(crate) bad: Vec<u32>,
 }
 
 /// Where records lie.
@@ -146,6 +156,12 @@ impl Layout {
         frames += u64::from(whole);
         let part = if whole { 0 } else { rest.min(self.frame() - 1) };
         header as u64 + frames * self.frame() as u64 + part as u64
+    }
+
+    /// Whole frames in a file of `physical` bytes.
+    fn frames_in(self, physical: u64) -> u32 {
+        let frames = self.logical_size(physical).saturating_sub(WAL_HEADER as u64);
+        u32::try_from(frames / self.frame() as u64).unwrap_or(u32::MAX)
     }
 
     fn decode(header: &[u8; HEADER_LEN], file_id: &FileId) -> Option<Self> {
@@ -332,13 +348,40 @@ impl Wal {
         self.load_layout(base)?;
         let Some(layout) = self.layout else { return Ok(0) };
         let mut least = self.pages;
-        let size = layout.logical_size(base.size()?).saturating_sub(WAL_HEADER as u64);
-        for frame in 1..=(size / layout.frame() as u64) as u32 {
+        for frame in 1..=layout.frames_in(base.size()?) {
             if self.load(base, layout, frame)? {
                 least = self.commit().map_or(least, |pages| least.min(pages));
             }
         }
         Ok(least)
+    }
+
+    /// Authenticates the frames up to `last`, that of the last commit.
+    pub(crate) fn frames(&mut self, base: &impl Storage, last: u32) -> Result<Frames> {
+        let mut frames = Frames::default();
+        self.load_layout(base)?;
+        let Some(layout) = self.layout else { return Ok(frames) };
+        for frame in 1..=last {
+            if self.load(base, layout, frame)? && self.plain[SALTS_AT..].starts_with(&self.salts) {
+                frames.pages.insert(number(&self.plain));
+            } else {
+                frames.bad.push(frame);
+            }
+        }
+        Ok(frames)
+    }
+
+    /// The frame of the last commit in the file, for who has no wal-index.
+    pub(crate) fn last_commit(&mut self, base: &impl Storage) -> Result<u32> {
+        self.load_layout(base)?;
+        let Some(layout) = self.layout else { return Ok(0) };
+        let mut last = 0;
+        for frame in 1..=layout.frames_in(base.size()?) {
+            if self.load(base, layout, frame)? && self.commit().is_some() {
+                last = frame;
+            }
+        }
+        Ok(last)
     }
 
     /// Pages of the database after the commit that the frame in `plain` is, in this log.

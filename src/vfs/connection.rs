@@ -46,8 +46,10 @@ mod with_rusqlite {
     use super::*;
     use crate::error::{Error, Result};
     use crate::file::main_db::MainDb;
+    use crate::file::wal::Frames;
     use crate::vfs::base::BaseFile;
     use crate::vfs::file::TdeFile;
+    use crate::vfs::open::OpenFile;
 
     /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock.
     pub(crate) fn with_database<T>(
@@ -55,6 +57,24 @@ mod with_rusqlite {
         schema: &str,
         work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
     ) -> Result<T> {
+        open_file(connection, schema)?.with_shared_lock(work)
+    }
+
+    /// Runs `work` as [`with_database`] does, with what the write-ahead log holds.
+    pub(crate) fn with_database_and_log<T>(
+        connection: &rusqlite::Connection,
+        schema: &str,
+        work: impl FnOnce(&mut MainDb, &BaseFile, Frames) -> Result<T>,
+    ) -> Result<T> {
+        let open = open_file(connection, schema)?;
+        let log = open.log_frames()?;
+        open.with_shared_lock(|db, base| work(db, base, log))
+    }
+
+    fn open_file<'a>(
+        connection: &'a rusqlite::Connection,
+        schema: &str,
+    ) -> Result<&'a mut OpenFile> {
         let no_such = || Error::Usage(format!("no database is attached as {schema}"));
         let name = CString::new(schema).map_err(|_| no_such())?;
         // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
@@ -63,9 +83,8 @@ mod with_rusqlite {
             return Err(no_such());
         }
         // SAFETY: as above, so no method of the file runs meanwhile.
-        let open = unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)?;
-        open.with_shared_lock(work)
+        unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)
     }
 }
 #[cfg(feature = "rusqlite")]
-pub(crate) use with_rusqlite::with_database;
+pub(crate) use with_rusqlite::{with_database, with_database_and_log};

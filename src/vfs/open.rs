@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::file::journal::{self, Another, Journal};
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::scratch::Scratch;
+#[cfg(feature = "rusqlite")]
+use crate::file::wal::Frames;
 use crate::file::wal::{Parent, Recovered, Salts, Wal};
 use crate::file::{FileKind, Filled, Storage};
 
@@ -420,6 +422,22 @@ impl OpenFile {
     pub(super) fn pragma(&mut self, name: &str, value: Option<&str>) -> Result<Option<String>> {
         let Content::Db(db) = &mut self.content else { return Ok(None) };
         command::pragma(db, &self.base, name, value)
+    }
+
+    /// Authenticates the committed frames of the log, where there is one.
+    #[cfg(feature = "rusqlite")]
+    pub(super) fn log_frames(&self) -> Result<Frames> {
+        let Some(OpenFile { base, content: Content::Wal(wal), .. }) = log_of(self.log) else {
+            return Ok(Frames::default());
+        };
+        let salts = self.shm.salts();
+        let last = match self.shm.last_frame() {
+            Some(last) => last,
+            None => wal.last_commit(base)?,
+        };
+        let frames = wal.frames(base, last)?;
+        // Where all was in the database already, another process may have begun a log meanwhile.
+        Ok(if self.shm.salts() == salts { frames } else { Frames::default() })
     }
 
     /// Runs `work` on the database with at least a shared lock, so that nobody writes meanwhile.

@@ -19,9 +19,10 @@ const PAGE_NUMBERS: u32 = 4096;
 const HEADER_WORDS: u32 = 136 / 4;
 /// Page numbers in region 0.
 const FIRST: u32 = PAGE_NUMBERS - HEADER_WORDS;
-/// Words of the header: one whose first byte says whether it was ever written, the pages of the
-/// database after the last commit, and two of salts.
+/// Words of the header: one whose first byte says whether it was ever written, the frame of the
+/// last commit, the pages of the database after it, and two of salts.
 const INIT_WORD: usize = 3;
+const FRAMES_WORD: usize = 4;
 const PAGES_WORD: usize = 5;
 const SALT_WORD: usize = 8;
 
@@ -60,6 +61,11 @@ impl Shm {
         bytes[..4].copy_from_slice(&salts[0].to_ne_bytes());
         bytes[4..].copy_from_slice(&salts[1].to_ne_bytes());
         is_init.then_some(bytes)
+    }
+
+    /// The frame of the last commit in the log.
+    pub(super) fn last_frame(&self) -> Option<u32> {
+        self.word(0, FRAMES_WORD)
     }
 
     /// Pages of the database after the last commit in the log; 0 where it has none.

@@ -90,6 +90,9 @@ fn print_report(report: &Report) -> Result<(), Failure> {
     for page in &report.found.bad_pages {
         writeln!(out, "page {page} failed authentication")?;
     }
+    for frame in &report.found.bad_frames {
+        writeln!(out, "write-ahead log frame {frame} failed authentication")?;
+    }
     for copy in &report.found.bad_envelope_copies {
         writeln!(out, "envelope copy {copy} failed authentication")?;
     }
