@@ -265,7 +265,7 @@ fn report(title: &str, rows: &[(&Workload, &Mode)], tallies: Vec<Tally>) -> Tall
 }
 
 fn assert_none(failures: &[String], of: usize) {
-    let shown = failures.iter().take(25).map(String::as_str).collect::<Vec<_>>().join("\n");
+    let shown = failures.iter().take(60).map(String::as_str).collect::<Vec<_>>().join("\n");
     assert!(failures.is_empty(), "{} of {of} images are bad:\n{shown}", failures.len());
 }
 
