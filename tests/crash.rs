@@ -37,7 +37,7 @@ struct Plan {
 impl Plan {
     fn new() -> Self {
         let seed = std::env::var("SQLITE_TDE_SEED").ok().and_then(|text| text.parse().ok());
-        let (images, mixed) = if is_full() { (0, 5) } else { (35, 2) };
+        let (images, mixed) = if is_full() { (0, 5) } else { (20, 2) };
         let only = std::env::var("SQLITE_TDE_ONLY").ok();
         // The one to repeat may be between the points that are tried otherwise.
         let images = if only.is_some() { 0 } else { images };
@@ -265,7 +265,7 @@ fn report(title: &str, rows: &[(&Workload, &Mode)], tallies: Vec<Tally>) -> Tall
 }
 
 fn assert_none(failures: &[String], of: usize) {
-    let shown = failures.iter().take(25).map(String::as_str).collect::<Vec<_>>().join("\n");
+    let shown = failures.iter().take(60).map(String::as_str).collect::<Vec<_>>().join("\n");
     assert!(failures.is_empty(), "{} of {of} images are bad:\n{shown}", failures.len());
 }
 
@@ -282,12 +282,39 @@ fn committed_transactions_survive_power_loss() {
     assert!(plan.only.is_some() || total.images >= wanted, "{} images", total.images);
 }
 
-/// The same of SQLite alone: what it cannot do, `tde` need not.
+/// The same of SQLite alone: what it cannot do, `tde` need not. It cannot survive everything in a
+/// rollback journal with synchronous=NORMAL, where the number of records is synced together with
+/// them: its checksum looks at one byte in 200 of a page, so a torn record may pass for a whole one.
 #[test]
 fn plain_sqlite_survives_too() {
-    let plan = Plan { encrypted: false, ..Plan::new() };
-    let rows = rows(|_, _| true);
+    let mut plan = Plan { encrypted: false, ..Plan::new() };
+    if plan.only.is_none() {
+        plan.images = if is_full() { 100 } else { 6 };
+    }
+    let rows = rows(|_, mode| mode.is_wal() || mode.sync != "NORMAL");
     let tallies = all(&plan, &rows);
     let total = report("plain", &rows, tallies);
     assert_none(&total.failures, total.images + total.second);
+}
+
+/// Disks that say they synced and did not: no database can stand that, and it must be noticed.
+#[test]
+fn a_disk_that_lies_is_noticed() {
+    let (spills, restarts) = ("update, spill and roll back", "small commits, log restarted");
+    for (file, journal, name) in [
+        ("/main.db", "DELETE", spills),
+        ("/main.db", "WAL", restarts),
+        ("/main.db-journal", "DELETE", spills),
+        ("/main.db-journal", "PERSIST", spills),
+        ("/main.db-wal", "WAL", spills),
+        ("/main.db-wal", "WAL", restarts),
+    ] {
+        let plan = Plan { images: 40, lie: Some(Lie(file)), only: None, ..Plan::new() };
+        let rows = rows(|workload, mode| {
+            workload.name == name && mode.journal == journal && mode.sync == "FULL"
+        });
+        let total = report(&format!("no sync of {file}"), &rows, all(&plan, &rows));
+        let failures = total.failures.len();
+        assert!(failures * 10 > total.images, "{file}, {journal}: {failures} of {}", total.images);
+    }
 }
