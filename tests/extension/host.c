@@ -117,7 +117,7 @@ static void look_at_temporary_files(int *count, int *bad) {
     long len = readlink(name, target, sizeof target - 1);
     if (len < 0) continue;
     target[len] = 0;
-    if (!strstr(target, "etilqs_")) continue;
+    if (!strstr(target, " (deleted)")) continue;
     ++*count;
     *bad += file_holds(name, MARKER);
   }
@@ -129,8 +129,8 @@ static void sort_in(sqlite3 *db, int expect_bad) {
   int count, bad;
   sqlite3_stmt *statement;
   must(db, "PRAGMA temp_store=file; PRAGMA cache_size=5; CREATE TEMP TABLE x(a, b);"
-           "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
-           "INSERT INTO x SELECT '" MARKER "', random() FROM n");
+           "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60000)"
+           "INSERT INTO x SELECT '" MARKER "' || hex(zeroblob(30)), random() FROM n");
   CHECK(sqlite3_prepare_v2(db, "SELECT a, b FROM x ORDER BY b, a", -1, &statement, 0) == SQLITE_OK,
         sqlite3_errmsg(db));
   CHECK(sqlite3_step(statement) == SQLITE_ROW, sqlite3_errmsg(db));
