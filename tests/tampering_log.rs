@@ -239,7 +239,7 @@ fn a_log_cut_anywhere_ends_there() {
         {
             cut(len, 0);
         }
-        for frame in 1..=subject.frames {
+        for frame in (1..=subject.frames).step_by(if full() { 1 } else { 4 }) {
             let place = record(frame);
             for within in [1, 23, 24, RECORD / 2, RECORD - TRAILER, RECORD - 1] {
                 cut(place.start + within, frame - 1);
