@@ -366,7 +366,8 @@ fn every_flipped_byte_of_the_database_is_restored_or_found() {
         let mut judge = Judge::new(&subject.twin);
         let mut tally = Tally::default();
         let len = subject.now.sealed.db.len();
-        for at in (PAGES_AT..len).filter(|at| full() || at % 331 == 0 || at % PAGE == PAGE - TRAILER)
+        for at in
+            (PAGES_AT..len).filter(|at| full() || at % 331 == 0 || at % PAGE == PAGE - TRAILER)
         {
             let mut files = subject.now.sealed.clone();
             files.db[at] ^= 1 << (at % 8);
