@@ -319,7 +319,10 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
     gone.journal = None;
     add("deleted", gone.clone(), Ends(0));
     gone.wal = subject.now.sealed.journal.clone();
-    add("renamed to a log", gone, Ends(0));
+    let mut plain = subject.ends_after(0);
+    plain.wal = subject.now.plain.journal.clone();
+    // As plain SQLite: a log without frames, and from then on a log.
+    add("renamed to a log", gone, Replay(plain));
     // Replay: a journal of another time, or its beginning.
     let mut replay = |what: &str, db: &Moment, journal: (&[u8], &[u8])| {
         let (mut ours, mut theirs) = (db.sealed.clone(), db.plain.clone());
