@@ -139,11 +139,9 @@ fn assert_ends(
 }
 
 /// How many frames count after byte `at` of the log was changed.
-fn frames_before(at: usize, frames: usize) -> usize {
+fn frames_before(at: usize) -> usize {
     match at {
-        0..HEADER_USED => 0,
-        _ if (HEADER..HEADER + RECORD_0).contains(&at) => 0,
-        0..FRAMES_AT => frames, // padding
+        0..FRAMES_AT => 0,
         _ => (at - FRAMES_AT) / RECORD,
     }
 }
@@ -182,7 +180,7 @@ fn every_flipped_byte_of_the_log_ends_it_there() {
         for at in sample(len, if checkpointed { 23 } else { 11 }) {
             let bad = subject.with_log(|log| log[at] ^= 1 << (at % 8));
             let row = format!("byte {at} of the log");
-            let frames = frames_before(at, subject.frames);
+            let frames = frames_before(at);
             tally.add(assert_ends(&subject, &mut judge, &row, &bad, frames));
         }
         let name = format!("log bytes, {}, checkpointed {checkpointed}", cipher.name());
@@ -209,7 +207,7 @@ fn every_flipped_bit_of_some_records_ends_the_log_there() {
         for bit in places.flat_map(|at| at * 8..at * 8 + 8).step_by(if full() { 1 } else { 5 }) {
             let bad = subject.with_log(|log| log[bit / 8] ^= 1 << (bit % 8));
             let row = format!("bit {bit} of the log");
-            let frames = frames_before(bit / 8, subject.frames);
+            let frames = frames_before(bit / 8);
             tally.add(assert_ends(&subject, &mut judge, &row, &bad, frames));
         }
         tally.print(&format!("log bits, {}", cipher.name()));
@@ -239,7 +237,7 @@ fn a_log_cut_anywhere_ends_there() {
         {
             cut(len, 0);
         }
-        for frame in 1..=subject.frames {
+        for frame in (1..=subject.frames).step_by(if full() { 1 } else { 4 }) {
             let place = record(frame);
             for within in [1, 23, 24, RECORD / 2, RECORD - TRAILER, RECORD - 1] {
                 cut(place.start + within, frame - 1);
@@ -356,11 +354,11 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
         with(&|log| log[28..44].copy_from_slice(&foreign[28..44])),
         Ends(0),
     );
-    add("header: its zeros set", with(&|log| log[HEADER_USED..HEADER].fill(0xff)), Ends(all));
+    add("header: its zeros set", with(&|log| log[HEADER_USED..HEADER].fill(0xff)), Ends(0));
     add(
         "padding behind record 0 set",
         with(&|log| log[HEADER + RECORD_0..FRAMES_AT].fill(0xff)),
-        Ends(all),
+        Ends(0),
     );
     add(
         "header and record 0 of another database",

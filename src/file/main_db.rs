@@ -320,10 +320,10 @@ impl MainDb {
                     pages.take_page_size(base, bytes, at)?;
                 }
                 pages.check_write(bytes, at)?;
-                if at <= size {
-                    pages.store(base, bytes, at)?;
-                } else if self.rolling_back {
+                if self.rolling_back && at + bytes.len() as u64 > size {
                     pages.regrow(base, bytes, at)?;
+                } else if at <= size {
+                    pages.store(base, bytes, at)?;
                 } else {
                     pages.check_size(base, least)?;
                     pages.fill(base, size, at)?;
