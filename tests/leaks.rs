@@ -21,7 +21,7 @@ const SEED: i32 = 7395;
 /// `M` stands for the marker.
 const WORK: &[&str] = &[
     "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c TEXT);
-     WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 150)
+     WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 60)
      INSERT INTO t SELECT i, 'M' || (i * 7919 % 211), printf('%0100d', i) || 'M' FROM i",
     "CREATE INDEX tb ON t(b, c)",
     "CREATE TABLE aux.u AS SELECT * FROM t ORDER BY c DESC",
@@ -106,6 +106,7 @@ fn work(dir: &Path, encrypted: bool, rounds: u64) -> (Vec<String>, Vec<String>) 
         db.execute_batch(&format!(
             "PRAGMA main.page_size=1024; PRAGMA aux.page_size=1024; PRAGMA cache_size=5;
              PRAGMA aux.cache_size=5; PRAGMA temp_store=FILE; PRAGMA journal_mode={mode};
+             PRAGMA main.synchronous=NORMAL; PRAGMA aux.synchronous=NORMAL;
              PRAGMA wal_autocheckpoint=50"
         ))
         .unwrap();
