@@ -27,7 +27,8 @@ const PIECE: usize = 32;
 
 type Pieces = BTreeSet<Vec<u8>>;
 
-const SETTINGS: &str = "PRAGMA page_size=1024; PRAGMA cache_size=5; PRAGMA temp_store=FILE";
+const SETTINGS: &str =
+    "PRAGMA page_size=1024; PRAGMA cache_size=5; PRAGMA temp_store=FILE; PRAGMA synchronous=OFF";
 const TABLES: &str = "
     CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);
     WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 200)
