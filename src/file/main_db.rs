@@ -638,25 +638,21 @@ impl Pages {
     /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
     fn seal_free(&mut self, base: &impl Storage) -> Result<()> {
         let count = self.count(base)?;
-        let mut trunk = FREELIST_AT;
-        let mut next = 1;
-        // No freelist has more trunks than the file has pages.
-        for _ in 0..count {
-            if self.load(base, next)? != Found::Good {
-                return Ok(());
-            }
-            let mut words = self.plain[trunk..].chunks_exact(4).map(be_u32);
-            next = words.next().map_or(0, u64::from);
-            let free = if trunk == 0 { words.next().unwrap_or(0) as usize } else { 0 };
-            let leaves: Vec<u32> = words.take(free).collect();
-            for leaf in leaves.into_iter().map(u64::from).filter(|leaf| (2..=count).contains(leaf))
-            {
+        if self.load(base, 1)? != Found::Good {
+            return Ok(());
+        }
+        let mut trunk = u64::from(be_u32(&self.plain[FREELIST_AT..]));
+        // However trunks point to each other: a file has no more free pages than pages.
+        let mut left = count;
+        while trunk != 0 && left > 0 && self.load(base, trunk)? == Found::Good {
+            let mut words = self.plain.chunks_exact(4).map(be_u32);
+            trunk = words.next().map_or(0, u64::from);
+            let free = words.next().unwrap_or(0) as usize;
+            let leaves: Vec<u64> = words.take(free).map(u64::from).collect();
+            left = left.saturating_sub(1 + leaves.len() as u64);
+            for leaf in leaves.into_iter().filter(|leaf| (2..=count).contains(leaf)) {
                 self.seal_if_bad(base, leaf)?;
             }
-            if next == 0 {
-                return Ok(());
-            }
-            trunk = 0;
         }
         Ok(())
     }
