@@ -408,7 +408,7 @@ fn one_fault(
             // then roll one of them back by itself: plain SQLite does so too, see below.
             ignored = run.workload.attached && error.is_none() && hits > 0;
             // The connection that met the fault goes on to see what is there.
-            if !ignored && !(forgets && error.is_some()) {
+            if !(ignored || forgets && error.is_some()) {
                 match run.state(&db) {
                     Ok(seen) if run.allows(states, done, &seen) => {}
                     Ok(_) => wrong.push(format!("same connection: other data after {done} steps")),
