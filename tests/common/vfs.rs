@@ -24,6 +24,9 @@ pub enum Method {
     CheckReservedLock,
     Delete,
     Access,
+    ShmMap,
+    ShmLock,
+    ShmUnmap,
 }
 
 impl Method {
@@ -40,6 +43,8 @@ impl Method {
             Self::CheckReservedLock => ffi::SQLITE_IOERR_CHECKRESERVEDLOCK,
             Self::Delete => ffi::SQLITE_IOERR_DELETE,
             Self::Access => ffi::SQLITE_IOERR_ACCESS,
+            Self::ShmMap | Self::ShmUnmap => ffi::SQLITE_IOERR_SHMMAP,
+            Self::ShmLock => ffi::SQLITE_IOERR_SHMLOCK,
         }
     }
 
@@ -49,6 +54,7 @@ impl Method {
             Self::Write => {
                 &[Kind::Once, Kind::From, Kind::FullOnce, Kind::FullFrom, Kind::ShortWrite]
             }
+            Self::Read => &[Kind::Once, Kind::From, Kind::ShortRead],
             _ => &[Kind::Once, Kind::From],
         }
     }
@@ -66,6 +72,8 @@ pub enum Kind {
     FullFrom,
     /// Half is written, then `SQLITE_FULL`.
     ShortWrite,
+    /// Half is read, as where the file was cut off.
+    ShortRead,
 }
 
 /// What was written by one call.
@@ -113,6 +121,7 @@ impl State {
             Kind::FullOnce if number == at && write => Verdict::Fail(ffi::SQLITE_FULL),
             Kind::FullFrom if number >= at && write => Verdict::Fail(ffi::SQLITE_FULL),
             Kind::ShortWrite if number == at && write => Verdict::Short,
+            Kind::ShortRead if number == at && method == Method::Read => Verdict::Short,
             _ => Verdict::Pass,
         };
         if !matches!(verdict, Verdict::Pass) {
@@ -342,7 +351,6 @@ macro_rules! through {
     };
 }
 
-counted!(read => xRead, Method::Read, buf: *mut c_void, len: c_int, at: i64);
 counted!(truncate => xTruncate, Method::Truncate, size: i64);
 counted!(file_size => xFileSize, Method::FileSize, out: *mut i64);
 counted!(lock => xLock, Method::Lock, level: c_int);
@@ -351,9 +359,64 @@ through!(close => xClose);
 through!(file_control => xFileControl, op: c_int, arg: *mut c_void);
 through!(sector_size => xSectorSize);
 through!(characteristics => xDeviceCharacteristics);
-through!(shm_map => xShmMap, page: c_int, size: c_int, extend: c_int, out: *mut *mut c_void);
-through!(shm_lock => xShmLock, offset: c_int, n: c_int, flags: c_int);
-through!(shm_unmap => xShmUnmap, delete: c_int);
+counted!(shm_map => xShmMap, Method::ShmMap, page: c_int, size: c_int, extend: c_int, out: *mut *mut c_void);
+
+/// As with [`unlock`], where giving back fails, the lock is gone all the same.
+unsafe extern "C" fn shm_lock(
+    file: *mut ffi::sqlite3_file,
+    offset: c_int,
+    n: c_int,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: the file is open.
+    unsafe {
+        let verdict = state_of(file).call(Method::ShmLock, flags_of(file));
+        let base = below(file);
+        let lock = (*(*base).pMethods).xShmLock.unwrap();
+        match verdict {
+            Verdict::Fail(code) if flags & ffi::SQLITE_SHM_LOCK != 0 => code,
+            Verdict::Fail(code) => {
+                lock(base, offset, n, flags);
+                code
+            }
+            _ => lock(base, offset, n, flags),
+        }
+    }
+}
+
+/// Where this fails, nothing is mapped all the same.
+unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
+    // SAFETY: the file is open.
+    unsafe {
+        let verdict = state_of(file).call(Method::ShmUnmap, flags_of(file));
+        let base = below(file);
+        let done = (*(*base).pMethods).xShmUnmap.unwrap()(base, delete);
+        if let Verdict::Fail(code) = verdict { code } else { done }
+    }
+}
+
+unsafe extern "C" fn read(
+    file: *mut ffi::sqlite3_file,
+    buf: *mut c_void,
+    len: c_int,
+    at: i64,
+) -> c_int {
+    // SAFETY: the arguments are those of xRead, and the file is open.
+    unsafe {
+        let verdict = state_of(file).call(Method::Read, flags_of(file));
+        if let Verdict::Fail(code) = verdict {
+            return code;
+        }
+        let base = below(file);
+        let done = (*(*base).pMethods).xRead.unwrap()(base, buf, len, at);
+        if !matches!(verdict, Verdict::Short) || done != ffi::SQLITE_OK {
+            return done;
+        }
+        let half = (len / 2) as usize;
+        ptr::write_bytes(buf.cast::<u8>().add(half), 0, len as usize - half);
+        ffi::SQLITE_IOERR_SHORT_READ
+    }
+}
 
 unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
     // SAFETY: the file is open.
