@@ -408,7 +408,7 @@ pub(crate) fn naming(name: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::main_db::tests::keyring;
+    use crate::file::main_db::tests::{keyring, keyring_and_next};
     use crate::file::memory::Memory;
     use proptest::prelude::*;
 
@@ -487,6 +487,20 @@ mod tests {
             let filled = journal.read(&base, &mut name, 500).unwrap();
             assert_eq!((filled, &name[12..]), (Filled::Full, &[0; 12][..]), "{attack}");
         }
+    }
+
+    /// A hot journal that was left behind before the DEK was regenerated.
+    #[test]
+    fn a_journal_of_a_retired_key_is_read() {
+        let (old, new) = keyring_and_next();
+        let base = Memory::default();
+        open(&base, &old).write(&base, &[0xd9; 2000], 0).unwrap();
+        let mut back = [0; 2000];
+        open(&base, &new).read(&base, &mut back, 0).unwrap();
+        assert_eq!(back, [0xd9; 2000]);
+        open(&base, &new).write(&base, &[0xda; 2000], 0).unwrap();
+        open(&base, &old).read(&base, &mut back, 0).unwrap();
+        assert_eq!(back[..512], [0; 512], "of a key it does not have");
     }
 
     /// On media without powersafe overwrite, whatever a torn write spoils is its own.

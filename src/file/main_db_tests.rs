@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::file::memory::Memory;
+use crate::key::keyring::Dek;
 use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
 use crate::secret::Secret;
 
@@ -28,6 +29,14 @@ fn wishes() -> Wishes {
     wishes.protectors.add("open", Arc::new(Open));
     wishes.protectors.set_default("open:key");
     wishes
+}
+
+/// A keyring, and the one that it becomes when its DEK is retired for one of another suite.
+pub(crate) fn keyring_and_next() -> (Arc<Keyring>, Arc<Keyring>) {
+    let dek = |version, suite| Dek { version, suite, key: Secret::from_slice(&[7; 32]).unwrap() };
+    let first = || dek(1, SuiteId::Aes256Gcm);
+    let second = dek(2, SuiteId::Aes256CtrHmacSha256);
+    (Keyring::new([3; 16], first(), Vec::new()), Keyring::new([3; 16], second, vec![first()]))
 }
 
 pub(crate) fn keyring() -> Arc<Keyring> {

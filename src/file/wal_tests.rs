@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::file::main_db::tests::keyring;
+use crate::file::main_db::tests::{keyring, keyring_and_next};
 use crate::file::memory::Memory;
 
 const PAGE: usize = 1024;
@@ -247,6 +247,26 @@ fn a_handle_follows_a_new_layout() {
             assert_eq!((filled.unwrap(), got), (Filled::Full, vec![fill; PAGE]), "{number}");
         }
     }
+}
+
+/// A log that was left behind before the DEK was regenerated.
+#[test]
+fn a_log_of_a_retired_key_is_read_and_goes_on_under_the_current_one() {
+    let (old, new) = keyring_and_next();
+    let (base, mut db) = (Memory::default(), Db::default());
+    let mut wal = Wal::new(Some(Arc::clone(&old)), 1);
+    wal.write(&base, &db, &wal_header(5), 0).unwrap();
+    write_frame(&mut wal, &base, &db, 1, &frame(3, 9, 5, 0xaa));
+    let mut wal = Wal::new(Some(Arc::clone(&new)), 1);
+    write_frame(&mut wal, &base, &db, 2, &frame(4, 9, 5, 0xbb));
+    let mut wal = Wal::new(Some(new), 1);
+    for (number, bytes) in [(1, frame(3, 9, 5, 0xaa)), (2, frame(4, 9, 5, 0xbb))] {
+        let (filled, got) = read(&mut wal, &base, &mut db, at(number), FRAME);
+        assert_eq!((filled.unwrap(), got), (Filled::Full, bytes), "frame {number}");
+    }
+    let mut wal = Wal::new(Some(old), 1);
+    let (filled, got) = read(&mut wal, &base, &mut db, at(2), FRAME);
+    assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0; FRAME]), "of a key it does not have");
 }
 
 #[test]

@@ -26,36 +26,45 @@ const ENVELOPE: &[u8] = b"sqlite-tde v1 envelope";
 pub(crate) const ID_LEN: usize = 16;
 pub(crate) type FileId = [u8; ID_LEN];
 
+/// A database encryption key, as an unlocked keyring has it.
+pub(crate) struct Dek {
+    pub(crate) version: KeyVersion,
+    pub(crate) suite: SuiteId,
+    pub(crate) key: Secret,
+}
+
 /// Every subkey of one database. Read-only, so connections share it without a lock.
 pub(crate) struct Keyring {
     file_id: FileId,
-    version: KeyVersion,
-    suite: SuiteId,
-    dek: Secret,
+    current: Dek,
+    /// DEKs that pages, journals and logs may still be under.
+    retired: Vec<Dek>,
     page: Arc<BlockKeys>,
     wal: Arc<BlockKeys>,
     mac: Secret,
 }
 
 impl Keyring {
-    fn new(file_id: FileId, version: KeyVersion, suite: SuiteId, dek: Secret) -> Arc<Self> {
+    pub(crate) fn new(file_id: FileId, current: Dek, retired: Vec<Dek>) -> Arc<Self> {
+        let subkey = |dek: &Dek, label| {
+            let subkey = hkdf::derive(&dek.key, &file_id, &[label]);
+            (dek.version, SuiteKey::new(dek.suite, &subkey))
+        };
         let blocks = |purpose, label| {
-            let subkey = hkdf::derive(&dek, &file_id, &[label]);
             Arc::new(BlockKeys {
                 file_id,
                 purpose,
-                current: (version, SuiteKey::new(suite, &subkey)),
-                retired: Vec::new(),
+                current: subkey(&current, label),
+                retired: retired.iter().map(|dek| subkey(dek, label)).collect(),
             })
         };
         Arc::new(Self {
             file_id,
-            version,
-            suite,
             page: blocks(Purpose::Page, PAGE),
             wal: blocks(Purpose::Wal, WAL),
-            mac: hkdf::derive(&dek, &file_id, &[ENVELOPE]),
-            dek,
+            mac: hkdf::derive(&current.key, &file_id, &[ENVELOPE]),
+            current,
+            retired,
         })
     }
 
@@ -85,7 +94,8 @@ impl Keyring {
             retired: Vec::new(),
             protectors: vec![record],
         };
-        Ok((Self::new(file_id, FIRST, suite, dek), envelope))
+        let current = Dek { version: FIRST, suite, key: dek };
+        Ok((Self::new(file_id, current, Vec::new()), envelope))
     }
 
     /// The keyring of an existing database, from the cache or from a provider, and its envelope.
@@ -119,8 +129,8 @@ impl Keyring {
         }
         let (version, suite) = copy.current();
         let context = Context { file_id, dek_version: version };
-        let dek = protectors.unwrap(copy.protectors(), wanted, &context)?;
-        let keyring = Self::new(file_id, version, suite, dek);
+        let key = protectors.unwrap(copy.protectors(), wanted, &context)?;
+        let keyring = Self::new(file_id, Dek { version, suite, key }, Vec::new());
         let envelope = copy.verify(&keyring.mac)?;
         if !envelope.retired.is_empty() {
             return Err(Error::Unsupported(
@@ -153,7 +163,7 @@ impl Keyring {
     }
 
     pub(crate) fn version(&self) -> KeyVersion {
-        self.version
+        self.current.version
     }
 
     /// Keys of the journal that carries `salt`; `None` where `version` is not on this ring.
@@ -162,14 +172,14 @@ impl Keyring {
         version: KeyVersion,
         salt: &FileId,
     ) -> Option<Arc<BlockKeys>> {
-        if version != self.version {
-            return None;
-        }
-        let subkey = hkdf::derive(&self.dek, &self.file_id, &[JOURNAL, salt]);
+        let dek = std::iter::once(&self.current)
+            .chain(&self.retired)
+            .find(|dek| dek.version == version)?;
+        let subkey = hkdf::derive(&dek.key, &self.file_id, &[JOURNAL, salt]);
         Some(Arc::new(BlockKeys {
             file_id: self.file_id,
             purpose: Purpose::Journal,
-            current: (version, SuiteKey::new(self.suite, &subkey)),
+            current: (version, SuiteKey::new(dek.suite, &subkey)),
             retired: Vec::new(),
         }))
     }
