@@ -10,7 +10,6 @@
 
 pub(crate) mod journal;
 pub(crate) mod main_db;
-#[cfg(test)]
 pub(crate) mod memory;
 pub(crate) mod scratch;
 pub(crate) mod wal;

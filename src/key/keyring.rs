@@ -38,7 +38,12 @@ pub(crate) struct Keyring {
 }
 
 impl Keyring {
-    fn new(file_id: FileId, version: KeyVersion, suite: SuiteId, dek: Secret) -> Arc<Self> {
+    pub(crate) fn new(
+        file_id: FileId,
+        version: KeyVersion,
+        suite: SuiteId,
+        dek: Secret,
+    ) -> Arc<Self> {
         let blocks = |purpose, label| {
             let subkey = hkdf::derive(&dek, &file_id, &[label]);
             Arc::new(BlockKeys {
