@@ -1,4 +1,4 @@
-//! Storage in memory, for tests of what the bytes mean.
+//! Storage in memory, for tests and fuzzing of what the bytes mean.
 
 use std::cell::RefCell;
 

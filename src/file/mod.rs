@@ -10,7 +10,7 @@
 
 pub(crate) mod journal;
 pub(crate) mod main_db;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod memory;
 pub(crate) mod scratch;
 pub(crate) mod wal;

@@ -394,6 +394,10 @@ impl Tally {
         assert!(!self.counts.contains_key(outcome), "{outcome}");
     }
 
+    pub fn assert_some(&self, outcome: &str) {
+        assert!(self.counts.contains_key(outcome), "{outcome}");
+    }
+
     pub fn print(&self, test: &str) {
         let counts: Vec<String> =
             self.counts.iter().map(|(what, count)| format!("{count} {what}")).collect();

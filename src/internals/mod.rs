@@ -1,6 +1,9 @@
 //! What benchmarks and fuzzers reach of the crate's inside. Not part of the API: it may change in
 //! any release.
 
+#[cfg(feature = "fuzzing")]
+mod files;
+
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -8,6 +11,9 @@ use crate::key::envelope::{self, Unverified};
 use crate::page::{BlockKeys, PageCipher, Purpose, RESERVE};
 use crate::secret::Secret;
 use crate::suite::{SuiteId, SuiteKey};
+
+#[cfg(feature = "fuzzing")]
+pub use files::*;
 
 /// Seals and opens pages under a random key.
 pub struct Pages {

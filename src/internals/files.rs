@@ -1,0 +1,205 @@
+//! Files in memory under fixed keys, for fuzzing (feature `fuzzing`).
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::file::journal::Journal;
+use crate::file::main_db::{MainDb, Wishes};
+use crate::file::memory::Memory;
+use crate::file::wal::{Parent, Salts, Wal};
+use crate::key::keyring::{Dek, Keyring};
+use crate::page::{PageCipher, RESERVE};
+use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use crate::secret::Secret;
+use crate::suite::SuiteId;
+
+/// Opens `block` as page `number` under a fixed key, into a page that held ones.
+pub fn open_block(number: u64, block: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = vec![1; block.len().checked_sub(RESERVE)?];
+    let opened = PageCipher::new(keyring()?.page_keys()).open(number, block, &mut plain);
+    opened.ok().map(|()| plain)
+}
+
+/// Seals `plain` so that [`open_block`] opens it.
+pub fn seal_block(number: u64, plain: &[u8]) -> Option<Vec<u8>> {
+    let mut block = vec![0; plain.len() + RESERVE];
+    PageCipher::new(keyring()?.page_keys()).seal(number, plain, &mut block).ok()?;
+    Some(block)
+}
+
+/// The same keyring each time.
+fn keyring() -> Option<Arc<Keyring>> {
+    let key = Secret::from_slice(&[7; 32])?;
+    let current = Dek { version: 1, suite: SuiteId::Aes256CtrHmacSha256, key };
+    Some(Keyring::new([1; 16], current, Vec::new()))
+}
+
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The log of a database under a fixed key.
+    Wal,
+    /// Its rollback journal.
+    Journal,
+    /// A database that brings its key along, in the clear.
+    Database,
+}
+
+/// A file in memory. Its calls answer `None` where there is an error.
+pub struct File {
+    kind: Kind,
+    base: Memory,
+    open: Option<Open>,
+    index: Index,
+}
+
+enum Open {
+    Wal(Box<Wal>),
+    Journal(Box<Journal>),
+    Database(Box<MainDb>),
+}
+
+/// The wal-index beside a log, as far as a log asks for it.
+#[derive(Default)]
+pub struct Index {
+    /// Changes with each lock.
+    pub locks: u64,
+    /// Salts of the present log.
+    pub salts: Option<[u8; 8]>,
+    /// The page of each frame.
+    pub pages: Vec<u32>,
+}
+
+impl Parent for Index {
+    fn locks(&self) -> u64 {
+        self.locks
+    }
+
+    fn salts(&self) -> Option<Salts> {
+        self.salts
+    }
+
+    fn page_of(&self, frame: u32) -> Option<u32> {
+        self.pages.get(frame as usize - 1).copied()
+    }
+
+    fn pages(&self) -> Result<u32> {
+        Ok(self.pages.len() as u32)
+    }
+}
+
+impl File {
+    /// A file that has these bytes already.
+    pub fn new(kind: Kind, bytes: Vec<u8>) -> Self {
+        let base = Memory::default();
+        base.0.replace(bytes);
+        let mut file = Self { kind, base, open: None, index: Index::default() };
+        file.reopen();
+        file
+    }
+
+    /// Closes the file and opens it again. After an error it stays closed.
+    pub fn reopen(&mut self) {
+        self.open = match self.kind {
+            Kind::Wal => Some(Open::Wal(Box::new(Wal::new(keyring(), 1)))),
+            Kind::Journal => {
+                Journal::open(&self.base, keyring(), 1).ok().map(|open| Open::Journal(open.into()))
+            }
+            Kind::Database => {
+                let mut wishes = Wishes::default();
+                wishes.protectors.add("clear", Arc::new(Clear));
+                wishes.protectors.set_default("clear:key");
+                MainDb::open(&self.base, wishes).ok().map(|open| Open::Database(open.into()))
+            }
+        };
+    }
+
+    /// Changes what is on disk.
+    pub fn raw<T>(&mut self, change: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        change(self.base.0.get_mut())
+    }
+
+    /// The wal-index.
+    pub fn index(&mut self) -> &mut Index {
+        &mut self.index
+    }
+
+    /// Reads `len` bytes at `at` of what SQLite has in the file.
+    pub fn read(&mut self, len: usize, at: u64) -> Option<Vec<u8>> {
+        let mut buf = vec![1; len];
+        match self.open.as_mut()? {
+            Open::Wal(wal) => wal.read(&self.base, &self.index, &mut buf, at),
+            Open::Journal(journal) => journal.read(&self.base, &mut buf, at),
+            Open::Database(db) => db.read(&self.base, &mut buf, at),
+        }
+        .ok()
+        .map(|_| buf)
+    }
+
+    /// Writes `bytes` at `at`.
+    pub fn write(&mut self, bytes: &[u8], at: u64) -> Option<()> {
+        match self.open.as_mut()? {
+            Open::Wal(wal) => wal.write(&self.base, &self.index, bytes, at),
+            Open::Journal(journal) => journal.write(&self.base, bytes, at),
+            Open::Database(db) => db.write(&self.base, bytes, at, &mut || Ok(0)),
+        }
+        .ok()
+    }
+
+    /// Sets the size.
+    pub fn truncate(&mut self, size: u64) -> Option<()> {
+        match self.open.as_mut()? {
+            Open::Wal(wal) => wal.truncate(&self.base, size),
+            Open::Journal(journal) => journal.truncate(&self.base, size),
+            Open::Database(db) => db.truncate(&self.base, size, &mut || Ok(0)),
+        }
+        .ok()
+    }
+
+    /// The size.
+    pub fn size(&mut self) -> Option<u64> {
+        match self.open.as_mut()? {
+            Open::Wal(wal) => wal.size(&self.base, &self.index),
+            Open::Journal(journal) => journal.size(&self.base),
+            Open::Database(db) => db.size(&self.base),
+        }
+        .ok()
+    }
+
+    /// What else looks at the whole file: a sync, the end of a recovery or rollback, verification.
+    pub fn survey(&mut self) {
+        match self.open.as_mut() {
+            Some(Open::Wal(wal)) => {
+                let _ = wal.before_sync(&self.base);
+                let _ = wal.least_pages(&self.base);
+                let _ = wal.is_foreign(&self.base);
+            }
+            Some(Open::Database(db)) => {
+                let _ = db.seal_holes(&self.base, 1..=u32::MAX);
+                db.rollback_starts();
+                let _ = db.before_sync(&self.base);
+                db.rollback_ends();
+                let _ = db.verify(&self.base, |_, _| ());
+            }
+            Some(Open::Journal(_)) | None => {}
+        }
+    }
+}
+
+/// A provider that keeps keys in the blob.
+struct Clear;
+
+impl KeyProvider for Clear {
+    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+        let (key_version, mechanism) = ("1".into(), "none".into());
+        Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() })
+    }
+
+    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+        Secret::from_slice(&wrapped.blob).ok_or_else(|| ProviderError::WrongKey("length".into()))
+    }
+
+    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+        Ok("1".into())
+    }
+}
