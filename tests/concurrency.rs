@@ -131,7 +131,7 @@ fn processes_at_the_same_bank() {
 /// The same of SQLite alone: the test asks for no more than it gives.
 #[test]
 fn and_on_plain_sqlite() {
-    for mode in ["DELETE", "WAL"] {
+    for mode in MODES {
         processes(mode, true, 4, Duration::from_millis(1000));
     }
 }
