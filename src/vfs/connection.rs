@@ -57,7 +57,7 @@ mod with_rusqlite {
         schema: &str,
         work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
     ) -> Result<T> {
-        open_file(connection, schema)?.with_shared_lock(work)
+        with_file(connection, schema, |open| open.with_shared_lock(work))
     }
 
     /// Runs `work` as [`with_database`] does, with what the write-ahead log holds.
@@ -66,15 +66,17 @@ mod with_rusqlite {
         schema: &str,
         work: impl FnOnce(&mut MainDb, &BaseFile, Frames) -> Result<T>,
     ) -> Result<T> {
-        let open = open_file(connection, schema)?;
-        let log = open.log_frames()?;
-        open.with_shared_lock(|db, base| work(db, base, log))
+        with_file(connection, schema, |open| {
+            let log = open.log_frames()?;
+            open.with_shared_lock(|db, base| work(db, base, log))
+        })
     }
 
-    fn open_file<'a>(
-        connection: &'a rusqlite::Connection,
+    fn with_file<T>(
+        connection: &rusqlite::Connection,
         schema: &str,
-    ) -> Result<&'a mut OpenFile> {
+        work: impl FnOnce(&mut OpenFile) -> Result<T>,
+    ) -> Result<T> {
         let no_such = || Error::Usage(format!("no database is attached as {schema}"));
         let name = CString::new(schema).map_err(|_| no_such())?;
         // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
@@ -83,7 +85,7 @@ mod with_rusqlite {
             return Err(no_such());
         }
         // SAFETY: as above, so no method of the file runs meanwhile.
-        unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)
+        work(unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)?)
     }
 }
 #[cfg(feature = "rusqlite")]

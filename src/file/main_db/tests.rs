@@ -1,8 +1,11 @@
 //! What the bytes of a main database mean, on storage in memory.
 
+use super::layout::*;
+use super::pages::*;
 use super::*;
 use crate::file::memory::Memory;
 use crate::key::keyring::Dek;
+use crate::page::RESERVE;
 use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
 use crate::secret::Secret;
 
