@@ -1,0 +1,254 @@
+//! WAL mode through `tde`, beside the same work on plain SQLite.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Home, dump, one, plain, rows};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OpenFlags};
+
+const FILL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
+    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+    INSERT INTO t SELECT i, hex(zeroblob(i * 3)) FROM n;";
+
+fn ok(db: &Connection, sql: &str) {
+    db.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+}
+
+fn assert_sound(db: &Connection, what: &str) {
+    assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
+    let found = sqlite_tde::verify(db, "main", |_, _| ()).unwrap();
+    assert!(found.is_clean(), "{what}: {found:?}");
+}
+
+/// What a process that is killed leaves: the files as they are while connections are open.
+fn copy_files(from: &Path, to: &Path, endings: &[&str]) {
+    for ending in endings {
+        let path = |path: &Path| format!("{}{ending}", path.display());
+        fs::copy(path(from), path(to)).unwrap_or_else(|error| panic!("{ending}: {error}"));
+    }
+}
+
+/// Each step on both, and the same answers from both: row counts, checkpoints, data.
+#[test]
+fn checkpoints_limits_and_modes_answer_as_plain_sqlite_does() {
+    const STEPS: &[&str] = &[
+        "PRAGMA journal_mode=WAL",
+        "PRAGMA wal_autocheckpoint=0",
+        "CREATE TABLE t(a INTEGER PRIMARY KEY, b)",
+        "INSERT INTO t VALUES(1, zeroblob(5000))",
+        "PRAGMA wal_checkpoint",
+        "INSERT INTO t VALUES(2, zeroblob(5000))",
+        "PRAGMA wal_checkpoint(FULL)",
+        "UPDATE t SET b = 'x' WHERE a = 1",
+        "PRAGMA wal_checkpoint(RESTART)",
+        "INSERT INTO t VALUES(3, hex(zeroblob(20000)))",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+        "DELETE FROM t WHERE a = 3",
+        "PRAGMA wal_checkpoint(NOOP)",
+        "PRAGMA wal_autocheckpoint=3",
+        "INSERT INTO t VALUES(4, zeroblob(50000))",
+        "INSERT INTO t VALUES(5, 1)",
+        "PRAGMA journal_size_limit=2000",
+        "PRAGMA wal_checkpoint(RESTART)",
+        "INSERT INTO t VALUES(6, 2)",
+        "PRAGMA journal_mode=DELETE",
+        "INSERT INTO t VALUES(7, 3)",
+        "PRAGMA journal_mode=WAL",
+        "INSERT INTO t VALUES(8, 4)",
+        "PRAGMA journal_mode=TRUNCATE",
+        "VACUUM",
+        "PRAGMA journal_mode=WAL",
+        "PRAGMA auto_vacuum=FULL",
+        "VACUUM",
+        "DELETE FROM t WHERE a < 5",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+        "PRAGMA page_count",
+        "SELECT * FROM t",
+    ];
+    for page_size in [1024, 4096, 65536] {
+        let home = Home::new();
+        let dbs = [home.open(&home.path("a.db")), plain(&home.path("a.plain"))];
+        for db in &dbs {
+            ok(db, &format!("PRAGMA page_size={page_size}"));
+        }
+        for step in STEPS {
+            // The same pages need the same room: plain SQLite reserves as many bytes.
+            let [tde, sqlite] = dbs.each_ref().map(|db| rows(db, step));
+            if !step.contains("checkpoint") && !step.contains("page_count") {
+                assert_eq!(tde, sqlite, "{page_size}: {step}");
+            }
+            // Busy, frames in the log, frames checkpointed: 48 bytes a page may change the counts.
+            let busy = |rows: &[String]| rows.first().map(|row| row.contains("[Integer(0)"));
+            assert_eq!(busy(&tde), busy(&sqlite), "{page_size}: {step}");
+            assert_sound(&dbs[0], &format!("{page_size}: {step}"));
+        }
+        let [tde, sqlite] = dbs.each_ref().map(|db| dump(db, "main"));
+        assert_eq!(tde, sqlite, "{page_size}");
+    }
+}
+
+#[test]
+fn the_log_stays_within_its_limit_and_is_gone_at_the_end() {
+    let home = Home::new();
+    let path = home.path("a.db");
+    let log = home.path("a.db-wal");
+    let db = home.open(&path);
+    ok(&db, "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA journal_size_limit=20000");
+    ok(&db, FILL);
+    assert!(fs::metadata(&log).unwrap().len() > 40_000);
+    ok(&db, "PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES(1000, 1)");
+    // 20,000 bytes of SQLite's log in records of 1120 bytes for 1048, and two sectors before.
+    let limit = 1024 + 20_000 * 1120 / 1048 + 1120;
+    assert!(fs::metadata(&log).unwrap().len() <= limit as u64);
+    ok(&db, "PRAGMA wal_checkpoint(TRUNCATE)");
+    assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+    ok(&db, "INSERT INTO t VALUES(1001, 1)");
+    drop(db);
+    assert!(!log.exists(), "the last connection deletes it");
+    assert_sound(&home.open(&path), "reopened");
+}
+
+/// The files of a killed process are recovered by the next one, whatever the log had come to.
+#[test]
+fn a_log_left_behind_is_recovered() {
+    let home = Home::new();
+    let writer = home.open(&home.path("a.db"));
+    ok(&writer, "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
+    ok(&writer, FILL);
+    let stages: [(&str, &str); 5] = [
+        ("one transaction", "SELECT 1"),
+        ("partly checkpointed", "PRAGMA wal_checkpoint; UPDATE t SET b = 'later' WHERE a % 7 = 0"),
+        ("restarted", "PRAGMA wal_checkpoint(RESTART); DELETE FROM t WHERE a % 2"),
+        ("grown by holes", "BEGIN; CREATE TABLE h AS SELECT * FROM t; DROP TABLE h; COMMIT"),
+        ("uncommitted frames", "PRAGMA cache_size=2; BEGIN; UPDATE t SET b = hex(zeroblob(900))"),
+    ];
+    let mut want = Vec::new();
+    for (number, (stage, sql)) in stages.into_iter().enumerate() {
+        ok(&writer, sql);
+        if writer.is_autocommit() {
+            want = dump(&writer, "main");
+        }
+        for exclusive in [false, true] {
+            let copy = home.path(&format!("{number}-{exclusive}.db"));
+            copy_files(&home.path("a.db"), &copy, &["", "-wal"]);
+            let db = home.open(&copy);
+            if exclusive {
+                ok(&db, "PRAGMA locking_mode=EXCLUSIVE"); // the wal-index is in the heap then
+            }
+            assert_eq!(dump(&db, "main"), want, "{stage}, exclusive {exclusive}");
+            assert_sound(&db, stage);
+            ok(&db, "INSERT INTO t VALUES(5000, 'more'); PRAGMA wal_checkpoint(TRUNCATE)");
+            assert_sound(&db, stage);
+        }
+    }
+}
+
+#[test]
+fn a_reader_needs_no_right_to_write() {
+    let home = Home::new();
+    let path = home.path("a.db");
+    let writer = home.open(&path);
+    ok(&writer, "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
+    ok(&writer, FILL);
+    let want = dump(&writer, "main");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = |options: sqlite_tde::OpenOptions, path: &Path| {
+        sqlite_tde::open_with(path, &options.flags(flags)).unwrap()
+    };
+    // Beside a writer, over the files of a killed one, and on media that never change.
+    assert_eq!(dump(&open(home.options(), &path), "main"), want);
+    let killed = home.path("killed.db");
+    copy_files(&path, &killed, &["", "-wal"]);
+    let reader = open(home.options(), &killed);
+    assert_eq!(dump(&reader, "main"), want);
+    assert!(reader.execute_batch("DELETE FROM t").is_err());
+    drop(reader);
+    ok(&writer, "PRAGMA wal_checkpoint(TRUNCATE)");
+    let still = home.path("still.db");
+    copy_files(&path, &still, &[""]);
+    let reader = open(home.options().parameter("immutable", "1"), &still);
+    assert_eq!(dump(&reader, "main"), want);
+}
+
+#[test]
+fn a_log_of_another_database_is_ignored() {
+    for same_pages in [true, false] {
+        let home = Home::new();
+        let (one_db, other) = (home.path("one.db"), home.path("other.db"));
+        for (path, word) in [(&one_db, "one"), (&other, "other")] {
+            let db = home.open(path);
+            let size = if same_pages || word == "one" { 4096 } else { 1024 };
+            ok(&db, &format!("PRAGMA page_size={size}; PRAGMA journal_mode=WAL"));
+            ok(&db, &format!("CREATE TABLE t(a); INSERT INTO t VALUES('{word}')"));
+        }
+        let writer = home.open(&other);
+        ok(&writer, "PRAGMA wal_autocheckpoint=0; UPDATE t SET a = 'from the log'");
+        fs::copy(home.path("other.db-wal"), home.path("one.db-wal")).unwrap();
+        let db = home.open(&one_db);
+        assert_eq!(one(&db, "SELECT a FROM t"), Value::Text("one".into()));
+        assert_sound(&db, "beside the log of another");
+        ok(&db, "UPDATE t SET a = 'two'");
+        drop(db);
+        assert_eq!(one(&home.open(&one_db), "SELECT a FROM t"), Value::Text("two".into()));
+    }
+}
+
+/// A transaction that spills overwrites its own frames, and SQLite then rewrites their headers.
+#[test]
+fn a_transaction_larger_than_the_cache_commits_and_rolls_back() {
+    let home = Home::new();
+    for suite in ["aes-256-gcm", "aes-256-ctr-hmac-sha256"] {
+        let path = home.path(suite);
+        let cipher = suite.parse().unwrap();
+        let db = sqlite_tde::open_with(&path, &home.options().cipher(cipher)).unwrap();
+        ok(&db, "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA cache_size=3");
+        ok(&db, FILL);
+        for round in 0..5 {
+            let before = dump(&db, "main");
+            let work = "UPDATE t SET b = b || 'x'; UPDATE t SET b = b || 'y' WHERE a % 3 = 0;
+                SAVEPOINT s; DELETE FROM t WHERE a % 2; ROLLBACK TO s; UPDATE t SET b = b || 'z'";
+            ok(&db, &format!("BEGIN; {work}; ROLLBACK"));
+            assert_eq!(dump(&db, "main"), before, "{suite} round {round}: rolled back");
+            ok(&db, &format!("BEGIN; {work}; COMMIT"));
+            let after = dump(&db, "main");
+            assert_ne!(after, before);
+            let other = home.open(&path);
+            assert_eq!(dump(&other, "main"), after, "{suite} round {round}: committed");
+            let copy = home.path(&format!("{suite}-{round}"));
+            copy_files(&path, &copy, &["", "-wal"]);
+            let recovered = home.open(&copy);
+            assert_eq!(dump(&recovered, "main"), after, "{suite} round {round}: recovered");
+            assert_sound(&recovered, suite);
+        }
+    }
+}
+
+/// A reader keeps what it saw while others write, checkpoint and begin the log anew.
+#[test]
+fn snapshots_hold() {
+    let home = Home::new();
+    let path = home.path("a.db");
+    let (reader, writer) = (home.open(&path), home.open(&path));
+    ok(&writer, "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0");
+    ok(&writer, FILL);
+    ok(&reader, "PRAGMA cache_size=2");
+    for round in 0..20 {
+        ok(&reader, "BEGIN");
+        let seen = rows(&reader, "SELECT a, b FROM t");
+        for sql in [
+            "UPDATE t SET b = b || 'u' WHERE a % 5 = 1",
+            "PRAGMA wal_checkpoint(PASSIVE)",
+            "DELETE FROM t WHERE a = (SELECT max(a) FROM t)",
+        ] {
+            ok(&writer, sql);
+            assert_eq!(rows(&reader, "SELECT a, b FROM t"), seen, "round {round}: {sql}");
+        }
+        ok(&reader, "COMMIT");
+        ok(&writer, if round % 2 == 0 { "PRAGMA wal_checkpoint(TRUNCATE)" } else { "SELECT 1" });
+        assert_eq!(rows(&reader, "SELECT * FROM t"), rows(&writer, "SELECT * FROM t"));
+    }
+    assert_sound(&reader, "at the end");
+}
