@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if ! command -v strace >/dev/null; then
-  apt-get install -y strace >/dev/null || { echo "strace is missing" >&2; exit 1; }
+  { apt-get update && apt-get install -y strace; } >/dev/null 2>&1 || { echo "strace is missing" >&2; exit 1; }
 fi
 # In memory where there is a place for it: syncs would take most of the time.
 home=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")")
