@@ -29,21 +29,16 @@
 //! 4. The layout is a property of the file. It changes only with a new WAL header, hence new salts,
 //!    so a handle that sees the same salts in the wal-index has the right one.
 
+mod layout;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
-use crate::key::keyring::{FileId, ID_LEN, Keyring};
+use crate::key::keyring::Keyring;
 use crate::page::{PageCipher, RESERVE};
-
-const MAGIC: &[u8; 16] = b"sqlite-tde wal\0\0";
-const FORMAT: u32 = 1;
-const FORMAT_AT: usize = MAGIC.len();
-const PAGE_SIZE_AT: usize = FORMAT_AT + size_of::<u32>();
-const GRAIN_AT: usize = PAGE_SIZE_AT + size_of::<u32>();
-const FILE_ID_AT: usize = GRAIN_AT + size_of::<u32>();
-const HEADER_LEN: usize = 512;
 
 /// SQLite's WAL header, and in it the page size and the salts.
 const WAL_HEADER: usize = 32;
@@ -56,7 +51,6 @@ const FRAME_HEADER: usize = 24;
 const COMMIT_AT: usize = 4;
 const SALTS_AT: usize = 8;
 
-const _: () = assert!(FILE_ID_AT + ID_LEN <= HEADER_LEN);
 const _: () = assert!(RECORD_0 + RESERVE <= HEADER_LEN, "record 0 fits in a sector");
 
 /// SQLite's salts of one log, as bytes: every frame repeats them.
@@ -90,113 +84,6 @@ pub(crate) struct Frames {
     pub(crate) pages: BTreeSet<u32>,
     /// Frames that failed authentication.
     pub(crate) bad: Vec<u32>,
-}
-
-/// Where records lie.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Layout {
-    page_size: usize,
-    grain: usize,
-}
-
-impl Layout {
-    fn frame(self) -> usize {
-        FRAME_HEADER + self.page_size
-    }
-
-    fn record(self) -> usize {
-        self.frame() + RESERVE
-    }
-
-    fn sector(self) -> usize {
-        self.grain.max(HEADER_LEN)
-    }
-
-    fn stride(self) -> usize {
-        self.record().next_multiple_of(self.grain)
-    }
-
-    fn position(self, frame: u32) -> u64 {
-        2 * self.sector() as u64 + u64::from(frame - 1) * self.stride() as u64
-    }
-
-    /// The frame at SQLite's offset `at`, which is at least [`WAL_HEADER`], and the place in it.
-    fn locate(self, at: u64) -> Result<(u32, usize)> {
-        let at = at - WAL_HEADER as u64;
-        let frame = at / self.frame() as u64 + 1;
-        let frame = u32::try_from(frame).map_err(|_| Error::NotAPage { offset: at, len: 0 })?;
-        Ok((frame, (at % self.frame() as u64) as usize))
-    }
-
-    /// The file size for SQLite's size `size`.
-    fn physical_size(self, size: u64) -> u64 {
-        match size.checked_sub(WAL_HEADER as u64) {
-            None => 0,
-            Some(0) => (self.sector() + RECORD_0 + RESERVE) as u64,
-            Some(rest) => {
-                let frames = rest / self.frame() as u64;
-                2 * self.sector() as u64
-                    + frames * self.stride() as u64
-                    + rest % self.frame() as u64
-            }
-        }
-    }
-
-    /// SQLite's size of a file of `physical` bytes: a record that is not whole is no whole frame.
-    fn logical_size(self, physical: u64) -> u64 {
-        let header =
-            if physical < (self.sector() + RECORD_0 + RESERVE) as u64 { 0 } else { WAL_HEADER };
-        let Some(rest) = physical.checked_sub(2 * self.sector() as u64) else {
-            return header as u64;
-        };
-        let (mut frames, rest) =
-            (rest / self.stride() as u64, (rest % self.stride() as u64) as usize);
-        // The last record need not be filled up to the stride.
-        let whole = rest >= self.record();
-        frames += u64::from(whole);
-        let part = if whole { 0 } else { rest.min(self.frame() - 1) };
-        header as u64 + frames * self.frame() as u64 + part as u64
-    }
-
-    /// Whole frames in a file of `physical` bytes.
-    fn frames_in(self, physical: u64) -> u32 {
-        let frames = self.logical_size(physical).saturating_sub(WAL_HEADER as u64);
-        u32::try_from(frames / self.frame() as u64).unwrap_or(u32::MAX)
-    }
-
-    fn decode(header: &[u8; HEADER_LEN], file_id: &FileId) -> Option<Self> {
-        let number = |at: usize| -> Option<u32> {
-            Some(u32::from_be_bytes(*header.get(at..)?.first_chunk()?))
-        };
-        let (page_size, grain) = (number(PAGE_SIZE_AT)? as usize, number(GRAIN_AT)? as usize);
-        let known = header.starts_with(MAGIC)
-            && number(FORMAT_AT)? == FORMAT
-            && header[FILE_ID_AT..].starts_with(file_id)
-            && is_size(page_size)
-            && (grain == 1 || is_size(grain))
-            && is_zero(&header[FILE_ID_AT + ID_LEN..]);
-        known.then_some(Self { page_size, grain })
-    }
-
-    fn encode(self, file_id: &FileId) -> [u8; HEADER_LEN] {
-        let mut header = [0; HEADER_LEN];
-        header[..FORMAT_AT].copy_from_slice(MAGIC);
-        header[FORMAT_AT..PAGE_SIZE_AT].copy_from_slice(&FORMAT.to_be_bytes());
-        header[PAGE_SIZE_AT..GRAIN_AT].copy_from_slice(&(self.page_size as u32).to_be_bytes());
-        header[GRAIN_AT..FILE_ID_AT].copy_from_slice(&(self.grain as u32).to_be_bytes());
-        header[FILE_ID_AT..FILE_ID_AT + ID_LEN].copy_from_slice(file_id);
-        header
-    }
-}
-
-/// Whether this is what fills up the header and record 0, of which no byte can be changed unnoticed.
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&byte| byte == 0)
-}
-
-/// Whether `size` can be that of a page or a sector.
-fn is_size(size: usize) -> bool {
-    size.is_power_of_two() && (512..=65536).contains(&size)
 }
 
 /// The first bytes of a frame that SQLite has not written to its end.
@@ -256,9 +143,7 @@ impl Wal {
     pub(crate) fn is_foreign(&self, base: &impl Storage) -> Result<bool> {
         let mut header = [0; HEADER_LEN];
         let Some(keyring) = &self.keyring else { return Ok(false) };
-        Ok(base.read(&mut header, 0)?
-            && header.starts_with(MAGIC)
-            && !header[FILE_ID_AT..].starts_with(keyring.file_id()))
+        Ok(base.read(&mut header, 0)? && is_foreign(&header, keyring.file_id()))
     }
 
     pub(crate) fn size(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<u64> {
@@ -645,5 +530,4 @@ fn number(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "wal_tests.rs"]
 mod tests;

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::layout::{FILE_ID_AT, FORMAT_AT, GRAIN_AT, PAGE_SIZE_AT};
 use super::*;
 use crate::file::main_db::tests::{keyring, keyring_and_next};
 use crate::file::memory::Memory;
