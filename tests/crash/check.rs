@@ -205,8 +205,6 @@ impl<'a> Subject<'a> {
         for (schema, _) in self.databases() {
             sound(&db, schema)?;
             if self.encrypted {
-                // A checkpoint that was cut off leaves torn pages, which the log still holds whole.
-                run(&db, &format!("PRAGMA {schema}.wal_checkpoint(TRUNCATE)")).map_err(words)?;
                 verified(&db, schema, creating)?;
             }
             run(&db, &LATER.replace("schema", schema))
@@ -301,23 +299,9 @@ fn verified(db: &Connection, schema: &str, creating: bool) -> Result<(), String>
     match sqlite_tde::verify(db, schema, |_, _| ()) {
         Ok(found) if found.is_clean() => Ok(()),
         Ok(found) if creating && found.bad_pages.is_empty() => Ok(()),
-        Ok(found) if found.bad_envelope_copies.is_empty() => all_free(db, schema, &found.bad_pages),
         Err(sqlite_tde::Error::NotEncrypted) if creating => Ok(()),
         other => Err(format!("{schema}: verify: {other:?}")),
     }
-}
-
-/// SQLite does not journal what a free page held when a transaction took it: a torn write to one stays
-/// torn after the rollback. The page is free again then, and nothing is lost.
-fn all_free(db: &Connection, schema: &str, pages: &[u32]) -> Result<(), String> {
-    for page in pages {
-        let used = format!("SELECT count(*) FROM dbstat('{schema}') WHERE pageno = {page}");
-        let used: i64 = db.query_row(&used, [], |row| row.get(0)).map_err(words)?;
-        if used > 0 {
-            return Err(format!("{schema}: page {page} is bad, and in use"));
-        }
-    }
-    Ok(())
 }
 
 /// Keys that a key service has handed out handles for. It outlives the processes that ask it.
