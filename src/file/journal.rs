@@ -243,6 +243,10 @@ impl Journal {
             let (record, within) = self.layout.locate(at + done as u64);
             let len = (self.layout.sector() - within).min(inside - done);
             if !self.load(base, record)? {
+                // This handle wrote it: no crash explains that, and SQLite would roll back half.
+                if record * (self.layout.sector() as u64) < self.written {
+                    return Err(Error::JournalAuthentication { record });
+                }
                 let field = buf.len() < SMALLEST_PAGE;
                 buf[done..].fill(0);
                 return Ok(if field { Filled::Full } else { Filled::Short });
