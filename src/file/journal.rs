@@ -25,6 +25,7 @@
 //! which no header, no page record and no name starts with: SQLite takes a short read of a name for
 //! an error of the disk.
 
+use std::os::raw::c_int;
 use std::sync::Arc;
 
 use super::{Filled, Storage};
@@ -120,8 +121,9 @@ pub(crate) struct Journal {
     grain: usize,
     /// Bytes of this journal known to be ours: written by this handle under the present salt.
     written: u64,
-    /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
-    spoilt: bool,
+    /// SQLite's code of a failed write that may have spoilt records that SQLite still counts on, and
+    /// that could not be undone.
+    spoilt: Option<c_int>,
     plain: Vec<u8>,
     sealed: Vec<u8>,
     /// The records of one write, and those it changes in part as they were before.
@@ -144,7 +146,7 @@ impl Journal {
             layout: Layout { grain },
             grain,
             written: 0,
-            spoilt: false,
+            spoilt: None,
             plain: Vec::new(),
             sealed: Vec::new(),
             image: Vec::new(),
@@ -225,7 +227,7 @@ impl Journal {
         base.write(&header, 0)?;
         self.cipher = keys.map(PageCipher::new);
         self.written = 0;
-        self.spoilt = false;
+        self.spoilt = None;
         Ok(())
     }
 
@@ -286,8 +288,10 @@ impl Journal {
         }
         let written = sealed.and_then(|()| {
             let written = base.write(&image, layout.position(layout.locate(at).0));
-            if written.is_err() {
-                self.spoilt |= self.undo(base, &changed, had).is_err();
+            if let Err(Error::Base(code)) = written
+                && self.undo(base, &changed, had).is_err()
+            {
+                self.spoilt = Some(code);
             }
             written
         });
@@ -351,8 +355,8 @@ impl Journal {
     /// Puts `record` into `plain`; `false` where it does not authenticate.
     fn load(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         let Some(cipher) = &mut self.cipher else { return Ok(false) };
-        if self.spoilt {
-            return Err(Error::JournalAuthentication { record });
+        if let Some(code) = self.spoilt {
+            return Err(Error::Base(code));
         }
         let whole = base.read(&mut self.sealed, self.layout.position(record))?;
         Ok(whole && cipher.open(record, &self.sealed, &mut self.plain).is_ok())
