@@ -1,5 +1,6 @@
 //! Files in memory under fixed keys, for fuzzing (feature `fuzzing`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -173,13 +174,14 @@ impl File {
                 let _ = wal.before_sync(&self.base);
                 let _ = wal.least_pages(&self.base);
                 let _ = wal.is_foreign(&self.base);
+                let _ = wal.frames(&self.base, u32::MAX);
             }
             Some(Open::Database(db)) => {
                 let _ = db.seal_holes(&self.base, 1..=u32::MAX);
                 db.rollback_starts();
                 let _ = db.before_sync(&self.base);
                 db.rollback_ends();
-                let _ = db.verify(&self.base, |_, _| ());
+                let _ = db.verify(&self.base, &BTreeSet::new(), |_, _| ());
             }
             Some(Open::Journal(_)) | None => {}
         }
