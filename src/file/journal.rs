@@ -113,6 +113,15 @@ pub(crate) enum Another {
     NoKey,
 }
 
+/// A failed write that has to be undone.
+#[derive(Clone, Copy)]
+struct Spoilt {
+    /// SQLite's code for the failure.
+    code: c_int,
+    /// The size that the file had.
+    size: u64,
+}
+
 pub(crate) struct Journal {
     keyring: Option<Arc<Keyring>>,
     cipher: Option<PageCipher>,
@@ -121,9 +130,8 @@ pub(crate) struct Journal {
     grain: usize,
     /// Bytes of this journal known to be ours: written by this handle under the present salt.
     written: u64,
-    /// SQLite's code of a failed write that may have spoilt records that SQLite still counts on, and
-    /// that could not be undone.
-    spoilt: Option<c_int>,
+    /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
+    spoilt: Option<Spoilt>,
     plain: Vec<u8>,
     sealed: Vec<u8>,
     /// The records of one write, and those it changes in part as they were before.
@@ -273,6 +281,7 @@ impl Journal {
         if at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() {
             self.begin(base)?;
         }
+        self.mend(base)?;
         let end = at + bytes.len() as u64;
         let had = base.size()?;
         let layout = self.layout;
@@ -291,7 +300,7 @@ impl Journal {
             if let Err(Error::Base(code)) = written
                 && self.undo(base, &changed, had).is_err()
             {
-                self.spoilt = Some(code);
+                self.spoilt = Some(Spoilt { code, size: had });
             }
             written
         });
@@ -314,10 +323,22 @@ impl Journal {
         base.truncate(size)
     }
 
+    /// Undoes a failed write that could not be undone at once; the disk may work again.
+    fn mend(&mut self, base: &impl Storage) -> Result<()> {
+        let Some(Spoilt { code, size }) = self.spoilt else { return Ok(()) };
+        let changed = std::mem::take(&mut self.changed);
+        let undone = self.undo(base, &changed, size);
+        self.changed = changed;
+        undone.map_err(|_| Error::Base(code))?;
+        self.spoilt = None;
+        Ok(())
+    }
+
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
         if size == 0 {
             self.cipher = None;
             self.written = 0;
+            self.spoilt = None;
             return base.truncate(0);
         }
         self.written = self.written.min(size);
@@ -354,10 +375,8 @@ impl Journal {
 
     /// Puts `record` into `plain`; `false` where it does not authenticate.
     fn load(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
+        self.mend(base)?;
         let Some(cipher) = &mut self.cipher else { return Ok(false) };
-        if let Some(code) = self.spoilt {
-            return Err(Error::Base(code));
-        }
         let whole = base.read(&mut self.sealed, self.layout.position(record))?;
         Ok(whole && cipher.open(record, &self.sealed, &mut self.plain).is_ok())
     }
