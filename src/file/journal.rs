@@ -162,7 +162,7 @@ impl Journal {
         };
         journal.set_layout(grain);
         let mut header = [0; HEADER_LEN];
-        if base.read(&mut header, 0)? {
+        if base.read_whole(&mut header, 0)? {
             journal.read_header(&header);
         }
         Ok(journal)
@@ -178,7 +178,7 @@ impl Journal {
     /// whether it still names the super-journal, and opens it as if it were one.
     pub(crate) fn open_of_another(base: &impl Storage, grain: usize) -> Result<Another> {
         let mut header = [0; HEADER_LEN];
-        if !base.read(&mut header, 0)? || &header[..FORMAT_AT] != MAGIC {
+        if !base.read_whole(&mut header, 0)? || &header[..FORMAT_AT] != MAGIC {
             return Ok(Another::NotOurs);
         }
         let mut file_id = FileId::default();
@@ -377,7 +377,7 @@ impl Journal {
     fn load(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         self.mend(base)?;
         let Some(cipher) = &mut self.cipher else { return Ok(false) };
-        let whole = base.read(&mut self.sealed, self.layout.position(record))?;
+        let whole = base.read_whole(&mut self.sealed, self.layout.position(record))?;
         Ok(whole && cipher.open(record, &self.sealed, &mut self.plain).is_ok())
     }
 

@@ -19,13 +19,27 @@ use std::os::raw::c_int;
 
 use libsqlite3_sys as ffi;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The calls that our files make on the file below them.
 pub(crate) trait Storage {
     /// Fills `buf` from byte `at`. `false` where the file ends before `buf` is full; the rest is
     /// zeros then.
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool>;
+    /// [`Storage::read`] of what tells a crash from a fault: `false` only where the file ends before
+    /// `buf` is full. A file that is long enough and does not give its bytes is an error; another
+    /// process may just have made it so long.
+    fn read_whole(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        for _ in 0..2 {
+            if self.read(buf, at)? {
+                return Ok(true);
+            }
+            if self.size()? < at + buf.len() as u64 {
+                return Ok(false);
+            }
+        }
+        Err(Error::Base(ffi::SQLITE_IOERR_READ))
+    }
     /// Writes all of `bytes` at byte `at`.
     fn write(&self, bytes: &[u8], at: u64) -> Result<()>;
     /// Cuts or extends the file to `size` bytes.

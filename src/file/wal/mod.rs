@@ -107,8 +107,10 @@ pub(crate) struct Wal {
     /// [`Parent::locks`] when layout and salts were last compared with the wal-index.
     locks: u64,
     pending: Option<Pending>,
-    /// The first frame of a transaction that this handle writes and has not committed.
+    /// The first frame of the transaction that this handle writes.
     unfinished: Option<u32>,
+    /// Its last frame is written. SQLite may go on to rewrite the headers of the others.
+    committed: bool,
     /// What there is of the pending frame.
     gathered: Vec<u8>,
     /// The frame whose plaintext is in `plain`, as it is in the file.
@@ -132,6 +134,7 @@ impl Wal {
             locks: 0,
             pending: None,
             unfinished: None,
+            committed: false,
             gathered: Vec::new(),
             held: None,
             plain: Vec::new(),
@@ -418,6 +421,9 @@ impl Wal {
                 return Ok(());
             }
             std::mem::swap(&mut self.gathered, &mut self.plain);
+            if std::mem::take(&mut self.committed) {
+                self.unfinished = None;
+            }
         } else {
             if self.held != Some(frame) && !self.load(base, layout, frame)? {
                 return Err(Error::FrameAuthentication { frame });
@@ -434,12 +440,12 @@ impl Wal {
         let cipher = self.cipher.as_mut().ok_or(Error::FrameAuthentication { frame })?;
         cipher.seal(u64::from(frame), &self.plain, &mut self.sealed)?;
         base.write(&self.sealed, layout.position(frame))?;
+        self.unfinished = self.unfinished.map(|first| first.min(frame)).or(Some(frame));
         if number(&self.plain[COMMIT_AT..]) > 0 {
             cipher.begin();
-            self.unfinished = None;
+            self.committed = true;
         } else {
             self.held = Some(frame);
-            self.unfinished = self.unfinished.map(|first| first.min(frame)).or(Some(frame));
         }
         Ok(())
     }
@@ -460,7 +466,7 @@ impl Wal {
     fn load(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<bool> {
         self.held = None;
         let Some(cipher) = &mut self.cipher else { return Ok(false) };
-        let whole = base.read(&mut self.sealed, layout.position(frame))?;
+        let whole = base.read_whole(&mut self.sealed, layout.position(frame))?;
         let good = whole && cipher.open(u64::from(frame), &self.sealed, &mut self.plain).is_ok();
         self.held = good.then_some(frame);
         Ok(good)
@@ -475,9 +481,11 @@ impl Wal {
         let Some(cipher) = &mut self.cipher else { return Ok(None) };
         let (mut sector, mut record) = ([0; HEADER_LEN], [0; RECORD_0]);
         // What the file does not reach reads as zeros, and so does what fills the sector up.
-        base.read(&mut sector, layout.sector() as u64)?;
-        let (sealed, rest) = sector.split_at(RECORD_0 + RESERVE);
-        if !is_zero(rest) || cipher.open(0, sealed, &mut record).is_err() {
+        let at = layout.sector() as u64;
+        let (sealed, rest) = sector.split_at_mut(RECORD_0 + RESERVE);
+        let whole = base.read_whole(sealed, at)?;
+        base.read(rest, at + (RECORD_0 + RESERVE) as u64)?;
+        if !whole || !is_zero(rest) || cipher.open(0, sealed, &mut record).is_err() {
             return Ok(None);
         }
         self.take_header(&record);
@@ -490,6 +498,7 @@ impl Wal {
         let unchanged = self.locks == locks || parent.salts().is_none_or(|now| now == self.salts);
         if self.locks != locks {
             self.unfinished = None;
+            self.committed = false;
         }
         self.locks = locks;
         if self.layout.is_some() && unchanged { Ok(()) } else { self.load_layout(base) }
@@ -498,7 +507,7 @@ impl Wal {
     fn load_layout(&mut self, base: &impl Storage) -> Result<()> {
         let Some(keyring) = &self.keyring else { return Ok(()) };
         let mut header = [0; HEADER_LEN];
-        let whole = base.read(&mut header, 0)?;
+        let whole = base.read_whole(&mut header, 0)?;
         let layout = Layout::decode(&header, keyring.file_id()).filter(|_| whole);
         match layout {
             Some(layout) => {

@@ -162,6 +162,57 @@ fn no_nonce_comes_twice_however_often_a_frame_is_rewritten() {
     }
 }
 
+/// The frames of its own transaction that a handle reads back were not torn by any crash, also after
+/// the last one is written: SQLite reads them to chain their checksums anew.
+#[test]
+fn a_spoilt_frame_of_the_own_transaction_is_an_error_and_not_the_end_of_the_log() {
+    let (base, _, mut wal) = two_frames(1);
+    let mut db = Db::default();
+    base.0.borrow_mut()[1024 + 99] ^= 1;
+    let (filled, _) = read(&mut wal, &base, &mut db, at(1), FRAME);
+    assert!(matches!(filled, Err(Error::FrameAuthentication { frame: 1 })), "{filled:?}");
+    db.locks += 1;
+    let (filled, got) = read(&mut wal, &base, &mut db, at(1), FRAME);
+    assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0; FRAME]), "the next transaction");
+}
+
+/// Storage that gives less than it has.
+struct Stingy<'a>(&'a Memory);
+
+impl Storage for Stingy<'_> {
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        let half = buf.len() / 2;
+        self.0.read(&mut buf[..half], at)?;
+        buf[half..].fill(0);
+        Ok(false)
+    }
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.0.write(bytes, at)
+    }
+    fn truncate(&self, size: u64) -> Result<()> {
+        self.0.truncate(size)
+    }
+    fn size(&self) -> Result<u64> {
+        self.0.size()
+    }
+    fn sync(&self) -> Result<()> {
+        self.0.sync()
+    }
+}
+
+/// A fault of the disk must not pass for the end of the log: what was committed would be gone.
+#[test]
+fn a_short_read_of_a_long_file_is_an_error() {
+    let (base, keyring, mut wal) = two_frames(1);
+    let mut other = Wal::new(Some(keyring), 1);
+    for wal in [&mut wal, &mut other] {
+        for (from, len) in [(0, WAL_HEADER), (at(1), FRAME), (at(2), FRAME), (at(1) + 24, PAGE)] {
+            let result = wal.read(&Stingy(&base), &Db::default(), &mut vec![0; len], from);
+            assert!(matches!(result, Err(Error::Base(_))), "{from}: {result:?}");
+        }
+    }
+}
+
 type Change = Box<dyn Fn(&mut Vec<u8>)>;
 
 /// What is done to a closed log, and what recovery and a page read then see of frame 2.
