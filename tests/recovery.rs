@@ -134,11 +134,15 @@ fn two_databases_of_one_transaction_are_rolled_back_one_by_one() {
             let db = open();
             db.execute_batch("CREATE TABLE main.t(a); CREATE TABLE aux.t(a)").unwrap();
             let work = "BEGIN; INSERT INTO main.t VALUES(1); INSERT INTO aux.t VALUES(1); COMMIT";
-            vfs.clear();
-            db.execute_batch(work).unwrap();
-            let calls = vfs.calls();
-            let delete = calls.iter().position(|(method, _)| *method == Method::Delete).unwrap();
-            db.execute_batch("DELETE FROM main.t; DELETE FROM aux.t").unwrap();
+            // The same calls each time, once there are journals to reuse.
+            let mut delete = 0;
+            for _ in 0..2 {
+                vfs.clear();
+                db.execute_batch(work).unwrap();
+                let calls = vfs.calls();
+                delete = calls.iter().position(|call| call.0 == Method::Delete).unwrap();
+                db.execute_batch("DELETE FROM main.t; DELETE FROM aux.t").unwrap();
+            }
             vfs.fail(delete, Kind::From);
             assert!(db.execute_batch(work).is_err(), "{what}");
             drop(db);
