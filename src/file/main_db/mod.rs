@@ -50,6 +50,8 @@ pub(crate) struct MainDb {
     known_size: Option<u64>,
     /// A hot journal is being played back into the file.
     rolling_back: bool,
+    /// A page of it was.
+    restored: bool,
 }
 
 enum State {
@@ -62,8 +64,13 @@ enum State {
 impl MainDb {
     /// Looks at the file and finds its keys.
     pub(crate) fn open(base: &impl Storage, wishes: Wishes) -> Result<Self> {
-        let mut db =
-            Self { wishes, state: State::Empty(None), known_size: None, rolling_back: false };
+        let mut db = Self {
+            wishes,
+            state: State::Empty(None),
+            known_size: None,
+            rolling_back: false,
+            restored: false,
+        };
         db.look(base)?;
         Ok(db)
     }
@@ -182,6 +189,7 @@ impl MainDb {
     /// A hot journal is about to be played back.
     pub(crate) fn rollback_starts(&mut self) {
         self.rolling_back = true;
+        self.restored = false;
     }
 
     /// The journal is written or closed, so its playback is over or was given up.
@@ -192,7 +200,8 @@ impl MainDb {
     /// Before a sync. At the end of a playback it seals the free pages that are bad: the transaction
     /// may have written to one, and SQLite does not restore what has no content.
     pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
-        if let (true, State::Encrypted(pages)) = (self.rolling_back, &mut self.state) {
+        let over = self.rolling_back && self.restored;
+        if let (true, State::Encrypted(pages)) = (over, &mut self.state) {
             pages.seal_free(base)?;
         }
         Ok(())
@@ -266,6 +275,7 @@ impl MainDb {
                     pages.take_page_size(base, bytes, at)?;
                 }
                 pages.check_write(bytes, at)?;
+                self.restored = true;
                 if self.rolling_back && at + bytes.len() as u64 > size {
                     pages.regrow(base, bytes, at)?;
                 } else if at <= size {

@@ -15,6 +15,10 @@ const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
+/// Changes so far, pages of the database, and for which change that number holds.
+const CHANGES_AT: usize = 24;
+const COUNT_AT: usize = 28;
+const VALID_FOR_AT: usize = 92;
 /// The first trunk page of the freelist: next trunk, number of leaves, leaves.
 const FREELIST_AT: usize = 32;
 /// SQLite's file format number of a database in WAL mode.
@@ -226,14 +230,18 @@ impl Pages {
         Ok(())
     }
 
-    /// Seals zeros over each bad page that is free: a leaf of the freelist, whose content means
-    /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
+    /// Seals zeros over each bad page that is free: past the end of the database, where a shorter one
+    /// was committed and the file not yet cut, or a leaf of the freelist, whose content means nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
     pub(super) fn seal_free(&mut self, base: &impl Storage) -> Result<()> {
         let count = self.count(base)?;
         if self.load(base, 1)? != Found::Good {
             return Ok(());
         }
         let mut trunk = u64::from(be_u32(&self.plain[FREELIST_AT..]));
+        let used = self.used();
+        for page in used.map_or(count, u64::from) + 1..=count {
+            self.seal_if_bad(base, page)?;
+        }
         // However trunks point to each other: a file has no more free pages than pages.
         let mut left = count;
         while trunk != 0 && left > 0 && self.load(base, trunk)? == Found::Good {
@@ -247,6 +255,14 @@ impl Pages {
             }
         }
         Ok(())
+    }
+
+    /// Pages of the database as page 1, which is in `plain`, has them; `None` where an old version of
+    /// SQLite wrote it last and did not count.
+    fn used(&self) -> Option<u32> {
+        let at = |at: usize| be_u32(&self.plain[at..]);
+        let counts = at(VALID_FOR_AT) == at(CHANGES_AT) && at(COUNT_AT) > 0;
+        counts.then(|| at(COUNT_AT))
     }
 
     pub(super) fn store(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {

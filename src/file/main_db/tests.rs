@@ -268,6 +268,7 @@ fn a_rollback_seals_bad_pages_that_are_free_and_no_others() {
     db.before_sync(&base).unwrap();
     assert_eq!(bad_pages(&mut db, &base), [4, 5, 6], "no journal is being played back");
     db.rollback_starts();
+    write(&mut db, &base, &[7; 1024], 7 * 1024).unwrap();
     db.before_sync(&base).unwrap();
     assert_eq!(bad_pages(&mut db, &base), [5]);
     let mut page = [1; 1024];
@@ -279,6 +280,26 @@ fn a_rollback_seals_bad_pages_that_are_free_and_no_others() {
     assert_eq!(bad_pages(&mut db, &base), [5, 6]);
 }
 
+/// A shorter database was committed, the file was not cut, and the next transaction was torn.
+#[test]
+fn a_rollback_seals_bad_pages_past_the_end_of_the_database() {
+    for (valid_for, left) in [(7_u32, &[2_u32][..]), (6, &[2, 8, 10])] {
+        let (base, mut db) = with_free_pages(10);
+        let mut first = page_1(1024, 48);
+        first[28..32].copy_from_slice(&7_u32.to_be_bytes());
+        first[92..96].copy_from_slice(&valid_for.to_be_bytes());
+        for page in [2, 8, 10] {
+            spoil(&base, page);
+        }
+        db.rollback_starts();
+        db.before_sync(&base).unwrap();
+        assert_eq!(bad_pages(&mut db, &base), [2, 8, 10], "nothing was played back");
+        write(&mut db, &base, &first, 0).unwrap();
+        db.before_sync(&base).unwrap();
+        assert_eq!(bad_pages(&mut db, &base), left, "change 7, valid for {valid_for}");
+    }
+}
+
 /// A freelist that runs in a circle, or beyond the file, ends.
 #[test]
 fn a_mad_freelist_ends() {
@@ -286,8 +307,8 @@ fn a_mad_freelist_ends() {
         let (base, mut db) = with_free_pages(10);
         let mut trunk = vec![0xff; 1024];
         trunk[..4].copy_from_slice(&next.to_be_bytes());
-        write(&mut db, &base, &trunk, 2 * 1024).unwrap();
         db.rollback_starts();
+        write(&mut db, &base, &trunk, 2 * 1024).unwrap();
         db.before_sync(&base).unwrap();
         assert_eq!(bad_pages(&mut db, &base), [0_u32; 0], "{next}");
     }
