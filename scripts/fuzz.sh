@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs each fuzz target for SECONDS (default 20) from the corpus in fuzz/seeds. Installs cargo-fuzz where
-# it is missing; without a nightly toolchain it makes the stable one take the flags that it needs. With SQLITE_TDE_FULL=1 under AddressSanitizer.
+# it is missing; without a nightly toolchain it makes the stable one take the flags that it needs. With
+# SQLITE_TDE_FULL=1 under AddressSanitizer.
 # Exits with an error after a crash; its input is in fuzz/artifacts.
 set -euo pipefail
 cd "$(dirname "$0")/.."

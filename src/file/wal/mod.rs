@@ -22,7 +22,8 @@
 //! 1. A record is sealed and written whole, under a nonce of its own.
 //! 2. A read that starts with a frame or with the WAL header comes from recovery, and answers zeros
 //!    where the record does not authenticate: the end of the log, as a bad checksum would be. Any
-//!    other read is of a frame that SQLite believes in, and fails.
+//!    other read is of a frame that SQLite believes in, and fails; so does one of a frame that this
+//!    handle wrote in the transaction at hand.
 //! 3. A page is handed out only if its frame header has the page number that the wal-index has for
 //!    the frame, and the salts of the WAL header: records of an earlier log, or of a transaction that
 //!    was rolled back, authenticate at the same place.
