@@ -5,10 +5,13 @@
 //! One file per provider stands beside this one.
 
 mod keystore;
+mod source;
+mod wrap;
 
 use std::path::PathBuf;
 
 pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
+pub use source::SecretSource;
 
 use crate::secret::Secret;
 
@@ -49,6 +52,11 @@ pub struct Wrapped {
 ///
 /// Calls may take as long as a network does; none is made on the page path.
 pub trait KeyProvider: Send + Sync {
+    /// What kind of provider it is, in a word or two; it is shown as a protector's encryptor type.
+    fn kind(&self) -> &str {
+        "custom"
+    }
+
     /// Wraps `dek` under the newest enabled version of `key_id`, bound to `context`.
     ///
     /// # Errors

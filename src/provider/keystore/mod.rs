@@ -7,7 +7,6 @@
 
 mod file;
 mod format;
-mod wrap;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use etcetera::BaseStrategy;
 
 use self::format::{Store, StoredKey, StoredVersion};
+use super::wrap::{self, MECHANISM};
 use super::{Context, KeyProvider, ProviderError, Wrapped};
 use crate::error::{Error, Result};
 use crate::secret::Secret;
@@ -24,7 +24,6 @@ use crate::secret::Secret;
 pub const DEFAULT_KEY: &str = "default";
 
 const HOME_VARIABLE: &str = "SQLITE_TDE_HOME";
-const MECHANISM: &str = "xaes-256-gcm";
 
 /// A directory with a keystore file, which need not be there yet.
 ///
@@ -237,6 +236,10 @@ impl Keystore {
 }
 
 impl KeyProvider for Keystore {
+    fn kind(&self) -> &str {
+        "keystore"
+    }
+
     fn wrap(
         &self,
         key_id: &str,

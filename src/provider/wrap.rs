@@ -1,4 +1,5 @@
-//! A DEK wrapped with a key of the keystore.
+//! A DEK wrapped with a 256-bit key that this process holds: how the keystore and the providers
+//! without a service of their own do it.
 //!
 //! XAES-256-GCM as specified by C2SP (<https://c2sp.org/XAES-256-GCM>), with a random nonce:
 //!
@@ -20,11 +21,14 @@ const TAG_AT: usize = CIPHER_AT + KEY_LEN;
 const BLOB_LEN: usize = TAG_AT + TAG_LEN;
 const _: () = assert!(BLOB_LEN == 72, "databases have blobs of this length in their envelopes");
 
+/// The name of this mechanism in a protector record.
+pub(super) const MECHANISM: &str = "xaes-256-gcm";
+
 /// What a blob is bound to: the database's key, and the key and version that wrapped it.
 pub(super) fn aad(context: &Context, name: &str, version: u32) -> Vec<u8> {
     let mut aad = Vec::new();
     for part in [context.encode().as_slice(), name.as_bytes()] {
-        // Far below 4 GiB both: one has a fixed length, the other is a name found in the keystore.
+        // Far below 4 GiB both: one has a fixed length, the other is a key's name in the envelope.
         aad.extend_from_slice(&(part.len() as u32).to_be_bytes());
         aad.extend_from_slice(part);
     }
