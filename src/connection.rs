@@ -4,10 +4,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use crate::command::{self, Status, Verification};
+use crate::command::{self, Verification};
 use crate::error::{Error, Result, clear_last, take_last};
 use crate::suite::SuiteId;
-use crate::vfs::connection::{with_database, with_database_and_log};
+use crate::vfs::connection::with_database_and_log;
 
 /// How to open a database.
 #[derive(Debug, Clone)]
@@ -141,15 +141,6 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
     clear_last();
     Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
         .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
-}
-
-/// What is known about the keys of the database attached to `connection` as `schema` (`"main"` for
-/// the one it was opened with).
-///
-/// # Errors
-/// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema.
-pub fn status(connection: &Connection, schema: &str) -> Result<Status> {
-    with_database(connection, schema, |db, base| command::status(db, base))
 }
 
 /// Authenticates every page, both copies of the envelope and the committed frames of the write-ahead

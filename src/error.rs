@@ -37,6 +37,16 @@ pub enum Error {
     /// A key file or directory that others may read.
     #[error("key provider refused: {0}")]
     LoosePermissions(String),
+    /// The keys of an open database are gone: its provider denied them, did not answer for longer than
+    /// the grace period, or they were locked. It heals when the provider gives them again.
+    #[error("database inaccessible: {0}")]
+    Inaccessible(String),
+    /// Another connection writes, and did for as long as a key operation waits.
+    #[error("database busy: {0}")]
+    Busy(String),
+    /// A change to a database that may only be read.
+    #[error("read-only: {0}")]
+    ReadOnly(String),
     /// A key of that name is there already.
     #[error("key {0} already exists")]
     KeyExists(String),
@@ -159,6 +169,8 @@ impl Error {
     /// | page, frame, journal or scratch authentication | `SQLITE_IOERR_DATA` |
     /// | format too new, plaintext refused, not a database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
     /// | page size, reserve bytes, not one page | `SQLITE_IOERR` + 1 to 4 |
+    /// | inaccessible | `SQLITE_IOERR` + 5 |
+    /// | busy, read-only | `SQLITE_BUSY`, `SQLITE_READONLY` |
     /// | unsupported, usage | `SQLITE_CANTOPEN` + 5, 6 |
     ///
     /// "+ n" means extension byte 0x70 + n. Refusals met while writing are in the `SQLITE_IOERR`
@@ -188,6 +200,9 @@ impl Error {
             Self::PageSizeChange => extended(ffi::SQLITE_IOERR, 2),
             Self::ReserveBytes(_) => extended(ffi::SQLITE_IOERR, 3),
             Self::NotAPage { .. } => extended(ffi::SQLITE_IOERR, 4),
+            Self::Inaccessible(_) => extended(ffi::SQLITE_IOERR, 5),
+            Self::Busy(_) => ffi::SQLITE_BUSY,
+            Self::ReadOnly(_) => ffi::SQLITE_READONLY,
             Self::Io { .. } => ffi::SQLITE_IOERR,
             Self::Base(code) => *code,
             #[cfg(feature = "rusqlite")]

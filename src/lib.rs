@@ -55,11 +55,21 @@ mod vfs;
 
 #[cfg(feature = "rusqlite")]
 mod connection;
-
-pub use command::{ProtectorStatus, Status, Verification};
 #[cfg(feature = "rusqlite")]
-pub use connection::{OpenOptions, open, open_with, status, verify};
+mod keys;
+
+pub use command::{
+    Change, NewProtector, ProtectorCheck, ProtectorStatus, Skipped, Status, Verification,
+};
+#[cfg(feature = "rusqlite")]
+pub use connection::{OpenOptions, open, open_with, verify};
 pub use error::{Error, Result, last_error};
+pub use key::access::AccessPolicy;
+#[cfg(feature = "rusqlite")]
+pub use keys::{
+    add_protector, lock, protectors, remove_protector, rotate_protector, set_auto_rotate, status,
+    verify_protectors,
+};
 pub use options::Options;
 #[cfg(not(feature = "extension"))]
 pub use options::register;

@@ -1,10 +1,12 @@
 //! What an application says when it registers the VFS.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::file::main_db::Wishes;
-use crate::key::protector::KEYSTORE;
+use crate::key::access::AccessPolicy;
+use crate::key::protector::{KEYSTORE, Rotation};
 use crate::provider::{KeyProvider, Keystore};
 use crate::suite::SuiteId;
 use crate::vfs::{self, Registration};
@@ -56,6 +58,20 @@ impl Options {
     /// The protector of new databases: `provider:key`, or the name of a key in the local keystore.
     pub fn default_protector(mut self, name: &str) -> Self {
         self.wishes.protectors.set_default(name);
+        self
+    }
+
+    /// How the loss of a key provider, or of its consent, is met.
+    pub fn access(mut self, policy: AccessPolicy) -> Self {
+        self.wishes.protectors.access = policy;
+        self
+    }
+
+    /// How often a newer version of a protector's key is looked for, to re-wrap under it: when a
+    /// database is opened, and while it is open, at most once per this time. 24 hours unless said;
+    /// `None` for never.
+    pub fn auto_rotate(mut self, interval: Option<Duration>) -> Self {
+        self.wishes.protectors.rotation = Rotation(interval);
         self
     }
 

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 use crate::error::{Error, Result};
@@ -47,6 +48,19 @@ impl Secret {
         let mut key = Self(Box::new([0; KEY_LEN]));
         key.0.copy_from_slice(bytes);
         Some(key)
+    }
+
+    /// Another holder of the same key: a provider may be asked while this one is wiped.
+    #[must_use]
+    pub(crate) fn duplicate(&self) -> Self {
+        let mut key = Self(Box::new([0; KEY_LEN]));
+        key.0.copy_from_slice(self.expose());
+        key
+    }
+
+    /// Whether both are the same key, in a time that does not depend on where they differ.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        bool::from(self.expose().ct_eq(other.expose()))
     }
 
     /// The key itself, for the one call that needs it.

@@ -1,168 +1,262 @@
-//! What can be asked of an open database: the PRAGMAs, and the answers behind them.
+//! What can be asked of an open database: PRAGMAs, SQL functions and the Rust API all become a
+//! [`Command`], and [`run`] answers it.
+//!
+//! | file | what |
+//! |---|---|
+//! | this one | from words to a command, and from a command to its answer |
+//! | `status.rs` | what is known |
+//! | `protectors.rs` | adding, rotating and removing protectors |
+//! | `views.rs` | the table-valued functions |
+//!
+//! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: what is done already is
+//! answered, not done again.
+
+mod protectors;
+mod status;
+mod views;
+
+use std::time::Duration;
 
 use serde::Serialize;
+
+pub(crate) use protectors::apply_pending;
+pub use protectors::{Change, NewProtector, ProtectorCheck, Skipped};
+#[cfg(feature = "rusqlite")]
+pub(crate) use status::verify;
+pub use status::{ProtectorStatus, Status, Verification};
+pub(crate) use views::{Attached, Cell, VIEWS, View};
 
 use crate::error::{Error, Result};
 use crate::file::Storage;
 use crate::file::main_db::MainDb;
-use crate::file::wal::Frames;
-use crate::key::envelope::FORMAT;
 
-/// What is known about the keys of an encrypted database; it holds nothing secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Status {
-    /// Version of the file format.
-    pub format: u32,
-    /// The database's file id, 32 hexadecimal digits.
-    pub file_id: String,
-    /// The cipher suite of new pages.
-    pub cipher: &'static str,
-    /// Bytes per page.
-    pub page_size: u32,
-    /// Pages in the file.
-    pub pages: u64,
-    /// Version of the database encryption key, from 1.
-    pub key_version: u32,
-    /// How often the envelope was written.
-    pub generation: u64,
-    /// When the database was encrypted, in Unix seconds.
-    pub created: u64,
-    /// When a protector was last changed, in Unix seconds; 0 for never.
-    pub rotated: u64,
-    /// When the database encryption key was last changed, in Unix seconds; 0 for never.
-    pub regenerated: u64,
-    /// State in the words of SQL Server's `sys.dm_database_encryption_keys`: 3 is encrypted.
-    pub encryption_state: u8,
-    /// The protectors, each of which opens the database.
-    pub protectors: Vec<ProtectorStatus>,
+/// How long a key operation waits for other connections that write.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An open database file, as a command needs it.
+pub(crate) trait Target {
+    type Base: Storage;
+
+    /// The database, and the file below it.
+    fn parts(&mut self) -> Result<(&mut MainDb, &Self::Base)>;
+
+    /// Runs `work` while no other connection can change the envelope; waits up to `patience` for it.
+    fn exclusively<T>(
+        &mut self,
+        patience: Duration,
+        work: impl FnOnce(&mut MainDb, &Self::Base) -> Result<T>,
+    ) -> Result<T>;
+
+    /// Whether the connection is in a transaction, in which others may wait for its locks.
+    fn is_in_transaction(&self) -> bool;
 }
 
-/// One protector of a database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct ProtectorStatus {
-    /// Its name.
-    pub name: String,
-    /// The provider that holds the key.
-    pub provider: String,
-    /// The key's id there.
-    pub key: String,
-    /// The version of the key that wrapped the database encryption key.
-    pub key_version: String,
-    /// How it was wrapped.
-    pub mechanism: String,
+/// Something to ask or do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Command {
+    Status,
+    Protectors,
+    Cipher,
+    /// Whether each protector gives the key that is in use.
+    VerifyProtectors,
+    Rotate {
+        to: Option<String>,
+        replace: Option<String>,
+    },
+    Add(NewProtector),
+    Remove(String),
+    AutoRotate(Option<bool>),
+    Lock,
 }
 
-/// What a verification found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Verification {
-    /// Pages in the file.
-    pub pages: u64,
-    /// Numbers of the pages that failed authentication, at most the first 65,536.
-    pub bad_pages: Vec<u32>,
-    /// How many pages failed authentication.
-    pub bad_page_count: u64,
-    /// Numbers of the frames of the write-ahead log that failed authentication.
-    pub bad_frames: Vec<u32>,
-    /// Copies of the envelope, `A` or `B`, that failed authentication. One good copy is enough to
-    /// open the database.
-    pub bad_envelope_copies: Vec<char>,
+/// An answer, as text for a PRAGMA or an SQL function.
+pub(crate) enum Answer {
+    Text(String),
+    Status(Box<Status>),
+    Protectors(Vec<ProtectorStatus>),
+    Checks(Vec<ProtectorCheck>),
+    Change(Change),
 }
 
-impl Verification {
-    /// Whether everything authenticated.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.bad_page_count == 0
-            && self.bad_frames.is_empty()
-            && self.bad_envelope_copies.is_empty()
+impl Answer {
+    pub(crate) fn into_text(self) -> Result<String> {
+        fn json(value: &impl Serialize) -> Result<String> {
+            serde_json::to_string(value).map_err(|error| Error::Usage(error.to_string()))
+        }
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Status(status) => json(&status),
+            Self::Protectors(protectors) => json(&protectors),
+            Self::Checks(checks) => json(&checks),
+            Self::Change(change) => json(&change),
+        }
     }
 }
 
-pub(crate) fn status(db: &MainDb, base: &impl Storage) -> Result<Status> {
-    let envelope = db.envelope().ok_or(Error::NotEncrypted)?;
-    let protectors = envelope.protectors.iter().map(|record| ProtectorStatus {
-        name: record.name.clone(),
-        provider: record.provider.clone(),
-        key: record.key_id.clone(),
-        key_version: record.wrapped.key_version.clone(),
-        mechanism: record.wrapped.mechanism.clone(),
-    });
-    Ok(Status {
-        format: FORMAT,
-        file_id: envelope.file_id.iter().map(|byte| format!("{byte:02x}")).collect(),
-        cipher: envelope.current.suite.name(),
-        page_size: envelope.page_size,
-        pages: db.size(base)? / u64::from(envelope.page_size),
-        key_version: envelope.current.version,
-        generation: envelope.generation,
-        created: envelope.created,
-        rotated: envelope.rotated,
-        regenerated: envelope.regenerated,
-        encryption_state: 3,
-        protectors: protectors.collect(),
-    })
+impl Command {
+    /// The command called `name`, with the value that a PRAGMA sets or a function was given.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where there is no such command, or none with such a value.
+    pub(crate) fn parse(name: &str, value: Option<&str>) -> Result<Self> {
+        let value = value.map(str::trim).filter(|value| !value.is_empty());
+        if let Some(value) = value {
+            refuse_key_material(name, value)?;
+        }
+        Ok(match (name, value) {
+            ("tde_status", None) => Self::Status,
+            ("tde_protectors", None) => Self::Protectors,
+            ("tde_cipher", None) => Self::Cipher,
+            ("tde_verify", None) => Self::VerifyProtectors,
+            ("tde_lock", None) => Self::Lock,
+            ("tde_auto_rotate", None) => Self::AutoRotate(None),
+            ("tde_auto_rotate", Some(value)) => Self::AutoRotate(Some(is_on(value)?)),
+            ("tde_rotate_protector", to) => {
+                Self::Rotate { to: to.map(str::to_owned), replace: None }
+            }
+            ("tde_add_protector", Some(name)) => Self::Add(NewProtector::new(name)),
+            ("tde_remove_protector", Some(name)) => Self::Remove(name.to_owned()),
+            ("tde_add_protector" | "tde_remove_protector", None) => {
+                return Err(Error::Usage(format!("{name} needs the name of a protector")));
+            }
+            (_, value) => {
+                let with = if value.is_some() { " that takes a value" } else { "" };
+                return Err(Error::Usage(format!("there is no PRAGMA {name}{with}")));
+            }
+        })
+    }
+
+    /// The schema and the command of a call of the SQL function `name`: first the value that the
+    /// PRAGMA takes, where it takes one, then the schema, then what the PRAGMA cannot say.
+    ///
+    /// # Errors
+    /// As [`Command::parse`]; [`Error::Usage`] where there are too many arguments.
+    pub(crate) fn call(name: &str, arguments: &[Option<String>]) -> Result<(String, Self)> {
+        let takes_value = matches!(
+            name,
+            "tde_auto_rotate"
+                | "tde_rotate_protector"
+                | "tde_add_protector"
+                | "tde_remove_protector"
+        );
+        let mut rest = arguments.iter().map(Option::as_deref);
+        let value = if takes_value { rest.next().flatten() } else { None };
+        let schema = rest.next().flatten().unwrap_or("main").to_owned();
+        let command = match Self::parse(name, value)? {
+            Self::Rotate { to, .. } => {
+                Self::Rotate { to, replace: rest.next().flatten().map(str::to_owned) }
+            }
+            Self::Add(new) => {
+                let read_only = rest.next().flatten().is_some_and(|flag| flag != "0");
+                let not_after = match rest.next().flatten() {
+                    None => 0,
+                    Some(text) => text.parse().map_err(|_| {
+                        Error::Usage(format!("{name}: {text} is no time in Unix seconds"))
+                    })?,
+                };
+                Self::Add(new.read_only(read_only).not_after(not_after))
+            }
+            command => command,
+        };
+        match rest.next() {
+            None => Ok((schema, command)),
+            Some(_) => Err(Error::Usage(format!("{name}: too many arguments"))),
+        }
+    }
+
+    /// Whether it may ask a provider or write the envelope, which a transaction of the same
+    /// connection would make others wait for.
+    fn needs_no_transaction(&self) -> bool {
+        !matches!(self, Self::Status | Self::Protectors | Self::Cipher | Self::AutoRotate(None))
+    }
 }
 
-/// `log` is what the write-ahead log holds, where there is one.
-pub(crate) fn verify(
-    db: &mut MainDb,
-    base: &impl Storage,
-    log: Frames,
-    progress: impl FnMut(u64, u64),
-) -> Result<Verification> {
-    let found = db.verify(base, &log.pages, progress)?;
-    Ok(Verification {
-        bad_frames: log.bad,
-        pages: found.pages,
-        bad_pages: found.bad_pages,
-        bad_page_count: found.bad_count,
-        bad_envelope_copies: found.bad_copies,
-    })
+fn is_on(value: &str) -> Result<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "on" | "true" | "yes" | "1" => Ok(true),
+        "off" | "false" | "no" | "0" => Ok(false),
+        _ => Err(Error::Usage(format!("tde_auto_rotate = {value}: expected ON or OFF"))),
+    }
+}
+
+/// PRAGMAs with which other software takes a key out of SQL text.
+const KEYS_IN_SQL: [&str; 8] =
+    ["key", "rekey", "hexkey", "hexrekey", "textkey", "textrekey", "tde_key", "tde_passphrase"];
+
+fn refuse_key_material(name: &str, value: &str) -> Result<()> {
+    let digits = value.trim_matches(['x', 'X', '\'', '"']);
+    let looks_like_a_key =
+        digits.len() >= 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if looks_like_a_key { Err(key_in_sql(name)) } else { Ok(()) }
+}
+
+fn key_in_sql(name: &str) -> Error {
+    Error::Usage(format!(
+        "{name}: keys and passphrases are not taken from SQL, which traces, logs and histories show: \
+         a key provider holds them, and SQL names it (PRAGMA tde_add_protector = 'provider:key')"
+    ))
 }
 
 /// Answers `PRAGMA name = value`: `None` where it is SQLite's, an error where it must not run.
-///
-/// SQLite asks at each *prepare*, so nothing here changes anything.
 pub(crate) fn pragma(
-    db: &mut MainDb,
-    base: &impl Storage,
+    target: &mut impl Target,
     name: &str,
     value: Option<&str>,
 ) -> Result<Option<String>> {
     let name = name.to_ascii_lowercase();
-    match (name.as_str(), value) {
-        _ if db.is_plain() && !name.starts_with("tde_") => Ok(None),
-        ("page_size", Some(size)) => page_size(db, base, size).map(|()| None),
-        ("tde_status", None) => {
-            let status = status(db, base)?;
-            serde_json::to_string(&status).map(Some).map_err(|e| Error::Usage(e.to_string()))
-        }
-        ("tde_cipher", None) => {
-            Ok(Some(db.envelope().ok_or(Error::NotEncrypted)?.current.suite.name().into()))
-        }
-        _ if name.starts_with("tde_") => Err(Error::Usage(format!(
-            "there is no PRAGMA {name}{}",
-            if value.is_some() { " that takes a value" } else { "" }
-        ))),
-        _ => Ok(None),
+    let (db, base) = target.parts()?;
+    if KEYS_IN_SQL.contains(&name.as_str()) && (!db.is_plain() || name.starts_with("tde_")) {
+        return Err(key_in_sql(&name));
     }
+    match value {
+        _ if name.starts_with("tde_") => {}
+        Some(size) if name == "page_size" && !db.is_plain() => {
+            return status::page_size(db, base, size).map(|()| None);
+        }
+        _ => return Ok(None),
+    }
+    let command = Command::parse(&name, value)?;
+    run(target, &command)?.into_text().map(Some)
 }
 
-/// Refuses a page size that cannot be: SQLite would cut the new pages up in units of the old ones.
-fn page_size(db: &MainDb, base: &impl Storage, size: &str) -> Result<()> {
-    let Ok(size) = size.trim().parse::<u32>() else { return Ok(()) };
-    let known = (512..=65536).contains(&size) && size.is_power_of_two();
-    let has_content = db.size(base)? > 0;
-    match db.envelope() {
-        // Knowing of the trailer, SQLite takes it for 1024.
-        Some(envelope) if size == 512 && envelope.page_size == 1024 => Ok(()),
-        Some(_) if size == 512 && has_content => Err(Error::PageSize(size)),
-        Some(envelope) if known && has_content && envelope.page_size != size => {
-            Err(Error::PageSizeChange)
-        }
-        _ => Ok(()),
+/// Does what `command` says, and tells what came of it.
+pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer> {
+    if command.needs_no_transaction() && target.is_in_transaction() {
+        return Err(Error::Usage(
+            "keys are not changed or checked within a transaction, whose locks others may wait for"
+                .into(),
+        ));
     }
+    let (db, base) = target.parts()?;
+    if db.envelope().is_none() {
+        return Err(Error::NotEncrypted);
+    }
+    if *command == Command::Lock {
+        db.lock_keys()?;
+        return Ok(Answer::Text("locked".into()));
+    }
+    if *command != Command::VerifyProtectors {
+        db.begin(base)?;
+    }
+    Ok(match command {
+        Command::Status => Answer::Status(Box::new(status::status(db, base)?)),
+        Command::Protectors => {
+            let envelope = db.refresh_envelope(base)?.clone();
+            Answer::Protectors(status::protectors(db, &envelope))
+        }
+        Command::Cipher => Answer::Text(db.refresh_envelope(base)?.current.suite.name().to_owned()),
+        Command::VerifyProtectors => Answer::Checks(protectors::check(db, base)?),
+        Command::Rotate { to: None, .. } => Answer::Change(protectors::rotate_all(target)?),
+        Command::Rotate { to: Some(to), replace } => {
+            Answer::Change(protectors::rotate_to(target, to, replace.as_deref())?)
+        }
+        Command::Add(new) => Answer::Change(protectors::add(target, new)?),
+        Command::Remove(name) => Answer::Change(protectors::remove(target, name)?),
+        Command::AutoRotate(None) => {
+            let on = !db.refresh_envelope(base)?.manual_rotation;
+            Answer::Text(if on { "on" } else { "off" }.into())
+        }
+        Command::AutoRotate(Some(on)) => Answer::Change(protectors::auto_rotate(target, *on)?),
+        Command::Lock => Answer::Text(String::new()),
+    })
 }

@@ -30,8 +30,9 @@ use std::sync::Arc;
 
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
+use crate::key::cipher::{Cipher, Subkey};
 use crate::key::keyring::{FileId, ID_LEN, Keyring, cached};
-use crate::page::{KeyVersion, PageCipher, RESERVE};
+use crate::page::{KeyVersion, RESERVE};
 use crate::secret::fill_random;
 
 const MAGIC: &[u8; 16] = b"sqlite-tde jrnl\0";
@@ -124,7 +125,7 @@ struct Spoilt {
 
 pub(crate) struct Journal {
     keyring: Option<Arc<Keyring>>,
-    cipher: Option<PageCipher>,
+    cipher: Option<Cipher>,
     layout: Layout,
     /// Grain of a journal that this handle starts.
     grain: usize,
@@ -163,7 +164,7 @@ impl Journal {
         journal.set_layout(grain);
         let mut header = [0; HEADER_LEN];
         if base.read_whole(&mut header, 0)? {
-            journal.read_header(&header);
+            journal.read_header(&header)?;
         }
         Ok(journal)
     }
@@ -193,7 +194,7 @@ impl Journal {
 
     /// Finds the key. The torn or foreign header of a journal that holds nothing for this database
     /// leads to none.
-    fn read_header(&mut self, header: &[u8; HEADER_LEN]) {
+    fn read_header(&mut self, header: &[u8; HEADER_LEN]) -> Result<()> {
         let number = |at: usize| {
             let mut bytes = [0; size_of::<u32>()];
             bytes.copy_from_slice(&header[at..at + size_of::<u32>()]);
@@ -206,11 +207,13 @@ impl Journal {
             && (grain == 1 || (SECTOR..=LARGEST_SECTOR).contains(&grain));
         let mut salt = FileId::default();
         salt.copy_from_slice(&header[SALT_AT..FILE_ID_AT]);
-        let keys = self.keyring.as_ref().filter(|_| known);
-        if let Some(keys) = keys.and_then(|keys| keys.journal_keys(number(VERSION_AT), &salt)) {
+        let version = number(VERSION_AT);
+        let Some(keyring) = self.keyring.as_ref().filter(|_| known) else { return Ok(()) };
+        if keyring.has(version)? {
+            self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt }));
             self.set_layout(grain);
-            self.cipher = Some(PageCipher::new(keys));
         }
+        Ok(())
     }
 
     /// Starts a new journal in this file: new salt, new key.
@@ -220,8 +223,8 @@ impl Journal {
         })?;
         let mut salt = FileId::default();
         fill_random(&mut salt)?;
-        let version = keyring.version();
-        let keys = keyring.journal_keys(version, &salt);
+        let version = keyring.version()?;
+        let cipher = keyring.cipher(Subkey::Journal { version, salt });
         let mut header = [0; HEADER_LEN];
         header[..FORMAT_AT].copy_from_slice(MAGIC);
         header[FORMAT_AT..VERSION_AT].copy_from_slice(&FORMAT.to_be_bytes());
@@ -233,7 +236,7 @@ impl Journal {
         self.set_layout(self.grain);
         self.cipher = None;
         base.write(&header, 0)?;
-        self.cipher = keys.map(PageCipher::new);
+        self.cipher = Some(cipher);
         self.written = 0;
         self.spoilt = None;
         Ok(())
@@ -314,7 +317,7 @@ impl Journal {
     /// Puts back what a failed write may have torn: SQLite goes on reading the journal of the
     /// transaction that it now rolls back, and bytes before the write must be as they were.
     fn undo(&mut self, base: &impl Storage, changed: &Changed, size: u64) -> Result<()> {
-        let Some(cipher) = &mut self.cipher else { return Ok(()) };
+        let Some(cipher) = &self.cipher else { return Ok(()) };
         let plain = changed.plain.chunks_exact(self.layout.sector());
         for (&record, plain) in changed.records.iter().zip(plain) {
             cipher.seal(record, plain, &mut self.sealed)?;
@@ -364,7 +367,7 @@ impl Journal {
             self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
             let sealed = image.len().next_multiple_of(self.layout.stride() as usize);
             image.resize(sealed + self.layout.record(), 0);
-            match &mut self.cipher {
+            match &self.cipher {
                 Some(cipher) => cipher.seal(record, &self.plain, &mut image[sealed..])?,
                 None => return Err(Error::JournalAuthentication { record }),
             }
@@ -376,9 +379,9 @@ impl Journal {
     /// Puts `record` into `plain`; `false` where it does not authenticate.
     fn load(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         self.mend(base)?;
-        let Some(cipher) = &mut self.cipher else { return Ok(false) };
+        let Some(cipher) = &self.cipher else { return Ok(false) };
         let whole = base.read_whole(&mut self.sealed, self.layout.position(record))?;
-        Ok(whole && cipher.open(record, &self.sealed, &mut self.plain).is_ok())
+        Ok(whole && cipher.open(record, &self.sealed, &mut self.plain)?)
     }
 
     /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not reached

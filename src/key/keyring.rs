@@ -6,14 +6,17 @@
 //! ```
 //! A journal adds its own 16-byte salt to the label, so each journal has its own key.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::time::Instant;
 
-use super::envelope::{DekRecord, Envelope, ScanState, Unverified};
-use super::protector::{Protectors, matches};
+use super::access::{Access, AccessPolicy, Loss, Standing};
+use super::cipher::{Cipher, Slot, Subkey, lock};
+use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
+use super::protector::{Protectors, matches, not_wrapped_for, now};
 use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, Purpose};
-use crate::provider::Context;
+use crate::provider::{Context, ProviderError, WaitsFor};
 use crate::secret::{Secret, fill_random};
 use crate::suite::{SuiteId, SuiteKey, hkdf};
 
@@ -33,19 +36,37 @@ pub(crate) struct Dek {
     pub(crate) key: Secret,
 }
 
-/// Every subkey of one database. Read-only, so connections share it without a lock.
+/// The keys of one database, or none while it is locked. Connections share it.
+///
+/// Invariants:
+/// 1. Keys come in only behind an envelope whose MAC they verify.
+/// 2. While it is locked, no key is left in it, nor in any [`Cipher`] that it gave out.
 pub(crate) struct Keyring {
     file_id: FileId,
+    unlocked: Mutex<Option<Unlocked>>,
+    /// Where keys were given out to.
+    slots: Mutex<Vec<Weak<Slot>>>,
+    pub(crate) access: Access,
+    /// Records that newer ones are to replace, until a connection writes that into the envelope.
+    pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
+    /// When newer versions of the protectors' keys were last looked for.
+    looked: Mutex<Option<Instant>>,
+}
+
+/// The keys themselves. Nobody holds the lock around them while a provider is asked.
+struct Unlocked {
     current: Dek,
     /// DEKs that pages, journals and logs may still be under.
     retired: Vec<Dek>,
     page: Arc<BlockKeys>,
     wal: Arc<BlockKeys>,
     mac: Secret,
+    /// Names of the protectors that have given the keys in this process.
+    through: BTreeSet<String>,
 }
 
-impl Keyring {
-    pub(crate) fn new(file_id: FileId, current: Dek, retired: Vec<Dek>) -> Arc<Self> {
+impl Unlocked {
+    fn new(file_id: FileId, current: Dek, retired: Vec<Dek>) -> Self {
         let subkey = |dek: &Dek, label| {
             let subkey = hkdf::derive(&dek.key, &file_id, &[label]);
             (dek.version, SuiteKey::new(dek.suite, &subkey))
@@ -58,13 +79,44 @@ impl Keyring {
                 retired: retired.iter().map(|dek| subkey(dek, label)).collect(),
             })
         };
-        Arc::new(Self {
-            file_id,
+        Self {
             page: blocks(Purpose::Page, PAGE),
             wal: blocks(Purpose::Wal, WAL),
             mac: hkdf::derive(&current.key, &file_id, &[ENVELOPE]),
             current,
             retired,
+            through: BTreeSet::new(),
+        }
+    }
+
+    fn find(&self, version: KeyVersion) -> Option<&Dek> {
+        std::iter::once(&self.current).chain(&self.retired).find(|dek| dek.version == version)
+    }
+}
+
+/// An existing database whose keys were found.
+pub(crate) struct Opened {
+    pub(crate) keyring: Arc<Keyring>,
+    pub(crate) envelope: Envelope,
+    /// Name of the protector that gave the keys.
+    pub(crate) through: String,
+}
+
+impl Keyring {
+    pub(crate) fn new(file_id: FileId, current: Dek, retired: Vec<Dek>) -> Arc<Self> {
+        let keyring = Self::locked(file_id);
+        *lock(&keyring.unlocked) = Some(Unlocked::new(file_id, current, retired));
+        keyring
+    }
+
+    fn locked(file_id: FileId) -> Arc<Self> {
+        Arc::new(Self {
+            file_id,
+            unlocked: Mutex::default(),
+            slots: Mutex::default(),
+            access: Access::new(),
+            pending: Mutex::default(),
+            looked: Mutex::default(),
         })
     }
 
@@ -81,6 +133,8 @@ impl Keyring {
         let dek = Secret::random()?;
         let context = Context { file_id, dek_version: FIRST };
         let record = protectors.wrap(protector, &dek, &context)?;
+        let keyring = Self::new(file_id, Dek { version: FIRST, suite, key: dek }, Vec::new());
+        keyring.gave(&record.name);
         let envelope = Envelope {
             generation: 1,
             file_id,
@@ -90,12 +144,12 @@ impl Keyring {
             regenerated: 0,
             scan_state: ScanState::None,
             scan_cursor: 0,
+            manual_rotation: false,
             current: DekRecord { version: FIRST, suite, wrapped: Vec::new() },
             retired: Vec::new(),
             protectors: vec![record],
         };
-        let current = Dek { version: FIRST, suite, key: dek };
-        Ok((Self::new(file_id, current, Vec::new()), envelope))
+        Ok((keyring, envelope))
     }
 
     /// The keyring of an existing database, from the cache or from a provider, and its envelope.
@@ -105,7 +159,7 @@ impl Keyring {
         copies: Vec<Unverified>,
         protectors: &Protectors,
         wanted: Option<&str>,
-    ) -> Result<(Arc<Self>, Envelope)> {
+    ) -> Result<Opened> {
         let mut first = None;
         for copy in copies {
             match Self::open_copy(copy, protectors, wanted) {
@@ -120,25 +174,60 @@ impl Keyring {
         copy: Unverified,
         protectors: &Protectors,
         wanted: Option<&str>,
-    ) -> Result<(Arc<Self>, Envelope)> {
+    ) -> Result<Opened> {
         let file_id = copy.file_id();
-        let allowed = copy.protectors().iter().any(|record| matches(record, wanted));
-        if let (true, Some(keyring)) = (allowed, cached(&file_id)) {
-            let envelope = copy.verify(&keyring.mac)?;
-            return Ok((keyring, envelope));
+        let keyring = cached(&file_id).unwrap_or_else(|| Self::locked(file_id));
+        let records: Vec<&ProtectorRecord> =
+            copy.protectors().iter().filter(|record| matches(record, wanted)).collect();
+        if records.is_empty() {
+            return Err(not_wrapped_for(copy.protectors(), wanted));
+        }
+        // A protector that never gave the keys here is asked, also where another one did: each
+        // stands for rights of its own.
+        let known = records.iter().find(|record| keyring.was_given_by(&record.name));
+        if let Some(through) = known.map(|record| record.name.clone()) {
+            let envelope = keyring.verify(copy)?;
+            return Ok(Opened { keyring, envelope, through });
         }
         let (version, suite) = copy.current();
         let context = Context { file_id, dek_version: version };
-        let key = protectors.unwrap(copy.protectors(), wanted, &context)?;
-        let keyring = Self::new(file_id, Dek { version, suite, key }, Vec::new());
-        let envelope = copy.verify(&keyring.mac)?;
+        let (key, record) = protectors.unwrap(&records, &context)?;
+        let through = record.name.clone();
+        let (keyring, envelope) = keyring.unlock(copy, Dek { version, suite, key })?;
+        keyring.gave(&through);
+        Ok(Opened { keyring, envelope, through })
+    }
+
+    /// Takes in the keys that a provider gave, if they verify `copy`. Gives back the keyring that all
+    /// connections of this process share.
+    fn unlock(self: Arc<Self>, copy: Unverified, dek: Dek) -> Result<(Arc<Self>, Envelope)> {
+        let unlocked = Unlocked::new(self.file_id, dek, Vec::new());
+        let envelope = copy.verify(&unlocked.mac)?;
         if !envelope.retired.is_empty() {
             return Err(Error::Unsupported(
                 "a key regeneration is under way, which this version cannot continue".into(),
             ));
         }
-        remember(&keyring);
+        let keyring = remember(&self);
+        let mut place = lock(&keyring.unlocked);
+        if place.is_none() {
+            *place = Some(unlocked);
+            keyring.access.granted();
+        }
+        drop(place);
         Ok((keyring, envelope))
+    }
+
+    /// Wipes the keys here and wherever they were given out to.
+    pub(crate) fn lock(&self, loss: Loss) {
+        self.access.lost(loss);
+        *lock(&self.unlocked) = None;
+        lock(&self.pending).clear();
+        let slots = std::mem::take(&mut *lock(&self.slots));
+        for slot in slots.iter().filter_map(Weak::upgrade) {
+            *lock(&slot) = None;
+        }
+        lock(&self.slots).extend(slots.into_iter().filter(|slot| slot.strong_count() > 0));
     }
 
     /// Makes later opens of the same file find this keyring, for as long as someone holds it.
@@ -146,42 +235,166 @@ impl Keyring {
         remember(self);
     }
 
-    pub(crate) fn page_keys(&self) -> Arc<BlockKeys> {
-        Arc::clone(&self.page)
+    /// What seals and opens the blocks of one open file.
+    pub(crate) fn cipher(self: &Arc<Self>, subkey: Subkey) -> Cipher {
+        let slot = Arc::new(Slot::default());
+        let mut slots = lock(&self.slots);
+        slots.retain(|slot| slot.strong_count() > 0);
+        slots.push(Arc::downgrade(&slot));
+        drop(slots);
+        Cipher::new(Arc::clone(self), subkey, slot)
     }
 
-    pub(crate) fn wal_keys(&self) -> Arc<BlockKeys> {
-        Arc::clone(&self.wal)
+    /// The keys of one kind of block.
+    ///
+    /// # Errors
+    /// [`Error::Inaccessible`] while the keyring is locked.
+    pub(super) fn block_keys(&self, subkey: Subkey) -> Result<Arc<BlockKeys>> {
+        self.with_keys(|keys| match subkey {
+            Subkey::Page => Ok(Arc::clone(&keys.page)),
+            Subkey::Wal => Ok(Arc::clone(&keys.wal)),
+            Subkey::Journal { version, salt } => {
+                let dek = keys.find(version).ok_or_else(|| {
+                    Error::Unsupported(format!("key version {version} is on no keyring"))
+                })?;
+                let subkey = hkdf::derive(&dek.key, &self.file_id, &[JOURNAL, &salt]);
+                Ok(Arc::new(BlockKeys {
+                    file_id: self.file_id,
+                    purpose: Purpose::Journal,
+                    current: (version, SuiteKey::new(dek.suite, &subkey)),
+                    retired: Vec::new(),
+                }))
+            }
+        })?
+    }
+
+    fn with_keys<T>(&self, work: impl FnOnce(&mut Unlocked) -> T) -> Result<T> {
+        match &mut *lock(&self.unlocked) {
+            Some(unlocked) => Ok(work(unlocked)),
+            None => Err(Error::Inaccessible(self.access.reason())),
+        }
     }
 
     pub(crate) fn file_id(&self) -> &FileId {
         &self.file_id
     }
 
-    pub(crate) fn mac_key(&self) -> &Secret {
-        &self.mac
+    /// The current DEK's version.
+    pub(crate) fn version(&self) -> Result<KeyVersion> {
+        self.with_keys(|keys| keys.current.version)
     }
 
-    pub(crate) fn version(&self) -> KeyVersion {
-        self.current.version
+    /// Whether a journal or log of this version can be read.
+    pub(crate) fn has(&self, version: KeyVersion) -> Result<bool> {
+        self.with_keys(|keys| keys.find(version).is_some())
     }
 
-    /// Keys of the journal that carries `salt`; `None` where `version` is not on this ring.
-    pub(crate) fn journal_keys(
-        &self,
-        version: KeyVersion,
-        salt: &FileId,
-    ) -> Option<Arc<BlockKeys>> {
-        let dek = std::iter::once(&self.current)
-            .chain(&self.retired)
-            .find(|dek| dek.version == version)?;
-        let subkey = hkdf::derive(&dek.key, &self.file_id, &[JOURNAL, salt]);
-        Some(Arc::new(BlockKeys {
-            file_id: self.file_id,
-            purpose: Purpose::Journal,
-            current: (version, SuiteKey::new(dek.suite, &subkey)),
-            retired: Vec::new(),
-        }))
+    /// The current DEK, to be wrapped again, and what its wrapping is bound to.
+    pub(crate) fn dek(&self) -> Result<(Secret, Context)> {
+        let context = |version| Context { file_id: self.file_id, dek_version: version };
+        self.with_keys(|keys| (keys.current.key.duplicate(), context(keys.current.version)))
+    }
+
+    /// The envelope, if the holder of these keys wrote it.
+    pub(crate) fn verify(&self, copy: Unverified) -> Result<Envelope> {
+        self.with_keys(|keys| copy.verify(&keys.mac))?
+    }
+
+    /// One copy of `envelope`.
+    pub(crate) fn encode(&self, envelope: &Envelope) -> Result<Vec<u8>> {
+        self.with_keys(|keys| envelope.encode(&keys.mac))?
+    }
+
+    /// Notes that the protector `name` gives these keys.
+    pub(crate) fn gave(&self, name: &str) {
+        if let Some(keys) = &mut *lock(&self.unlocked) {
+            keys.through.insert(name.to_owned());
+        }
+    }
+
+    /// Whether the protector `name` gave the keys that are here.
+    pub(crate) fn was_given_by(&self, name: &str) -> bool {
+        lock(&self.unlocked).as_ref().is_some_and(|keys| keys.through.contains(name))
+    }
+
+    /// What a transaction has to do before it begins; see [`Access::standing`].
+    pub(crate) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
+        self.access.standing(policy)
+    }
+
+    /// Asks the providers of the protectors whether they still give these keys, and locks the keyring
+    /// where they deny it, or have not answered for too long. Those that gave the keys are asked
+    /// first; who waits for a person is not asked.
+    pub(crate) fn revalidate(&self, protectors: &Protectors, envelope: &Envelope) {
+        let Ok((current, context)) = self.dek() else { return };
+        let mut order: Vec<&ProtectorRecord> = envelope.protectors.iter().collect();
+        order.sort_by_key(|record| !self.was_given_by(&record.name));
+        let personal = |record: &&ProtectorRecord| {
+            let provider = protectors.provider_of(record);
+            provider.is_some_and(|provider| provider.waits_for() == WaitsFor::Person)
+        };
+        if order.first().is_some_and(personal) {
+            return self.access.granted();
+        }
+        order.retain(|record| !personal(record));
+        match protectors.unwrap(&order, &context) {
+            Ok((dek, record)) if dek.is(&current) => {
+                self.gave(&record.name);
+                self.access.granted();
+                self.look_for_newer(protectors, envelope);
+            }
+            Ok((_, record)) => self.lock(Loss::Provider(format!(
+                "protector {} gives another key than it did",
+                record.name
+            ))),
+            Err(error) => {
+                let silent = !matches!(
+                    error,
+                    ProviderError::NotHere(_)
+                        | ProviderError::Denied(_)
+                        | ProviderError::WrongKey(_)
+                );
+                let reason = Error::from(error).to_string();
+                if !silent || self.access.outage(reason.clone(), &protectors.access) {
+                    self.lock(Loss::Provider(reason));
+                }
+            }
+        }
+    }
+
+    /// Wraps the DEK under newer versions of the protectors' keys where there are any, at most once
+    /// per interval. A connection writes what came of it when it gets to it.
+    pub(crate) fn look_for_newer(&self, protectors: &Protectors, envelope: &Envelope) {
+        let Some(interval) = protectors.rotation.0.filter(|_| !envelope.manual_rotation) else {
+            return;
+        };
+        let changed = now().saturating_sub(envelope.created.max(envelope.rotated));
+        let mut looked = lock(&self.looked);
+        if changed < interval.as_secs() || looked.is_some_and(|at| at.elapsed() < interval) {
+            return;
+        }
+        *looked = Some(Instant::now());
+        drop(looked);
+        let Ok((dek, context)) = self.dek() else { return };
+        let newer = envelope.protectors.iter().filter(|record| {
+            let provider = protectors.provider_of(record);
+            provider.is_some_and(|provider| provider.waits_for() != WaitsFor::Person)
+        });
+        let newer = newer.filter_map(|record| {
+            let new = protectors.rewrap(record, &dek, &context).ok().flatten()?;
+            Some((record.clone(), new))
+        });
+        self.set_pending(newer.collect());
+    }
+
+    /// Leaves records for a connection to put into the envelope.
+    pub(crate) fn set_pending(&self, pending: Vec<(ProtectorRecord, ProtectorRecord)>) {
+        *lock(&self.pending) = pending;
+    }
+
+    /// Takes what is left to be put into the envelope.
+    pub(crate) fn take_pending(&self) -> Vec<(ProtectorRecord, ProtectorRecord)> {
+        std::mem::take(&mut *lock(&self.pending))
     }
 }
 
@@ -199,12 +412,16 @@ static CACHE: LazyLock<Mutex<HashMap<FileId, Weak<Keyring>>>> = LazyLock::new(Mu
 
 /// The keyring of a database that is open in this process.
 pub(crate) fn cached(file_id: &FileId) -> Option<Arc<Keyring>> {
-    let cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
-    cache.get(file_id).and_then(Weak::upgrade)
+    lock(&CACHE).get(file_id).and_then(Weak::upgrade)
 }
 
-fn remember(keyring: &Arc<Keyring>) {
-    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+/// The keyring that everybody finds from now on: this one, unless another was faster.
+fn remember(keyring: &Arc<Keyring>) -> Arc<Keyring> {
+    let mut cache = lock(&CACHE);
     cache.retain(|_, entry| entry.strong_count() > 0);
+    if let Some(there) = cache.get(&keyring.file_id).and_then(Weak::upgrade) {
+        return there;
+    }
     cache.insert(keyring.file_id, Arc::downgrade(keyring));
+    Arc::clone(keyring)
 }

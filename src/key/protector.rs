@@ -4,21 +4,35 @@
 //! never executed, connected to or read as a path.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::access::AccessPolicy;
 use super::envelope::ProtectorRecord;
 use crate::error::{Error, Result};
-use crate::provider::{Context, DEFAULT_KEY, KeyProvider, ProviderError};
-use crate::secret::Secret;
+use crate::provider::{Context, DEFAULT_KEY, KeyProvider, ProviderError, WaitsFor, Wrapped};
+use crate::secret::{Secret, fill_random};
 
 /// Name of the embedded provider, the local keystore.
 pub(crate) const KEYSTORE: &str = "keystore";
 
-/// The providers known to one registration of the VFS.
+/// The providers known to one registration of the VFS, and how they are asked.
 #[derive(Default, Clone)]
 pub(crate) struct Protectors {
     providers: BTreeMap<String, Arc<dyn KeyProvider>>,
     default: Option<String>,
+    pub(crate) access: AccessPolicy,
+    pub(crate) rotation: Rotation,
+}
+
+/// How often a newer version of a protector's key is looked for; `None` for never.
+#[derive(Clone, Copy)]
+pub(crate) struct Rotation(pub(crate) Option<Duration>);
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self(Some(Duration::from_secs(24 * 3600)))
+    }
 }
 
 impl Protectors {
@@ -30,7 +44,12 @@ impl Protectors {
         self.default = Some(name.to_owned());
     }
 
-    /// Wraps the DEK of a new database under the protector called `name`, else the default one.
+    /// The provider of `record`, if one of that name is set up here.
+    pub(crate) fn provider_of(&self, record: &ProtectorRecord) -> Option<&Arc<dyn KeyProvider>> {
+        self.providers.get(&record.provider)
+    }
+
+    /// Wraps `dek` under the protector called `name`, else the default one.
     ///
     /// A name is `provider:key`, or `key` for a key of the local keystore.
     pub(crate) fn wrap(
@@ -41,46 +60,175 @@ impl Protectors {
     ) -> Result<ProtectorRecord> {
         let name = name.or(self.default.as_deref()).unwrap_or(DEFAULT_KEY);
         let (provider, key_id) = split(name);
-        let wrapped = self
-            .providers
-            .get(provider)
-            .ok_or_else(|| Error::NoKey(format!("no key provider called {provider} is set up")))?
-            .wrap(key_id, dek, context)?;
-        Ok(ProtectorRecord {
+        let mut record = ProtectorRecord {
             name: name.to_owned(),
             provider: provider.to_owned(),
             key_id: key_id.to_owned(),
-            wrapped,
+            wrapped: Wrapped {
+                key_version: String::new(),
+                mechanism: String::new(),
+                blob: Vec::new(),
+            },
             not_after: 0,
             read_only: false,
-        })
+        };
+        record.wrapped = self.wrap_for(&record, dek, context)?;
+        Ok(record)
     }
 
-    /// Asks the providers of `records` in order, only that of `wanted` where one is named.
-    pub(crate) fn unwrap(
+    /// `dek` under the newest version of the key of `record`.
+    pub(crate) fn wrap_for(
         &self,
-        records: &[ProtectorRecord],
-        wanted: Option<&str>,
+        record: &ProtectorRecord,
+        dek: &Secret,
         context: &Context,
-    ) -> Result<Secret> {
-        let mut first: Option<Error> = None;
-        for record in records.iter().filter(|record| matches(record, wanted)) {
-            match self.unwrap_one(record, context) {
-                Ok(dek) => return Ok(dek),
-                Err(error) => _ = first.get_or_insert(error),
+    ) -> Result<Wrapped> {
+        let provider = self.provider_of(record).ok_or_else(|| {
+            Error::NoKey(format!("no key provider called {} is set up", record.provider))
+        })?;
+        let (key_id, context) = (record.key_id.clone(), context.clone());
+        let dek = Arc::new(dek.duplicate());
+        Ok(self.insist(provider, move |provider| provider.wrap(&key_id, &dek, &context))?)
+    }
+
+    /// `record` with `dek` under the newest version of its key; `None` where it is already. It has
+    /// given the DEK back once.
+    pub(crate) fn rewrap(
+        &self,
+        record: &ProtectorRecord,
+        dek: &Secret,
+        context: &Context,
+    ) -> Result<Option<ProtectorRecord>> {
+        if self.newest_version(record)? == record.wrapped.key_version {
+            return Ok(None);
+        }
+        let wrapped = self.wrap_for(record, dek, context)?;
+        let new = ProtectorRecord { wrapped, ..record.clone() };
+        let (given, _) = self.unwrap(&[&new], context)?;
+        if given.is(dek) { Ok(Some(new)) } else { Err(does_not_come_back(&new)) }
+    }
+
+    /// The newest version of the key of `record`.
+    pub(crate) fn newest_version(&self, record: &ProtectorRecord) -> Result<String, ProviderError> {
+        let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
+        let key_id = record.key_id.clone();
+        self.insist(provider, move |provider| provider.newest_version(&key_id))
+    }
+
+    /// The DEK from the first of `records` that can be had, and which that is. Those that do not
+    /// answer are tried again when all others have refused.
+    ///
+    /// # Errors
+    /// The first record's.
+    pub(crate) fn unwrap<'r>(
+        &self,
+        records: &[&'r ProtectorRecord],
+        context: &Context,
+    ) -> Result<(Secret, &'r ProtectorRecord), ProviderError> {
+        let mut refused: Vec<Option<ProviderError>> = vec![None; records.len()];
+        for attempt in 0..self.access.attempts.max(1) {
+            let mut again = false;
+            for (record, refused) in records.iter().zip(&mut refused) {
+                if attempt > 0 && !self.may_try_again(record, refused.as_ref()) {
+                    continue;
+                }
+                match self.unwrap_once(record, context) {
+                    Ok(dek) => return Ok((dek, record)),
+                    Err(error) => {
+                        again |= self.may_try_again(record, Some(&error));
+                        *refused = Some(error);
+                    }
+                }
+            }
+            if !again {
+                break;
+            }
+            self.pause(attempt);
+        }
+        let first = refused.into_iter().flatten().next();
+        Err(first.unwrap_or_else(|| ProviderError::NotHere("no protector can be tried".into())))
+    }
+
+    /// One attempt at one record.
+    pub(crate) fn unwrap_once(
+        &self,
+        record: &ProtectorRecord,
+        context: &Context,
+    ) -> Result<Secret, ProviderError> {
+        let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
+        if record.not_after != 0 && record.not_after <= now() {
+            return Err(ProviderError::Denied(format!(
+                "protector {} was valid until {} (Unix seconds): whoever owns the database can add it again",
+                record.name, record.not_after
+            )));
+        }
+        let (key_id, wrapped) = (record.key_id.clone(), record.wrapped.clone());
+        let context = context.clone();
+        self.call(provider, move |provider| provider.unwrap(&key_id, &wrapped, &context))
+    }
+
+    fn may_try_again(&self, record: &ProtectorRecord, refused: Option<&ProviderError>) -> bool {
+        matches!(refused, Some(ProviderError::Unreachable(_)))
+            && self
+                .provider_of(record)
+                .is_some_and(|provider| provider.waits_for() == WaitsFor::Service)
+    }
+
+    /// A call that is made again while the provider does not answer.
+    fn insist<T: Send + 'static>(
+        &self,
+        provider: &Arc<dyn KeyProvider>,
+        work: impl Fn(&dyn KeyProvider) -> Result<T, ProviderError> + Clone + Send + 'static,
+    ) -> Result<T, ProviderError> {
+        let mut attempt = 0;
+        loop {
+            let answer = self.call(provider, work.clone());
+            attempt += 1;
+            let again = provider.waits_for() == WaitsFor::Service
+                && attempt < self.access.attempts
+                && matches!(answer, Err(ProviderError::Unreachable(_)));
+            if !again {
+                return answer;
+            }
+            self.pause(attempt - 1);
+        }
+    }
+
+    /// One call, for as long as the policy allows. What comes later is dropped, and with it wiped.
+    fn call<T: Send + 'static>(
+        &self,
+        provider: &Arc<dyn KeyProvider>,
+        work: impl FnOnce(&dyn KeyProvider) -> Result<T, ProviderError> + Send + 'static,
+    ) -> Result<T, ProviderError> {
+        if provider.waits_for() != WaitsFor::Service {
+            return work(provider.as_ref());
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        let provider = Arc::clone(provider);
+        std::thread::Builder::new()
+            .name("sqlite-tde provider".into())
+            .spawn(move || _ = answer.send(work(provider.as_ref())))
+            .map_err(|error| ProviderError::Unreachable(format!("no thread to ask it: {error}")))?;
+        match answered.recv_timeout(self.access.time_out) {
+            Ok(answer) => answer,
+            Err(mpsc::RecvTimeoutError::Timeout) => Err(ProviderError::Unreachable(format!(
+                "the provider did not answer within {:?}",
+                self.access.time_out
+            ))),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                Err(ProviderError::Unreachable("the provider panicked".into()))
             }
         }
-        Err(first.unwrap_or_else(|| not_wrapped_for(records, wanted)))
     }
 
-    fn unwrap_one(&self, record: &ProtectorRecord, context: &Context) -> Result<Secret> {
-        let provider = self.providers.get(&record.provider).ok_or_else(|| {
-            ProviderError::NotHere(format!(
-                "the database is protected by provider {}, which is not set up here",
-                record.provider
-            ))
-        })?;
-        Ok(provider.unwrap(&record.key_id, &record.wrapped, context)?)
+    /// Waits before the next attempt: twice as long each time, give or take a half, so that many
+    /// clients of one provider do not come back at once.
+    fn pause(&self, attempt: u32) {
+        let mut random = [0];
+        let share = fill_random(&mut random).map_or(1.0, |()| 0.5 + f64::from(random[0]) / 255.0);
+        let longest = Duration::from_secs(10);
+        let delay = self.access.retry_delay.saturating_mul(1 << attempt.min(16)).min(longest);
+        std::thread::sleep(delay.mul_f64(share));
     }
 }
 
@@ -91,7 +239,8 @@ pub(crate) fn matches(record: &ProtectorRecord, wanted: Option<&str>) -> bool {
     })
 }
 
-fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>) -> Error {
+/// That none of `records` is called `wanted`.
+pub(crate) fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>) -> Error {
     let names: Vec<&str> = records.iter().map(|record| record.name.as_str()).collect();
     Error::WrongKey(format!(
         "protector {} does not protect this database; {} does",
@@ -100,6 +249,27 @@ fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>) -> Error {
     ))
 }
 
-fn split(name: &str) -> (&str, &str) {
+/// That a wrapped key is worth nothing.
+pub(crate) fn does_not_come_back(record: &ProtectorRecord) -> Error {
+    Error::WrongKey(format!(
+        "provider {} does not give back the key that it wrapped: nothing was changed",
+        record.provider
+    ))
+}
+
+fn not_set_up(record: &ProtectorRecord) -> ProviderError {
+    ProviderError::NotHere(format!(
+        "the database is protected by provider {}, which is not set up here",
+        record.provider
+    ))
+}
+
+/// Provider and key of the protector called `name`.
+pub(crate) fn split(name: &str) -> (&str, &str) {
     name.split_once(':').unwrap_or((KEYSTORE, name))
+}
+
+/// The time in Unix seconds; 0 for a clock that is set before.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

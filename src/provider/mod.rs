@@ -48,6 +48,18 @@ pub struct Wrapped {
     pub blob: Vec<u8>,
 }
 
+/// What a provider's answer may have to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WaitsFor {
+    /// Nothing but this machine's processor and files: calls are not timed.
+    Nothing,
+    /// A device, a network or another process: calls are timed, and tried again while unreachable.
+    Service,
+    /// A person: calls are neither timed nor tried again, and never made without somebody waiting.
+    Person,
+}
+
 /// Something that holds protector keys and wraps DEKs with them.
 ///
 /// Calls may take as long as a network does; none is made on the page path.
@@ -55,6 +67,11 @@ pub trait KeyProvider: Send + Sync {
     /// What kind of provider it is, in a word or two; it is shown as a protector's encryptor type.
     fn kind(&self) -> &str {
         "custom"
+    }
+
+    /// What an answer may have to wait for. It decides on time-outs and on who is asked again.
+    fn waits_for(&self) -> WaitsFor {
+        WaitsFor::Service
     }
 
     /// Wraps `dek` under the newest enabled version of `key_id`, bound to `context`.

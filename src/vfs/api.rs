@@ -137,6 +137,15 @@ pub(super) unsafe fn reserve_bytes_in_memory(db: *mut ffi::sqlite3) {
     }
 }
 
+/// Whether `db` is in a transaction that somebody began.
+///
+/// # Safety
+/// `db` is open.
+pub(super) unsafe fn is_in_transaction(db: *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above.
+    unsafe { (sqlite().get_autocommit)(db) == 0 }
+}
+
 /// The VFS that opens the files of `db`; null where there is none.
 ///
 /// # Safety
@@ -162,25 +171,146 @@ pub(super) unsafe fn file_of(db: *mut ffi::sqlite3, name: *const c_char) -> *mut
     file
 }
 
-/// Adds the SQL function `name` without arguments to `db`.
+/// An SQL function to be added.
+pub(super) struct NewFunction {
+    pub(super) name: &'static CStr,
+    /// How many arguments it takes; -1 for any number.
+    pub(super) arguments: c_int,
+    pub(super) flags: c_int,
+    pub(super) call: Function,
+}
+
+/// Adds an SQL function to `db`. Its user data is its name.
 ///
 /// # Safety
 /// `db` is open.
-pub(super) unsafe fn add_function(db: *mut ffi::sqlite3, name: &CStr, function: Function) -> c_int {
-    // SAFETY: `db` is open, `name` is NUL-terminated, and there is no user data to free.
+pub(super) unsafe fn add_function(db: *mut ffi::sqlite3, new: &NewFunction) -> c_int {
+    // SAFETY: `db` is open, and the name NUL-terminated and never freed.
     unsafe {
         (sqlite().create_function_v2)(
             db,
-            name.as_ptr(),
-            0,
-            ffi::SQLITE_UTF8 | ffi::SQLITE_INNOCUOUS,
-            ptr::null_mut::<c_void>(),
-            Some(function),
+            new.name.as_ptr(),
+            new.arguments,
+            ffi::SQLITE_UTF8 | new.flags,
+            new.name.as_ptr().cast_mut().cast::<c_void>(),
+            Some(new.call),
             None,
             None,
             None,
         )
     }
+}
+
+/// The name of the function that runs in `context`, and the connection that it runs for.
+///
+/// # Safety
+/// `context` is that of a function that [`add_function`] added.
+pub(super) unsafe fn function(
+    context: *mut ffi::sqlite3_context,
+) -> (&'static CStr, *mut ffi::sqlite3) {
+    // SAFETY: as above; the user data is a name that is never freed.
+    unsafe {
+        let name = (sqlite().user_data)(context).cast::<c_char>();
+        (CStr::from_ptr(name), (sqlite().context_db_handle)(context))
+    }
+}
+
+/// The arguments of an SQL function as text; `None` for NULL.
+///
+/// # Safety
+/// `values` points to `count` arguments that SQLite passed to a function.
+pub(super) unsafe fn arguments(
+    count: c_int,
+    values: *mut *mut ffi::sqlite3_value,
+) -> Vec<Option<String>> {
+    let text = |index: usize| {
+        // SAFETY: as above; the text is NUL-terminated and lives as long as its value.
+        unsafe {
+            let text = (sqlite().value_text)(*values.add(index));
+            let text = (!text.is_null()).then(|| CStr::from_ptr(text.cast()));
+            text.map(|text| text.to_string_lossy().into_owned())
+        }
+    };
+    (0..usize::try_from(count).unwrap_or_default()).map(text).collect()
+}
+
+/// Makes `error` the result of the SQL function that runs in `context`.
+///
+/// # Safety
+/// `context` is the one that SQLite passed to the function.
+pub(super) unsafe fn result_error(context: *mut ffi::sqlite3_context, error: &Error) {
+    let text = error.to_string();
+    // SAFETY: SQLite copies the text during the call.
+    unsafe {
+        (sqlite().result_error)(context, text.as_ptr().cast(), text.len() as c_int);
+        (sqlite().result_error_code)(context, error.sqlite_code());
+    }
+}
+
+/// Makes `value` the result of the SQL function or column that runs in `context`.
+///
+/// # Safety
+/// `context` is the one that SQLite passed.
+pub(super) unsafe fn result_integer(context: *mut ffi::sqlite3_context, value: i64) {
+    // SAFETY: as above.
+    unsafe { (sqlite().result_int64)(context, value) }
+}
+
+/// Numbers and names of the databases of `db`.
+///
+/// # Errors
+/// [`Error::Base`] with SQLite's code.
+///
+/// # Safety
+/// `db` is open, and used by this thread.
+pub(super) unsafe fn databases(db: *mut ffi::sqlite3) -> Result<Vec<(i64, String)>> {
+    unsafe extern "C" fn row(
+        list: *mut c_void,
+        count: c_int,
+        values: *mut *mut c_char,
+        _names: *mut *mut c_char,
+    ) -> c_int {
+        // SAFETY: `list` is the one below; a row has number, name and file, as NUL-terminated text
+        // or NULL.
+        unsafe {
+            let (number, name) = (*values, *values.add(1));
+            if count >= 2 && !number.is_null() && !name.is_null() {
+                let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
+                let number = text(number).parse().unwrap_or_default();
+                (*list.cast::<Vec<(i64, String)>>()).push((number, text(name)));
+            }
+        }
+        0
+    }
+    let mut list = Vec::<(i64, String)>::new();
+    let out = ptr::from_mut(&mut list).cast();
+    let sql = c"PRAGMA database_list";
+    // SAFETY: `db` is open; nobody frees a message that is not asked for.
+    let code = unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
+    if code == ffi::SQLITE_OK { Ok(list) } else { Err(Error::Base(code)) }
+}
+
+/// Adds a table of `module` that is there by its name.
+///
+/// # Safety
+/// `db` is open; what `data` points to lives as long as the process.
+pub(super) unsafe fn create_module(
+    db: *mut ffi::sqlite3,
+    name: &CStr,
+    module: &'static ffi::sqlite3_module,
+    data: *mut c_void,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe { (sqlite().create_module_v2)(db, name.as_ptr(), module, data, None) }
+}
+
+/// Says which columns a table has.
+///
+/// # Safety
+/// SQLite is in xConnect on `db`.
+pub(super) unsafe fn declare_table(db: *mut ffi::sqlite3, declaration: &CStr) -> c_int {
+    // SAFETY: as above.
+    unsafe { (sqlite().declare_vtab)(db, declaration.as_ptr()) }
 }
 
 /// Makes `text`, or NULL, the result of the SQL function that runs in `context`.

@@ -1,14 +1,66 @@
 //! A file of the base VFS: its methods behind safe calls.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 use libsqlite3_sys as ffi;
 
+use super::api;
 use crate::error::{Error, Result};
 use crate::file::Storage;
 
 /// An open file of the base VFS. Made only by [`BaseFile::new`], closed by [`BaseFile::close`].
 pub(crate) struct BaseFile(*mut ffi::sqlite3_file);
+
+/// Where a database file was opened.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+}
+
+impl Place {
+    /// # Safety
+    /// `vfs` is a registered VFS, and `name` what was passed to its xOpen, for a main database with
+    /// the names of its journal and log behind it; both live until the file is closed.
+    pub(super) unsafe fn new(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Self {
+        Self { vfs, name }
+    }
+
+    /// Runs `work` on the journal of this database, which is opened for reading; `false` where there
+    /// is none.
+    ///
+    /// # Safety
+    /// This is the place of a main database that is open.
+    pub(super) unsafe fn with_journal(
+        &self,
+        work: impl FnOnce(&BaseFile) -> Result<bool>,
+    ) -> Result<bool> {
+        const FLAGS: c_int = ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_MAIN_JOURNAL;
+        // SAFETY: as above; the file has room for what this VFS needs, aligned and zeroed.
+        unsafe {
+            let [journal, _] = api::journal_or_log_names(self.name);
+            let (Some(access), Some(open)) = ((*self.vfs).xAccess, (*self.vfs).xOpen) else {
+                return Ok(false);
+            };
+            let mut exists = 0;
+            let code = access(self.vfs, journal, ffi::SQLITE_ACCESS_EXISTS, &mut exists);
+            if code != ffi::SQLITE_OK || exists == 0 {
+                return done(code).map(|()| false);
+            }
+            let mut room = vec![0_u64; ((*self.vfs).szOsFile as usize).div_ceil(8)];
+            let file: *mut ffi::sqlite3_file = room.as_mut_ptr().cast();
+            let code = open(self.vfs, journal, file, FLAGS, std::ptr::null_mut());
+            let result = match code {
+                ffi::SQLITE_OK => work(&BaseFile::new(file)),
+                code => Err(Error::Base(code)),
+            };
+            if !(*file).pMethods.is_null() {
+                BaseFile::new(file).close();
+            }
+            result
+        }
+    }
+}
 
 /// Calls a method that every sqlite3_io_methods has.
 macro_rules! call {

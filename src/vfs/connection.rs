@@ -1,14 +1,45 @@
-//! What is reached through a connection: the SQL functions it gets, and the file behind a schema.
+//! What is reached through a connection: the SQL functions and tables it gets, and the file behind a
+//! schema.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{CString, c_char, c_int};
 
 use libsqlite3_sys as ffi;
 
-use super::{api, guard, is_ours};
-use crate::error::last_error;
+use super::api::{self, NewFunction};
+use super::file::TdeFile;
+use super::open::OpenFile;
+use super::table::add_tables;
+use super::{guard, is_ours};
+use crate::command::{self, Answer, Attached, Command};
+use crate::error::{Error, Result, last_error, set_last};
 
-/// Adds our SQL functions to a connection that was just opened, and makes room for trailers in a
-/// database in memory, which may be copied into an encrypted file.
+/// What changes keys, or asks a provider, must not be called by a schema that somebody made up.
+const DIRECT: c_int = ffi::SQLITE_DIRECTONLY;
+
+const fn command(name: &'static std::ffi::CStr) -> NewFunction {
+    NewFunction { name, arguments: -1, flags: DIRECT, call: tde_command }
+}
+
+static FUNCTIONS: [NewFunction; 10] = [
+    NewFunction {
+        name: c"tde_last_error",
+        arguments: 0,
+        flags: ffi::SQLITE_INNOCUOUS,
+        call: tde_last_error,
+    },
+    command(c"tde_status"),
+    command(c"tde_protectors"),
+    command(c"tde_cipher"),
+    command(c"tde_verify"),
+    command(c"tde_lock"),
+    command(c"tde_auto_rotate"),
+    command(c"tde_rotate_protector"),
+    command(c"tde_add_protector"),
+    command(c"tde_remove_protector"),
+];
+
+/// Adds our SQL functions and tables to a connection that was just opened, and makes room for
+/// trailers in a database in memory, which may be copied into an encrypted file.
 ///
 /// # Safety
 /// `db` is open.
@@ -22,7 +53,13 @@ pub(crate) unsafe extern "C" fn add_functions(
         if is_ours(api::vfs_of(db)) {
             api::reserve_bytes_in_memory(db);
         }
-        Ok(api::add_function(db, c"tde_last_error", tde_last_error))
+        for function in &FUNCTIONS {
+            let code = api::add_function(db, function);
+            if code != ffi::SQLITE_OK {
+                return Ok(code);
+            }
+        }
+        Ok(add_tables(db))
     })
 }
 
@@ -39,54 +76,112 @@ unsafe extern "C" fn tde_last_error(
     });
 }
 
+/// Every other function: the PRAGMA of its name, on the schema that it is given.
+unsafe extern "C" fn tde_command(
+    context: *mut ffi::sqlite3_context,
+    count: c_int,
+    values: *mut *mut ffi::sqlite3_value,
+) {
+    guard(|| {
+        // SAFETY: SQLite passes the context and the arguments of this call.
+        unsafe {
+            let (name, db) = api::function(context);
+            let arguments = api::arguments(count, values);
+            let answer = Command::call(&name.to_string_lossy(), &arguments)
+                .and_then(|(schema, command)| run(db, &schema, &command))
+                .and_then(Answer::into_text);
+            match answer {
+                Ok(text) => api::result_text(context, Some(&text)),
+                Err(error) => {
+                    api::result_error(context, &error);
+                    set_last(error);
+                }
+            }
+        }
+        Ok(ffi::SQLITE_OK)
+    });
+}
+
+/// Runs `command` on the database `schema` of `db`.
+///
+/// # Safety
+/// `db` is open, and used by this thread alone.
+pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command) -> Result<Answer> {
+    // SAFETY: as above.
+    unsafe { with_open_file(db, schema, |open| command::run(open, command)) }
+}
+
+/// The databases of `db`, and what is known of their keys.
+///
+/// # Safety
+/// `db` is open, and used by this thread alone.
+pub(super) unsafe fn attached(db: *mut ffi::sqlite3) -> Result<Vec<Attached>> {
+    // SAFETY: as above.
+    let databases = unsafe { api::databases(db)? };
+    let attached = |(number, schema): (i64, String)| {
+        // SAFETY: as above.
+        let status =
+            unsafe { run(db, &schema, &Command::Status) }.and_then(|answer| match answer {
+                Answer::Status(status) => Ok(*status),
+                _ => Err(Error::NotEncrypted),
+            });
+        Attached { number, schema, status }
+    };
+    Ok(databases.into_iter().map(attached).collect())
+}
+
+/// Runs `work` on the open file of the database `schema` of `db`.
+///
+/// # Safety
+/// `db` is open, and used by this thread alone.
+unsafe fn with_open_file<T>(
+    db: *mut ffi::sqlite3,
+    schema: &str,
+    work: impl FnOnce(&mut OpenFile) -> Result<T>,
+) -> Result<T> {
+    let no_such = || Error::Usage(format!("no database is attached as {schema}"));
+    let name = CString::new(schema).map_err(|_| no_such())?;
+    // SAFETY: as above.
+    let file = unsafe { api::file_of(db, name.as_ptr()) };
+    if file.is_null() {
+        return Err(no_such());
+    }
+    // SAFETY: as above, so no method of the file runs meanwhile.
+    work(unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)?)
+}
+
 #[cfg(feature = "rusqlite")]
 mod with_rusqlite {
-    use std::ffi::CString;
-
     use super::*;
-    use crate::error::{Error, Result};
     use crate::file::main_db::MainDb;
     use crate::file::wal::Frames;
     use crate::vfs::base::BaseFile;
-    use crate::vfs::file::TdeFile;
-    use crate::vfs::open::OpenFile;
 
-    /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock.
-    pub(crate) fn with_database<T>(
+    /// Runs `command` on the database `schema` of `connection`.
+    pub(crate) fn run_command(
         connection: &rusqlite::Connection,
         schema: &str,
-        work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
-    ) -> Result<T> {
-        with_file(connection, schema, |open| open.with_shared_lock(work))
+        command: &Command,
+    ) -> Result<Answer> {
+        // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
+        unsafe { run(connection.handle(), schema, command) }
     }
 
-    /// Runs `work` as [`with_database`] does, with what the write-ahead log holds.
+    /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock, with what
+    /// its write-ahead log holds.
     pub(crate) fn with_database_and_log<T>(
         connection: &rusqlite::Connection,
         schema: &str,
         work: impl FnOnce(&mut MainDb, &BaseFile, Frames) -> Result<T>,
     ) -> Result<T> {
-        with_file(connection, schema, |open| {
-            let log = open.log_frames()?;
-            open.with_shared_lock(|db, base| work(db, base, log))
-        })
-    }
-
-    fn with_file<T>(
-        connection: &rusqlite::Connection,
-        schema: &str,
-        work: impl FnOnce(&mut OpenFile) -> Result<T>,
-    ) -> Result<T> {
-        let no_such = || Error::Usage(format!("no database is attached as {schema}"));
-        let name = CString::new(schema).map_err(|_| no_such())?;
         // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
-        let file = unsafe { api::file_of(connection.handle(), name.as_ptr()) };
-        if file.is_null() {
-            return Err(no_such());
+        unsafe {
+            with_open_file(connection.handle(), schema, |open| {
+                let log = open.log_frames()?;
+                open.with_shared_lock(|db, base| work(db, base, log))
+            })
         }
-        // SAFETY: as above, so no method of the file runs meanwhile.
-        work(unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)?)
     }
 }
 #[cfg(feature = "rusqlite")]
-pub(crate) use with_rusqlite::{with_database, with_database_and_log};
+pub(crate) use with_rusqlite::{run_command, with_database_and_log};

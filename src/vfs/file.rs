@@ -305,6 +305,9 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         if unlock && exclusive && (offset..offset + n).contains(&RECOVER) {
             open.end_recovery();
         }
+        if !unlock {
+            open.before_shm_lock()?;
+        }
         let code = call!(open.base, xShmLock, offset, n, flags);
         if code == ffi::SQLITE_OK && !unlock {
             open.shm_locked();

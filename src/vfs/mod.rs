@@ -7,7 +7,8 @@
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
 //! | `names.rs` | the open database files by name, for their journals and logs |
-//! | `connection.rs` | what is reached through a connection: SQL functions, status, verify |
+//! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
+//! | `table.rs` | the table-valued functions |
 //! | `base.rs` | a file of the base VFS |
 //! | `api.rs` | every call into SQLite |
 //! | `routines.rs` | how SQLite's routines are reached: linked in, or through a host's table |
@@ -23,6 +24,7 @@ mod names;
 mod open;
 pub(crate) mod routines;
 mod shm;
+mod table;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -37,7 +39,7 @@ use crate::error::{Error, Result, set_last};
 use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::suite::SuiteId;
-use base::BaseFile;
+use base::{BaseFile, Place};
 use file::TdeFile;
 use open::{Content, OpenFile};
 
@@ -255,9 +257,20 @@ unsafe fn open_inside(
     let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
     match Content::new(&base, kind, name, wishes, parent) {
         Ok(content) => {
-            // SAFETY: `parent_file` is the database of a journal or log, else null.
-            let open = unsafe { OpenFile::new(base, content, parent_file) };
+            // SAFETY: `parent_file` is the database of a journal or log, else null; both were passed to
+            // the base's xOpen.
+            let mut open = unsafe {
+                let place = Place::new(base_of(vfs), path);
+                OpenFile::new(base, content, place, parent_file)
+            };
             open.opened(file);
+            if kind == FileKind::MainDb {
+                open.rotate_by_itself();
+            }
+            if open.is_read_only() {
+                // SAFETY: `out_flags` is NULL or points to an int.
+                unsafe { say_read_only(out_flags) };
+            }
             // SAFETY: `file` has room for a `TdeFile`.
             unsafe { TdeFile::install(file, open, version) };
             if kind == FileKind::MainDb {
@@ -270,6 +283,14 @@ unsafe fn open_inside(
             base.close();
             Err(error)
         }
+    }
+}
+
+/// Tells SQLite that the file is open for reading alone.
+unsafe fn say_read_only(out_flags: *mut c_int) {
+    // SAFETY: it is NULL or points to an int.
+    if let Some(flags) = unsafe { out_flags.as_mut() } {
+        *flags = *flags & !ffi::SQLITE_OPEN_READWRITE | ffi::SQLITE_OPEN_READONLY;
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_int};
+use std::time::{Duration, Instant};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
-use super::base::BaseFile;
+use super::base::{BaseFile, Place};
 use super::file::TdeFile;
 use super::shm::Shm;
 use crate::command;
@@ -192,6 +193,7 @@ impl Parent for OpenFile {
 pub(super) struct OpenFile {
     pub(super) base: BaseFile,
     pub(super) content: Content,
+    place: Place,
     /// The lock that SQLite holds through this file.
     lock: c_int,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
@@ -206,15 +208,18 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     /// # Safety
-    /// `parent` is the database file that SQLite has for a journal or log, or null.
+    /// `parent` is the database file that SQLite has for a journal or log, or null; `place` is where
+    /// the file was opened.
     pub(super) unsafe fn new(
         base: BaseFile,
         content: Content,
+        place: Place,
         parent: *mut ffi::sqlite3_file,
     ) -> Self {
         Self {
             base,
             content,
+            place,
             lock: ffi::SQLITE_LOCK_NONE,
             connection: std::ptr::null_mut(),
             shm: Shm::default(),
@@ -226,6 +231,10 @@ impl OpenFile {
     pub(super) fn read(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
         let filled = match &mut self.content {
             Content::Db(db) => {
+                if self.lock == ffi::SQLITE_LOCK_EXCLUSIVE {
+                    // In exclusive mode nothing else tells of a transaction.
+                    db.watch(&self.base)?;
+                }
                 let filled = db.read(&self.base, buf, at)?;
                 if filled == Filled::Short && !self.log.is_null() {
                     self.check_size()?;
@@ -296,6 +305,7 @@ impl OpenFile {
     }
 
     pub(super) fn lock(&mut self, level: c_int) -> Result<c_int> {
+        self.before_lock(level)?;
         let code = self.base.lock(level);
         if code != ffi::SQLITE_OK {
             return Ok(code);
@@ -317,6 +327,39 @@ impl OpenFile {
         Ok(code)
     }
 
+    /// Whatever may have to wait for a provider is done before others can wait for the lock.
+    fn before_lock(&mut self, level: c_int) -> Result<()> {
+        let held = self.lock;
+        if held == ffi::SQLITE_LOCK_NONE {
+            self.begin()?;
+        }
+        let Content::Db(db) = &mut self.content else { return Ok(()) };
+        if held == ffi::SQLITE_LOCK_NONE && db.has_no_page() {
+            // What is wrong with it shows under the lock; while it is being created, nothing is.
+            let _ = db.look(&self.base);
+        }
+        if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
+            db.prepare()?;
+        }
+        Ok(())
+    }
+
+    /// A transaction begins.
+    fn begin(&mut self) -> Result<()> {
+        let Content::Db(db) = &mut self.content else { return Ok(()) };
+        db.begin(&self.base)?;
+        self.rotate_by_itself();
+        Ok(())
+    }
+
+    /// Writes what a background check has wrapped under newer keys. Nobody asked for it, so nobody
+    /// is told of an error but the log.
+    pub(super) fn rotate_by_itself(&mut self) {
+        if let Err(error) = command::apply_pending(self) {
+            api::log(error.sqlite_code(), &format!("sqlite-tde: automatic rotation: {error}"));
+        }
+    }
+
     pub(super) fn unlock(&mut self, level: c_int) -> c_int {
         let code = self.base.unlock(level);
         // Also after an error: a lock that may be gone must not be counted on.
@@ -325,6 +368,11 @@ impl OpenFile {
             db.lock_changed();
         }
         code
+    }
+
+    /// A lock on the wal-index is about to be taken.
+    pub(super) fn before_shm_lock(&mut self) -> Result<()> {
+        self.begin()
     }
 
     /// A lock on the wal-index was taken.
@@ -420,8 +468,15 @@ impl OpenFile {
 
     /// Answers `PRAGMA name = value` where it is ours to answer.
     pub(super) fn pragma(&mut self, name: &str, value: Option<&str>) -> Result<Option<String>> {
-        let Content::Db(db) = &mut self.content else { return Ok(None) };
-        command::pragma(db, &self.base, name, value)
+        if !matches!(self.content, Content::Db(_)) {
+            return Ok(None);
+        }
+        command::pragma(self, name, value)
+    }
+
+    /// Whether the protector through which a database was opened allows no more than reading.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(&self.content, Content::Db(db) if db.is_read_only())
     }
 
     /// Authenticates the committed frames of the log, where there is one.
@@ -460,5 +515,113 @@ impl OpenFile {
             self.unlock(ffi::SQLITE_LOCK_NONE);
         }
         result
+    }
+}
+
+impl command::Target for OpenFile {
+    type Base = BaseFile;
+
+    fn parts(&mut self) -> Result<(&mut MainDb, &BaseFile)> {
+        match &mut self.content {
+            Content::Db(db) => Ok((db, &self.base)),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    /// Writers of the envelope hold SQLite's RESERVED lock: in rollback mode they take turns with
+    /// writers of pages, and in WAL mode nobody else ever takes it. Readers notice nothing.
+    fn exclusively<T>(
+        &mut self,
+        patience: Duration,
+        work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
+    ) -> Result<T> {
+        let held = self.lock;
+        if held < ffi::SQLITE_LOCK_RESERVED {
+            self.reserve(patience)?;
+        }
+        let (db, base) = self.parts()?;
+        let result = work(db, base);
+        if held < ffi::SQLITE_LOCK_RESERVED {
+            self.base.unlock(held);
+        }
+        result
+    }
+
+    fn is_in_transaction(&self) -> bool {
+        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
+        let connection = unsafe { self.connection.as_ref() };
+        match connection {
+            // SAFETY: the connection is open while its file is.
+            Some(&db) if !db.is_null() => unsafe { api::is_in_transaction(db) },
+            _ => self.lock >= ffi::SQLITE_LOCK_RESERVED,
+        }
+    }
+}
+
+impl OpenFile {
+    /// Takes the RESERVED lock on top of what SQLite holds.
+    fn reserve(&mut self, patience: Duration) -> Result<()> {
+        const PAUSE: Duration = Duration::from_millis(2);
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.try_reserve()? {
+                ffi::SQLITE_OK => return Ok(()),
+                ffi::SQLITE_BUSY if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                ffi::SQLITE_BUSY => {
+                    return Err(Error::Busy("another connection is writing: try again".into()));
+                }
+                code => return Err(Error::Base(code)),
+            }
+        }
+    }
+
+    fn try_reserve(&mut self) -> Result<c_int> {
+        let held = self.lock;
+        if held == ffi::SQLITE_LOCK_NONE {
+            let code = self.base.lock(ffi::SQLITE_LOCK_SHARED);
+            if code != ffi::SQLITE_OK {
+                return Ok(code);
+            }
+            // A RESERVED lock tells readers that a journal is in use. Held beside one that a crash
+            // left, it would keep them from rolling that back.
+            let hot = self.has_hot_journal();
+            if !matches!(hot, Ok(false)) {
+                self.base.unlock(held);
+                hot?;
+                return Err(Error::Busy(
+                    "a transaction that a crash cut off has to be rolled back first: read from the \
+                     database, then try again"
+                        .into(),
+                ));
+            }
+        }
+        let code = self.base.lock(ffi::SQLITE_LOCK_RESERVED);
+        if code != ffi::SQLITE_OK {
+            self.base.unlock(held);
+        }
+        Ok(code)
+    }
+
+    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte counts.
+    fn has_hot_journal(&self) -> Result<bool> {
+        let mut reserved = 0;
+        // SAFETY: `reserved` is an int.
+        let code = unsafe { self.base.check_reserved_lock(&mut reserved) };
+        if code != ffi::SQLITE_OK {
+            return Err(Error::Base(code));
+        }
+        let Content::Db(db) = &self.content else { return Ok(false) };
+        if reserved != 0 {
+            return Ok(false);
+        }
+        // SAFETY: the database is open, so its place holds.
+        unsafe {
+            self.place.with_journal(|base| {
+                let mut first = [0];
+                let mut journal = Journal::open(base, db.keyring(), base.grain())?;
+                let filled = journal.read(base, &mut first, 0)?;
+                Ok(filled == Filled::Full && first != [0])
+            })
+        }
     }
 }

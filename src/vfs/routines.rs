@@ -1,7 +1,7 @@
 //! How SQLite's routines are reached: linked in, or, in the build that a host loads (feature
 //! `extension`), through the table that the host passes to the entry point.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_uchar, c_void};
 
 use libsqlite3_sys as ffi;
 
@@ -17,6 +17,9 @@ pub(super) type Function =
     unsafe extern "C" fn(*mut ffi::sqlite3_context, c_int, *mut *mut ffi::sqlite3_value);
 
 type Aggregate = unsafe extern "C" fn(*mut ffi::sqlite3_context);
+/// What gets the rows of a statement one by one.
+pub(super) type Callback =
+    unsafe extern "C" fn(*mut c_void, c_int, *mut *mut c_char, *mut *mut c_char) -> c_int;
 type Destructor = unsafe extern "C" fn(*mut c_void);
 
 macro_rules! routines {
@@ -71,6 +74,7 @@ routines! {
     filename_journal = sqlite3_filename_journal(*const c_char) -> *const c_char;
     filename_wal = sqlite3_filename_wal(*const c_char) -> *const c_char;
     db_filename = sqlite3_db_filename(*mut ffi::sqlite3, *const c_char) -> *const c_char;
+    get_autocommit = sqlite3_get_autocommit(*mut ffi::sqlite3) -> c_int;
     file_control = sqlite3_file_control(*mut ffi::sqlite3, *const c_char, c_int, *mut c_void) -> c_int;
     create_function_v2 = sqlite3_create_function_v2(
         *mut ffi::sqlite3, *const c_char, c_int, c_int, *mut c_void,
@@ -80,6 +84,20 @@ routines! {
         *mut ffi::sqlite3_context, *const c_char, c_int, Option<Destructor>
     ) -> ();
     result_null = sqlite3_result_null(*mut ffi::sqlite3_context) -> ();
+    result_int64 = sqlite3_result_int64(*mut ffi::sqlite3_context, ffi::sqlite3_int64) -> ();
+    result_error = sqlite3_result_error(*mut ffi::sqlite3_context, *const c_char, c_int) -> ();
+    result_error_code = sqlite3_result_error_code(*mut ffi::sqlite3_context, c_int) -> ();
+    user_data = sqlite3_user_data(*mut ffi::sqlite3_context) -> *mut c_void;
+    context_db_handle = sqlite3_context_db_handle(*mut ffi::sqlite3_context) -> *mut ffi::sqlite3;
+    value_text = sqlite3_value_text(*mut ffi::sqlite3_value) -> *const c_uchar;
+    exec = sqlite3_exec(
+        *mut ffi::sqlite3, *const c_char, Option<Callback>, *mut c_void, *mut *mut c_char
+    ) -> c_int;
+    create_module_v2 = sqlite3_create_module_v2(
+        *mut ffi::sqlite3, *const c_char, *const ffi::sqlite3_module, *mut c_void,
+        Option<Destructor>
+    ) -> c_int;
+    declare_vtab = sqlite3_declare_vtab(*mut ffi::sqlite3, *const c_char) -> c_int;
 }
 
 #[cfg(not(feature = "extension"))]

@@ -17,6 +17,7 @@
 //! 5. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
 //!    a rollback needs it to end.
 
+mod keys;
 mod layout;
 mod pages;
 
@@ -25,12 +26,12 @@ use std::sync::Arc;
 
 use self::layout::{is_lock_page, logical_size, physical_size};
 pub(crate) use self::pages::LeastPages;
-use self::pages::{Found, Pages, SQLITE_MAGIC, check_page_1, first_page_size, write_envelope};
+use self::pages::{Found, Pages, SQLITE_MAGIC, check_page_1, first_page_size};
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
-use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope};
-use crate::key::keyring::Keyring;
-use crate::key::protector::Protectors;
+use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
+use crate::key::keyring::{Keyring, Opened};
+use crate::key::protector::{Protectors, now};
 use crate::suite::SuiteId;
 
 /// What the caller asked for when it opened the file.
@@ -52,6 +53,10 @@ pub(crate) struct MainDb {
     rolling_back: bool,
     /// A page of it was.
     restored: bool,
+    /// When the file was opened, in Unix seconds.
+    opened: u64,
+    /// Protectors that this handle has removed.
+    removed: Vec<ProtectorRecord>,
 }
 
 enum State {
@@ -70,8 +75,11 @@ impl MainDb {
             known_size: None,
             rolling_back: false,
             restored: false,
+            opened: now(),
+            removed: Vec::new(),
         };
         db.look(base)?;
+        db.look_for_newer();
         Ok(db)
     }
 
@@ -96,8 +104,9 @@ impl MainDb {
         }
         let copies = envelope::candidates(&header)?;
         let wanted = self.wishes.protector.as_deref();
-        let (keyring, envelope) = Keyring::open(copies, &self.wishes.protectors, wanted)?;
-        let mut pages = Pages::new(keyring, envelope);
+        let Opened { keyring, envelope, through } =
+            Keyring::open(copies, &self.wishes.protectors, wanted)?;
+        let mut pages = Pages::new(keyring, envelope, through);
         pages.blank = logical_size(len) == 0;
         self.state = State::Encrypted(Box::new(pages));
         Ok(())
@@ -256,12 +265,13 @@ impl MainDb {
                 None => self.wishes.create()?,
             };
             envelope.page_size = page_size;
-            if let Err(error) = write_envelope(base, &keyring, &envelope) {
+            if let Err(error) = keys::write(base, &keyring, &envelope) {
                 *prepared = Some((keyring, envelope));
                 return Err(error);
             }
             keyring.share();
-            self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope)));
+            let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
+            self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through)));
             self.known_size = Some(0);
         }
         match &mut self.state {
@@ -375,10 +385,7 @@ impl Findings {
 
 impl Wishes {
     fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now)
+        Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now())
     }
 }
 

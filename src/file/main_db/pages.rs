@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::super::{Filled, Storage};
+use super::keys;
 use super::layout::{is_lock_page, logical_size, physical, physical_size};
 use crate::error::{Error, Result};
-use crate::key::envelope::{self, COPY_LEN, Envelope};
+use crate::key::cipher::{Cipher, Subkey};
+use crate::key::envelope::{COPY_LEN, Envelope, Unverified};
 use crate::key::keyring::Keyring;
-use crate::page::{PageCipher, RESERVE};
+use crate::page::RESERVE;
 
 /// SQLite's database header, of which page 1 is checked before it is written.
 pub(super) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -34,7 +36,9 @@ pub(crate) type LeastPages<'a> = &'a mut dyn FnMut() -> Result<u32>;
 pub(super) struct Pages {
     pub(super) keyring: Arc<Keyring>,
     pub(super) envelope: Envelope,
-    pub(super) cipher: PageCipher,
+    /// Name of the protector that gave the keys.
+    pub(super) through: String,
+    pub(super) cipher: Cipher,
     pub(super) page_size: usize,
     sealed: Vec<u8>,
     plain: Vec<u8>,
@@ -50,12 +54,13 @@ pub(super) enum Found {
 }
 
 impl Pages {
-    pub(super) fn new(keyring: Arc<Keyring>, envelope: Envelope) -> Self {
+    pub(super) fn new(keyring: Arc<Keyring>, envelope: Envelope, through: String) -> Self {
         let page_size = envelope.page_size as usize;
         Self {
-            cipher: PageCipher::new(keyring.page_keys()),
+            cipher: keyring.cipher(Subkey::Page),
             keyring,
             envelope,
+            through,
             page_size,
             sealed: vec![0; page_size],
             plain: vec![0; page_size],
@@ -118,7 +123,7 @@ impl Pages {
             body.fill(0);
             return Ok(Found::Missing);
         }
-        let opened = whole && self.cipher.open(page, &self.sealed, body).is_ok();
+        let opened = whole && self.cipher.open(page, &self.sealed, body)?;
         Ok(if opened { Found::Good } else { Found::Bad })
     }
 
@@ -140,10 +145,10 @@ impl Pages {
         for (index, name) in [(0, 'A'), (1, 'B')] {
             let mut copy = vec![0; COPY_LEN];
             base.read(&mut copy, index * COPY_LEN as u64)?;
-            let good = envelope::Unverified::decode(&copy)
-                .and_then(|copy| copy.verify(self.keyring.mac_key()));
-            if good.is_err() {
-                bad.push(name);
+            match Unverified::decode(&copy).and_then(|copy| self.keyring.verify(copy)) {
+                Ok(_) => {}
+                Err(error @ Error::Inaccessible(_)) => return Err(error),
+                Err(_) => bad.push(name),
             }
         }
         Ok(bad)
@@ -159,15 +164,15 @@ impl Pages {
     ) -> Result<()> {
         let page_size = first_page_size(bytes, at)?;
         check_page_1(bytes, at, page_size)?;
-        let mut envelope = self.envelope.clone();
+        let (mut envelope, _) = keys::current(base, &self.keyring)?;
         if page_size != envelope.page_size {
             envelope.page_size = page_size;
             envelope.generation += 1;
         } else if self.bad_copies(base)?.is_empty() {
             return Ok(());
         }
-        write_envelope(base, &self.keyring, &envelope)?;
-        *self = Self::new(Arc::clone(&self.keyring), envelope);
+        keys::write(base, &self.keyring, &envelope)?;
+        *self = Self::new(Arc::clone(&self.keyring), envelope, self.through.clone());
         Ok(())
     }
 
@@ -294,19 +299,6 @@ pub(super) fn check_page_1(bytes: &[u8], at: u64, page_size: u32) -> Result<()> 
 /// The page size as SQLite's header has it: two bytes big-endian, 1 for 65536.
 pub(super) fn page_size_field(page_size: usize) -> [u8; 2] {
     if page_size == 65536 { [0, 1] } else { (page_size as u16).to_be_bytes() }
-}
-
-/// Writes copy A and syncs it, then copy B: a tear leaves either nothing that counts or one copy.
-pub(super) fn write_envelope(
-    base: &impl Storage,
-    keyring: &Keyring,
-    envelope: &Envelope,
-) -> Result<()> {
-    let copy = envelope.encode(keyring.mac_key())?;
-    base.write(&copy, 0)?;
-    base.sync()?;
-    base.write(&copy, COPY_LEN as u64)?;
-    base.sync()
 }
 
 /// The page size of a new database, from its first write: one whole page.

@@ -38,8 +38,9 @@ use std::sync::Arc;
 use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
+use crate::key::cipher::{Cipher, Subkey};
 use crate::key::keyring::Keyring;
-use crate::page::{PageCipher, RESERVE};
+use crate::page::RESERVE;
 
 /// SQLite's WAL header, and in it the page size and the salts.
 const WAL_HEADER: usize = 32;
@@ -96,7 +97,7 @@ struct Pending {
 
 pub(crate) struct Wal {
     keyring: Option<Arc<Keyring>>,
-    cipher: Option<PageCipher>,
+    cipher: Option<Cipher>,
     /// Grain of a log that this handle starts.
     grain: usize,
     layout: Option<Layout>,
@@ -125,7 +126,7 @@ impl Wal {
     /// bytes. Without a keyring there is no database yet, and no log.
     pub(crate) fn new(keyring: Option<Arc<Keyring>>, grain: usize) -> Self {
         Self {
-            cipher: keyring.as_ref().map(|keyring| PageCipher::new(keyring.wal_keys())),
+            cipher: keyring.as_ref().map(|keyring| keyring.cipher(Subkey::Wal)),
             keyring,
             grain,
             layout: None,
@@ -384,7 +385,7 @@ impl Wal {
         record[WAL_HEADER..].copy_from_slice(&parent.pages()?.to_be_bytes());
         let mut image = vec![0; layout.sector() + HEADER_LEN];
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
-        let cipher = self.cipher.as_mut().ok_or(Error::FrameAuthentication { frame: 0 })?;
+        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
         cipher.begin();
         let record_0 = layout.sector()..layout.sector() + RECORD_0 + RESERVE;
         cipher.seal(0, &record, &mut image[record_0])?;
@@ -438,7 +439,7 @@ impl Wal {
     /// Seals what is in `plain` as `frame` and writes it. A commit ends the run of nonces.
     fn store(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<()> {
         self.held = None;
-        let cipher = self.cipher.as_mut().ok_or(Error::FrameAuthentication { frame })?;
+        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame })?;
         cipher.seal(u64::from(frame), &self.plain, &mut self.sealed)?;
         base.write(&self.sealed, layout.position(frame))?;
         self.unfinished = self.unfinished.map(|first| first.min(frame)).or(Some(frame));
@@ -466,9 +467,9 @@ impl Wal {
     /// Puts the record of `frame` into `plain`; `false` where it does not authenticate.
     fn load(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<bool> {
         self.held = None;
-        let Some(cipher) = &mut self.cipher else { return Ok(false) };
+        let Some(cipher) = &self.cipher else { return Ok(false) };
         let whole = base.read_whole(&mut self.sealed, layout.position(frame))?;
-        let good = whole && cipher.open(u64::from(frame), &self.sealed, &mut self.plain).is_ok();
+        let good = whole && cipher.open(u64::from(frame), &self.sealed, &mut self.plain)?;
         self.held = good.then_some(frame);
         Ok(good)
     }
@@ -479,14 +480,14 @@ impl Wal {
         base: &impl Storage,
         layout: Layout,
     ) -> Result<Option<[u8; RECORD_0]>> {
-        let Some(cipher) = &mut self.cipher else { return Ok(None) };
+        let Some(cipher) = &self.cipher else { return Ok(None) };
         let (mut sector, mut record) = ([0; HEADER_LEN], [0; RECORD_0]);
         // What the file does not reach reads as zeros, and so does what fills the sector up.
         let at = layout.sector() as u64;
         let (sealed, rest) = sector.split_at_mut(RECORD_0 + RESERVE);
         let whole = base.read_whole(sealed, at)?;
         base.read(rest, at + (RECORD_0 + RESERVE) as u64)?;
-        if !whole || !is_zero(rest) || cipher.open(0, sealed, &mut record).is_err() {
+        if !whole || !is_zero(rest) || !cipher.open(0, sealed, &mut record)? {
             return Ok(None);
         }
         self.take_header(&record);

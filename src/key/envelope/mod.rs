@@ -10,14 +10,15 @@
 //! +-------+--------+--------+------------+---------+-----------+---------+---------+--
 //! | magic | format | length | generation | file id | page size | created | rotated |
 //! +-------+--------+--------+------------+---------+-----------+---------+---------+--
-//! 68            76           77      80            84          85           86      88
-//! +-------------+------------+-------+-------------+-----------+------------+-------+
-//! | regenerated | scan state | 0 0 0 | scan cursor | DEK count | protectors |  0 0  |
-//! +-------------+------------+-------+-------------+-----------+------------+-------+
+//! 68            76           77      80            84          85           86      87  88
+//! +-------------+------------+-------+-------------+-----------+------------+-------+---+
+//! | regenerated | scan state | 0 0 0 | scan cursor | DEK count | protectors | flags | 0 |
+//! +-------------+------------+-------+-------------+-----------+------------+-------+---+
 //! 88                           length - 32   length           8192
 //! +---------+------------------+-------------+----------------+
 //! | DEK, .. | protector, ..    | MAC         | zeros          |
 //! +---------+------------------+-------------+----------------+
+//! flags     = bit 0: protectors are not rotated by themselves
 //! DEK       = key version 4 | suite 1 | 0 | wrapped length 2 | wrapped
 //! protector = name 1+n | provider 1+n | key id 2+n | key version 2+n | mechanism 1+n
 //!           | not after 8 | flags 1 (bit 0: read-only) | wrapped DEK 2+n
@@ -65,17 +66,20 @@ const SCAN_ZERO_AT: usize = SCAN_STATE_AT + 1;
 const SCAN_CURSOR_AT: usize = SCAN_ZERO_AT + 3;
 const DEK_COUNT_AT: usize = SCAN_CURSOR_AT + size_of::<u32>();
 const PROTECTOR_COUNT_AT: usize = DEK_COUNT_AT + 1;
-const COUNT_ZERO_AT: usize = PROTECTOR_COUNT_AT + 1;
-const RECORDS_AT: usize = COUNT_ZERO_AT + 2;
+const FLAGS_AT: usize = PROTECTOR_COUNT_AT + 1;
+const FLAGS_ZERO_AT: usize = FLAGS_AT + 1;
+const RECORDS_AT: usize = FLAGS_ZERO_AT + 1;
 const _: () = assert!(RECORDS_AT == 88, "databases have their records here");
 
 const FILE_ID_LEN: usize = 16;
 const MAC_LEN: usize = 32;
 const SECTOR_LEN: usize = 512;
 const DEKS_MAX: usize = 4;
-const PROTECTORS_MAX: usize = 8;
+/// Protectors that a database can have at once.
+pub(crate) const PROTECTORS_MAX: usize = 8;
 const WRAPPED_MAX_LEN: usize = 2048;
 const READ_ONLY: u8 = 1;
+const MANUAL_ROTATION: u8 = 1;
 const PAGE_SIZE_MIN: u32 = 1024;
 const PAGE_SIZE_MAX: u32 = 65536;
 
@@ -100,6 +104,8 @@ pub struct Envelope {
     pub scan_state: ScanState,
     /// The last page that the scan has done; 0 for none.
     pub scan_cursor: u32,
+    /// Whether a protector is re-wrapped under a newer version of its key on request only.
+    pub manual_rotation: bool,
     /// The DEK of all new writes. Its `wrapped` is empty: the protectors have it.
     pub current: DekRecord,
     /// DEKs that pages may still be under, at most 3, wrapped under the current one.
@@ -197,7 +203,10 @@ impl Envelope {
         copy.extend_from_slice(&[self.scan_state.code(), 0, 0, 0]);
         copy.extend_from_slice(&self.scan_cursor.to_be_bytes());
         // `check` has bounded both counts.
-        copy.extend_from_slice(&[1 + self.retired.len() as u8, self.protectors.len() as u8, 0, 0]);
+        let flags = if self.manual_rotation { MANUAL_ROTATION } else { 0 };
+        let counts = [1 + self.retired.len() as u8, self.protectors.len() as u8];
+        copy.extend_from_slice(&counts);
+        copy.extend_from_slice(&[flags, 0]);
         copy.extend_from_slice(&records);
         let tag = mac(mac_key, &copy).ok_or_else(|| usage("no MAC key".to_owned()))?;
         copy.extend_from_slice(&tag.finalize().into_bytes());
@@ -435,7 +444,7 @@ fn put_long(out: &mut Vec<u8>, bytes: &[u8], field: &str) -> Result<(), String> 
 
 /// What the fields say, whether or not it keeps the rules of [`Envelope::check`].
 fn parse_fields(head: &[u8], records: &[u8]) -> Result<Envelope, String> {
-    for (at, len, field) in [(SCAN_ZERO_AT, 3, "scan state"), (COUNT_ZERO_AT, 2, "counts")] {
+    for (at, len, field) in [(SCAN_ZERO_AT, 3, "scan state"), (FLAGS_ZERO_AT, 1, "flags")] {
         if !head.get(at..at + len).is_some_and(is_zero) {
             return Err(format!("bytes after the {field} are not zero"));
         }
@@ -443,8 +452,12 @@ fn parse_fields(head: &[u8], records: &[u8]) -> Result<Envelope, String> {
     let [scan_state] = array_at(head, SCAN_STATE_AT, "scan state")?;
     let [dek_count] = array_at(head, DEK_COUNT_AT, "DEK count")?;
     let [protector_count] = array_at(head, PROTECTOR_COUNT_AT, "protector count")?;
+    let [flags] = array_at(head, FLAGS_AT, "flags")?;
     if dek_count == 0 {
         return Err("DEK count is 0".to_owned());
+    }
+    if flags & !MANUAL_ROTATION != 0 {
+        return Err(format!("flags are {flags:#04x}"));
     }
     let mut reader = Reader { rest: records };
     let envelope = Envelope {
@@ -457,6 +470,7 @@ fn parse_fields(head: &[u8], records: &[u8]) -> Result<Envelope, String> {
         scan_state: ScanState::from_code(scan_state)
             .ok_or_else(|| format!("scan state is {scan_state}"))?,
         scan_cursor: u32_at(head, SCAN_CURSOR_AT, "scan cursor")?,
+        manual_rotation: flags & MANUAL_ROTATION != 0,
         current: reader.dek()?,
         retired: (1..dek_count).map(|_| reader.dek()).collect::<Result<_, _>>()?,
         protectors: (0..protector_count).map(|_| reader.protector()).collect::<Result<_, _>>()?,

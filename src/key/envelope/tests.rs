@@ -36,6 +36,7 @@ fn sample() -> Envelope {
         regenerated: 1_700_000_001,
         scan_state: ScanState::Running,
         scan_cursor: 17,
+        manual_rotation: false,
         current: DekRecord { version: 2, suite: suite(1).unwrap(), wrapped: Vec::new() },
         retired: vec![DekRecord { version: 1, suite: suite(2).unwrap(), wrapped: vec![0xd1; 72] }],
         protectors: vec![protector("main"), protector("recovery")],
@@ -75,6 +76,7 @@ prop_compose! {
         times in any::<[u64; 3]>(),
         scan_state in proptest::sample::select(ScanState::ALL.to_vec()),
         scan_cursor in any::<u32>(),
+        manual_rotation in any::<bool>(),
         first in 1..=u32::MAX - 3,
         suites in vec(1..=2u8, 1..=4),
         blob in vec(any::<u8>(), 1..200),
@@ -91,6 +93,7 @@ prop_compose! {
         let [created, rotated, regenerated] = times;
         Envelope {
             generation, file_id, page_size, created, rotated, regenerated, scan_state, scan_cursor,
+            manual_rotation,
             current, retired: deks.collect(), protectors,
         }
     }
@@ -247,7 +250,7 @@ const FORGED: [Attack; 9] = [
 ];
 
 /// Copies with a right MAC that no encoder writes: the structure alone must refuse them.
-const SEALED: [Attack; 22] = [
+const SEALED: [Attack; 23] = [
     ("format 0", |c| c[FORMAT_AT + 3] = 0, "format is 0"),
     ("generation 0", |c| c[GENERATION_AT + 7] = 0, "generation is 0"),
     ("page size 512", |c| c[PAGE_SIZE_AT + 2] = 2, "page size"),
@@ -255,7 +258,8 @@ const SEALED: [Attack; 22] = [
     ("page size 69632", |c| c[PAGE_SIZE_AT + 1] = 1, "page size"),
     ("scan state 5", |c| c[SCAN_STATE_AT] = 5, "scan state is 5"),
     ("bytes after the scan state used", |c| c[SCAN_ZERO_AT + 1] = 1, "after the scan state"),
-    ("bytes after the counts used", |c| c[COUNT_ZERO_AT + 1] = 1, "after the counts"),
+    ("a flag that is none", |c| c[FLAGS_AT] |= 2, "flags are 0x02"),
+    ("the byte after the flags used", |c| c[FLAGS_ZERO_AT] = 1, "after the flags"),
     ("no DEK", |c| c[DEK_COUNT_AT] = 0, "DEK count"),
     ("255 DEKs", |c| c[DEK_COUNT_AT] = 255, ""),
     ("no protector", |c| c[PROTECTOR_COUNT_AT] = 0, "after the last record"),

@@ -16,7 +16,7 @@ use etcetera::BaseStrategy;
 
 use self::format::{Store, StoredKey, StoredVersion};
 use super::wrap::{self, MECHANISM};
-use super::{Context, KeyProvider, ProviderError, Wrapped};
+use super::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use crate::error::{Error, Result};
 use crate::secret::Secret;
 
@@ -238,6 +238,10 @@ impl Keystore {
 impl KeyProvider for Keystore {
     fn kind(&self) -> &str {
         "keystore"
+    }
+
+    fn waits_for(&self) -> WaitsFor {
+        WaitsFor::Nothing
     }
 
     fn wrap(

@@ -1,0 +1,409 @@
+//! Changing who may open a database.
+//!
+//! Each change goes the same way:
+//! 1. The envelope is read, and the providers are asked, while no lock is held.
+//! 2. With everybody else shut out, the envelope is read again. If a record that the change started
+//!    from is another one now, all begins anew.
+//! 3. Both copies are written and synced.
+//!
+//! What was wrapped is unwrapped once before it counts: a provider that gives a key which does not
+//! come back would make the database unreadable.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::status::{self, ProtectorStatus};
+use super::{PATIENCE, Target};
+use crate::error::{Error, Result};
+use crate::file::Storage;
+use crate::file::main_db::MainDb;
+use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
+use crate::key::protector::{does_not_come_back, matches, now};
+use crate::provider::{Context, ProviderError};
+use crate::secret::Secret;
+
+/// How often a change begins anew because somebody else made one meanwhile.
+const ROUNDS: usize = 10;
+
+/// What came of a change to the protectors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Change {
+    /// Whether the envelope was written. What is as it was asked for already needs no writing.
+    pub changed: bool,
+    /// The protectors as they are now.
+    pub protectors: Vec<ProtectorStatus>,
+    /// Protectors that were to be changed and are as they were.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A protector that a change left as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Skipped {
+    /// Its name.
+    pub name: String,
+    /// What its provider said.
+    pub reason: String,
+}
+
+/// A protector to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct NewProtector {
+    name: String,
+    not_after: u64,
+    read_only: bool,
+}
+
+impl NewProtector {
+    /// The key called `name`: `provider:key`, or `key` for one of the local keystore.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), not_after: 0, read_only: false }
+    }
+
+    /// Ends it at this time, in Unix seconds.
+    pub fn not_after(mut self, seconds: u64) -> Self {
+        self.not_after = seconds;
+        self
+    }
+
+    /// Whoever opens the database through it may only read, as far as this software is what they use.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+}
+
+/// Whether one protector gives the key in use, as far as it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ProtectorCheck {
+    /// The protector's name.
+    pub name: String,
+    /// A provider of that name is set up here.
+    pub configured: bool,
+    /// It answered.
+    pub reachable: bool,
+    /// It has the key.
+    pub present: bool,
+    /// It unwrapped the database encryption key.
+    pub unwraps: bool,
+    /// What it unwrapped is the key in use.
+    pub matches: bool,
+    /// The version of the key that wraps at present, where it tells.
+    pub newest_version: Option<String>,
+    /// What was wrong.
+    pub error: Option<String>,
+}
+
+/// Checks every protector: provider configured, reachable, key present, unwraps, equal to the one
+/// in use.
+///
+/// Where the keys are gone it goes by what the file says, which is not authenticated then.
+pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<ProtectorCheck>> {
+    let (records, context, dek) = match db.begin(base) {
+        Ok(()) => {
+            let records = db.refresh_envelope(base)?.protectors.clone();
+            let (dek, context) = keys(db)?;
+            (records, context, Some(dek))
+        }
+        Err(Error::Inaccessible(_)) => {
+            let (records, context) = db.unverified_protectors(base)?;
+            (records, context, None)
+        }
+        Err(error) => return Err(error),
+    };
+    let check = |record| check_one(db, record, dek.as_ref(), &context);
+    Ok(records.iter().map(check).collect())
+}
+
+fn check_one(
+    db: &MainDb,
+    record: &ProtectorRecord,
+    dek: Option<&Secret>,
+    context: &Context,
+) -> ProtectorCheck {
+    let protectors = db.protectors();
+    let newest = protectors.newest_version(record);
+    let unwrapped = protectors.unwrap(&[record], context).map(|(dek, _)| dek);
+    let error = unwrapped.as_ref().err();
+    let configured = protectors.provider_of(record).is_some();
+    let reachable = configured && !matches!(error, Some(ProviderError::Unreachable(_)));
+    let found = |error: &ProviderError| {
+        matches!(error, ProviderError::Denied(_) | ProviderError::WrongKey(_))
+    };
+    let matches = unwrapped.as_ref().is_ok_and(|found| dek.is_some_and(|dek| found.is(dek)));
+    let other = (unwrapped.is_ok() && !matches).then(|| match dek {
+        Some(_) => "it gives another key".to_owned(),
+        None => "no key is in use that it could be compared with".to_owned(),
+    });
+    ProtectorCheck {
+        name: record.name.clone(),
+        configured,
+        reachable,
+        present: newest.is_ok() || error.is_none_or(found),
+        unwraps: error.is_none(),
+        matches,
+        error: error.map(ToString::to_string).or(other),
+        newest_version: newest.ok(),
+    }
+}
+
+/// Re-wraps every protector whose provider has a newer version of its key.
+pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
+    edit(target, |db, envelope| {
+        let mut first = None;
+        let mut plan = Plan::default();
+        let mut done = 0;
+        for record in &envelope.protectors {
+            match rewrapped(db, record) {
+                Ok(new) => {
+                    done += 1;
+                    plan.steps.extend(new.map(|new| Step::Replace(record.clone(), new)));
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    plan.skipped.push(Skipped { name: record.name.clone(), reason });
+                    first.get_or_insert(error);
+                }
+            }
+        }
+        match first {
+            Some(error) if done == 0 => Err(error),
+            _ => Ok(plan),
+        }
+    })
+}
+
+/// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the place
+/// of `replace`, or of the first.
+pub(super) fn rotate_to(
+    target: &mut impl Target,
+    to: &str,
+    replace: Option<&str>,
+) -> Result<Change> {
+    edit(target, |db, envelope| {
+        let find =
+            |name: &str| envelope.protectors.iter().find(|record| matches(record, Some(name)));
+        if let Some(record) = find(to) {
+            let step = rewrapped(db, record)?.map(|new| Step::Replace(record.clone(), new));
+            return Ok(Plan::of(step));
+        }
+        let old = match replace {
+            Some(name) => find(name).ok_or_else(|| no_such(envelope, name))?,
+            None => envelope.protectors.first().ok_or_else(|| no_such(envelope, to))?,
+        };
+        let new = wrapped(db, &NewProtector::new(to), Proof::Demanded)?;
+        Ok(Plan::of(Some(Step::Replace(old.clone(), new))))
+    })
+}
+
+pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change> {
+    edit(target, |db, envelope| {
+        let there = envelope.protectors.iter().find(|record| matches(record, Some(&new.name)));
+        match there {
+            Some(record)
+                if (record.not_after, record.read_only) == (new.not_after, new.read_only) =>
+            {
+                Ok(Plan::default())
+            }
+            Some(_) => Err(Error::Usage(format!(
+                "protector {} is there with other rights: remove it first",
+                new.name
+            ))),
+            None if envelope.protectors.len() >= PROTECTORS_MAX => Err(Error::Usage(format!(
+                "the database has {PROTECTORS_MAX} protectors, and cannot have more: remove one first"
+            ))),
+            None => Ok(Plan::of(Some(Step::Add(wrapped(db, new, Proof::WhereItCanBe)?)))),
+        }
+    })
+}
+
+pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
+    edit(target, |db, envelope| {
+        let Some(record) = envelope.protectors.iter().find(|record| matches(record, Some(name)))
+        else {
+            // SQLite may prepare a PRAGMA again after it was run.
+            return if db.has_removed(name) {
+                Ok(Plan::default())
+            } else {
+                Err(no_such(envelope, name))
+            };
+        };
+        let mut rest = envelope.protectors.iter().filter(|other| *other != record);
+        if envelope.protectors.len() == 1 {
+            return Err(Error::Usage(format!(
+                "{name} is the last protector: without it nobody could open the database; add another \
+                 one first"
+            )));
+        }
+        if rest.all(|other| other.read_only) {
+            return Err(Error::Usage(format!(
+                "{name} is the last protector that may write: add another one first"
+            )));
+        }
+        Ok(Plan::of(Some(Step::Remove(record.clone()))))
+    })
+}
+
+pub(super) fn auto_rotate(target: &mut impl Target, on: bool) -> Result<Change> {
+    edit(target, |_, envelope| {
+        let is_on = !envelope.manual_rotation;
+        Ok(Plan::of((is_on != on).then_some(Step::AutoRotate(on))))
+    })
+}
+
+/// Writes what a background check wrapped in advance, if the envelope is free at the moment.
+pub(crate) fn apply_pending(target: &mut impl Target) -> Result<()> {
+    let (db, _) = target.parts()?;
+    let Some(keyring) = db.keyring() else { return Ok(()) };
+    let pending = keyring.take_pending();
+    if pending.is_empty() || db.is_read_only() {
+        return Ok(());
+    }
+    let replace =
+        |(old, new): &(ProtectorRecord, ProtectorRecord)| Step::Replace(old.clone(), new.clone());
+    let steps: Vec<Step> = pending.iter().map(replace).collect();
+    let done = target.exclusively(Duration::ZERO, |db, base| commit(db, base, &steps, now()));
+    if let Err(Error::Busy(_)) = done {
+        keyring.set_pending(pending);
+        return Ok(());
+    }
+    done.map(|_| ())
+}
+
+/// One step of a change: from a record as it was seen to what is to be.
+enum Step {
+    Replace(ProtectorRecord, ProtectorRecord),
+    Add(ProtectorRecord),
+    Remove(ProtectorRecord),
+    AutoRotate(bool),
+}
+
+#[derive(Default)]
+struct Plan {
+    steps: Vec<Step>,
+    skipped: Vec<Skipped>,
+}
+
+impl Plan {
+    fn of(step: Option<Step>) -> Self {
+        Self { steps: step.into_iter().collect(), skipped: Vec::new() }
+    }
+}
+
+/// Plans a change without a lock and commits it with one, anew where the plan no longer fits.
+fn edit(
+    target: &mut impl Target,
+    plan: impl Fn(&MainDb, &Envelope) -> Result<Plan>,
+) -> Result<Change> {
+    for _ in 0..ROUNDS {
+        let (db, base) = target.parts()?;
+        db.settle_protector(base)?;
+        if db.is_read_only() {
+            return Err(Error::ReadOnly(format!(
+                "the database was opened through protector {}, which may only read",
+                db.through().unwrap_or_default()
+            )));
+        }
+        let envelope = db.refresh_envelope(base)?.clone();
+        let Plan { steps, skipped } = plan(db, &envelope)?;
+        let committed = steps.is_empty()
+            || target.exclusively(PATIENCE, |db, base| commit(db, base, &steps, now()))?;
+        if committed {
+            let (db, base) = target.parts()?;
+            let envelope = db.refresh_envelope(base)?.clone();
+            let protectors = status::protectors(db, &envelope);
+            return Ok(Change { changed: !steps.is_empty(), protectors, skipped });
+        }
+    }
+    Err(Error::Busy("others keep changing the protectors: try again".into()))
+}
+
+/// Takes the steps if each still starts from what is there; `false` where one does not.
+fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Result<bool> {
+    let envelope = db.refresh_envelope(base)?;
+    let fits = |step: &Step| match step {
+        Step::Replace(old, _) | Step::Remove(old) => envelope.protectors.contains(old),
+        Step::Add(new) => {
+            envelope.protectors.len() < PROTECTORS_MAX
+                && envelope.protectors.iter().all(|record| record.name != new.name)
+        }
+        Step::AutoRotate(_) => true,
+    };
+    let removed = |record: &ProtectorRecord| {
+        steps.iter().any(|step| matches!(step, Step::Remove(old) if old == record))
+    };
+    let leaves_a_writer =
+        envelope.protectors.iter().any(|record| !record.read_only && !removed(record));
+    if !steps.iter().all(fits) || !leaves_a_writer {
+        return Ok(false);
+    }
+    db.change_envelope(base, |envelope| {
+        for step in steps {
+            match step {
+                Step::Replace(old, new) => {
+                    for record in envelope.protectors.iter_mut().filter(|record| *record == old) {
+                        record.clone_from(new);
+                    }
+                }
+                Step::Add(new) => envelope.protectors.push(new.clone()),
+                Step::Remove(old) => envelope.protectors.retain(|record| record != old),
+                Step::AutoRotate(on) => envelope.manual_rotation = !on,
+            }
+        }
+        if steps.iter().any(|step| !matches!(step, Step::AutoRotate(_))) {
+            envelope.rotated = now;
+        }
+        Ok(())
+    })?;
+    for step in steps {
+        match step {
+            Step::Replace(old, new) => db.protector_became(&old.name, &new.name),
+            Step::Add(_) | Step::AutoRotate(_) => {}
+            Step::Remove(old) => db.removed(old),
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a new protector must give the key back here and now.
+#[derive(PartialEq)]
+enum Proof {
+    Demanded,
+    /// A key that another party holds wraps, and does not unwrap for us.
+    WhereItCanBe,
+}
+
+/// The current DEK under the protector `new`.
+fn wrapped(db: &MainDb, new: &NewProtector, proof: Proof) -> Result<ProtectorRecord> {
+    let (dek, context) = keys(db)?;
+    let mut record = db.protectors().wrap(Some(&new.name), &dek, &context)?;
+    match db.protectors().unwrap(&[&record], &context) {
+        Ok((given, _)) if given.is(&dek) => {}
+        Ok(_) => return Err(does_not_come_back(&record)),
+        Err(ProviderError::NotHere(_) | ProviderError::Denied(_))
+            if proof == Proof::WhereItCanBe => {}
+        Err(error) => return Err(error.into()),
+    }
+    record.not_after = new.not_after;
+    record.read_only = new.read_only;
+    Ok(record)
+}
+
+/// `record` under the newest version of its key; `None` where it is already.
+fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRecord>> {
+    let (dek, context) = keys(db)?;
+    db.protectors().rewrap(record, &dek, &context)
+}
+
+fn keys(db: &MainDb) -> Result<(Secret, Context)> {
+    db.keyring().ok_or(Error::NotEncrypted)?.dek()
+}
+
+fn no_such(envelope: &Envelope, name: &str) -> Error {
+    let names: Vec<&str> = envelope.protectors.iter().map(|record| record.name.as_str()).collect();
+    Error::Usage(format!("there is no protector {name}; there is {}", names.join(", ")))
+}

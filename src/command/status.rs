@@ -1,0 +1,180 @@
+//! Answers about a database: its keys, its protectors, and whether all of it authenticates.
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::file::Storage;
+use crate::file::main_db::MainDb;
+use crate::file::wal::Frames;
+use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
+
+/// What is known about the keys of an encrypted database; it holds nothing secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// Version of the file format.
+    pub format: u32,
+    /// The database's file id, 32 hexadecimal digits.
+    pub file_id: String,
+    /// The cipher suite of new pages.
+    pub cipher: &'static str,
+    /// Bytes per page.
+    pub page_size: u32,
+    /// Pages in the file.
+    pub pages: u64,
+    /// Version of the database encryption key, from 1.
+    pub key_version: u32,
+    /// How often the envelope was written.
+    pub generation: u64,
+    /// When the database was encrypted, in Unix seconds.
+    pub created: u64,
+    /// When a protector was last changed, in Unix seconds; 0 for never.
+    pub rotated: u64,
+    /// When the database encryption key was last changed, in Unix seconds; 0 for never.
+    pub regenerated: u64,
+    /// Whether protectors are re-wrapped by themselves when their provider has a newer key version.
+    pub auto_rotate: bool,
+    /// When this connection opened the database, in Unix seconds.
+    pub opened: u64,
+    /// State in the words of SQL Server's `sys.dm_database_encryption_keys`: 3 is encrypted.
+    pub encryption_state: u8,
+    /// The protector through which this connection was opened.
+    pub opened_through: String,
+    /// What the key provider said instead of an answer, where it was last asked in vain and the keys
+    /// still serve.
+    pub outage: Option<String>,
+    /// The protectors, each of which opens the database.
+    pub protectors: Vec<ProtectorStatus>,
+}
+
+/// One protector of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ProtectorStatus {
+    /// Its name.
+    pub name: String,
+    /// The provider that holds the key.
+    pub provider: String,
+    /// The key's id there.
+    pub key: String,
+    /// The version of the key that wrapped the database encryption key.
+    pub key_version: String,
+    /// How it was wrapped.
+    pub mechanism: String,
+    /// What kind of provider that is, where one of that name is set up here.
+    pub kind: Option<String>,
+    /// When it ends, in Unix seconds; 0 for never.
+    pub not_after: u64,
+    /// Whether who opens the database through it may only read.
+    pub read_only: bool,
+    /// SHA-256 of provider, key and key version, the first 20 bytes in hexadecimal digits.
+    pub thumbprint: String,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Pages in the file.
+    pub pages: u64,
+    /// Numbers of the pages that failed authentication, at most the first 65,536.
+    pub bad_pages: Vec<u32>,
+    /// How many pages failed authentication.
+    pub bad_page_count: u64,
+    /// Numbers of the frames of the write-ahead log that failed authentication.
+    pub bad_frames: Vec<u32>,
+    /// Copies of the envelope, `A` or `B`, that failed authentication. One good copy is enough to
+    /// open the database.
+    pub bad_envelope_copies: Vec<char>,
+}
+
+impl Verification {
+    /// Whether everything authenticated.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.bad_page_count == 0
+            && self.bad_frames.is_empty()
+            && self.bad_envelope_copies.is_empty()
+    }
+}
+
+pub(crate) fn status(db: &mut MainDb, base: &impl Storage) -> Result<Status> {
+    let envelope = db.refresh_envelope(base)?.clone();
+    Ok(Status {
+        format: FORMAT,
+        file_id: envelope.file_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        cipher: envelope.current.suite.name(),
+        page_size: envelope.page_size,
+        pages: db.size(base)? / u64::from(envelope.page_size.max(1)),
+        key_version: envelope.current.version,
+        generation: envelope.generation,
+        created: envelope.created,
+        rotated: envelope.rotated,
+        regenerated: envelope.regenerated,
+        auto_rotate: !envelope.manual_rotation,
+        opened: db.opened(),
+        encryption_state: 3,
+        opened_through: db.through().unwrap_or_default().to_owned(),
+        outage: db.keyring().and_then(|keyring| keyring.access.outage_reason()),
+        protectors: protectors(db, &envelope),
+    })
+}
+
+/// The protectors in `envelope`, in the order of trying.
+pub(crate) fn protectors(db: &MainDb, envelope: &Envelope) -> Vec<ProtectorStatus> {
+    let describe = |record: &ProtectorRecord| ProtectorStatus {
+        name: record.name.clone(),
+        provider: record.provider.clone(),
+        key: record.key_id.clone(),
+        key_version: record.wrapped.key_version.clone(),
+        mechanism: record.wrapped.mechanism.clone(),
+        kind: db.protectors().provider_of(record).map(|provider| provider.kind().to_owned()),
+        not_after: record.not_after,
+        read_only: record.read_only,
+        thumbprint: thumbprint(record),
+    };
+    envelope.protectors.iter().map(describe).collect()
+}
+
+fn thumbprint(record: &ProtectorRecord) -> String {
+    let mut digest = Sha256::new();
+    for part in [&record.provider, &record.key_id, &record.wrapped.key_version] {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part.as_bytes());
+    }
+    digest.finalize().iter().take(20).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `log` is what the write-ahead log holds, where there is one.
+pub(crate) fn verify(
+    db: &mut MainDb,
+    base: &impl Storage,
+    log: Frames,
+    progress: impl FnMut(u64, u64),
+) -> Result<Verification> {
+    let found = db.verify(base, &log.pages, progress)?;
+    Ok(Verification {
+        bad_frames: log.bad,
+        pages: found.pages,
+        bad_pages: found.bad_pages,
+        bad_page_count: found.bad_count,
+        bad_envelope_copies: found.bad_copies,
+    })
+}
+
+/// Refuses a page size that cannot be: SQLite would cut the new pages up in units of the old ones.
+pub(crate) fn page_size(db: &MainDb, base: &impl Storage, size: &str) -> Result<()> {
+    let Ok(size) = size.trim().parse::<u32>() else { return Ok(()) };
+    let known = (512..=65536).contains(&size) && size.is_power_of_two();
+    let has_content = db.size(base)? > 0;
+    match db.envelope() {
+        // Knowing of the trailer, SQLite takes it for 1024.
+        Some(envelope) if size == 512 && envelope.page_size == 1024 => Ok(()),
+        Some(_) if size == 512 && has_content => Err(Error::PageSize(size)),
+        Some(envelope) if known && has_content && envelope.page_size != size => {
+            Err(Error::PageSizeChange)
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,254 @@
+//! The keys of an open database: its envelope as it is on disk, and whether its provider still
+//! consents.
+//!
+//! ```text
+//!   the copy not in use <- new, sync;   the copy in use <- new, sync
+//! ```
+//! At each moment one copy is whole: the one before or the one after. The second write is there so
+//! that nothing of a protector that was removed stays in the file.
+
+use std::sync::Arc;
+
+use super::super::Storage;
+use super::pages::Pages;
+use super::{MainDb, State};
+use crate::error::{Error, Result};
+use crate::key::access::{Loss, Standing};
+use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord, Unverified};
+use crate::key::keyring::Keyring;
+use crate::key::protector::{Protectors, matches};
+use crate::provider::Context;
+
+/// Reads that meet a copy while it is written find the other one; this many in a row never happen.
+const ATTEMPTS: usize = 5;
+
+impl MainDb {
+    /// Looks, before a transaction begins, whether there are keys for it. Where they were locked, the
+    /// provider is asked for them now; where it is time to ask whether it still consents, that is done
+    /// beside the transaction.
+    ///
+    /// # Errors
+    /// [`Error::Inaccessible`] while the provider's refusal stands, or what it says now.
+    pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
+        let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
+        let protectors = &self.wishes.protectors;
+        match pages.keyring.standing(&protectors.access)? {
+            Standing::Good => Ok(()),
+            Standing::Due => {
+                ask(base, &pages.keyring, protectors);
+                Ok(())
+            }
+            Standing::Locked => pages.unlock(base, protectors, self.wishes.protector.as_deref()),
+        }
+    }
+
+    /// The envelope as it is on disk now: another connection may have written it since.
+    pub(crate) fn refresh_envelope(&mut self, base: &impl Storage) -> Result<&Envelope> {
+        let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
+        pages.envelope = current(base, &pages.keyring)?.0;
+        Ok(&pages.envelope)
+    }
+
+    /// Finds out through which protector this file is open now, if its own is there no more.
+    pub(crate) fn settle_protector(&mut self, base: &impl Storage) -> Result<()> {
+        self.refresh_envelope(base)?;
+        let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
+        if pages.envelope.protectors.iter().any(|record| record.name == pages.through) {
+            return Ok(());
+        }
+        pages.unlock(base, &self.wishes.protectors, None)
+    }
+
+    /// Takes note that the protector `old` has become `new`.
+    pub(crate) fn protector_became(&mut self, old: &str, new: &str) {
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.keyring.gave(new);
+            if pages.through == old {
+                new.clone_into(&mut pages.through);
+            }
+        }
+    }
+
+    /// Changes the envelope on disk. The caller has shut out all others who may.
+    ///
+    /// # Errors
+    /// Those of `change` and of the base VFS; nothing has changed then, as far as that lets itself be
+    /// undone.
+    pub(crate) fn change_envelope<T>(
+        &mut self,
+        base: &impl Storage,
+        change: impl FnOnce(&mut Envelope) -> Result<T>,
+    ) -> Result<T> {
+        let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
+        let mut envelope = current(base, &pages.keyring)?.0;
+        let answer = change(&mut envelope)?;
+        envelope.generation += 1;
+        write(base, &pages.keyring, &envelope)?;
+        pages.envelope = envelope;
+        Ok(answer)
+    }
+
+    /// Forgets the keys in this process: the next transaction asks the provider for them.
+    pub(crate) fn lock_keys(&self) -> Result<()> {
+        let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
+        pages.keyring.lock(Loss::Request);
+        Ok(())
+    }
+
+    /// While no other connection can come between: starts asking where it is time to, and no more.
+    pub(crate) fn watch(&mut self, base: &impl Storage) -> Result<()> {
+        let State::Encrypted(pages) = &self.state else { return Ok(()) };
+        let protectors = &self.wishes.protectors;
+        if pages.keyring.standing(&protectors.access)? == Standing::Due {
+            ask(base, &pages.keyring, protectors);
+        }
+        Ok(())
+    }
+
+    /// Looks for newer versions of the protectors' keys.
+    pub(crate) fn look_for_newer(&self) {
+        if let State::Encrypted(pages) = &self.state {
+            pages.keyring.look_for_newer(&self.wishes.protectors, &pages.envelope);
+        }
+    }
+
+    /// The protectors as the file names them, and what their wrapping is bound to. Nothing of it is
+    /// authenticated.
+    pub(crate) fn unverified_protectors(
+        &self,
+        base: &impl Storage,
+    ) -> Result<(Vec<ProtectorRecord>, Context)> {
+        let copies = envelope::candidates(&read_copies(base)?)?;
+        let copy = copies.first().ok_or(Error::NotEncrypted)?;
+        let context = Context { file_id: copy.file_id(), dek_version: copy.current().0 };
+        Ok((copy.protectors().to_vec(), context))
+    }
+
+    /// Notes that this connection has removed a protector.
+    pub(crate) fn removed(&mut self, record: &ProtectorRecord) {
+        self.removed.push(record.clone());
+    }
+
+    /// Whether this connection has removed the protector called `name`.
+    pub(crate) fn has_removed(&self, name: &str) -> bool {
+        self.removed.iter().any(|record| matches(record, Some(name)))
+    }
+
+    /// When this file was opened, in Unix seconds.
+    pub(crate) fn opened(&self) -> u64 {
+        self.opened
+    }
+
+    /// The protector through which this file was opened.
+    pub(crate) fn through(&self) -> Option<&str> {
+        match &self.state {
+            State::Encrypted(pages) => Some(&pages.through),
+            State::Empty(_) | State::Plain => None,
+        }
+    }
+
+    /// Whether the protector through which this file was opened allows no more than reading.
+    pub(crate) fn is_read_only(&self) -> bool {
+        let State::Encrypted(pages) = &self.state else { return false };
+        let through = pages.envelope.protectors.iter().find(|record| record.name == pages.through);
+        through.is_some_and(|record| record.read_only)
+    }
+
+    /// The providers known here, and how they are asked.
+    pub(crate) fn protectors(&self) -> &Protectors {
+        &self.wishes.protectors
+    }
+}
+
+impl Pages {
+    /// Asks the provider for the keys that were locked.
+    fn unlock(
+        &mut self,
+        base: &impl Storage,
+        protectors: &Protectors,
+        wanted: Option<&str>,
+    ) -> Result<()> {
+        let copies = envelope::candidates(&read_copies(base)?)?;
+        let opened = Keyring::open(copies, protectors, wanted)
+            .map_err(|error| self.keyring.access.refused(error))?;
+        if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
+            return Err(Error::EnvelopeDamaged("the file is another database now".into()));
+        }
+        self.envelope = opened.envelope;
+        self.through = opened.through;
+        Ok(())
+    }
+}
+
+/// Asks the providers on a thread of its own, so that no transaction waits; here if there is none to
+/// be had.
+fn ask(base: &impl Storage, keyring: &Arc<Keyring>, protectors: &Protectors) {
+    let envelope = match current(base, keyring) {
+        Ok((envelope, _)) => envelope,
+        // The transaction will meet that by itself.
+        Err(error) => {
+            keyring.access.outage(error.to_string(), &protectors.access);
+            return;
+        }
+    };
+    let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
+    let spawned = std::thread::Builder::new()
+        .name("sqlite-tde access".into())
+        .spawn(move || copies.0.revalidate(&copies.1, &copies.2));
+    if spawned.is_err() {
+        keyring.revalidate(protectors, &envelope);
+    }
+}
+
+fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
+    let mut header = vec![0; ENVELOPE_LEN];
+    base.read(&mut header, 0)?;
+    Ok(header)
+}
+
+/// The envelope in force, and where its copy begins.
+pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelope, usize)> {
+    let mut attempt = 0;
+    loop {
+        let header = read_copies(base)?;
+        let mut best: Option<(Envelope, usize)> = None;
+        for at in [0, COPY_LEN] {
+            let copy = Unverified::decode(&header[at..at + COPY_LEN]);
+            match copy.and_then(|copy| keyring.verify(copy)) {
+                Ok(envelope)
+                    if best.as_ref().is_none_or(|(b, _)| b.generation < envelope.generation) =>
+                {
+                    best = Some((envelope, at));
+                }
+                Err(error @ Error::Inaccessible(_)) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        attempt += 1;
+        match best {
+            Some(best) => return Ok(best),
+            None if attempt < ATTEMPTS => std::thread::sleep(std::time::Duration::from_millis(1)),
+            None => return Err(Error::EnvelopeDamaged("neither copy is this database's".into())),
+        }
+    }
+}
+
+/// Writes both copies, the one not in use first. After an error it puts back what was there.
+pub(super) fn write(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
+    let copy = keyring.encode(envelope)?;
+    let is_new = base.size()? == 0;
+    let before = read_copies(base)?;
+    let in_use = if is_new { COPY_LEN } else { current(base, keyring).map_or(COPY_LEN, |c| c.1) };
+    let order = [COPY_LEN - in_use, in_use];
+    let put = |bytes: &[u8], at: usize| base.write(bytes, at as u64).and_then(|()| base.sync());
+    for (done, at) in order.into_iter().enumerate() {
+        if let Err(error) = put(&copy, at) {
+            // One after the other, so that one of them is whole meanwhile, too.
+            for at in order.into_iter().take(done + 1).rev().filter(|_| !is_new) {
+                let _ = put(&before[at..at + COPY_LEN], at);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}

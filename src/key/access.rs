@@ -1,0 +1,208 @@
+//! For how long keys that a provider once gave may serve.
+//!
+//! ```text
+//!              interval over: the provider is asked, beside the transactions
+//!   granted ------------------------------------------------------------------> granted
+//!      |   \------ it does not answer -----> outage: the keys serve for `grace` longer
+//!      |                                        |
+//!      | it denies, or somebody locks           | grace over
+//!      v                                        v
+//!   locked: the keys are wiped; each transaction asks the provider first --> granted
+//! ```
+//!
+//! Transactions look at one atomic. Nobody waits for a provider but who finds the keyring locked.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::cipher::lock;
+use crate::error::{Error, Result};
+use crate::nonce::FORKS;
+
+/// How the loss of a key provider, or of its consent, is met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AccessPolicy {
+    /// How often the provider of an open database is asked whether it still consents; `None` for
+    /// never. It is asked when a transaction begins, beside it. 10 minutes unless said.
+    pub revalidate: Option<Duration>,
+    /// How long an open database stays usable after that where the provider does not answer; after
+    /// zero it is locked at the first outage. 24 hours unless said.
+    pub grace: Duration,
+    /// How often a provider that does not answer is tried before the answer is "unreachable".
+    pub attempts: u32,
+    /// The pause before the second attempt, give or take a half; each later one is twice as long.
+    pub retry_delay: Duration,
+    /// How long one call may take. Providers that wait for a person have their own time.
+    pub time_out: Duration,
+}
+
+impl Default for AccessPolicy {
+    fn default() -> Self {
+        Self {
+            revalidate: Some(Duration::from_secs(600)),
+            grace: Duration::from_secs(24 * 3600),
+            attempts: 3,
+            retry_delay: Duration::from_millis(200),
+            time_out: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A locked database asks its provider no more often than this.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Milliseconds between two closer looks.
+const LOOK: u64 = 100;
+
+/// What a transaction finds when it begins.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// The keys serve.
+    Good,
+    /// They serve, and whoever got this answer has to ask the provider.
+    Due,
+    /// They are gone; whoever got this answer may ask for them.
+    Locked,
+}
+
+/// Why the keys are gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Somebody asked for it.
+    Request,
+    /// The provider denied them, or did not answer for longer than the grace period.
+    Provider(String),
+}
+
+/// Where one database stands with its provider. Shared by all its connections of this process.
+pub(crate) struct Access {
+    /// Milliseconds after [`Access::start`] when a transaction has to look closer.
+    due: AtomicU64,
+    start: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    granted: Instant,
+    loss: Option<Loss>,
+    /// What the provider last said instead of an answer.
+    outage: Option<String>,
+    /// A locked database asked its provider at this time.
+    asked: Option<Instant>,
+    /// Someone is asking, in the process that had so many forks behind it.
+    asking: Option<u64>,
+}
+
+impl Access {
+    pub(super) fn new() -> Self {
+        let start = Instant::now();
+        let state = State { granted: start, loss: None, outage: None, asked: None, asking: None };
+        Self { due: AtomicU64::new(0), start, state: Mutex::new(state) }
+    }
+
+    /// What a transaction has to do first.
+    ///
+    /// # Errors
+    /// [`Error::Inaccessible`] where the provider's last answer still stands.
+    pub(super) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
+        if self.elapsed() < self.due.load(Ordering::Acquire) {
+            return Ok(Standing::Good);
+        }
+        let mut state = lock(&self.state);
+        if let Some(loss) = &state.loss {
+            let waits = state.asked.is_some_and(|asked| asked.elapsed() < PAUSE);
+            return match loss {
+                Loss::Provider(reason) if waits => Err(Error::Inaccessible(reason.clone())),
+                _ => {
+                    state.asked = Some(Instant::now());
+                    Ok(Standing::Locked)
+                }
+            };
+        }
+        let Some(interval) = policy.revalidate else {
+            self.due.store(u64::MAX, Ordering::Release);
+            return Ok(Standing::Good);
+        };
+        let forks = FORKS.load(Ordering::Relaxed);
+        if state.granted.elapsed() < interval || state.asking == Some(forks) {
+            self.plan(&state, policy);
+            return Ok(Standing::Good);
+        }
+        state.asking = Some(forks);
+        Ok(Standing::Due)
+    }
+
+    /// The provider gave the keys.
+    pub(super) fn granted(&self) {
+        let mut state = lock(&self.state);
+        *state =
+            State { granted: Instant::now(), loss: None, outage: None, asked: None, asking: None };
+        // The first look closer plans by the policy of who looks.
+        self.due.store(0, Ordering::Release);
+    }
+
+    /// The provider did not answer. `true` where the grace period is over.
+    pub(crate) fn outage(&self, reason: String, policy: &AccessPolicy) -> bool {
+        let mut state = lock(&self.state);
+        let patience = policy.revalidate.unwrap_or_default() + policy.grace;
+        state.asking = None;
+        state.outage = Some(reason);
+        // A next attempt only after a pause, however often transactions begin.
+        self.due.store(self.elapsed() + PAUSE.as_millis() as u64, Ordering::Release);
+        policy.grace.is_zero() || state.granted.elapsed() > patience
+    }
+
+    /// The keys are wiped.
+    pub(super) fn lost(&self, loss: Loss) {
+        let mut state = lock(&self.state);
+        state.asked = matches!(loss, Loss::Provider(_)).then(Instant::now);
+        state.asking = None;
+        state.loss = Some(loss);
+        self.due.store(0, Ordering::Release);
+    }
+
+    /// What a transaction is told where the provider did not give the keys of a locked database.
+    pub(crate) fn refused(&self, error: Error) -> Error {
+        let by_provider = matches!(
+            error,
+            Error::NoKey(_)
+                | Error::WrongKey(_)
+                | Error::KeyDisabled(_)
+                | Error::ProviderUnreachable(_)
+                | Error::ProviderDamaged(_)
+                | Error::LoosePermissions(_)
+        );
+        if !by_provider {
+            return error;
+        }
+        let reason = error.to_string();
+        lock(&self.state).loss = Some(Loss::Provider(reason.clone()));
+        Error::Inaccessible(reason)
+    }
+
+    /// Why there are no keys.
+    pub(super) fn reason(&self) -> String {
+        match &lock(&self.state).loss {
+            Some(Loss::Provider(reason)) => reason.clone(),
+            Some(Loss::Request) | None => "its keys were locked in this process".to_owned(),
+        }
+    }
+
+    /// What the provider last said instead of an answer, while the keys serve all the same.
+    pub(crate) fn outage_reason(&self) -> Option<String> {
+        lock(&self.state).outage.clone()
+    }
+
+    fn plan(&self, state: &State, policy: &AccessPolicy) {
+        let rest = policy.revalidate.map(|all| all.saturating_sub(state.granted.elapsed()));
+        // While an answer is under way, transactions need not look at each turn.
+        let rest = rest.map_or(u64::MAX, |rest| (rest.as_millis() as u64).max(LOOK));
+        self.due.store(self.elapsed().saturating_add(rest), Ordering::Release);
+    }
+
+    fn elapsed(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
+    }
+}

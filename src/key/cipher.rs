@@ -1,0 +1,72 @@
+//! A [`PageCipher`] that can be taken away: its keys are gone as soon as the keyring is locked, also
+//! those of a connection that does nothing at the moment.
+//!
+//! The lock of a slot is its connection's own. Only who locks the keyring ever waits for it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::keyring::{FileId, Keyring};
+use crate::error::Result;
+use crate::page::{KeyVersion, PageCipher};
+
+/// Which of a database's subkeys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subkey {
+    Page,
+    Wal,
+    Journal { version: KeyVersion, salt: FileId },
+}
+
+/// Where one open file has its subkeys while the keyring is not locked.
+pub(super) type Slot = Mutex<Option<PageCipher>>;
+
+/// Seals and opens the blocks of one open file, with keys that the keyring can take back.
+pub(crate) struct Cipher {
+    keyring: Arc<Keyring>,
+    subkey: Subkey,
+    slot: Arc<Slot>,
+}
+
+impl Cipher {
+    pub(super) fn new(keyring: Arc<Keyring>, subkey: Subkey, slot: Arc<Slot>) -> Self {
+        Self { keyring, subkey, slot }
+    }
+
+    /// A write transaction begins: draw new nonces.
+    pub(crate) fn begin(&self) {
+        if let Some(cipher) = &mut *lock(&self.slot) {
+            cipher.begin();
+        }
+    }
+
+    /// As [`PageCipher::seal`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Inaccessible`] while the keyring is locked; else its own.
+    pub(crate) fn seal(&self, number: u64, plain: &[u8], block: &mut [u8]) -> Result<()> {
+        self.with(|cipher| cipher.seal(number, plain, block))?
+    }
+
+    /// As [`PageCipher::open`]: whether `block` is authentic.
+    ///
+    /// # Errors
+    /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
+    pub(crate) fn open(&self, number: u64, block: &[u8], plain: &mut [u8]) -> Result<bool> {
+        self.with(|cipher| cipher.open(number, block, plain).is_ok())
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut PageCipher) -> T) -> Result<T> {
+        let mut slot = lock(&self.slot);
+        let cipher = match &mut *slot {
+            Some(cipher) => cipher,
+            // Under the slot's lock, so that who locks the keyring finds what is put in here.
+            empty => empty.insert(PageCipher::new(self.keyring.block_keys(self.subkey)?)),
+        };
+        Ok(work(cipher))
+    }
+}
+
+/// Also after a panic elsewhere: what is in a slot is whole between any two calls.
+pub(super) fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
