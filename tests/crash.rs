@@ -210,7 +210,13 @@ impl<'a> Campaign<'a> {
             let durable = (0..=done).rev().find(durable).unwrap_or(0);
             (image.taken_back.map_or(durable, |at| durable.min(self.done(at))), done + in_flight)
         };
-        self.subject.databases().iter().map(span).collect()
+        let mut spans: Vec<Span> = self.subject.databases().iter().map(span).collect();
+        if self.subject.has_keys() {
+            // No mode of SQLite's lets an answered change to the protectors be lost.
+            let first = image.taken_back.map_or(done, |at| done.min(self.done(at)));
+            spans.push((first, done + in_flight));
+        }
+        spans
     }
 }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{does_not_come_back, matches, now};
+use crate::key::protector::{check_time, does_not_come_back, matches, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -139,6 +139,7 @@ fn check_one(
         Some(_) => "it gives another key".to_owned(),
         None => "no key is in use that it could be compared with".to_owned(),
     });
+    let ended = check_time(record).err().map(|error| error.to_string());
     ProtectorCheck {
         name: record.name.clone(),
         configured,
@@ -146,7 +147,7 @@ fn check_one(
         present: newest.is_ok() || error.is_none_or(found),
         unwraps: error.is_none(),
         matches,
-        error: error.map(ToString::to_string).or(other),
+        error: error.map(ToString::to_string).or(other).or(ended),
         newest_version: newest.ok(),
     }
 }

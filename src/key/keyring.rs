@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::access::{Access, AccessPolicy, Loss, Standing};
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
-use super::protector::{Protectors, matches, not_wrapped_for, now};
+use super::protector::{Protectors, check_time, matches, not_wrapped_for, now};
 use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, Purpose};
 use crate::provider::{Context, ProviderError, WaitsFor};
@@ -177,32 +177,42 @@ impl Keyring {
     ) -> Result<Opened> {
         let file_id = copy.file_id();
         let keyring = cached(&file_id).unwrap_or_else(|| Self::locked(file_id));
-        let records: Vec<&ProtectorRecord> =
+        let mut records: Vec<&ProtectorRecord> =
             copy.protectors().iter().filter(|record| matches(record, wanted)).collect();
         if records.is_empty() {
             return Err(not_wrapped_for(copy.protectors(), wanted));
         }
+        // What ended comes last. Whether it did is known for sure only behind the MAC.
+        records.sort_by_key(|record| check_time(record).is_err());
         // A protector that never gave the keys here is asked, also where another one did: each
         // stands for rights of its own.
         let known = records.iter().find(|record| keyring.was_given_by(&record.name));
         if let Some(through) = known.map(|record| record.name.clone()) {
             let envelope = keyring.verify(copy)?;
+            check_protector(&envelope, &through)?;
             return Ok(Opened { keyring, envelope, through });
         }
         let (version, suite) = copy.current();
         let context = Context { file_id, dek_version: version };
         let (key, record) = protectors.unwrap(&records, &context)?;
         let through = record.name.clone();
-        let (keyring, envelope) = keyring.unlock(copy, Dek { version, suite, key })?;
+        let dek = Dek { version, suite, key };
+        let (keyring, envelope) = keyring.unlock(copy, dek, &through)?;
         keyring.gave(&through);
         Ok(Opened { keyring, envelope, through })
     }
 
-    /// Takes in the keys that a provider gave, if they verify `copy`. Gives back the keyring that all
+    /// Takes in the keys that the protector `through` gave, if they verify `copy`. Gives back the keyring that all
     /// connections of this process share.
-    fn unlock(self: Arc<Self>, copy: Unverified, dek: Dek) -> Result<(Arc<Self>, Envelope)> {
+    fn unlock(
+        self: Arc<Self>,
+        copy: Unverified,
+        dek: Dek,
+        through: &str,
+    ) -> Result<(Arc<Self>, Envelope)> {
         let unlocked = Unlocked::new(self.file_id, dek, Vec::new());
         let envelope = copy.verify(&unlocked.mac)?;
+        check_protector(&envelope, through)?;
         if !envelope.retired.is_empty() {
             return Err(Error::Unsupported(
                 "a key regeneration is under way, which this version cannot continue".into(),
@@ -337,7 +347,13 @@ impl Keyring {
             return self.access.granted();
         }
         order.retain(|record| !personal(record));
-        match protectors.unwrap(&order, &context) {
+        let ended = order.iter().find_map(|record| check_time(record).err());
+        order.retain(|record| check_time(record).is_ok());
+        let answer = match ended {
+            Some(error) if order.is_empty() => Err(error),
+            _ => protectors.unwrap(&order, &context),
+        };
+        match answer {
             Ok((dek, record)) if dek.is(&current) => {
                 self.gave(&record.name);
                 self.access.granted();
@@ -396,6 +412,12 @@ impl Keyring {
     pub(crate) fn take_pending(&self) -> Vec<(ProtectorRecord, ProtectorRecord)> {
         std::mem::take(&mut *lock(&self.pending))
     }
+}
+
+/// Refuses keys from a protector of `envelope` that ended.
+fn check_protector(envelope: &Envelope, name: &str) -> Result<()> {
+    let record = envelope.protectors.iter().find(|record| record.name == name);
+    Ok(record.map_or(Ok(()), check_time)?)
 }
 
 /// Keys for a file that only this process reads, and only until it closes it.

@@ -99,6 +99,7 @@ impl Protectors {
         dek: &Secret,
         context: &Context,
     ) -> Result<Option<ProtectorRecord>> {
+        check_time(record)?;
         if self.newest_version(record)? == record.wrapped.key_version {
             return Ok(None);
         }
@@ -156,12 +157,6 @@ impl Protectors {
         context: &Context,
     ) -> Result<Secret, ProviderError> {
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
-        if record.not_after != 0 && record.not_after <= now() {
-            return Err(ProviderError::Denied(format!(
-                "protector {} was valid until {} (Unix seconds): whoever owns the database can add it again",
-                record.name, record.not_after
-            )));
-        }
         let (key_id, wrapped) = (record.key_id.clone(), record.wrapped.clone());
         let context = context.clone();
         self.call(provider, move |provider| provider.unwrap(&key_id, &wrapped, &context))
@@ -247,6 +242,18 @@ pub(crate) fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>)
         wanted.unwrap_or_default(),
         names.join(", ")
     ))
+}
+
+/// Refuses a protector whose time is over. It says something only of a record that was
+/// authenticated.
+pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> {
+    if record.not_after == 0 || record.not_after > now() {
+        return Ok(());
+    }
+    Err(ProviderError::Denied(format!(
+        "protector {} ended: whoever owns the database can remove it and add it again",
+        record.name
+    )))
 }
 
 /// That a wrapped key is worth nothing.

@@ -168,8 +168,22 @@ impl<'a> Subject<'a> {
         self.vfs.with(|disk| disk.log.len())
     }
 
+    /// What each database holds, and at the end the protectors, where the workload changes them.
     fn state(&self, db: &Connection) -> rusqlite::Result<Vec<String>> {
-        self.databases().iter().map(|(schema, _)| dump(db, schema)).collect()
+        let mut state: Vec<String> = self
+            .databases()
+            .iter()
+            .map(|(schema, _)| dump(db, schema))
+            .collect::<rusqlite::Result<_>>()?;
+        if self.has_keys() {
+            state.push(db.query_row(KEYS, [], |row| row.get(0))?);
+        }
+        Ok(state)
+    }
+
+    /// Whether the protectors are part of a state.
+    pub fn has_keys(&self) -> bool {
+        self.encrypted && self.workload.keys
     }
 
     /// Opens `image` as the next process would. Each database must be in a state of its span, all in
@@ -244,6 +258,10 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// The protectors of the first database, and whether they rotate by themselves.
+const KEYS: &str = "SELECT group_concat(name || ' ' || key_version) || (SELECT tde_auto_rotate())
+    FROM (SELECT * FROM tde_key_protectors WHERE database_name = 'main' ORDER BY position)";
+
 /// A write transaction of the process that finds the image; dumps leave its table out.
 const LATER: &str = "BEGIN;
     CREATE TABLE IF NOT EXISTS schema.later(a INTEGER PRIMARY KEY, b);
@@ -314,10 +332,12 @@ struct Service(Arc<Keys>);
 impl KeyProvider for Service {
     fn wrap(&self, _: &str, dek: &Secret, context: &Context) -> Result<Wrapped, ProviderError> {
         let mut keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let handle = (keys.len() as u64).to_be_bytes().to_vec();
+        let version = keys.len() as u64;
+        let handle = version.to_be_bytes().to_vec();
         let copy = Secret::from_slice(dek.expose()).unwrap();
         keys.insert(handle.clone(), (context.encode(), copy));
-        Ok(Wrapped { key_version: "1".into(), mechanism: "handle".into(), blob: handle })
+        let key_version = version.to_string();
+        Ok(Wrapped { key_version, mechanism: "handle".into(), blob: handle })
     }
 
     fn unwrap(
@@ -335,7 +355,9 @@ impl KeyProvider for Service {
         }
     }
 
+    /// Each time there is a newer one.
     fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
-        Ok("1".into())
+        let keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(keys.len().to_string())
     }
 }

@@ -37,6 +37,8 @@ pub struct Workload {
     pub settings: &'static str,
     /// A second database, with the same content, takes part.
     pub attached: bool,
+    /// Protectors are changed, too. Such a change is never lost once it was answered.
+    pub keys: bool,
     /// One transaction each.
     pub steps: &'static [(By, &'static str)],
 }
@@ -48,6 +50,7 @@ const PLAIN: Workload = Workload {
     layout: "",
     settings: "PRAGMA cache_size=5",
     attached: false,
+    keys: false,
     steps: &[],
 };
 
@@ -279,6 +282,36 @@ pub const WORKLOADS: &[Workload] = &[
             (Writer, "UPDATE n SET b = b + 1"),
             (Writer, "PRAGMA journal_mode=WAL"),
             (Writer, "UPDATE n SET b = b + 1"),
+        ],
+        ..PLAIN
+    },
+    Workload {
+        name: "protectors",
+        keys: true,
+        steps: &[
+            (Writer, "PRAGMA tde_add_protector='service:two'"),
+            (Writer, "UPDATE n SET b = b + 1"),
+            (Writer, "PRAGMA tde_rotate_protector"),
+            (Reader, "PRAGMA tde_rotate_protector='service:three'"),
+            (Writer, "BEGIN; UPDATE n SET b = b + 1; UPDATE t SET b = b || 'k'; COMMIT"),
+            (Writer, "PRAGMA tde_auto_rotate=OFF"),
+            (Writer, "PRAGMA tde_remove_protector='service:two'"),
+            (Reader, "PRAGMA tde_add_protector='service:four'"),
+        ],
+        ..PLAIN
+    },
+    Workload {
+        name: "protectors beside a writer",
+        fits: Fits::Wal,
+        keys: true,
+        settings: "PRAGMA cache_size=5; PRAGMA wal_autocheckpoint=0",
+        steps: &[
+            (Writer, "BEGIN; UPDATE n SET b = b + 1; UPDATE t SET b = b || 'a'"),
+            (Reader, "PRAGMA tde_add_protector='service:two'"),
+            (Reader, "PRAGMA tde_rotate_protector='service:key'"),
+            (Writer, "UPDATE t SET b = b || 'b'; COMMIT"),
+            (Reader, "PRAGMA tde_remove_protector='service:key'"),
+            (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
         ],
         ..PLAIN
     },
