@@ -146,6 +146,11 @@ fn rollback_ends(parent: *mut ffi::sqlite3_file) {
     }
 }
 
+/// Where the connection has the file for itself, nothing but its reads tells of a transaction.
+fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
+    if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
+}
+
 /// The open log `file` of a database, or none.
 fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
     // SAFETY: a log tells its database when it closes, and while SQLite is in a call on the database
@@ -231,10 +236,7 @@ impl OpenFile {
     pub(super) fn read(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
         let filled = match &mut self.content {
             Content::Db(db) => {
-                if self.lock == ffi::SQLITE_LOCK_EXCLUSIVE {
-                    // In exclusive mode nothing else tells of a transaction.
-                    db.watch(&self.base)?;
-                }
+                watch(self.lock, db, &self.base)?;
                 let filled = db.read(&self.base, buf, at)?;
                 if filled == Filled::Short && !self.log.is_null() {
                     self.check_size()?;
@@ -242,7 +244,13 @@ impl OpenFile {
                 filled
             }
             Content::Journal(journal) => journal.read(&self.base, buf, at)?,
-            Content::Wal(wal) => wal.read(&self.base, parent_of(self.parent)?, buf, at)?,
+            Content::Wal(wal) => {
+                let parent = parent_of(self.parent)?;
+                if let Content::Db(db) = &mut parent.content {
+                    watch(parent.lock, db, &parent.base)?;
+                }
+                wal.read(&self.base, parent, buf, at)?
+            }
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
             Content::StandIn(bytes) => read_from(bytes, buf, at),
             Content::Through if self.base.read(buf, at)? => Filled::Full,

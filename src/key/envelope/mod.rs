@@ -263,7 +263,7 @@ impl Envelope {
 
 /// A copy whose structure is sound and whose MAC nobody has checked: whoever can write the file may
 /// have made it up. It tells only what it takes to find the key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unverified {
     envelope: Envelope,
     authenticated: Vec<u8>,
@@ -348,7 +348,7 @@ impl Unverified {
     }
 }
 
-/// The copies that parse, highest generation first; never empty.
+/// The copies that parse, highest generation first, and one of two that are the same; never empty.
 ///
 /// `header` is the first [`ENVELOPE_LEN`] bytes of a file, or all where it has fewer. Copies that
 /// disagree on the file id are both given: only the MAC can tell which of them is of this database.
@@ -359,6 +359,7 @@ impl Unverified {
 pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
     let (a, b) = copies(header);
     match (Unverified::decode(a), Unverified::decode(b)) {
+        (Ok(a), Ok(b)) if a == b => Ok(vec![a]),
         (Ok(a), Ok(b)) if b.generation() > a.generation() => Ok(vec![b, a]),
         (Ok(a), Ok(b)) => Ok(vec![a, b]),
         (Ok(only), Err(_)) | (Err(_), Ok(only)) => Ok(vec![only]),

@@ -1,0 +1,430 @@
+//! Who may open a database: protectors added, rotated and removed by every road that there is, and
+//! what must not be possible.
+
+mod common;
+#[path = "common/service.rs"]
+mod service;
+
+use std::sync::Arc;
+
+use common::{Home, one, rows};
+use rusqlite::Connection;
+use rusqlite::types::Value;
+use service::{Service, State};
+use sqlite_tde::provider::Keystore;
+use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
+
+fn quick() -> AccessPolicy {
+    let mut policy = AccessPolicy::default();
+    policy.attempts = 1;
+    policy
+}
+
+/// A home with a keystore and two services.
+fn home() -> (Home, Service, Service) {
+    let (first, second) = (Service::default(), Service::default());
+    let (a, b) = (first.clone(), second.clone());
+    let home = Home::with(|options| {
+        options
+            .provider("first", Arc::new(a))
+            .provider("second", Arc::new(b))
+            .default_protector("first:key")
+            .access(quick())
+    });
+    (home, first, second)
+}
+
+fn create(home: &Home, name: &str) -> Connection {
+    let db = home.open(&home.path(name));
+    db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+    db
+}
+
+fn names(db: &Connection) -> Vec<String> {
+    sqlite_tde::protectors(db, "main").unwrap().into_iter().map(|p| p.name).collect()
+}
+
+fn text(db: &Connection, sql: &str) -> String {
+    match one(db, sql) {
+        Value::Text(text) => text,
+        other => panic!("{sql}: {other:?}"),
+    }
+}
+
+fn fails(db: &Connection, sql: &str) -> String {
+    db.query_row(sql, [], |_| Ok(())).expect_err(sql).to_string()
+}
+
+/// Opens the file anew through one protector alone, without anything that this process still knows.
+fn opens_through(home: &Home, name: &str, protector: &str) -> Result<i64, Error> {
+    let db = sqlite_tde::open_with(home.path(name), &home.options().protector(protector))?;
+    Ok(db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?)
+}
+
+#[test]
+fn every_command_by_every_road() {
+    let (home, first, _) = home();
+    drop(create(&home, "aux.db"));
+    let db = create(&home, "main.db");
+    db.execute_batch(&format!("ATTACH '{}' AS aux", home.uri(&home.path("aux.db")))).unwrap();
+    for (schema, argument) in [("main", ""), ("aux", ", 'aux'")] {
+        let pragma = |rest: &str| format!("PRAGMA {schema}.{rest}");
+        let state = || -> Vec<(String, String)> {
+            let all = sqlite_tde::protectors(&db, schema).unwrap();
+            all.into_iter().map(|p| (p.name, p.key_version)).collect()
+        };
+        let is = |expected: &[(&str, &str)], what: &str| {
+            let expected: Vec<(String, String)> =
+                expected.iter().map(|&(name, version)| (name.into(), version.into())).collect();
+            assert_eq!(state(), expected, "{schema}: {what}");
+        };
+        let (old, new) = (state()[0].1.clone(), (first.newest() + 1).to_string());
+        let now = |name: &'static str| (name, old.as_str());
+
+        text(&db, &pragma("tde_add_protector='second:a'"));
+        is(&[now("first:key"), ("second:a", "1")], "PRAGMA add");
+        text(&db, &format!("SELECT tde_add_protector('second:b'{argument})"));
+        is(&[now("first:key"), ("second:a", "1"), ("second:b", "1")], "function add");
+        sqlite_tde::add_protector(&db, schema, NewProtector::new("second:c")).unwrap();
+        is(&[now("first:key"), ("second:a", "1"), ("second:b", "1"), ("second:c", "1")], "API add");
+
+        text(&db, &pragma("tde_remove_protector='second:a'"));
+        text(&db, &format!("SELECT tde_remove_protector('second:b'{argument})"));
+        sqlite_tde::remove_protector(&db, schema, "second:c").unwrap();
+        is(&[now("first:key")], "all removed");
+
+        first.rotate("key");
+        text(&db, &pragma("tde_rotate_protector"));
+        is(&[("first:key", &new)], "PRAGMA rotate");
+        text(&db, &format!("SELECT tde_rotate_protector('second:d'{argument})"));
+        is(&[("second:d", "1")], "function rotate to another key");
+        sqlite_tde::rotate_protector(&db, schema, Some("first:key"), Some("second:d")).unwrap();
+        is(&[("first:key", &new)], "API rotate back");
+
+        assert_eq!(text(&db, &pragma("tde_auto_rotate")), "on");
+        text(&db, &pragma("tde_auto_rotate=OFF"));
+        assert_eq!(text(&db, &pragma("tde_auto_rotate")), "off");
+        text(&db, &format!("SELECT tde_auto_rotate('on'{argument})"));
+        assert!(sqlite_tde::status(&db, schema).unwrap().auto_rotate);
+
+        let argument = argument.trim_start_matches(", ");
+        for command in ["tde_status", "tde_protectors", "tde_cipher", "tde_verify"] {
+            let by_pragma = text(&db, &pragma(command));
+            let by_function = text(&db, &format!("SELECT {command}({argument})"));
+            assert_eq!(by_pragma, by_function, "{command}");
+        }
+        assert!(text(&db, &pragma("tde_verify")).contains("\"matches\":true"));
+        text(&db, &pragma("tde_lock"));
+        assert_eq!(one(&db, &format!("SELECT count(*) FROM {schema}.t")), Value::Integer(1));
+    }
+    // What was done to one did not touch the other, and both open anew.
+    drop(db);
+    for name in ["main.db", "aux.db"] {
+        assert_eq!(opens_through(&home, name, "first:key").unwrap(), 1, "{name}");
+        assert!(matches!(opens_through(&home, name, "second:d"), Err(Error::WrongKey(_))));
+    }
+}
+
+/// SQLite prepares a PRAGMA, and may do it again, also where nobody ever steps it.
+#[test]
+fn prepared_twice_is_done_once() {
+    let (home, first, _) = home();
+    let db = create(&home, "a.db");
+    let generation = || sqlite_tde::status(&db, "main").unwrap().generation;
+    first.rotate("key");
+    for sql in [
+        "PRAGMA tde_rotate_protector",
+        "PRAGMA tde_add_protector='second:a'",
+        "PRAGMA tde_rotate_protector='second:a'",
+        "PRAGMA tde_auto_rotate=OFF",
+        "PRAGMA tde_remove_protector='second:a'",
+        "EXPLAIN PRAGMA tde_auto_rotate=ON",
+    ] {
+        drop(db.prepare(sql).unwrap());
+        let once = generation();
+        for _ in 0..2 {
+            drop(db.prepare(sql).unwrap_or_else(|error| panic!("{sql} again: {error}")));
+        }
+        assert_eq!(generation(), once, "{sql}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_changes_nothing() {
+    let (home, first, _) = home();
+    let db = create(&home, "a.db");
+    let hex = "0123456789abcdef".repeat(4);
+    let before = std::fs::read(home.path("a.db")).unwrap();
+    for (sql, words) in [
+        ("PRAGMA tde_remove_protector='first:key'", "the last protector"),
+        (
+            "PRAGMA tde_remove_protector='second:x'",
+            "there is no protector second:x; there is first:key",
+        ),
+        ("PRAGMA tde_remove_protector", "needs the name"),
+        ("PRAGMA tde_add_protector", "needs the name"),
+        ("PRAGMA tde_add_protector='nobody:key'", "no key provider called nobody"),
+        ("PRAGMA tde_rotate_protector='nobody:key'", "no key provider called nobody"),
+        ("PRAGMA tde_auto_rotate=maybe", "expected ON or OFF"),
+        ("PRAGMA tde_status=1", "no PRAGMA tde_status that takes a value"),
+        ("PRAGMA tde_nonsense", "no PRAGMA tde_nonsense"),
+        ("PRAGMA key='correct horse'", "not taken from SQL"),
+        ("PRAGMA hexkey='00'", "not taken from SQL"),
+        ("PRAGMA rekey='x'", "not taken from SQL"),
+        ("PRAGMA tde_key='x'", "not taken from SQL"),
+        (&format!("PRAGMA tde_add_protector='{hex}'"), "not taken from SQL"),
+        (&format!("PRAGMA tde_rotate_protector=\"x'{hex}'\""), "not taken from SQL"),
+        ("SELECT tde_status('nowhere')", "no database is attached as nowhere"),
+        ("SELECT tde_status('main', 2)", "too many arguments"),
+        ("SELECT tde_add_protector('second:a', 'main', 0, 'soon')", "no time in Unix seconds"),
+        ("SELECT tde_remove_protector(NULL)", "needs the name"),
+    ] {
+        let said = fails(&db, sql);
+        assert!(said.contains(words), "{sql}: {said}");
+        assert!(!said.contains(&hex) && !said.contains("horse"), "{sql}: {said}");
+    }
+    for state in [State::Denies, State::IsDown] {
+        first.switch(state);
+        for sql in ["PRAGMA tde_rotate_protector", "PRAGMA tde_add_protector='first:other'"] {
+            fails(&db, sql);
+        }
+    }
+    first.switch(State::Lies);
+    first.rotate("key");
+    for sql in [
+        "PRAGMA tde_rotate_protector",
+        "PRAGMA tde_rotate_protector='first:other'",
+        "PRAGMA tde_add_protector='first:other'",
+    ] {
+        assert!(fails(&db, sql).contains("does not give back"), "{sql}");
+    }
+    assert!(std::fs::read(home.path("a.db")).unwrap() == before, "something changed");
+    // A schema that somebody made up must not be able to call them.
+    first.switch(State::Works);
+    db.execute_batch("CREATE VIEW v AS SELECT tde_rotate_protector()").unwrap();
+    assert!(fails(&db, "SELECT * FROM v").contains("unsafe use of tde_rotate_protector"));
+    // Nor does a transaction hold its locks while a provider is asked.
+    for begin in ["BEGIN", "BEGIN IMMEDIATE", "SAVEPOINT s"] {
+        db.execute_batch(begin).unwrap();
+        for sql in [
+            "PRAGMA tde_rotate_protector",
+            "PRAGMA tde_verify",
+            "PRAGMA tde_lock",
+            "SELECT tde_remove_protector('first:key')",
+        ] {
+            assert!(fails(&db, sql).contains("within a transaction"), "{begin}: {sql}");
+        }
+        text(&db, "PRAGMA tde_status");
+        db.execute_batch("ROLLBACK").unwrap();
+    }
+}
+
+#[test]
+fn there_are_at_most_eight() {
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    for n in 1..8 {
+        sqlite_tde::add_protector(&db, "main", NewProtector::new(format!("second:{n}"))).unwrap();
+    }
+    let error = sqlite_tde::add_protector(&db, "main", NewProtector::new("second:8")).unwrap_err();
+    assert!(error.to_string().contains("8 protectors"), "{error}");
+    for n in 1..8 {
+        assert_eq!(opens_through(&home, "a.db", &format!("second:{n}")).unwrap(), 1);
+        sqlite_tde::remove_protector(&db, "main", &format!("second:{n}")).unwrap();
+    }
+    assert_eq!(names(&db), ["first:key"]);
+}
+
+#[test]
+fn a_removed_protector_is_gone_from_the_file() {
+    let (home, ..) = home();
+    let path = home.path("a.db");
+    let db = create(&home, "a.db");
+    let blob = |bytes: &[u8]| bytes.windows(8).filter(|window| window == b"second:a").count();
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:a")).unwrap();
+    assert_eq!(blob(&std::fs::read(&path).unwrap()), 2, "a name in each copy");
+    assert_eq!(opens_through(&home, "a.db", "second:a").unwrap(), 1);
+    sqlite_tde::remove_protector(&db, "main", "second:a").unwrap();
+    assert_eq!(blob(&std::fs::read(&path).unwrap()), 0);
+    drop(db);
+    assert!(matches!(opens_through(&home, "a.db", "second:a"), Err(Error::WrongKey(_))));
+}
+
+#[test]
+fn a_protector_may_only_read_or_end() {
+    let (home, ..) = home();
+    for mode in ["DELETE", "WAL"] {
+        let name = format!("{mode}.db");
+        let db = create(&home, &name);
+        one(&db, &format!("PRAGMA journal_mode={mode}"));
+        let auditor = NewProtector::new("second:auditor").read_only(true);
+        sqlite_tde::add_protector(&db, "main", auditor.clone()).unwrap();
+        assert!(!sqlite_tde::add_protector(&db, "main", auditor).unwrap().changed, "again");
+        let error = sqlite_tde::add_protector(&db, "main", NewProtector::new("second:auditor"));
+        assert!(error.unwrap_err().to_string().contains("other rights"));
+        let last = sqlite_tde::remove_protector(&db, "main", "first:key").unwrap_err();
+        assert!(last.to_string().contains("last protector that may write"), "{last}");
+        let ended = NewProtector::new("second:ended").not_after(1_000_000_000);
+        sqlite_tde::add_protector(&db, "main", ended).unwrap();
+        assert!(matches!(
+            opens_through(&home, &name, "second:ended"),
+            Err(Error::KeyDisabled(words)) if words.contains("ended")
+        ));
+
+        // Also beside a connection of this process that may do all.
+        for beside in [Some(db), None] {
+            let options = home.options().protector("second:auditor");
+            let reader = sqlite_tde::open_with(home.path(&name), &options).unwrap();
+            assert_eq!(one(&reader, "SELECT count(*) FROM t"), Value::Integer(1));
+            let write = reader.execute("INSERT INTO t VALUES(2)", []).unwrap_err();
+            assert_eq!(write.sqlite_error_code(), Some(rusqlite::ErrorCode::ReadOnly), "{mode}");
+            for sql in [
+                "PRAGMA tde_rotate_protector",
+                "PRAGMA tde_add_protector='second:more'",
+                "PRAGMA tde_remove_protector='first:key'",
+                "PRAGMA tde_auto_rotate=OFF",
+            ] {
+                assert!(fails(&reader, sql).contains("may only read"), "{mode}: {sql}");
+            }
+            // What it keeps others from is nothing.
+            if let Some(db) = beside {
+                db.execute("INSERT INTO t VALUES(2)", []).unwrap();
+                db.execute("DELETE FROM t WHERE a = 2", []).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_name_is_no_key_to_what_another_protector_opened() {
+    let (home, first, second) = home();
+    let db = create(&home, "a.db");
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:a")).unwrap();
+    drop(db);
+    first.switch(State::Denies);
+    let holder = sqlite_tde::open_with(home.path("a.db"), &home.options().protector("second:a"));
+    let _holder = holder.unwrap();
+    let refused = opens_through(&home, "a.db", "first:key");
+    assert!(matches!(refused, Err(Error::KeyDisabled(_))), "{refused:?}");
+    let calls = second.calls();
+    assert_eq!(opens_through(&home, "a.db", "second:a").unwrap(), 1);
+    assert_eq!(second.calls(), calls, "asked again for keys that are here");
+}
+
+#[test]
+fn views_have_a_row_for_each() {
+    let (home, ..) = home();
+    drop(create(&home, "aux.db"));
+    let db = create(&home, "main.db");
+    db.execute_batch(&format!(
+        "ATTACH '{}' AS aux; ATTACH ':memory:' AS plain; SELECT tde_add_protector('second:a', 'aux', 1, 4102444800)",
+        home.uri(&home.path("aux.db"))
+    ))
+    .unwrap();
+    let keys = rows(
+        &db,
+        "SELECT database_name, encryption_state, encryption_state_desc, key_algorithm, key_length,
+                encryptor_type, percent_complete, encryption_scan_state_desc,
+                create_date > '2020-01-01' AND create_date = set_date AND opened_date >= create_date,
+                length(encryptor_thumbprint), length(file_id), error
+         FROM tde_database_encryption_keys ORDER BY database_id",
+    );
+    let encrypted = |name: &str| {
+        format!(
+            "[Text({name:?}), Integer(3), Text(\"ENCRYPTED\"), Text(\"AES\"), Integer(256), \
+             Text(\"service\"), Integer(0), Text(\"NONE\"), Integer(1), Integer(40), Integer(32), Null]"
+        )
+    };
+    let plain = "[Text(\"plain\"), Integer(0), Text(\"NONE\"), Null, Null, Null, Null, Null, Null, \
+                 Null, Null, Null]";
+    assert_eq!(keys, [encrypted("main"), encrypted("aux"), plain.into()]);
+    let protectors = rows(
+        &db,
+        "SELECT database_name, position, name, provider, key_id, key_version, mechanism, not_after,
+                read_only, opened_through FROM tde_key_protectors ORDER BY database_id, position",
+    );
+    let row = |schema: &str, rest: &str| format!("[Text({schema:?}), {rest}]");
+    let first = "Integer(1), Text(\"first:key\"), Text(\"first\"), Text(\"key\"), Text(\"1\"), \
+                 Text(\"handle\"), Null, Integer(0), Integer(1)";
+    let second = "Integer(2), Text(\"second:a\"), Text(\"second\"), Text(\"a\"), Text(\"1\"), \
+                  Text(\"handle\"), Text(\"2100-01-01 00:00:00\"), Integer(1), Integer(0)";
+    assert_eq!(protectors, [row("main", first), row("aux", first), row("aux", second)]);
+}
+
+#[test]
+fn verification_says_how_far_a_protector_goes() {
+    let (home, first, second) = home();
+    let db = create(&home, "a.db");
+    for name in ["second:a", "keystore:k"] {
+        if name == "keystore:k" {
+            Keystore::at(home.path("keys")).create("k").unwrap();
+        }
+        sqlite_tde::add_protector(&db, "main", NewProtector::new(name)).unwrap();
+    }
+    let check = |db: &Connection| {
+        let checks = sqlite_tde::verify_protectors(db, "main").unwrap();
+        let line = |c: &sqlite_tde::ProtectorCheck| {
+            [c.configured, c.reachable, c.present, c.unwraps, c.matches]
+                .map(|yes| if yes { 'y' } else { '-' })
+                .iter()
+                .collect::<String>()
+        };
+        checks.iter().map(line).collect::<Vec<_>>()
+    };
+    assert_eq!(check(&db), ["yyyyy", "yyyyy", "yyyyy"]);
+    for (state, expected) in
+        [(State::IsDown, "y----"), (State::Denies, "yyy--"), (State::Lies, "yyyy-")]
+    {
+        second.switch(state);
+        assert_eq!(check(&db), ["yyyyy", expected, "yyyyy"], "{state:?}");
+    }
+    second.switch(State::Works);
+    let other =
+        Home::with(|options| options.provider("first", Arc::new(first.clone())).access(quick()));
+    let elsewhere = other.open(&home.path("a.db"));
+    // Another keystore, which is empty, and no second service.
+    assert_eq!(check(&elsewhere), ["yyyyy", "-----", "yy---"]);
+}
+
+/// Nobody may take the lock beside a journal that a crash left: readers would leave it there.
+#[test]
+fn a_hot_journal_comes_first() {
+    let (home, ..) = home();
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        let (name, copy) = (format!("{mode}.db"), format!("{mode}-copy.db"));
+        let db = create(&home, &name);
+        db.execute_batch(&format!(
+            "PRAGMA journal_mode={mode}; PRAGMA cache_size=1;
+             WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 200)
+             INSERT INTO t SELECT zeroblob(500) FROM i;
+             BEGIN; UPDATE t SET a = randomblob(500)"
+        ))
+        .unwrap();
+        for suffix in ["", "-journal"] {
+            let from = home.path(&format!("{name}{suffix}"));
+            std::fs::copy(from, home.path(&format!("{copy}{suffix}"))).unwrap();
+        }
+        let crashed = home.open(&home.path(&copy));
+        let sql = "PRAGMA tde_add_protector='second:a'";
+        assert!(fails(&crashed, sql).contains("rolled back first"), "{mode}");
+        // Through the API reading comes first, and so it does here.
+        sqlite_tde::add_protector(&crashed, "main", NewProtector::new("second:b")).unwrap();
+        text(&crashed, sql);
+        assert_eq!(names(&crashed), ["first:key", "second:b", "second:a"], "{mode}");
+        assert_eq!(one(&crashed, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
+    }
+}
+
+/// A read-only file keeps its protectors.
+#[test]
+fn a_database_that_cannot_be_written_says_so() {
+    let (home, first, _) = home();
+    drop(create(&home, "a.db"));
+    let uri = OpenOptions::new().vfs(&home.vfs).parameter("immutable", "1");
+    let db = sqlite_tde::open_with(home.path("a.db"), &uri).unwrap();
+    first.rotate("key");
+    let before = std::fs::read(home.path("a.db")).unwrap();
+    fails(&db, "PRAGMA tde_rotate_protector");
+    assert!(std::fs::read(home.path("a.db")).unwrap() == before);
+    assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1));
+}
