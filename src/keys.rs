@@ -100,10 +100,11 @@ pub fn lock(connection: &Connection, schema: &str) -> Result<()> {
 }
 
 fn change(connection: &Connection, schema: &str, command: &Command) -> Result<Change> {
-    // A transaction that a crash cut off is rolled back by reading.
+    // A transaction that a crash cut off is rolled back by reading. Where others are in the way of
+    // that, or it fails, the command itself waits, and tells what is wrong.
     let name = schema.replace('"', "\"\"");
     let read = format!("SELECT count(*) FROM \"{name}\".sqlite_schema");
-    connection.query_row(&read, [], |_| Ok(()))?;
+    let _ = connection.query_row(&read, [], |_| Ok(()));
     match run_command(connection, schema, command)? {
         Answer::Change(change) => Ok(change),
         _ => Err(Error::NotEncrypted),

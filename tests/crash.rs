@@ -213,8 +213,7 @@ impl<'a> Campaign<'a> {
         let mut spans: Vec<Span> = self.subject.databases().iter().map(span).collect();
         if self.subject.has_keys() {
             // No mode of SQLite's lets an answered change to the protectors be lost.
-            let first = image.taken_back.map_or(done, |at| done.min(self.done(at)));
-            spans.push((first, done + in_flight));
+            spans.push((done, done + in_flight));
         }
         spans
     }

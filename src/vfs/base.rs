@@ -11,6 +11,9 @@ use crate::file::Storage;
 /// An open file of the base VFS. Made only by [`BaseFile::new`], closed by [`BaseFile::close`].
 pub(crate) struct BaseFile(*mut ffi::sqlite3_file);
 
+/// Bytes of a region of the wal-index, as SQLite maps it.
+pub(super) const WAL_INDEX_REGION: c_int = 32768;
+
 /// Where a database file was opened.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
@@ -119,6 +122,22 @@ impl BaseFile {
 
     pub(super) fn unlock(&self, level: c_int) -> c_int {
         call!(self, xUnlock, level)
+    }
+
+    /// Maps the wal-index, and makes it where there is none.
+    pub(super) fn map_wal_index(&self) -> c_int {
+        let mut region = std::ptr::null_mut();
+        call!(self, xShmMap, 0, WAL_INDEX_REGION, 1, &mut region)
+    }
+
+    /// Undoes [`BaseFile::map_wal_index`] where nobody else uses what was mapped.
+    pub(super) fn unmap_wal_index(&self) {
+        call!(self, xShmUnmap, 0);
+    }
+
+    /// Takes or gives back one of the wal-index's locks, for this connection alone.
+    pub(super) fn lock_wal_index(&self, number: c_int, what: c_int) -> c_int {
+        call!(self, xShmLock, number, 1, what | ffi::SQLITE_SHM_EXCLUSIVE)
     }
 
     pub(super) fn sector_size(&self) -> c_int {

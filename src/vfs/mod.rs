@@ -5,6 +5,7 @@
 //! | this one | the VFS: registration, opening files, and what is passed on as it is |
 //! | `file.rs` | the methods of an open file |
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
+//! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
 //! | `names.rs` | the open database files by name, for their journals and logs |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
@@ -19,6 +20,7 @@
 mod api;
 mod base;
 pub(crate) mod connection;
+mod exclusion;
 mod file;
 mod names;
 mod open;

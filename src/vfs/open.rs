@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_int};
-use std::time::{Duration, Instant};
 
 use libsqlite3_sys as ffi;
 
@@ -198,9 +197,9 @@ impl Parent for OpenFile {
 pub(super) struct OpenFile {
     pub(super) base: BaseFile,
     pub(super) content: Content,
-    place: Place,
+    pub(super) place: Place,
     /// The lock that SQLite holds through this file.
-    lock: c_int,
+    pub(super) lock: c_int,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
     pub(super) connection: *mut *mut ffi::sqlite3,
     /// The wal-index, of a database file in WAL mode.
@@ -208,7 +207,7 @@ pub(super) struct OpenFile {
     /// The database file of a journal or log, which SQLite closes after those; null for other kinds.
     parent: *mut ffi::sqlite3_file,
     /// The open log of a database file; null where there is none.
-    log: *mut ffi::sqlite3_file,
+    pub(super) log: *mut ffi::sqlite3_file,
 }
 
 impl OpenFile {
@@ -523,113 +522,5 @@ impl OpenFile {
             self.unlock(ffi::SQLITE_LOCK_NONE);
         }
         result
-    }
-}
-
-impl command::Target for OpenFile {
-    type Base = BaseFile;
-
-    fn parts(&mut self) -> Result<(&mut MainDb, &BaseFile)> {
-        match &mut self.content {
-            Content::Db(db) => Ok((db, &self.base)),
-            _ => Err(Error::NotEncrypted),
-        }
-    }
-
-    /// Writers of the envelope hold SQLite's RESERVED lock: in rollback mode they take turns with
-    /// writers of pages, and in WAL mode nobody else ever takes it. Readers notice nothing.
-    fn exclusively<T>(
-        &mut self,
-        patience: Duration,
-        work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
-    ) -> Result<T> {
-        let held = self.lock;
-        if held < ffi::SQLITE_LOCK_RESERVED {
-            self.reserve(patience)?;
-        }
-        let (db, base) = self.parts()?;
-        let result = work(db, base);
-        if held < ffi::SQLITE_LOCK_RESERVED {
-            self.base.unlock(held);
-        }
-        result
-    }
-
-    fn is_in_transaction(&self) -> bool {
-        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
-        let connection = unsafe { self.connection.as_ref() };
-        match connection {
-            // SAFETY: the connection is open while its file is.
-            Some(&db) if !db.is_null() => unsafe { api::is_in_transaction(db) },
-            _ => self.lock >= ffi::SQLITE_LOCK_RESERVED,
-        }
-    }
-}
-
-impl OpenFile {
-    /// Takes the RESERVED lock on top of what SQLite holds.
-    fn reserve(&mut self, patience: Duration) -> Result<()> {
-        const PAUSE: Duration = Duration::from_millis(2);
-        let deadline = Instant::now() + patience;
-        loop {
-            match self.try_reserve()? {
-                ffi::SQLITE_OK => return Ok(()),
-                ffi::SQLITE_BUSY if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                ffi::SQLITE_BUSY => {
-                    return Err(Error::Busy("another connection is writing: try again".into()));
-                }
-                code => return Err(Error::Base(code)),
-            }
-        }
-    }
-
-    fn try_reserve(&mut self) -> Result<c_int> {
-        let held = self.lock;
-        if held == ffi::SQLITE_LOCK_NONE {
-            let code = self.base.lock(ffi::SQLITE_LOCK_SHARED);
-            if code != ffi::SQLITE_OK {
-                return Ok(code);
-            }
-            // A RESERVED lock tells readers that a journal is in use. Held beside one that a crash
-            // left, it would keep them from rolling that back.
-            let hot = self.has_hot_journal();
-            if !matches!(hot, Ok(false)) {
-                self.base.unlock(held);
-                hot?;
-                return Err(Error::Busy(
-                    "a transaction that a crash cut off has to be rolled back first: read from the \
-                     database, then try again"
-                        .into(),
-                ));
-            }
-        }
-        let code = self.base.lock(ffi::SQLITE_LOCK_RESERVED);
-        if code != ffi::SQLITE_OK {
-            self.base.unlock(held);
-        }
-        Ok(code)
-    }
-
-    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte counts.
-    fn has_hot_journal(&self) -> Result<bool> {
-        let mut reserved = 0;
-        // SAFETY: `reserved` is an int.
-        let code = unsafe { self.base.check_reserved_lock(&mut reserved) };
-        if code != ffi::SQLITE_OK {
-            return Err(Error::Base(code));
-        }
-        let Content::Db(db) = &self.content else { return Ok(false) };
-        if reserved != 0 {
-            return Ok(false);
-        }
-        // SAFETY: the database is open, so its place holds.
-        unsafe {
-            self.place.with_journal(|base| {
-                let mut first = [0];
-                let mut journal = Journal::open(base, db.keyring(), base.grain())?;
-                let filled = journal.read(base, &mut first, 0)?;
-                Ok(filled == Filled::Full && first != [0])
-            })
-        }
     }
 }

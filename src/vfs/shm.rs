@@ -10,10 +10,11 @@
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::base::WAL_INDEX_REGION;
 use crate::file::wal::Salts;
 
 /// Bytes of a region: page numbers, and a hash table of 8192 entries.
-const REGION: c_int = 32768;
+const REGION: c_int = WAL_INDEX_REGION;
 const PAGE_NUMBERS: u32 = 4096;
 /// Words before the page numbers in region 0.
 const HEADER_WORDS: u32 = 136 / 4;
@@ -51,6 +52,10 @@ impl Shm {
 
     pub(super) fn unmapped(&mut self) {
         self.regions.clear();
+    }
+
+    pub(super) fn is_mapped(&self) -> bool {
+        !self.regions.is_empty()
     }
 
     /// The salts of the log that the wal-index describes.

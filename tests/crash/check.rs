@@ -238,6 +238,40 @@ impl<'a> Subject<'a> {
         spans: &[Span],
         seen: &[String],
     ) -> Result<Vec<Span>, String> {
+        // What was changed of the protectors stays, whether or not a commit is taken back.
+        if self.has_keys() && seen.len() > 1 {
+            let at = seen.len() - 1;
+            let only = |all: &[Vec<String>], at: std::ops::Range<usize>| -> Vec<Vec<String>> {
+                all.iter().map(|state| state[at.clone()].to_vec()).collect()
+            };
+            let keys = self.place_of_keys(&only(states, at..at + 1), spans[at], &seen[at])?;
+            let mut found = self.place_of_data(&only(states, 0..at), &spans[..at], &seen[..at])?;
+            found.push(keys);
+            return Ok(found);
+        }
+        self.place_of_data(states, spans, seen)
+    }
+
+    fn place_of_keys(
+        &self,
+        states: &[Vec<String>],
+        (first, last): Span,
+        seen: &String,
+    ) -> Result<Span, String> {
+        let step = (first..=last).find(|&step| states[step][0] == *seen);
+        step.map(|step| (step, step)).ok_or_else(|| {
+            let all: Vec<usize> =
+                (0..states.len()).filter(|&step| states[step][0] == *seen).collect();
+            format!("the protectors are those after steps {all:?}, not after {first} to {last}")
+        })
+    }
+
+    fn place_of_data(
+        &self,
+        states: &[Vec<String>],
+        spans: &[Span],
+        seen: &[String],
+    ) -> Result<Vec<Span>, String> {
         let everywhere = || 0..states.len();
         let wrong = || {
             let places: Vec<Vec<usize>> = (0..seen.len())

@@ -306,11 +306,12 @@ pub const WORKLOADS: &[Workload] = &[
         keys: true,
         settings: "PRAGMA cache_size=5; PRAGMA wal_autocheckpoint=0",
         steps: &[
-            (Writer, "BEGIN; UPDATE n SET b = b + 1; UPDATE t SET b = b || 'a'"),
-            (Reader, "PRAGMA tde_add_protector='service:two'"),
-            (Reader, "PRAGMA tde_rotate_protector='service:key'"),
-            (Writer, "UPDATE t SET b = b || 'b'; COMMIT"),
-            (Reader, "PRAGMA tde_remove_protector='service:key'"),
+            // The state after a step is what the first connection sees.
+            (Reader, "BEGIN; UPDATE n SET b = b + 1; UPDATE t SET b = b || 'a'"),
+            (Writer, "PRAGMA tde_add_protector='service:two'"),
+            (Writer, "PRAGMA tde_rotate_protector='service:key'"),
+            (Reader, "UPDATE t SET b = b || 'b'; COMMIT"),
+            (Writer, "PRAGMA tde_remove_protector='service:key'"),
             (Writer, "PRAGMA wal_checkpoint(TRUNCATE)"),
         ],
         ..PLAIN

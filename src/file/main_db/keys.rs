@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use super::super::Storage;
-use super::pages::Pages;
+use super::pages::{Found, Pages};
 use super::{MainDb, State};
 use crate::error::{Error, Result};
 use crate::key::access::{Loss, Standing};
@@ -132,6 +132,20 @@ impl MainDb {
     /// Whether this connection has removed the protector called `name`.
     pub(crate) fn has_removed(&self, name: &str) -> bool {
         self.removed.iter().any(|record| matches(record, Some(name)))
+    }
+
+    /// Whether page 1 says that the database is in WAL mode. Who asks holds a SHARED lock, beside which
+    /// a checkpoint may write the page.
+    pub(crate) fn is_in_wal_mode(&mut self, base: &impl Storage) -> Result<bool> {
+        let State::Encrypted(pages) = &mut self.state else { return Ok(false) };
+        for _ in 0..ATTEMPTS {
+            match pages.load(base, 1)? {
+                Found::Good => return Ok(pages.says_wal()),
+                Found::Missing => return Ok(false),
+                Found::Bad => std::thread::sleep(std::time::Duration::from_millis(1)),
+            }
+        }
+        Err(Error::PageAuthentication { page: 1 })
     }
 
     /// When this file was opened, in Unix seconds.

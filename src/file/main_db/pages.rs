@@ -276,9 +276,14 @@ impl Pages {
         base.write(&self.sealed, physical(at))
     }
 
+    /// Whether page 1, which is in `plain`, says that the database is in WAL mode.
+    pub(super) fn says_wal(&self) -> bool {
+        self.plain[FORMAT_AT] == FORMAT_WAL
+    }
+
     /// Whether the database is in WAL mode.
     pub(super) fn has_log(&mut self, base: &impl Storage) -> Result<bool> {
-        Ok(self.load(base, 1)? == Found::Good && self.plain[FORMAT_AT] == FORMAT_WAL)
+        Ok(self.load(base, 1)? == Found::Good && self.says_wal())
     }
 }
 

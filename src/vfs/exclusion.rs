@@ -1,0 +1,181 @@
+//! Shutting out whoever else may write the envelope, with locks of SQLite's that disturb nobody.
+//!
+//! | journal mode | lock | who waits for it |
+//! |---|---|---|
+//! | rollback | RESERVED | writers, as for any other writer |
+//! | WAL | the wal-index's lock of checkpoints | checkpoints |
+//!
+//! SQLite refuses RESERVED in WAL mode where several processes have the log. Which mode it is says
+//! page 1, read under a SHARED lock: while somebody holds that, nobody changes the mode.
+//!
+//! A RESERVED lock tells readers that a journal is in use. Held beside one that a crash left, it would
+//! keep them from rolling that back. So a hot journal is looked for first; while SHARED is held, none
+//! comes into being over a changed database.
+
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+use libsqlite3_sys as ffi;
+
+use super::api;
+use super::base::BaseFile;
+use super::open::{Content, OpenFile};
+use crate::command;
+use crate::error::{Error, Result};
+use crate::file::Filled;
+use crate::file::journal::Journal;
+use crate::file::main_db::MainDb;
+
+/// SQLite's lock of checkpoints in the wal-index.
+const CHECKPOINT: c_int = 1;
+/// How long to wait between two attempts: others wait for turns of their own.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// What was taken, on top of what SQLite holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// SQLite holds enough for itself.
+    Nothing,
+    Reserved,
+    Checkpoint {
+        /// The wal-index was mapped for it.
+        mapped: bool,
+    },
+}
+
+impl command::Target for OpenFile {
+    type Base = BaseFile;
+
+    fn parts(&mut self) -> Result<(&mut MainDb, &BaseFile)> {
+        match &mut self.content {
+            Content::Db(db) => Ok((db, &self.base)),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn exclusively<T>(
+        &mut self,
+        patience: Duration,
+        work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + patience;
+        let taken = loop {
+            match self.try_take()? {
+                Some(taken) => break taken,
+                None if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                None => return Err(Error::Busy("others are writing to it: try again".into())),
+            }
+        };
+        let (db, base) = self.parts()?;
+        let result = work(db, base);
+        self.give_back(taken);
+        result
+    }
+
+    fn is_in_transaction(&self) -> bool {
+        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
+        let connection = unsafe { self.connection.as_ref() };
+        match connection {
+            // SAFETY: the connection is open while its file is.
+            Some(&db) if !db.is_null() => unsafe { api::is_in_transaction(db) },
+            _ => self.lock >= ffi::SQLITE_LOCK_RESERVED,
+        }
+    }
+}
+
+impl OpenFile {
+    /// One attempt; `None` where others are in the way.
+    fn try_take(&mut self) -> Result<Option<Taken>> {
+        if self.lock >= ffi::SQLITE_LOCK_RESERVED {
+            return Ok(Some(Taken::Nothing));
+        }
+        if self.lock == ffi::SQLITE_LOCK_NONE && !is_taken(self.base.lock(ffi::SQLITE_LOCK_SHARED))?
+        {
+            return Ok(None);
+        }
+        let taken = match self.is_in_wal_mode() {
+            Ok(true) => self.try_checkpoint(),
+            Ok(false) => self.try_reserved(),
+            Err(error) => Err(error),
+        };
+        if !matches!(taken, Ok(Some(_))) {
+            self.base.unlock(self.lock);
+        }
+        taken
+    }
+
+    fn is_in_wal_mode(&mut self) -> Result<bool> {
+        match &mut self.content {
+            Content::Db(db) if self.log.is_null() => db.is_in_wal_mode(&self.base),
+            _ => Ok(true),
+        }
+    }
+
+    fn try_reserved(&self) -> Result<Option<Taken>> {
+        if self.lock == ffi::SQLITE_LOCK_NONE && self.has_hot_journal()? {
+            return Err(Error::Busy(
+                "a transaction that a crash cut off has to be rolled back first: read from the \
+                 database, then try again"
+                    .into(),
+            ));
+        }
+        let taken = is_taken(self.base.lock(ffi::SQLITE_LOCK_RESERVED))?;
+        Ok(taken.then_some(Taken::Reserved))
+    }
+
+    fn try_checkpoint(&self) -> Result<Option<Taken>> {
+        let mapped = !self.shm.is_mapped();
+        if mapped && !is_taken(self.base.map_wal_index())? {
+            return Ok(None);
+        }
+        let taken = is_taken(self.base.lock_wal_index(CHECKPOINT, ffi::SQLITE_SHM_LOCK));
+        if mapped && !matches!(taken, Ok(true)) {
+            self.base.unmap_wal_index();
+        }
+        Ok(taken?.then_some(Taken::Checkpoint { mapped }))
+    }
+
+    fn give_back(&self, taken: Taken) {
+        if let Taken::Checkpoint { mapped } = taken {
+            self.base.lock_wal_index(CHECKPOINT, ffi::SQLITE_SHM_UNLOCK);
+            if mapped {
+                self.base.unmap_wal_index();
+            }
+        }
+        if taken != Taken::Nothing {
+            self.base.unlock(self.lock);
+        }
+    }
+
+    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte counts.
+    fn has_hot_journal(&self) -> Result<bool> {
+        let mut reserved = 0;
+        // SAFETY: `reserved` is an int.
+        let code = unsafe { self.base.check_reserved_lock(&mut reserved) };
+        if code != ffi::SQLITE_OK {
+            return Err(Error::Base(code));
+        }
+        let Content::Db(db) = &self.content else { return Ok(false) };
+        if reserved != 0 {
+            return Ok(false);
+        }
+        // SAFETY: the database is open, so its place holds.
+        unsafe {
+            self.place.with_journal(|base| {
+                let mut first = [0];
+                let mut journal = Journal::open(base, db.keyring(), base.grain())?;
+                let filled = journal.read(base, &mut first, 0)?;
+                Ok(filled == Filled::Full && first != [0])
+            })
+        }
+    }
+}
+
+/// Whether a lock was taken; `false` where another holds it.
+fn is_taken(code: c_int) -> Result<bool> {
+    match code {
+        ffi::SQLITE_OK => Ok(true),
+        code if code & 0xff == ffi::SQLITE_BUSY => Ok(false),
+        code => Err(Error::Base(code)),
+    }
+}

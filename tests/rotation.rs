@@ -1,0 +1,151 @@
+//! Protectors rotate while processes read and write: nobody meets an error, and nothing is lost.
+//!
+//! `SQLITE_TDE_FULL=1` rotates 1,000 times in each mode, and more processes quarrel over rotating.
+
+#[path = "common/bank.rs"]
+mod bank;
+mod common;
+#[path = "common/process.rs"]
+mod process;
+
+use std::time::{Duration, Instant};
+
+use bank::{Bank, Role};
+use process::{Process, Random, TOO_LONG, full, report};
+use rusqlite::OpenFlags;
+use sqlite_tde::NewProtector;
+use sqlite_tde::provider::Keystore;
+
+const WORK: &str = "SQLITE_TDE_TEST_WORK";
+const ROTATE: &str = "SQLITE_TDE_TEST_ROTATE";
+const MODES: [&str; 4] = ["WAL", "DELETE", "TRUNCATE", "PERSIST"];
+const ROLES: [Role; 4] = [Role::Write, Role::Read, Role::ReadLong, Role::Reopen];
+
+fn bank_of(task: &str) -> (Bank, u64) {
+    let parts: Vec<&str> = task.split('|').collect();
+    let [dir, mode, number] = parts[..] else { panic!("{task}") };
+    let mode = MODES.into_iter().find(|name| *name == mode).unwrap();
+    (Bank::at(dir.into(), mode, false), number.parse().unwrap())
+}
+
+/// The task of a process: it works until a file called `end` is there.
+#[test]
+fn works_at_the_bank() {
+    let Ok(task) = std::env::var(WORK) else { return };
+    let (bank, seed) = bank_of(&task);
+    let end = bank.dir.join("end");
+    std::thread::scope(|scope| {
+        for (role, seed) in ROLES.into_iter().zip(seed * 100..) {
+            let (bank, end) = (&bank, &end);
+            scope.spawn(move || {
+                let mut done = 0;
+                while !end.exists() {
+                    let until = Instant::now() + Duration::from_millis(100);
+                    let count =
+                        bank.work(role, seed + done, until).unwrap_or_else(|e| panic!("{e}"));
+                    done += count.done;
+                }
+                report(&format!("{role:?} {done}"));
+            });
+        }
+    });
+}
+
+/// The task of a process: it rotates so many times, to a new version or another key, with others.
+#[test]
+fn rotates() {
+    let Ok(task) = std::env::var(ROTATE) else { return };
+    let (bank, number) = bank_of(&task);
+    let times = if full() { 60 } else { 15 };
+    let db = bank.open(OpenFlags::default()).unwrap();
+    let keystore = Keystore::at(bank.dir.join("keys"));
+    let mut random = Random::new(number);
+    let own = format!("own-{number}");
+    keystore.create(&own).unwrap();
+    for time in 0..times {
+        let what = format!("process {number}, time {time}");
+        let done = match random.below(4) {
+            0 => {
+                keystore.rotate("default").unwrap();
+                sqlite_tde::rotate_protector(&db, "main", None, None)
+            }
+            1 => sqlite_tde::add_protector(&db, "main", NewProtector::new(&own)),
+            2 => {
+                keystore.rotate(&own).unwrap();
+                sqlite_tde::rotate_protector(&db, "main", Some("default"), None)
+            }
+            _ => {
+                sqlite_tde::add_protector(&db, "main", NewProtector::new(&own)).unwrap();
+                sqlite_tde::remove_protector(&db, "main", &own)
+            }
+        };
+        let change = done.unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(change.protectors.iter().any(|p| p.name == "default"), "{what}");
+    }
+    report(&format!("rotated {times}"));
+}
+
+fn start(test: &str, variable: &str, bank: &Bank, number: u64) -> Process {
+    Process::start(test, variable, &format!("{}|{}|{number}", bank.dir.display(), bank.mode))
+}
+
+#[test]
+fn others_go_on_while_a_protector_rotates() {
+    let rotations = if full() { 1000 } else { 60 };
+    let modes = if full() { &MODES[..] } else { &MODES[..2] };
+    for mode in modes {
+        let home = tempfile::tempdir().unwrap();
+        let bank = Bank::at(home.path().to_owned(), mode, false);
+        bank.create();
+        let workers: Vec<Process> =
+            (1..=4).map(|seed| start("works_at_the_bank", WORK, &bank, seed)).collect();
+        let db = bank.open(OpenFlags::default()).unwrap();
+        let keystore = Keystore::at(bank.dir.join("keys"));
+        let started = Instant::now();
+        for number in 0..rotations {
+            keystore.rotate("default").unwrap();
+            let change = sqlite_tde::rotate_protector(&db, "main", None, None)
+                .unwrap_or_else(|error| panic!("{mode}, rotation {number}: {error}"));
+            assert!(change.changed, "{mode}, rotation {number}");
+        }
+        let took = started.elapsed();
+        std::fs::write(bank.dir.join("end"), b"").unwrap();
+        let mut done = 0;
+        for (worker, number) in workers.into_iter().zip(1..) {
+            let lines = worker
+                .finish(TOO_LONG * 2)
+                .unwrap_or_else(|error| panic!("{mode}, process {number}: {error}"));
+            done += lines
+                .iter()
+                .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+                .sum::<u64>();
+        }
+        bank.check().unwrap_or_else(|error| panic!("{mode}: {error}"));
+        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        let status = sqlite_tde::status(&db, "main").unwrap();
+        assert_eq!(status.protectors[0].key_version, (rotations + 1).to_string(), "{mode}");
+        eprintln!("{mode}: {rotations} rotations in {took:.1?}, {done} operations beside them");
+    }
+}
+
+#[test]
+fn two_who_rotate_at_once_both_get_their_way() {
+    for mode in MODES {
+        let home = tempfile::tempdir().unwrap();
+        let bank = Bank::at(home.path().to_owned(), mode, false);
+        bank.create();
+        let processes: Vec<Process> =
+            (1..=3).map(|number| start("rotates", ROTATE, &bank, number)).collect();
+        for (process, number) in processes.into_iter().zip(1..) {
+            process
+                .finish(TOO_LONG)
+                .unwrap_or_else(|error| panic!("{mode}, process {number}: {error}"));
+        }
+        let db = bank.open(OpenFlags::default()).unwrap();
+        bank.check().unwrap_or_else(|error| panic!("{mode}: {error}"));
+        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        for check in sqlite_tde::verify_protectors(&db, "main").unwrap() {
+            assert!(check.matches, "{mode}: {check:?}");
+        }
+    }
+}
