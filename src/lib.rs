@@ -35,6 +35,7 @@ compile_error!(
      --no-default-features --features extension"
 );
 
+pub mod audit;
 mod command;
 pub mod error;
 #[cfg(feature = "extension")]
