@@ -37,6 +37,7 @@ compile_error!(
 
 pub mod audit;
 mod command;
+pub mod config;
 pub mod error;
 #[cfg(feature = "extension")]
 #[allow(unsafe_code)]

@@ -112,6 +112,10 @@ fn event(detail: &str) -> Event<'_> {
     }
 }
 
+fn system_time(text: &str) -> SystemTime {
+    text.parse::<jiff::Timestamp>().unwrap().try_into().unwrap()
+}
+
 #[cfg(unix)]
 fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
@@ -179,7 +183,7 @@ fn an_entry_has_every_field_and_no_control_character() {
         first.uid,
         Some(std::os::unix::fs::MetadataExt::uid(&fs::metadata(log.path(LOG)).unwrap()))
     );
-    let time = humantime::parse_rfc3339(&first.time).unwrap();
+    let time = system_time(&first.time);
     assert!(first.time.len() == 24 && time.elapsed().unwrap() < Duration::from_secs(600));
     assert_eq!((&*found[1].kind, &*found[1].outcome, found[1].seq), ("lock", "ok", 2));
     assert_eq!((log.problem(), log.verify().lines), (None, 2));
@@ -793,8 +797,7 @@ fn entries_are_read_and_chosen_without_the_key() {
     }
     fs::remove_file(log.path("audit.key")).unwrap();
     let found = log.entries();
-    let times: Vec<SystemTime> =
-        found.iter().map(|entry| humantime::parse_rfc3339(&entry.time).unwrap()).collect();
+    let times: Vec<SystemTime> = found.iter().map(|entry| system_time(&entry.time)).collect();
     let all = Filter::default();
     let db = |db: &str| Filter { db: Some(db.to_owned()), ..all.clone() };
     let tick = Duration::from_millis(1);

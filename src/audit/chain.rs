@@ -121,22 +121,13 @@ pub(super) fn split(line: &[u8]) -> Option<(&[u8], Mac)> {
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    base16ct::lower::encode_string(bytes)
 }
 
 /// Small digits alone: each mac is spelled in one way.
 pub(super) fn unhex(digits: &[u8]) -> Option<Mac> {
-    let digit = |c: u8| match c {
-        b'0'..=b'9' => Some(c - b'0'),
-        b'a'..=b'f' => Some(c - b'a' + 10),
-        _ => None,
-    };
-    let digits: &[u8; HEX_LEN] = digits.try_into().ok()?;
     let mut mac = [0; KEY_LEN];
-    for (byte, pair) in mac.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(mac)
+    (base16ct::lower::decode(digits, &mut mac).ok()?.len() == KEY_LEN).then_some(mac)
 }
 
 #[cfg(test)]

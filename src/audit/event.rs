@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::str::FromStr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::chain::hex;
@@ -208,7 +209,7 @@ impl Entry {
         let name = |text: Option<&str>| text.map(|text| bounded(text, 256));
         Self {
             seq: 0,
-            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            time: format!("{:.3}", Timestamp::now()),
             kind: event.kind.name().to_owned(),
             outcome: if event.outcome.is_ok() { "ok" } else { "failed" }.to_owned(),
             error: event.outcome.err().map(|text| bounded(text, 1024)),

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Read};
 use std::time::SystemTime;
 
+use jiff::Timestamp;
+
 use super::chain::MAX_LINE;
 use super::files::{self, LOG, LogFile};
 use super::{AuditOptions, Entry, EventKind};
@@ -27,7 +29,7 @@ impl Filter {
     /// Whether `entry` is wanted. An entry with an unreadable time is, at any time.
     #[must_use]
     pub fn fits(&self, entry: &Entry) -> bool {
-        let time = humantime::parse_rfc3339(&entry.time).ok();
+        let time = entry.time.parse::<Timestamp>().and_then(SystemTime::try_from).ok();
         let within = |time| {
             self.since.is_none_or(|since| time >= since)
                 && self.until.is_none_or(|until| time <= until)

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use sqlite_tde::audit::{self, AuditOptions, Entry, EventKind, Filter};
+use sqlite_tde::config;
 use sqlite_tde::provider::{Keystore, SecretSource};
 
 use crate::failure::{DAMAGED, DONE, Failure, say};
@@ -82,9 +84,8 @@ fn kinds() -> impl TypedValueParser<Value = EventKind> {
 /// A time as text, or how long ago.
 fn moment(text: &str) -> Result<SystemTime, String> {
     let ago = |duration: Duration| SystemTime::now().checked_sub(duration);
-    humantime::parse_rfc3339_weak(text)
-        .ok()
-        .or_else(|| humantime::parse_duration(text).ok().and_then(ago))
+    let time = text.parse::<Timestamp>().and_then(SystemTime::try_from).ok();
+    time.or_else(|| config::duration(text).and_then(ago))
         .ok_or_else(|| "expected a time such as 2026-11-24T10:00:00Z, or a span such as 2h".into())
 }
 
