@@ -129,6 +129,9 @@ pub enum Error {
     /// A setting that cannot be followed.
     #[error("{0}")]
     Usage(String),
+    /// The audit log cannot be written, read or trusted.
+    #[error("audit log: {0}")]
+    Audit(String),
     /// The operating system's random source failed.
     #[error("no random bytes from the operating system: {0}")]
     Random(String),
@@ -172,6 +175,7 @@ impl Error {
     /// | inaccessible | `SQLITE_IOERR` + 5 |
     /// | busy, read-only | `SQLITE_BUSY`, `SQLITE_READONLY` |
     /// | unsupported, usage | `SQLITE_CANTOPEN` + 5, 6 |
+    /// | audit log | `SQLITE_CANTOPEN` + 7 |
     ///
     /// "+ n" means extension byte 0x70 + n. Refusals met while writing are in the `SQLITE_IOERR`
     /// family, the only one after which SQLite's pager rolls back by itself.
@@ -187,6 +191,7 @@ impl Error {
             Self::Random(_) => extended(ffi::SQLITE_CANTOPEN, 4),
             Self::Unsupported(_) => extended(ffi::SQLITE_CANTOPEN, 5),
             Self::Usage(_) | Self::KeyExists(_) => extended(ffi::SQLITE_CANTOPEN, 6),
+            Self::Audit(_) => extended(ffi::SQLITE_CANTOPEN, 7),
             Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
             Self::PageAuthentication { .. }
             | Self::FrameAuthentication { .. }

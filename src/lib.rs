@@ -35,7 +35,9 @@ compile_error!(
      --no-default-features --features extension"
 );
 
+pub mod audit;
 mod command;
+pub mod config;
 pub mod error;
 #[cfg(feature = "extension")]
 #[allow(unsafe_code)]

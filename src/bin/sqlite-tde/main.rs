@@ -1,8 +1,9 @@
 //! The command `sqlite-tde`: encrypts, decrypts, queries and checks databases from a shell.
 //!
-//! `copy` makes databases, `sql` runs statements, `report` answers questions, `failure` turns
-//! errors into words and exit codes, `progress` draws on a terminal.
+//! `copy` makes databases, `sql` runs statements, `report` answers questions, `audit` reads the audit
+//! log, `failure` turns errors into words and exit codes, `progress` draws on a terminal.
 
+mod audit;
 mod copy;
 mod failure;
 mod progress;
@@ -22,7 +23,7 @@ use failure::{DONE, Failure};
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  verify found damage
+  1  verify, or audit verify, found damage
   2  usage: the arguments make no sense
   3  a key or its provider: none, wrong, disabled, unreachable, damaged, readable by others
   4  the file is not what was expected: no database, not encrypted, plaintext, damaged, too new
@@ -54,6 +55,9 @@ enum Command {
     /// Keys of the local keystore
     #[command(subcommand)]
     Key(Key),
+    /// What was done with keys and databases
+    #[command(subcommand)]
+    Audit(audit::Audit),
     /// Print a completion script
     Completions {
         /// The shell that will read it
@@ -161,6 +165,7 @@ fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::Key(Key::Create { name }) => report::key_create(&name)?,
         Command::Key(Key::List { json }) => report::key_list(json)?,
+        Command::Audit(command) => return audit::run(command),
         Command::Completions { shell } => completions(shell)?,
         Command::Man => manual()?,
     }

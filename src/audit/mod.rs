@@ -1,0 +1,274 @@
+//! The audit log: one line of JSON for each thing that was done with keys and databases, in a chain
+//! that only the holder of the audit key can lengthen, and that nobody else can change unnoticed.
+//!
+//! ```text
+//! audit.2.jsonl   audit.1.jsonl   audit.jsonl           audit.head
+//! +-----------+   +-----------+   +-----------------+   +----------------------------+
+//! | 1 prev=0  |   | 4 prev=m3 |   | 7 prev=m6    m7 |   | last entry: 9, m9; 3 files |
+//! | 2         |-->| 5         |-->| 8            m8 |   +----------------------------+
+//! | 3      m3 |   | 6      m6 |   | 9            m9 |<--- synced first; then the head
+//! +-----------+   +-----------+   +-----------------+
+//!
+//! a line:  {"seq":9,"time":"..","kind":"open",..   ,"mac":"   m9 in hex   "}   LF
+//!          |<------------- body -------------->|
+//! m9 = HMAC-SHA-256(line key, m8 || body)                      m0 = 32 zero bytes
+//! ```
+//!
+//! `chain.rs` has the bytes. Invariants:
+//!
+//! 1. Who writes holds `audit.lock`, from before reading the head to after the last sync.
+//! 2. A line is synced before the head that names it, and the head before [`AuditLog::record`]
+//!    answers. So the head is the last line, or after a crash the line before the last.
+//! 3. What the head has vouched for is never cut off, and a line that follows a head with lines
+//!    missing behind it takes the number and the mac after the *head's*: the gap stays visible.
+//! 4. A file begins with a line, which was written whole beside it and renamed. So only the end of
+//!    `audit.jsonl` can be torn, by one append.
+//!
+//! What the next append finds after a crash or a forger, and does:
+//!
+//! | found | done | `verify` |
+//! |---|---|---|
+//! | whole lines behind the head's that fit the chain | goes on behind them | clean |
+//! | behind them the torn rest of one append | cut off; the new line says `recovered` | a note |
+//! | lines cut off, changed, moved, added by others | goes on after the head | a problem there |
+//! | no head, or a changed one | goes on behind the lines; the new line says `suspect` | a problem |
+//! | no head and no line that fits the key | [`crate::Error::Audit`] | a problem |
+//!
+//! Nobody can notice that a log *and* its head are put back together as they once were, or that all
+//! of it is deleted: keep a copy of the head, or its number, elsewhere. Who has the key can write
+//! anything: keep that elsewhere, too. One key serves one log.
+
+mod chain;
+mod event;
+mod files;
+mod show;
+mod verify;
+
+use std::path::PathBuf;
+
+use base64ct::{Base64, Encoding};
+use zeroize::Zeroizing;
+
+pub use event::{Entry, Event, EventKind};
+pub use show::{Entries, Filter, entries};
+pub use verify::{Finding, Verdict, verify};
+
+use self::chain::{Head, Keys, Link, Mac};
+use self::files::End;
+use self::verify::{HeadState, Torn, Walk};
+use crate::error::{Error, Result};
+use crate::provider::SecretSource;
+use crate::secret::{KEY_LEN, Secret};
+
+/// Where a log is, its key, and how large it may grow.
+#[derive(Debug, Clone)]
+pub struct AuditOptions {
+    /// The directory of its files.
+    pub dir: PathBuf,
+    /// Where its key is read from: base64 of 32 bytes. Without one it is `audit.key` in `dir`,
+    /// which the first use creates.
+    pub key: Option<SecretSource>,
+    /// A file that would grow beyond this is rotated.
+    pub max_bytes: u64,
+    /// How many rotated files are kept.
+    pub keep: u32,
+}
+
+impl AuditOptions {
+    /// A log in `dir`, with its key there, of 11 files of up to 10 MiB.
+    #[must_use]
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), key: None, max_bytes: 10 << 20, keep: 10 }
+    }
+}
+
+/// An audit log to record in. Any number of threads and processes may, each with its own or not.
+pub struct AuditLog {
+    options: AuditOptions,
+    keys: Keys,
+    program: String,
+}
+
+impl std::fmt::Debug for AuditLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AuditLog({})", self.options.dir.display())
+    }
+}
+
+/// What an append goes on from.
+struct Place {
+    /// The line to follow.
+    link: Link,
+    /// How many files the log has at least.
+    files: u64,
+    /// The end of the log file; `None` where there is none.
+    end: Option<End>,
+    /// What is cut off first.
+    torn: Option<Torn>,
+    recovered: Option<String>,
+    suspect: Option<String>,
+}
+
+impl AuditLog {
+    /// Opens the log, which the first use creates: the directory, for its owner alone, the key if
+    /// none was named, and an empty head.
+    ///
+    /// # Errors
+    /// [`Error::Audit`] where one of them cannot be created or read, where others may read the key
+    /// file, where the key is gone or is not the one of this log.
+    pub fn open(options: AuditOptions) -> Result<Self> {
+        let mut options = options;
+        options.dir = std::path::absolute(&options.dir).unwrap_or(options.dir);
+        files::make_dir(&options.dir)?;
+        let _lock = files::lock(&options.dir)?;
+        let head = files::read_head(&options.dir)?;
+        let fresh = head.is_none() && files::log_numbers(&options.dir)?.is_empty();
+        if fresh && options.key.is_none() && !options.dir.join(files::KEY).exists() {
+            create_key(&options)?;
+        }
+        let keys = read_keys(&options)?;
+        if fresh {
+            let head = Head { link: Link::START, files: 0 };
+            files::write_whole(&options.dir, files::HEAD, &keys.encode_head(&head))?;
+        }
+        let log = Self { options, keys, program: event::program() };
+        log.place()?;
+        Ok(log)
+    }
+
+    /// Appends an entry; when this returns, it survives a power loss.
+    ///
+    /// # Errors
+    /// [`Error::Audit`]. The entry may be in the log all the same where the last sync failed.
+    pub fn record(&self, event: &Event<'_>) -> Result<()> {
+        let _lock = files::lock(&self.options.dir)?;
+        // The time is taken under the lock, so that it grows with the number.
+        let entry = Entry::new(event, &self.program);
+        let place = self.place()?;
+        self.append(place, entry)
+    }
+
+    /// Where the next line belongs. The caller holds the lock.
+    fn place(&self) -> Result<Place> {
+        let dir = &self.options.dir;
+        let head = HeadState::of(&self.keys, files::read_head(dir)?.as_deref());
+        let end = files::log_end(dir)?;
+        match head {
+            HeadState::Good(head) if end.and_then(|end| end.mac) == Some(head.link.mac) => {
+                Ok(Place::after(head, end))
+            }
+            head => self.search_place(head, end),
+        }
+    }
+
+    /// [`AuditLog::place`] where the log does not end with the line that the head names.
+    fn search_place(&self, head: HeadState, end: Option<End>) -> Result<Place> {
+        let mut walk = Walk::new(&self.keys, head);
+        walk.files(&self.options, files::snapshot(&self.options.dir)?.files)?;
+        let found = Head {
+            link: walk.link.unwrap_or(Link::START),
+            files: (walk.files as u64).min(u64::from(self.options.keep) + 1),
+        };
+        let mut place = Place::after(found, end);
+        match head {
+            HeadState::Good(head) if walk.goes_on_from(&head) => {
+                place.files = head.files.max(found.files);
+                place.torn = walk.torn;
+                place.recovered = recovered(&head, &walk);
+            }
+            HeadState::Good(head) => place = Place::after(head, end),
+            HeadState::Missing if walk.files == 0 => {
+                place.suspect = Some("the whole log was missing before this entry".to_owned());
+            }
+            _ if walk.lines == 0 => return Err(self.foreign()),
+            HeadState::Missing => {
+                place.suspect = Some("audit.head was missing before this entry".to_owned());
+            }
+            HeadState::Damaged => {
+                place.suspect = Some("audit.head was changed before this entry".to_owned());
+            }
+        }
+        Ok(place)
+    }
+
+    fn foreign(&self) -> Error {
+        Error::Audit(format!(
+            "neither the lines nor the head in {} fit the key: put back the key of this log, or \
+             use another directory",
+            self.options.dir.display()
+        ))
+    }
+
+    /// Writes `entry` at its place, then the head.
+    fn append(&self, place: Place, mut entry: Entry) -> Result<()> {
+        let AuditOptions { dir, max_bytes, keep, .. } = &self.options;
+        let Place { link, files, end, torn, recovered, suspect } = place;
+        entry.seq = link.seq.saturating_add(1);
+        (entry.recovered, entry.suspect) = (recovered, suspect);
+        let end = match torn {
+            Some(Torn { at, .. }) => Some(files::cut(dir, at)?),
+            None => end,
+        };
+        let len = self.seal(&link, &entry)?.0.len() as u64;
+        let old = end.filter(|end| end.size == 0 || end.size + len <= *max_bytes);
+        // An empty file is there only where somebody emptied it.
+        if old.is_none_or(|end| end.size == 0) {
+            entry.prev = Some(chain::hex(&link.mac));
+        }
+        let (line, mac) = self.seal(&link, &entry)?;
+        match old {
+            Some(old) => files::append(dir, old, &line)?,
+            None => files::begin(dir, end.is_some(), &line)?,
+        }
+        let files = (files + u64::from(old.is_none())).min(u64::from(*keep) + 1);
+        let head = Head { link: Link { seq: entry.seq, mac }, files };
+        files::write_head(dir, &self.keys.encode_head(&head))?;
+        // Only when the head counts on the new file may the oldest fall away.
+        if old.is_none() { files::remove_beyond(dir, *keep) } else { Ok(()) }
+    }
+
+    fn seal(&self, previous: &Link, entry: &Entry) -> Result<(Vec<u8>, Mac)> {
+        let object = serde_json::to_string(entry);
+        let object = object.map_err(|error| Error::Audit(format!("an entry: {error}")))?;
+        Ok(self.keys.seal(&previous.mac, &object))
+    }
+}
+
+impl Place {
+    fn after(head: Head, end: Option<End>) -> Self {
+        let Head { link, files } = head;
+        Self { link, files, end, torn: None, recovered: None, suspect: None }
+    }
+}
+
+/// What an interrupted append, or a copy made while one ran, left to be put right.
+fn recovered(head: &Head, walk: &Walk<'_>) -> Option<String> {
+    let behind = walk.last() - head.link.seq;
+    let behind = (behind > 1).then(|| format!("audit.head was {behind} entries behind"));
+    let torn = walk.torn.map(|Torn { len, .. }| {
+        format!("{len} bytes of an interrupted append were cut off before this entry")
+    });
+    behind.into_iter().chain(torn).reduce(|a, b| format!("{a}; {b}"))
+}
+
+/// The keys of a log that is there.
+fn read_keys(options: &AuditOptions) -> Result<Keys> {
+    let own = || SecretSource::File(options.dir.join(files::KEY));
+    let source = options.key.clone().unwrap_or_else(own);
+    let failed = |what: String| Error::Audit(format!("audit key: {what}"));
+    let text = source.read("audit key").map_err(|error| failed(error.to_string()))?;
+    let key = Secret::fill_with(|key| match Base64::decode(&*text, key) {
+        Ok(bytes) if bytes.len() == KEY_LEN => Ok(()),
+        _ => Err(failed(format!("{source} is not base64 of {KEY_LEN} bytes"))),
+    })?;
+    Ok(Keys::new(&key))
+}
+
+fn create_key(options: &AuditOptions) -> Result<()> {
+    const TEXT_LEN: usize = 44;
+    let key = Secret::random()?;
+    let mut text = Zeroizing::new([b'\n'; TEXT_LEN + 1]);
+    let encoded = Base64::encode(key.expose(), &mut text[..TEXT_LEN]);
+    encoded.map_err(|error| Error::Audit(format!("audit key: {error}")))?;
+    files::write_whole(&options.dir, files::KEY, &*text)
+}

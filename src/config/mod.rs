@@ -1,0 +1,4 @@
+//! The configuration.
+
+mod span;
+pub use span::duration;
