@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::os::raw::c_int;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use libsqlite3_sys as ffi;
 
@@ -150,6 +151,21 @@ pub enum Error {
     #[cfg(feature = "rusqlite")]
     #[error(transparent)]
     Sqlite(rusqlite::Error),
+}
+
+/// Where complaints go that no call can return.
+static LOG: OnceLock<fn(c_int, &str)> = OnceLock::new();
+
+/// Sends complaints to SQLite's error log from now on.
+pub(crate) fn set_log(log: fn(c_int, &str)) {
+    let _ = LOG.set(log);
+}
+
+/// Complains where no call can return an error.
+pub(crate) fn log(code: c_int, text: &str) {
+    if let Some(log) = LOG.get() {
+        log(code, text);
+    }
 }
 
 /// Result codes of our own: a primary code of SQLite's with an extension from 0x71 up, a range that

@@ -67,6 +67,7 @@ pub use command::{
 pub use connection::{OpenOptions, open, open_with, verify};
 pub use error::{Error, Result, last_error};
 pub use key::access::AccessPolicy;
+pub use key::auditor::AuditPolicy;
 #[cfg(feature = "rusqlite")]
 pub use keys::{
     add_protector, lock, protectors, remove_protector, rotate_protector, set_auto_rotate, status,

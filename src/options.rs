@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::audit::AuditLog;
 use crate::error::Result;
 use crate::file::main_db::Wishes;
 use crate::key::access::AccessPolicy;
+use crate::key::auditor::AuditPolicy;
 use crate::key::protector::{KEYSTORE, Rotation};
 use crate::provider::{KeyProvider, Keystore};
 use crate::suite::SuiteId;
@@ -72,6 +74,12 @@ impl Options {
     /// `None` for never.
     pub fn auto_rotate(mut self, interval: Option<Duration>) -> Self {
         self.wishes.protectors.rotation = Rotation(interval);
+        self
+    }
+
+    /// Records what is done with keys and databases, and says what follows where that fails.
+    pub fn audit(mut self, log: Arc<AuditLog>, policy: AuditPolicy) -> Self {
+        self.wishes.protectors.auditor.log = Some((log, policy));
         self
     }
 

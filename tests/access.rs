@@ -131,7 +131,8 @@ fn an_outage_is_survived_for_the_grace_period() {
         });
         assert!(service.calls() > calls);
         for _ in 0..20 {
-            (read(&db).unwrap(), write(&db).unwrap());
+            read(&db).unwrap();
+            write(&db).unwrap();
         }
         service.switch(State::Works);
         in_time("it is over", || {

@@ -15,9 +15,11 @@ use serde::Serialize;
 
 use super::status::{self, ProtectorStatus};
 use super::{PATIENCE, Target};
+use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::file::Storage;
 use crate::file::main_db::MainDb;
+use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
 use crate::key::protector::{check_time, does_not_come_back, matches, now};
 use crate::provider::{Context, ProviderError};
@@ -267,7 +269,12 @@ pub(crate) fn apply_pending(target: &mut impl Target) -> Result<()> {
     let replace =
         |(old, new): &(ProtectorRecord, ProtectorRecord)| Step::Replace(old.clone(), new.clone());
     let steps: Vec<Step> = pending.iter().map(replace).collect();
+    let (db, base) = target.parts()?;
+    let envelope = db.refresh_envelope(base)?.clone();
+    record(db, &envelope, &steps, "begins; by itself", &Ok(true))?;
     let done = target.exclusively(Duration::ZERO, |db, base| commit(db, base, &steps, now()));
+    let (db, _) = target.parts()?;
+    let _ = record(db, &envelope, &steps, "ends; by itself", &done);
     if let Err(Error::Busy(_)) = done {
         keyring.set_pending(pending);
         return Ok(());
@@ -303,24 +310,88 @@ fn edit(
     for _ in 0..ROUNDS {
         let (db, base) = target.parts()?;
         db.settle_protector(base)?;
-        if db.is_read_only() {
-            return Err(Error::ReadOnly(format!(
-                "the database was opened through protector {}, which may only read",
-                db.through().unwrap_or_default()
-            )));
-        }
         let envelope = db.refresh_envelope(base)?.clone();
-        let Plan { steps, skipped } = plan(db, &envelope)?;
-        let committed = steps.is_empty()
-            || target.exclusively(PATIENCE, |db, base| commit(db, base, &steps, now()))?;
-        if committed {
-            let (db, base) = target.parts()?;
+        let planned = may_write(db).and_then(|()| plan(db, &envelope));
+        if let Err(error) = &planned {
+            refuse(db, &envelope, error);
+        }
+        let Plan { steps, skipped } = planned?;
+        if steps.is_empty() {
+            let protectors = status::protectors(db, &envelope);
+            return Ok(Change { changed: false, protectors, skipped });
+        }
+        // Before it is done, so that it is not done where it cannot be recorded.
+        record(db, &envelope, &steps, "begins", &Ok(true))?;
+        let done = target.exclusively(PATIENCE, |db, base| commit(db, base, &steps, now()));
+        let (db, base) = target.parts()?;
+        let _ = record(db, &envelope, &steps, "ends", &done);
+        if done? {
             let envelope = db.refresh_envelope(base)?.clone();
             let protectors = status::protectors(db, &envelope);
-            return Ok(Change { changed: !steps.is_empty(), protectors, skipped });
+            return Ok(Change { changed: true, protectors, skipped });
         }
     }
     Err(Error::Busy("others keep changing the protectors: try again".into()))
+}
+
+fn may_write(db: &MainDb) -> Result<()> {
+    if db.is_read_only() {
+        return Err(Error::ReadOnly(format!(
+            "the database was opened through protector {}, which may only read",
+            db.through().unwrap_or_default()
+        )));
+    }
+    Ok(())
+}
+
+/// Tells the audit log of each step.
+fn record(
+    db: &MainDb,
+    envelope: &Envelope,
+    steps: &[Step],
+    detail: &str,
+    done: &Result<bool>,
+) -> Result<()> {
+    let words = match done {
+        Ok(true) => None,
+        Ok(false) => Some("others changed the protectors: begins anew".to_owned()),
+        Err(error) => Some(error.to_string()),
+    };
+    for step in steps {
+        let event = match step {
+            Step::Replace(_, new) => about(EventKind::Rotate, new),
+            Step::Add(new) => about(EventKind::AddProtector, new),
+            Step::Remove(old) => about(EventKind::RemoveProtector, old),
+            Step::AutoRotate(_) => Event::new(EventKind::Rotate),
+        };
+        let detail = match step {
+            Step::Replace(old, new) if old.name != new.name => {
+                format!("{detail}; in the place of {}", old.name)
+            }
+            Step::AutoRotate(on) => {
+                format!("{detail}; by itself: {}", if *on { "on" } else { "off" })
+            }
+            _ => detail.to_owned(),
+        };
+        db.auditor().record(&Event {
+            file_id: Some(&envelope.file_id),
+            outcome: words.as_deref().map_or(Ok(()), Err),
+            detail: Some(&detail),
+            ..event
+        })?;
+    }
+    Ok(())
+}
+
+/// Tells the audit log of a change that is not allowed.
+fn refuse(db: &MainDb, envelope: &Envelope, error: &Error) {
+    if matches!(error, Error::Usage(_) | Error::ReadOnly(_)) {
+        db.auditor().note(&Event {
+            file_id: Some(&envelope.file_id),
+            outcome: Err(&error.to_string()),
+            ..Event::new(EventKind::Refusal)
+        });
+    }
 }
 
 /// Takes the steps if each still starts from what is there; `false` where one does not.

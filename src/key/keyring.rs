@@ -11,9 +11,11 @@ use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
 
 use super::access::{Access, AccessPolicy, Loss, Standing};
+use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
 use super::protector::{Protectors, check_time, matches, not_wrapped_for, now};
+use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, Purpose};
 use crate::provider::{Context, ProviderError, WaitsFor};
@@ -133,6 +135,8 @@ impl Keyring {
         let dek = Secret::random()?;
         let context = Context { file_id, dek_version: FIRST };
         let record = protectors.wrap(protector, &dek, &context)?;
+        let created = Event { file_id: Some(&file_id), ..about(EventKind::Create, &record) };
+        protectors.auditor.record(&created)?;
         let keyring = Self::new(file_id, Dek { version: FIRST, suite, key: dek }, Vec::new());
         keyring.gave(&record.name);
         let envelope = Envelope {
@@ -359,10 +363,10 @@ impl Keyring {
                 self.access.granted();
                 self.look_for_newer(protectors, envelope);
             }
-            Ok((_, record)) => self.lock(Loss::Provider(format!(
-                "protector {} gives another key than it did",
-                record.name
-            ))),
+            Ok((_, record)) => {
+                let reason = format!("protector {} gives another key than it did", record.name);
+                self.lose(protectors, reason);
+            }
             Err(error) => {
                 let silent = !matches!(
                     error,
@@ -372,10 +376,19 @@ impl Keyring {
                 );
                 let reason = Error::from(error).to_string();
                 if !silent || self.access.outage(reason.clone(), &protectors.access) {
-                    self.lock(Loss::Provider(reason));
+                    self.lose(protectors, reason);
                 }
             }
         }
+    }
+
+    fn lose(&self, protectors: &Protectors, reason: String) {
+        protectors.auditor.note(&Event {
+            file_id: Some(&self.file_id),
+            outcome: Err(&reason),
+            ..Event::new(EventKind::AccessLost)
+        });
+        self.lock(Loss::Provider(reason));
     }
 
     /// Wraps the DEK under newer versions of the protectors' keys where there are any, at most once

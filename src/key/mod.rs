@@ -1,7 +1,8 @@
 //! The key hierarchy: envelope (the bytes), protectors (who may open), keyring (the keys in use),
-//! access (for how long they may be), cipher (how they reach a file).
+//! access (for how long they may be), cipher (how they reach a file), auditor (what is recorded of it).
 
 pub(crate) mod access;
+pub(crate) mod auditor;
 pub(crate) mod cipher;
 pub(crate) mod envelope;
 pub(crate) mod keyring;

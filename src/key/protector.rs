@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::access::AccessPolicy;
+use super::auditor::Auditor;
 use super::envelope::ProtectorRecord;
+use crate::audit::EventKind;
 use crate::error::{Error, Result};
 use crate::provider::{Context, DEFAULT_KEY, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use crate::secret::{Secret, fill_random};
@@ -23,6 +25,7 @@ pub(crate) struct Protectors {
     default: Option<String>,
     pub(crate) access: AccessPolicy,
     pub(crate) rotation: Rotation,
+    pub(crate) auditor: Auditor,
 }
 
 /// How often a newer version of a protector's key is looked for; `None` for never.
@@ -86,9 +89,12 @@ impl Protectors {
         let provider = self.provider_of(record).ok_or_else(|| {
             Error::NoKey(format!("no key provider called {} is set up", record.provider))
         })?;
-        let (key_id, context) = (record.key_id.clone(), context.clone());
-        let dek = Arc::new(dek.duplicate());
-        Ok(self.insist(provider, move |provider| provider.wrap(&key_id, &dek, &context))?)
+        let (key_id, file_id, context) = (record.key_id.clone(), context.file_id, context.clone());
+        let (dek, started) = (Arc::new(dek.duplicate()), Instant::now());
+        let answer = self.insist(provider, move |provider| provider.wrap(&key_id, &dek, &context));
+        let (kind, took) = (EventKind::Wrap, started.elapsed());
+        self.auditor.provider_call(kind, record, &file_id, took, &answer)?;
+        Ok(answer?)
     }
 
     /// `record` with `dek` under the newest version of its key; `None` where it is already. It has
@@ -158,8 +164,14 @@ impl Protectors {
     ) -> Result<Secret, ProviderError> {
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
         let (key_id, wrapped) = (record.key_id.clone(), record.wrapped.clone());
-        let context = context.clone();
-        self.call(provider, move |provider| provider.unwrap(&key_id, &wrapped, &context))
+        let (file_id, context, started) = (context.file_id, context.clone(), Instant::now());
+        let answer =
+            self.call(provider, move |provider| provider.unwrap(&key_id, &wrapped, &context));
+        let (kind, took) = (EventKind::Unwrap, started.elapsed());
+        self.auditor
+            .provider_call(kind, record, &file_id, took, &answer)
+            .map_err(|error| ProviderError::Unreachable(error.to_string()))?;
+        answer
     }
 
     fn may_try_again(&self, record: &ProtectorRecord, refused: Option<&ProviderError>) -> bool {

@@ -31,13 +31,14 @@ mod table;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::ptr;
 use std::sync::atomic::Ordering;
-use std::sync::{LazyLock, Mutex, Once, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError, RwLock};
 
 use libsqlite3_sys as ffi;
 
-use crate::error::{Error, Result, set_last};
+use crate::error::{Error, Result, set_last, set_log};
 use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::suite::SuiteId;
@@ -91,6 +92,7 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
             return Err(Error::Base(code));
         }
     }
+    set_log(api::log);
     watch_forks();
     Ok(())
 }
@@ -301,6 +303,9 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
     // SAFETY: SQLite passes the VFS that was registered.
     let vfs = state(unsafe { &*vfs });
     let mut wishes = vfs.wishes.read().unwrap_or_else(PoisonError::into_inner).clone();
+    // SAFETY: `name` is NUL-terminated.
+    let path = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    wishes.protectors.auditor.path = Some(Arc::from(Path::new(&path)));
     // SAFETY: `name` is that of a main database, as SQLite passed it.
     let parameter = |key: &CStr| unsafe { api::uri_parameter(name, key) };
     if let Some(protector) = parameter(c"tde_protector") {

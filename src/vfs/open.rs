@@ -233,6 +233,25 @@ impl OpenFile {
     }
 
     pub(super) fn read(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
+        let answer = self.read_content(buf, at);
+        if let Err(error) = &answer {
+            self.note_tampering(error);
+        }
+        answer
+    }
+
+    /// Tells the audit log if `error` shows that somebody changed what is on disk.
+    fn note_tampering(&mut self, error: &Error) {
+        let open = match parent_of(self.parent) {
+            Ok(parent) => parent,
+            Err(_) => self,
+        };
+        if let Content::Db(db) = &mut open.content {
+            db.note_tampering(error);
+        }
+    }
+
+    fn read_content(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
         let filled = match &mut self.content {
             Content::Db(db) => {
                 watch(self.lock, db, &self.base)?;

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use super::super::Storage;
 use super::pages::{Found, Pages};
 use super::{MainDb, State};
+use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::key::access::{Loss, Standing};
+use crate::key::auditor::{Auditor, is_tampering};
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord, Unverified};
 use crate::key::keyring::Keyring;
 use crate::key::protector::{Protectors, matches};
@@ -92,7 +94,29 @@ impl MainDb {
     pub(crate) fn lock_keys(&self) -> Result<()> {
         let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
         pages.keyring.lock(Loss::Request);
+        self.wishes.protectors.forget();
+        let file_id = Some(pages.keyring.file_id());
+        self.auditor().note(&Event { file_id, ..Event::new(EventKind::Lock) });
         Ok(())
+    }
+
+    /// What is told to the audit log about this file.
+    pub(crate) fn auditor(&self) -> &Auditor {
+        &self.wishes.protectors.auditor
+    }
+
+    /// Records, once for this handle, that something in the file is not what was written there.
+    pub(crate) fn note_tampering(&mut self, error: &Error) {
+        if !is_tampering(error) || std::mem::replace(&mut self.tampering_noted, true) {
+            return;
+        }
+        let (file_id, words) =
+            (self.keyring().map(|keyring| *keyring.file_id()), error.to_string());
+        self.auditor().note(&Event {
+            file_id: file_id.as_ref(),
+            outcome: Err(&words),
+            ..Event::new(EventKind::Tamper)
+        });
     }
 
     /// While no other connection can come between: starts asking where it is time to, and no more.
@@ -190,6 +214,11 @@ impl Pages {
         }
         self.envelope = opened.envelope;
         self.through = opened.through;
+        protectors.auditor.note(&Event {
+            file_id: Some(self.keyring.file_id()),
+            protector: Some(&self.through),
+            ..Event::new(EventKind::AccessRestored)
+        });
         Ok(())
     }
 }

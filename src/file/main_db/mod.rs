@@ -28,6 +28,7 @@ use self::layout::{is_lock_page, logical_size, physical_size};
 pub(crate) use self::pages::LeastPages;
 use self::pages::{Found, Pages, SQLITE_MAGIC, check_page_1, first_page_size};
 use super::{Filled, Storage};
+use crate::audit::EventKind;
 use crate::error::{Error, Result};
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
 use crate::key::keyring::{Keyring, Opened};
@@ -57,6 +58,8 @@ pub(crate) struct MainDb {
     opened: u64,
     /// Protectors that this handle has removed.
     removed: Vec<ProtectorRecord>,
+    /// The audit log knows that this file was tampered with.
+    tampering_noted: bool,
 }
 
 enum State {
@@ -77,8 +80,14 @@ impl MainDb {
             restored: false,
             opened: now(),
             removed: Vec::new(),
+            tampering_noted: false,
         };
-        db.look(base)?;
+        let looked = db.look(base);
+        if looked.is_err() || db.envelope().is_some() {
+            let file_id = db.envelope().map(|envelope| envelope.file_id);
+            db.auditor().outcome(EventKind::Open, file_id.as_ref(), db.through(), &looked)?;
+        }
+        looked?;
         db.look_for_newer();
         Ok(db)
     }
