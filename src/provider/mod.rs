@@ -5,13 +5,15 @@
 //! One file per provider stands beside this one.
 
 mod keystore;
+mod raw;
 mod source;
 mod wrap;
 
 use std::path::PathBuf;
 
 pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
-pub use source::SecretSource;
+pub use raw::RawKey;
+pub use source::{Descriptor, SecretSource};
 
 use crate::secret::Secret;
 
@@ -58,6 +60,21 @@ pub enum WaitsFor {
     Service,
     /// A person: calls are neither timed nor tried again, and never made without somebody waiting.
     Person,
+}
+
+impl Wrapped {
+    /// # Errors
+    /// [`ProviderError::Damaged`] unless it was wrapped by `mechanism`.
+    fn expect(&self, mechanism: &str) -> Result<(), ProviderError> {
+        if self.mechanism == mechanism {
+            return Ok(());
+        }
+        Err(ProviderError::Damaged(format!(
+            "wrapped key of mechanism {:?}, where this provider reads {mechanism}: it is another \
+             provider's, or from a newer version of sqlite-tde",
+            self.mechanism
+        )))
+    }
 }
 
 /// Something that holds protector keys and wraps DEKs with them.
