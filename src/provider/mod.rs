@@ -5,6 +5,7 @@
 //! One file per provider stands beside this one.
 
 mod keystore;
+mod passphrase;
 mod raw;
 mod source;
 mod wrap;
@@ -12,10 +13,14 @@ mod wrap;
 use std::path::PathBuf;
 
 pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
+pub use passphrase::{Cost, Passphrase};
 pub use raw::RawKey;
 pub use source::{Descriptor, SecretSource};
 
 use crate::secret::Secret;
+
+/// The version of keys that have none: of all time the first.
+const ONLY_VERSION: &str = "1";
 
 /// What a wrapped key is bound to. Providers with associated data pass [`Context::encode`] as that;
 /// for the others the envelope's own MAC binds it.
@@ -114,6 +119,10 @@ pub trait KeyProvider: Send + Sync {
     /// # Errors
     /// A [`ProviderError`].
     fn newest_version(&self, key_id: &str) -> Result<String, ProviderError>;
+
+    /// Wipes whatever the provider keeps in memory to save a later call some work, such as a key
+    /// derived from a passphrase. It serves on, and asks again where it has to.
+    fn forget(&self) {}
 }
 
 /// Why a provider did not do it. The kinds are kept apart because each asks for another remedy:
