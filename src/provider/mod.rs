@@ -4,6 +4,8 @@
 //! *name* means comes from the application or the user's configuration, never from a database file.
 //! One file per provider stands beside this one.
 
+#[cfg(unix)]
+mod command;
 mod keystore;
 mod passphrase;
 mod raw;
@@ -12,6 +14,8 @@ mod wrap;
 
 use std::path::PathBuf;
 
+#[cfg(unix)]
+pub use command::Command;
 pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
 pub use passphrase::{Cost, Passphrase};
 pub use raw::RawKey;
