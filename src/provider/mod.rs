@@ -6,6 +6,7 @@
 
 #[cfg(unix)]
 mod command;
+pub mod conformance;
 mod keystore;
 mod passphrase;
 mod raw;
