@@ -161,3 +161,7 @@ pub enum ProviderError {
     #[error("{0}")]
     WrongKey(String),
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/providers.md")]
+mod documentation {}
