@@ -47,6 +47,11 @@ impl Protectors {
         self.default = Some(name.to_owned());
     }
 
+    /// Makes every provider drop what it keeps of keys and passphrases.
+    pub(crate) fn forget(&self) {
+        self.providers.values().for_each(|provider| provider.forget());
+    }
+
     /// The provider of `record`, if one of that name is set up here.
     pub(crate) fn provider_of(&self, record: &ProtectorRecord) -> Option<&Arc<dyn KeyProvider>> {
         self.providers.get(&record.provider)

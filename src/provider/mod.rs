@@ -4,16 +4,28 @@
 //! *name* means comes from the application or the user's configuration, never from a database file.
 //! One file per provider stands beside this one.
 
+#[cfg(unix)]
+mod command;
+pub mod conformance;
 mod keystore;
+mod passphrase;
+mod raw;
 mod source;
 mod wrap;
 
 use std::path::PathBuf;
 
+#[cfg(unix)]
+pub use command::Command;
 pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
-pub use source::SecretSource;
+pub use passphrase::{Cost, Passphrase};
+pub use raw::RawKey;
+pub use source::{Descriptor, SecretSource};
 
 use crate::secret::Secret;
+
+/// The version of keys that have none: of all time the first.
+const ONLY_VERSION: &str = "1";
 
 /// What a wrapped key is bound to. Providers with associated data pass [`Context::encode`] as that;
 /// for the others the envelope's own MAC binds it.
@@ -60,6 +72,21 @@ pub enum WaitsFor {
     Person,
 }
 
+impl Wrapped {
+    /// # Errors
+    /// [`ProviderError::Damaged`] unless it was wrapped by `mechanism`.
+    fn expect(&self, mechanism: &str) -> Result<(), ProviderError> {
+        if self.mechanism == mechanism {
+            return Ok(());
+        }
+        Err(ProviderError::Damaged(format!(
+            "wrapped key of mechanism {:?}, where this provider reads {mechanism}: it is another \
+             provider's, or from a newer version of sqlite-tde",
+            self.mechanism
+        )))
+    }
+}
+
 /// Something that holds protector keys and wraps DEKs with them.
 ///
 /// Calls may take as long as a network does; none is made on the page path.
@@ -97,6 +124,10 @@ pub trait KeyProvider: Send + Sync {
     /// # Errors
     /// A [`ProviderError`].
     fn newest_version(&self, key_id: &str) -> Result<String, ProviderError>;
+
+    /// Wipes whatever the provider keeps in memory to save a later call some work, such as a key
+    /// derived from a passphrase. It serves on, and asks again where it has to.
+    fn forget(&self) {}
 }
 
 /// Why a provider did not do it. The kinds are kept apart because each asks for another remedy:
@@ -130,3 +161,7 @@ pub enum ProviderError {
     #[error("{0}")]
     WrongKey(String),
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/providers.md")]
+mod documentation {}

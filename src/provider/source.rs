@@ -4,12 +4,12 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
-use super::ProviderError;
+use super::{ProviderError, WaitsFor};
 
 /// No passphrase, PIN or key text is longer.
 const MAX_LEN: usize = 4096;
@@ -23,15 +23,47 @@ type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
 pub enum SecretSource {
     /// A file that nobody but its owner may read or write, such as one in `$CREDENTIALS_DIRECTORY`.
     File(PathBuf),
-    /// An open descriptor of this process. It is read to its end once, and not again.
-    Descriptor(i32),
+    /// An open descriptor of this process; [`SecretSource::descriptor`] makes it.
+    Descriptor(Descriptor),
     /// A variable of the environment. Other processes of the same user can see it.
     Environment(String),
-    /// A question to whoever uses the application.
+    /// A question to whoever uses the application; [`SecretSource::prompt`] makes it.
     Prompt(Ask),
 }
 
+/// A descriptor's number, and what was read from it: a pipe gives its content once, and a provider
+/// is asked more than once. The secret stays in memory until the last clone of the source is gone.
+#[derive(Clone)]
+pub struct Descriptor {
+    number: i32,
+    kept: Arc<Mutex<Option<Zeroizing<Vec<u8>>>>>,
+}
+
 impl SecretSource {
+    /// An open descriptor of this process. It is read to its end when the secret is first needed;
+    /// this source and its clones then give the same secret again.
+    #[must_use]
+    pub fn descriptor(number: i32) -> Self {
+        Self::Descriptor(Descriptor { number, kept: Arc::default() })
+    }
+
+    /// A question to whoever uses the application. `ask` gets what to ask for, such as
+    /// "passphrase for recovery"; a "new passphrase .." is worth asking for twice.
+    pub fn prompt(
+        ask: impl Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::Prompt(Arc::new(ask))
+    }
+
+    /// What reading may have to wait for: whoever answers a prompt, or writes to a pipe.
+    pub(super) fn waits_for(&self) -> WaitsFor {
+        match self {
+            Self::File(_) | Self::Environment(_) => WaitsFor::Nothing,
+            Self::Descriptor(_) => WaitsFor::Service,
+            Self::Prompt(_) => WaitsFor::Person,
+        }
+    }
+
     /// The secret; one line end behind it does not count.
     ///
     /// # Errors
@@ -39,27 +71,58 @@ impl SecretSource {
     /// that others may read, [`ProviderError::Unreachable`] for what else the system said, and
     /// [`ProviderError::Damaged`] for one that is empty or over 4096 bytes.
     pub fn read(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
-        let secret = match self {
-            Self::File(path) => self.read_from(&open_private(path)?)?,
-            Self::Descriptor(number) => {
-                let path = format!("/dev/fd/{number}");
-                self.read_from(&File::open(path).map_err(|error| self.failed(&error))?)?
-            }
-            Self::Environment(name) => match std::env::var_os(name) {
-                Some(value) => Zeroizing::new(value.into_encoded_bytes()),
-                None => return Err(ProviderError::NotHere(format!("{what}: {self} is not set"))),
-            },
+        let mut secret = self.fetch(what)?;
+        let len = without_line_end(&secret).len();
+        secret.truncate(len);
+        self.bounded(secret, what)
+    }
+
+    /// The secret as it is, to the last byte: for keys, which may end with any.
+    ///
+    /// # Errors
+    /// As [`SecretSource::read`].
+    pub(super) fn read_whole(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
+        self.bounded(self.fetch(what)?, what)
+    }
+
+    fn fetch(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
+        match self {
+            Self::File(path) => self.read_from(&open_private(path)?),
+            Self::Descriptor(descriptor) => self.read_once(descriptor),
+            Self::Environment(name) => std::env::var_os(name)
+                .map(|value| Zeroizing::new(value.into_encoded_bytes()))
+                .ok_or_else(|| ProviderError::NotHere(format!("{what}: {self} is not set"))),
             Self::Prompt(ask) => {
                 let mut text = ask(what).map_err(|error| self.failed(&error))?;
-                Zeroizing::new(std::mem::take(&mut *text).into_bytes())
-            }
-        };
-        let mut secret = secret;
-        for end in [b'\n', b'\r'] {
-            if secret.last() == Some(&end) {
-                secret.pop();
+                Ok(Zeroizing::new(std::mem::take(&mut *text).into_bytes()))
             }
         }
+    }
+
+    fn read_once(&self, descriptor: &Descriptor) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
+        let mut kept = descriptor.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(secret) = kept.as_ref() {
+            return Ok(secret.clone());
+        }
+        let path = format!("/dev/fd/{}", descriptor.number);
+        let secret = self.read_from(&File::open(path).map_err(|error| self.failed(&error))?)?;
+        Ok(kept.insert(secret).clone())
+    }
+
+    fn read_from(&self, file: &File) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
+        // Allocated at once: a buffer that grows leaves copies.
+        let mut secret = Zeroizing::new(Vec::with_capacity(MAX_LEN + 4));
+        file.take(MAX_LEN as u64 + 3)
+            .read_to_end(&mut secret)
+            .map_err(|error| self.failed(&error))?;
+        Ok(secret)
+    }
+
+    fn bounded(
+        &self,
+        secret: Zeroizing<Vec<u8>>,
+        what: &str,
+    ) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         match secret.len() {
             1..=MAX_LEN => Ok(secret),
             0 => Err(ProviderError::Damaged(format!("{what}: {self} is empty"))),
@@ -67,43 +130,47 @@ impl SecretSource {
         }
     }
 
-    fn read_from(&self, file: &File) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
-        // Allocated at once: a buffer that grows leaves copies.
-        let mut secret = Zeroizing::new(Vec::with_capacity(MAX_LEN + 3));
-        file.take(MAX_LEN as u64 + 2)
-            .read_to_end(&mut secret)
-            .map_err(|error| self.failed(&error))?;
-        Ok(secret)
-    }
-
     fn failed(&self, error: &io::Error) -> ProviderError {
         ProviderError::Unreachable(format!("{self}: {error}"))
     }
 }
 
+/// `secret` less one line end: a line feed, or a carriage return and a line feed.
+pub(super) fn without_line_end(secret: &[u8]) -> &[u8] {
+    let line = secret.strip_suffix(b"\n");
+    line.map_or(secret, |line| line.strip_suffix(b"\r").unwrap_or(line))
+}
+
 /// Opens a file that only its owner may use.
-fn open_private(path: &PathBuf) -> Result<File, ProviderError> {
+fn open_private(path: &Path) -> Result<File, ProviderError> {
+    let unreachable =
+        |error: io::Error| ProviderError::Unreachable(format!("{}: {error}", path.display()));
     let file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             ProviderError::NotHere(format!("there is no file {}", path.display()))
         }
-        _ => ProviderError::Unreachable(format!("{}: {error}", path.display())),
+        _ => unreachable(error),
     })?;
     #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        let unreachable =
-            |error| ProviderError::Unreachable(format!("{}: {error}", path.display()));
-        let mode = file.metadata().map_err(unreachable)?.mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(ProviderError::LoosePermissions {
-                path: path.clone(),
-                mode,
-                expected: 0o600,
-            });
-        }
-    }
+    check_mode(path, &file.metadata().map_err(unreachable)?)?;
     Ok(file)
+}
+
+/// Refuses what others may read or write.
+///
+/// systemd lets a service read its credentials through an access list, on a file of root's and of
+/// root's group, and a list's mask shows where a group's permissions do. What the list says is
+/// root's affair.
+#[cfg(unix)]
+fn check_mode(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ProviderError> {
+    use std::os::unix::fs::MetadataExt;
+    let mode = metadata.mode() & 0o777;
+    let roots = metadata.uid() == 0 && metadata.gid() == 0;
+    let refused = if roots { 0o037 } else { 0o077 };
+    if mode & refused == 0 {
+        return Ok(());
+    }
+    Err(ProviderError::LoosePermissions { path: path.to_owned(), mode, expected: 0o600 })
 }
 
 /// Says where, never what.
@@ -111,7 +178,7 @@ impl fmt::Display for SecretSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "file {}", path.display()),
-            Self::Descriptor(number) => write!(f, "descriptor {number}"),
+            Self::Descriptor(descriptor) => write!(f, "descriptor {}", descriptor.number),
             Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Prompt(_) => f.write_str("the prompt"),
         }
@@ -123,3 +190,12 @@ impl fmt::Debug for SecretSource {
         write!(f, "SecretSource({self})")
     }
 }
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Descriptor({})", self.number)
+    }
+}
+
+#[cfg(test)]
+mod tests;

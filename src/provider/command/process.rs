@@ -1,0 +1,203 @@
+//! One run of a command: in bounds of time and output, and with nothing of it left behind.
+//!
+//! 1. The input is in the pipe before the process starts. It fits there whole, so writing never
+//!    waits, and the reading end is still ours, so no signal comes of a command that reads nothing.
+//! 2. The process leads a group of its own, and it is not reaped before that group was killed: until
+//!    then no other group can have its number.
+//! 3. It is done when it ends. What it wrote until then is in the pipes; who else holds them open
+//!    is not waited for.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use zeroize::Zeroizing;
+
+/// Every system's pipes hold so much.
+const INPUT_MAX_LEN: usize = 4096;
+const COMPLAINT_MAX_LEN: usize = 400;
+const PIECE_LEN: usize = 1024;
+/// How long the end of the process may go unnoticed, while it writes and when it has stopped to.
+const SLICE: Duration = Duration::from_millis(20);
+const LAST_SLICE: Duration = Duration::from_millis(1);
+
+/// What to run.
+pub(super) struct Call<'a> {
+    pub(super) argv: &'a [OsString],
+    pub(super) variables: &'a [(&'a str, String)],
+    pub(super) input: &'a [u8],
+    pub(super) output_max_len: usize,
+    pub(super) time: Duration,
+}
+
+/// How it ended.
+pub(super) struct Answer {
+    pub(super) status: ExitStatus,
+    pub(super) output: Zeroizing<Vec<u8>>,
+    /// What it wrote to standard error, in one line of printable text.
+    pub(super) complaint: String,
+}
+
+/// Why it did not end by itself, or never began.
+pub(super) enum Failure {
+    TimedOut,
+    OutputTooLong,
+    System(io::Error),
+}
+
+impl<E: Into<io::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::System(error.into())
+    }
+}
+
+impl Call<'_> {
+    pub(super) fn run(&self) -> Result<Answer, Failure> {
+        let deadline = Instant::now() + self.time;
+        let mut running = self.start()?;
+        let mut output = Stream::new(running.child.stdout.take(), self.output_max_len);
+        let mut errors = Stream::new(running.child.stderr.take(), COMPLAINT_MAX_LEN);
+        loop {
+            // Before reading: what it wrote is then all there.
+            let ended = running.has_ended();
+            let read = read_ready([&mut output, &mut errors], ended)?;
+            if output.is_too_long() {
+                return Err(Failure::OutputTooLong);
+            }
+            if ended && !read {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(Failure::TimedOut);
+            }
+        }
+        let (status, complaint) = (running.end()?, printable(&errors.kept));
+        Ok(Answer { status, output: output.kept, complaint })
+    }
+
+    fn start(&self) -> Result<Running, Failure> {
+        let no_command = || io::Error::new(io::ErrorKind::InvalidInput, "no command was set");
+        let (program, arguments) = self.argv.split_first().ok_or_else(no_command)?;
+        if self.input.len() > INPUT_MAX_LEN {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
+        }
+        let (reader, mut writer) = io::pipe()?;
+        writer.write_all(self.input)?;
+        let child = Command::new(program)
+            .args(arguments)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .process_group(0)
+            .stdin(reader)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        Ok(Running { child, group })
+    }
+}
+
+/// A process that was started and not yet reaped; with it goes its group.
+struct Running {
+    child: Child,
+    group: Option<Pid>,
+}
+
+impl Running {
+    /// Whether it ended, leaving it to be reaped. An error means that there is nothing to wait for.
+    fn has_ended(&self) -> bool {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = self.group.map(|group| waitid(WaitId::Pid(group), look));
+        !matches!(status, Some(Ok(None)))
+    }
+
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        if let Some(group) = self.group.take() {
+            // Fails where nobody is left, which is what is wanted.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        self.child.wait()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// The reading end of a pipe, and the start of what came out of it.
+struct Stream {
+    pipe: Option<File>,
+    kept: Zeroizing<Vec<u8>>,
+    max_len: usize,
+}
+
+impl Stream {
+    fn new(pipe: Option<impl Into<OwnedFd>>, max_len: usize) -> Self {
+        let pipe = pipe.map(|pipe| File::from(pipe.into()));
+        // One more than is allowed shows that there was more; the buffer never grows.
+        Self { pipe, kept: Zeroizing::new(Vec::with_capacity(max_len + 1)), max_len }
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.kept.len() > self.max_len
+    }
+
+    /// Reads one piece, which is there.
+    fn read(&mut self) -> io::Result<()> {
+        let mut piece = Zeroizing::new([0; PIECE_LEN]);
+        let len = match &mut self.pipe {
+            Some(pipe) => pipe.read(piece.as_mut_slice())?,
+            None => 0,
+        };
+        if len == 0 {
+            self.pipe = None;
+        }
+        let room = self.max_len + 1 - self.kept.len();
+        self.kept.extend_from_slice(&piece[..len.min(room)]);
+        Ok(())
+    }
+}
+
+/// Reads a piece from each stream that has one, after a while if none has. Answers whether any had.
+fn read_ready(streams: [&mut Stream; 2], ended: bool) -> io::Result<bool> {
+    let mut open: Vec<&mut Stream> = streams.into_iter().filter(|s| s.pipe.is_some()).collect();
+    let wait = match (ended, open.is_empty()) {
+        (true, _) => Duration::ZERO,
+        (false, true) => LAST_SLICE,
+        (false, false) => SLICE,
+    };
+    let ready = wait_for(&open, wait)?;
+    let mut read = false;
+    for (stream, _) in open.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+        stream.read()?;
+        read = true;
+    }
+    Ok(read)
+}
+
+/// Which of the streams have something to read, or their end.
+fn wait_for(streams: &[&mut Stream], wait: Duration) -> io::Result<Vec<bool>> {
+    let pipes = streams.iter().filter_map(|stream| stream.pipe.as_ref());
+    let mut polled: Vec<_> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
+    let wait = Timespec::try_from(wait).map_err(io::Error::other)?;
+    match poll(&mut polled, Some(&wait)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(polled.iter().map(|polled| !polled.revents().is_empty()).collect())
+}
+
+/// Words without what would move a terminal's cursor or change its colours.
+fn printable(bytes: &[u8]) -> String {
+    let shown = |c: char| c.is_alphanumeric() || c.is_ascii_graphic();
+    let text = String::from_utf8_lossy(bytes);
+    let text: String = text.chars().map(|c| if shown(c) { c } else { ' ' }).collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
