@@ -124,6 +124,7 @@ fn code(error: &Error) -> u8 {
         Error::NoKey(_)
         | Error::WrongKey(_)
         | Error::KeyDisabled(_)
+        | Error::Inaccessible(_)
         | Error::ProviderUnreachable(_)
         | Error::ProviderDamaged(_)
         | Error::LoosePermissions(_) => KEY,
@@ -153,7 +154,13 @@ fn hint(error: &Error) -> Option<String> {
             "name a protector that the database has, or set SQLITE_TDE_HOME to the keystore that \
              it was encrypted with; keys are now looked for in {home}"
         ),
-        Error::KeyDisabled(_) => {
+        Error::Audit(_) => {
+            "`sqlite-tde audit verify` tells what is wrong with the log; [audit] in \
+             config.toml decides what goes on without it"
+                .into()
+        }
+        Error::ReadOnly(_) => "open it through another protector: --through NAME".into(),
+        Error::KeyDisabled(_) | Error::Inaccessible(_) => {
             "enable the key where it is held, or name another protector".into()
         }
         Error::ProviderUnreachable(_) => {

@@ -7,6 +7,7 @@ mod audit;
 mod copy;
 mod failure;
 mod progress;
+mod protector;
 mod report;
 mod sql;
 
@@ -52,6 +53,9 @@ enum Command {
     Status(Question),
     /// Authenticate every page and both copies of the envelope
     Verify(Question),
+    /// Who may open a database: the keys that wrap its encryption key
+    #[command(subcommand)]
+    Protector(protector::Protector),
     /// Keys of the local keystore
     #[command(subcommand)]
     Key(Key),
@@ -162,6 +166,10 @@ fn run(command: Command) -> Result<u8, Failure> {
         Command::Verify(Question { db, json }) => {
             register()?;
             return report::verify(&db, json);
+        }
+        Command::Protector(verb) => {
+            register()?;
+            return protector::run(verb);
         }
         Command::Key(Key::Create { name }) => report::key_create(&name)?,
         Command::Key(Key::List { json }) => report::key_list(json)?,

@@ -36,6 +36,8 @@ fn print_status(status: &Status) -> Result<(), Failure> {
         ("created", time(status.created)?),
         ("rotated", time(status.rotated)?),
         ("regenerated", time(status.regenerated)?),
+        ("auto-rotate", if status.auto_rotate { "on" } else { "off" }.to_string()),
+        ("opened by", status.opened_through.clone()),
     ] {
         writeln!(out, "{label:<12} {value}")?;
     }
@@ -141,12 +143,12 @@ pub fn key_list(json: bool) -> Result<(), Failure> {
     Ok(writeln!(io::stdout(), "{table}")?)
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(writeln!(io::stdout(), "{}", serde_json::to_string_pretty(value)?)?)
 }
 
 /// A time in UTC; 0 is never. SQLite knows the calendar.
-fn time(seconds: u64) -> Result<String, Failure> {
+pub fn time(seconds: u64) -> Result<String, Failure> {
     if seconds == 0 {
         return Ok("never".into());
     }

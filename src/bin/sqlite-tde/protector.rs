@@ -1,0 +1,210 @@
+//! `protector`: who may open a database.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use comfy_table::{Table, presets};
+use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::{Change, NewProtector, OpenOptions, ProtectorCheck, ProtectorStatus};
+
+use crate::copy::{file_len, read_only};
+use crate::failure::{DONE, Failure, KEY, say};
+use crate::report::{print_json, time};
+
+#[derive(Subcommand)]
+pub enum Protector {
+    /// List the protectors of a database
+    List(Database),
+    /// Add a protector: another key that opens the database by itself
+    Add {
+        #[command(flatten)]
+        database: Database,
+        /// `KEY` of the keystore, or `PROVIDER:KEY`
+        name: String,
+        /// Whoever opens the database through it may only read
+        #[arg(long)]
+        read_only: bool,
+        /// When it ends: 2027-01-31, or 2027-01-31T12:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = seconds)]
+        not_after: Option<u64>,
+    },
+    /// Wrap the database encryption key under the newest version of the keys, or under another key
+    Rotate {
+        #[command(flatten)]
+        database: Database,
+        /// The protector to re-wrap, or another key for it: `KEY` or `PROVIDER:KEY`
+        #[arg(long, value_name = "NAME")]
+        to: Option<String>,
+        /// The protector whose place another key takes; the first unless said
+        #[arg(long, value_name = "NAME", requires = "to")]
+        replace: Option<String>,
+    },
+    /// Remove a protector, and what it wrapped from the file
+    Remove {
+        #[command(flatten)]
+        database: Database,
+        name: String,
+    },
+    /// Whether protectors are re-wrapped by themselves when their key has a newer version
+    AutoRotate {
+        #[command(flatten)]
+        database: Database,
+        switch: Switch,
+    },
+    /// Ask each protector's provider for the key, and compare it with the one in use
+    Check(Database),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Args)]
+pub struct Database {
+    /// The database
+    db: PathBuf,
+    /// The only protector to open it through
+    #[arg(long, value_name = "NAME")]
+    through: Option<String>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb; the answer is the exit code.
+pub fn run(verb: Protector) -> Result<u8, Failure> {
+    let main = "main";
+    match verb {
+        Protector::List(database) => {
+            let connection = database.open(read_only())?;
+            let found = sqlite_tde::protectors(&connection, main);
+            database.list(&database.about(found)?)?;
+        }
+        Protector::Add { database, name, read_only, not_after } => {
+            let new =
+                NewProtector::new(name).read_only(read_only).not_after(not_after.unwrap_or(0));
+            database.change(|connection| sqlite_tde::add_protector(connection, main, new))?;
+        }
+        Protector::Rotate { database, to, replace } => database.change(|connection| {
+            sqlite_tde::rotate_protector(connection, main, to.as_deref(), replace.as_deref())
+        })?,
+        Protector::Remove { database, name } => {
+            database.change(|connection| sqlite_tde::remove_protector(connection, main, &name))?;
+        }
+        Protector::AutoRotate { database, switch } => {
+            let on = matches!(switch, Switch::On);
+            database.change(|connection| sqlite_tde::set_auto_rotate(connection, main, on))?;
+        }
+        Protector::Check(database) => {
+            let connection = database.open(read_only())?;
+            let found = sqlite_tde::verify_protectors(&connection, main);
+            return database.checks(&database.about(found)?);
+        }
+    }
+    Ok(DONE)
+}
+
+impl Database {
+    fn open(&self, flags: OpenFlags) -> Result<Connection, Failure> {
+        file_len(&self.db)?;
+        let mut options = OpenOptions::new().flags(flags);
+        if let Some(name) = &self.through {
+            options = options.protector(name);
+        }
+        self.about(sqlite_tde::open_with(&self.db, &options))
+    }
+
+    fn about<T>(&self, answer: sqlite_tde::Result<T>) -> Result<T, Failure> {
+        answer.map_err(|error| Failure::from(error).about(&self.db))
+    }
+
+    fn change(
+        &self,
+        change: impl FnOnce(&Connection) -> sqlite_tde::Result<Change>,
+    ) -> Result<(), Failure> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = self.open(flags)?;
+        let change = self.about(change(&connection))?;
+        for skipped in &change.skipped {
+            say(format!("warning: {} is as it was: {}\n", skipped.name, skipped.reason));
+        }
+        if self.json {
+            return print_json(&change);
+        }
+        if !change.changed {
+            say("nothing to change\n");
+        }
+        self.list(&change.protectors)
+    }
+
+    fn list(&self, protectors: &[ProtectorStatus]) -> Result<(), Failure> {
+        if self.json {
+            return print_json(&protectors);
+        }
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_FULL_CONDENSED);
+        table.set_header(["protector", "provider", "key", "version", "until", "rights"]);
+        for protector in protectors {
+            table.add_row([
+                protector.name.as_str(),
+                &protector.provider,
+                &protector.key,
+                &protector.key_version,
+                &match protector.not_after {
+                    0 => String::new(),
+                    seconds => time(seconds)?,
+                },
+                if protector.read_only { "read" } else { "all" },
+            ]);
+        }
+        Ok(writeln!(io::stdout(), "{table}")?)
+    }
+
+    fn checks(&self, checks: &[ProtectorCheck]) -> Result<u8, Failure> {
+        if self.json {
+            print_json(&checks)?;
+        } else {
+            let mut table = Table::new();
+            table.load_style(presets::ASCII_FULL_CONDENSED);
+            table.set_header([
+                "protector",
+                "configured",
+                "reachable",
+                "present",
+                "unwraps",
+                "matches",
+                "newest",
+                "error",
+            ]);
+            for check in checks {
+                let words = |yes: bool| if yes { "yes" } else { "no" };
+                table.add_row([
+                    check.name.as_str(),
+                    words(check.configured),
+                    words(check.reachable),
+                    words(check.present),
+                    words(check.unwraps),
+                    words(check.matches),
+                    check.newest_version.as_deref().unwrap_or_default(),
+                    check.error.as_deref().unwrap_or_default(),
+                ]);
+            }
+            writeln!(io::stdout(), "{table}")?;
+        }
+        let good = |check: &ProtectorCheck| check.matches && check.error.is_none();
+        Ok(if checks.iter().all(good) { DONE } else { KEY })
+    }
+}
+
+/// A date or a time, in Unix seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let time = match text.len() {
+        10 => format!("{text}T00:00:00Z").parse::<jiff::Timestamp>(),
+        _ => text.parse(),
+    };
+    let seconds = time.ok().and_then(|time| u64::try_from(time.as_second()).ok());
+    seconds.ok_or_else(|| "expected 2027-01-31, or 2027-01-31T12:00:00Z, from 1970 on".into())
+}
