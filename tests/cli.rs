@@ -486,27 +486,38 @@ fn help_completions_and_manual() {
     assert!(place.names().is_empty());
 }
 
-/// Every script under sql/ prints what stands in the `.expected` beside it.
+/// Every script under sql/ prints what stands in the `.expected` beside it, after the commands that
+/// its head says, on `app.db`.
 #[test]
 fn sql_scripts_print_what_they_promise() {
-    let scripts = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
     let mut run = 0;
-    for entry in std::fs::read_dir(scripts).unwrap() {
+    for entry in fs::read_dir(scripts).unwrap() {
         let script = entry.unwrap().path();
         if script.extension().is_none_or(|extension| extension != "sql") {
             continue;
         }
-        let home = tempfile::tempdir().unwrap();
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
-            .env("SQLITE_TDE_HOME", home.path().join("keys"))
-            .args(["sql", "--create", "--format", "csv"])
-            .arg(home.path().join("new.db"))
-            .stdin(std::fs::File::open(&script).unwrap())
-            .output()
-            .unwrap();
-        let want = std::fs::read_to_string(script.with_extension("expected")).unwrap();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), want, "{}", script.display());
+        let name = script.display();
+        let place = Place::new();
+        place.run(&["sql", "--create", "app.db", "CREATE TABLE note(text)"]);
+        let text = fs::read_to_string(&script).unwrap();
+        let commands = text.lines().filter_map(|line| line.strip_prefix("--     sqlite-tde "));
+        let mut printed = None;
+        for line in commands {
+            assert!(printed.is_none(), "{name}: {line} comes after the script");
+            let Some((line, _)) = line.split_once(" < sql/") else {
+                place.ok(line);
+                continue;
+            };
+            let input = fs::File::open(&script).unwrap();
+            let output = place.command().args(line.split(' ')).stdin(input).output().unwrap();
+            let answer = Answer::from(output);
+            assert_eq!(answer.err, "", "{name}");
+            printed = Some(answer.out);
+        }
+        let want = fs::read_to_string(script.with_extension("expected")).unwrap();
+        assert_eq!(printed, Some(want), "{name}");
         run += 1;
     }
-    assert!(run > 0, "there are scripts");
+    assert!(run > 3, "{run} scripts");
 }
