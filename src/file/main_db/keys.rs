@@ -13,7 +13,7 @@ use super::super::Storage;
 use super::pages::{Found, Pages};
 use super::{MainDb, State};
 use crate::audit::{Event, EventKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, log};
 use crate::key::access::{Loss, Standing};
 use crate::key::auditor::{Auditor, is_tampering};
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord, Unverified};
@@ -276,22 +276,31 @@ pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelop
     }
 }
 
-/// Writes both copies, the one not in use first. After an error it puts back what was there.
+/// Writes both copies, the one not in use first. After an error it puts back what was there, so that
+/// nothing has changed. Where the disk does not even let it do that, the new envelope stands if it was
+/// synced, and counts as written; if it was not, nobody can tell.
 pub(super) fn write(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
     let copy = keyring.encode(envelope)?;
     let is_new = base.size()? == 0;
     let before = read_copies(base)?;
     let in_use = if is_new { COPY_LEN } else { current(base, keyring).map_or(COPY_LEN, |c| c.1) };
-    let order = [COPY_LEN - in_use, in_use];
+    let (first, second) = (COPY_LEN - in_use, in_use);
     let put = |bytes: &[u8], at: usize| base.write(bytes, at as u64).and_then(|()| base.sync());
-    for (done, at) in order.into_iter().enumerate() {
-        if let Err(error) = put(&copy, at) {
-            // One after the other, so that one of them is whole meanwhile, too.
-            for at in order.into_iter().take(done + 1).rev().filter(|_| !is_new) {
-                let _ = put(&before[at..at + COPY_LEN], at);
-            }
+    let put_back = |at: usize| put(&before[at..at + COPY_LEN], at);
+    if let Err(error) = put(&copy, first) {
+        if !is_new {
+            let _ = put_back(first);
+        }
+        return Err(error);
+    }
+    if let Err(error) = put(&copy, second) {
+        // One after the other, so that one of them is whole meanwhile, too.
+        let _ = put_back(second);
+        let undone = !is_new && put_back(first).is_ok();
+        if is_new || undone {
             return Err(error);
         }
+        log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
     }
     Ok(())
 }
