@@ -18,7 +18,7 @@ fn database(dir: &std::path::Path, bytes: u64) -> Result<Connection, Error> {
     db.execute(
         "WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < ?1)
          INSERT INTO t SELECT zeroblob(100000) FROM i",
-        [bytes / 100_000],
+        [(bytes / 100_000) as i64],
     )?;
     db.execute_batch("PRAGMA journal_mode=DELETE; PRAGMA synchronous=FULL")?;
     Ok(db)
