@@ -157,7 +157,7 @@ fn access_that_is_lost_and_comes_back_is_told() {
     let place = place(Some(Duration::ZERO), AuditPolicy::default());
     let db = place.home.open(&place.db());
     db.execute_batch("CREATE TABLE t(a)").unwrap();
-    let mut until = |kind: &str| {
+    let until = |kind: &str| {
         let limit = Instant::now() + Duration::from_secs(60);
         while !place.told().iter().any(|line| line.starts_with(kind)) {
             let _ = db.query_row("SELECT count(*) FROM t", [], |_| Ok(()));

@@ -199,7 +199,8 @@ impl Storage for BaseFile {
         Ok(size.max(0) as u64)
     }
 
+    /// Times need not survive, nor does whatever else is not needed to read the bytes.
     fn sync(&self) -> Result<()> {
-        done(self.sync_with(ffi::SQLITE_SYNC_FULL))
+        done(self.sync_with(ffi::SQLITE_SYNC_FULL | ffi::SQLITE_SYNC_DATAONLY))
     }
 }

@@ -140,6 +140,43 @@ static void sort_in(sqlite3 *db, int expect_bad) {
   sqlite3_finalize(statement);
 }
 
+/* The commands on keys, as PRAGMAs, functions and tables. */
+static void ask_for_keys(sqlite3 *db) {
+  const char *rows[][2] = {
+      {"SELECT name || key_version FROM tde_key_protectors", "default1"},
+      {"SELECT encryption_state_desc || key_length FROM tde_database_encryption_keys "
+       "WHERE database_name = 'main'",
+       "ENCRYPTED256"},
+      {"SELECT count(*) FROM tde_database_encryption_keys", "1"},
+      {"PRAGMA tde_auto_rotate", "on"},
+      {"PRAGMA tde_lock", "locked"},
+      {"SELECT tde_cipher()", "aes-256-gcm"},
+      {"SELECT count(*) FROM t", "1"},
+  };
+  for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    CHECK(!strcmp(ask(db, rows[i][0]), rows[i][1]), rows[i][0]);
+  }
+  const char *parts[][2] = {
+      {"PRAGMA tde_rotate_protector", "\"changed\":false"},
+      {"SELECT tde_rotate_protector('default')", "\"changed\":false"},
+      {"PRAGMA tde_verify", "\"matches\":true"},
+      {"SELECT tde_status('main')", "\"opened_through\":\"default\""},
+  };
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+    CHECK(strstr(ask(db, parts[i][0]), parts[i][1]), parts[i][0]);
+  }
+  const char *refused[][2] = {
+      {"PRAGMA tde_nonsense", "there is no PRAGMA"},
+      {"PRAGMA key='secret'", "not taken from SQL"},
+      {"SELECT tde_remove_protector('default')", "the last protector"},
+      {"PRAGMA tde_add_protector=nobody", "no key \"nobody\""},
+  };
+  for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+    CHECK(run(db, refused[i][0]) != SQLITE_OK, refused[i][0]);
+    CHECK(strstr(sqlite3_errmsg(db), refused[i][1]), sqlite3_errmsg(db));
+  }
+}
+
 /* Creates an encrypted database on each road, reads it back, and looks at its bytes. */
 static void use_databases(const char *vfs, const char *prefix) {
   char name[64], sql[1024];
@@ -147,6 +184,8 @@ static void use_databases(const char *vfs, const char *prefix) {
   sqlite3 *db = open_with(path(name), vfs);
   must(db, "CREATE TABLE t(x); INSERT INTO t VALUES('" MARKER "')");
   CHECK(!strcmp(ask(db, "PRAGMA tde_cipher"), "aes-256-gcm"), ask(db, "PRAGMA tde_cipher"));
+
+  ask_for_keys(db);
 
   snprintf(sql, sizeof sql, "VACUUM INTO '%s'", path(strcat(strcpy(name, prefix), "-into.tde")));
   must(db, sql);
