@@ -17,7 +17,9 @@ use std::path::PathBuf;
 
 #[cfg(unix)]
 pub use command::Command;
-pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
+pub use keystore::{
+    DEFAULT_KEY, KeyFormat, KeyInfo, KeyRules, KeyVersionInfo, Keystore, Operation, RECOVERY_DAYS,
+};
 pub use passphrase::{Cost, Passphrase};
 pub use raw::RawKey;
 pub use source::{Descriptor, SecretSource};

@@ -264,7 +264,11 @@ impl Header {
 }
 
 /// The key that `argon2` derives, in memory that is wiped and whose want is an error.
-fn hash(argon2: &Argon2, passphrase: &[u8], salt: &[u8]) -> Result<Secret, ProviderError> {
+pub(super) fn hash(
+    argon2: &Argon2,
+    passphrase: &[u8],
+    salt: &[u8],
+) -> Result<Secret, ProviderError> {
     let failed = |text: String| ProviderError::Unreachable(format!("passphrase: {text}"));
     let count = argon2.params().block_count();
     let mut blocks = Zeroizing::new(Vec::new());

@@ -1,12 +1,15 @@
 //! The command `sqlite-tde`: encrypts, decrypts, queries and checks databases from a shell.
 //!
-//! `copy` makes databases, `sql` runs statements, `report` answers questions, `audit` reads the audit
-//! log, `failure` turns errors into words and exit codes, `progress` draws on a terminal.
+//! `copy` makes databases, `sql` runs statements, `report` answers questions, `key` keeps keys, `audit`
+//! reads the audit log, `failure` turns errors into words and exit codes, `progress` and `prompt` use a
+//! terminal.
 
 mod audit;
 mod copy;
 mod failure;
+mod key;
 mod progress;
+mod prompt;
 mod protector;
 mod report;
 mod sql;
@@ -31,7 +34,10 @@ Exit codes:
   5  anything else: files, disks, SQL
 
 Environment:
-  SQLITE_TDE_HOME  where the local keystore is, instead of the platform's data directory";
+  SQLITE_TDE_HOME                      where the local keystore is, instead of the platform's
+                                       data directory
+  SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE  a file with the passphrase of the local keystore
+  SQLITE_TDE_KEYSTORE_PASSPHRASE_FD    or an open descriptor to read it from";
 
 /// Transparent database encryption for SQLite
 #[derive(Parser)]
@@ -58,7 +64,7 @@ enum Command {
     Protector(protector::Protector),
     /// Keys of the local keystore
     #[command(subcommand)]
-    Key(Key),
+    Key(key::Key),
     /// What was done with keys and databases
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -102,21 +108,6 @@ struct Question {
     /// Answer in JSON
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Subcommand)]
-enum Key {
-    /// Add a key
-    Create {
-        /// 1 to 64 of A-Z a-z 0-9 . _ -
-        name: String,
-    },
-    /// List the keys
-    List {
-        /// Answer in JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 fn ciphers() -> impl TypedValueParser<Value = Cipher> {
@@ -171,8 +162,7 @@ fn run(command: Command) -> Result<u8, Failure> {
             register()?;
             return protector::run(verb);
         }
-        Command::Key(Key::Create { name }) => report::key_create(&name)?,
-        Command::Key(Key::List { json }) => report::key_list(json)?,
+        Command::Key(verb) => key::run(verb)?,
         Command::Audit(command) => return audit::run(command),
         Command::Completions { shell } => completions(shell)?,
         Command::Man => manual()?,
@@ -181,7 +171,7 @@ fn run(command: Command) -> Result<u8, Failure> {
 }
 
 fn register() -> Result<(), Failure> {
-    Ok(sqlite_tde::register(Options::new())?)
+    Ok(sqlite_tde::register(Options::new().keystore(key::keystore()?))?)
 }
 
 fn with_protector(options: OpenOptions, name: Option<String>) -> OpenOptions {

@@ -1,12 +1,10 @@
-//! Answers: `status`, `verify` and the keys of the local keystore.
+//! Answers: `status` and `verify`.
 
 use std::io::{self, Write};
 use std::path::Path;
 
-use comfy_table::{Table, presets};
 use rusqlite::{Connection, ErrorCode};
 use serde::Serialize;
-use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, Status, Verification};
 
 use crate::copy::{file_len, read_only, with_suffix};
@@ -117,32 +115,7 @@ fn open(db: &Path) -> Result<Connection, Failure> {
         .map_err(|error| Failure::from(error).about(db))
 }
 
-/// Adds the key `name` to the local keystore.
-pub fn key_create(name: &str) -> Result<(), Failure> {
-    let keystore = Keystore::open_default()?;
-    keystore.create(name)?;
-    Ok(writeln!(io::stdout(), "created key {name} in {}", keystore.path().display())?)
-}
-
-/// Prints the keys of the local keystore.
-pub fn key_list(json: bool) -> Result<(), Failure> {
-    let keys = Keystore::open_default()?.list()?;
-    if json {
-        return print_json(&keys);
-    }
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_FULL_CONDENSED);
-    table.set_header(["key", "version", "created", "enabled"]);
-    for key in &keys {
-        for version in &key.versions {
-            let enabled = if version.enabled { "yes" } else { "no" };
-            let number = version.version.to_string();
-            table.add_row([&key.name, &number, &time(version.created)?, enabled]);
-        }
-    }
-    Ok(writeln!(io::stdout(), "{table}")?)
-}
-
+/// Prints `value` as JSON.
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(writeln!(io::stdout(), "{}", serde_json::to_string_pretty(value)?)?)
 }

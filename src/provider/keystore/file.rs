@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::format::{Store, damaged, decode, encode};
+use super::format::{damaged, decode, encode};
+use super::store::Store;
 use crate::provider::ProviderError;
 
 type Result<T> = std::result::Result<T, ProviderError>;
@@ -32,12 +33,12 @@ pub(super) fn path(dir: &Path) -> PathBuf {
     dir.join(NAME)
 }
 
-/// The keys in the directory `dir`; `None` where there is no file yet. Creates nothing.
+/// The text of the file in the directory `dir`; `None` where there is none yet. Creates nothing.
 ///
 /// # Errors
-/// [`ProviderError::LoosePermissions`], [`ProviderError::Damaged`], or
+/// [`ProviderError::LoosePermissions`], [`ProviderError::Damaged`] where it is far too long, or
 /// [`ProviderError::Unreachable`] for what else the file system said.
-pub(super) fn read(dir: &Path) -> Result<Option<Store>> {
+pub(super) fn read(dir: &Path) -> Result<Option<Zeroizing<Vec<u8>>>> {
     let path = path(dir);
     let Some(dir_meta) = if_found(fs::metadata(dir)).map_err(unreachable(dir))? else {
         return Ok(None);
@@ -50,7 +51,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Store>> {
     check_mode(&path, &meta, FILE_MODE)?;
     let mut text = buffer(&path, meta.len())?;
     file.read_exact(&mut text).map_err(unreachable(&path))?;
-    decode(&path, &text).map(Some)
+    Ok(Some(text))
 }
 
 fn buffer(path: &Path, len: u64) -> Result<Zeroizing<Vec<u8>>> {
@@ -78,7 +79,7 @@ pub(super) fn write(dir: &Path, store: &Store) -> Result<()> {
     if text.len() as u64 > MAX_LEN {
         return Err(unreachable(&path)(ErrorKind::FileTooLarge.into()));
     }
-    decode(&path, &text)?;
+    decode(&path, &text)?.verify(&path, &text, store.unlocked.clone())?;
     replace(dir, &path, &text).map_err(unreachable(&path))?;
     sync_dir(dir)
 }
@@ -207,7 +208,8 @@ mod tests {
         fs::write(dir.join(NEW_NAME), b"half of a").unwrap();
         write(&dir, &Store::default()).unwrap();
         assert!(!dir.join(NEW_NAME).exists());
-        assert!(read(&dir).unwrap().unwrap().keys.is_empty());
+        let text = read(&dir).unwrap().unwrap();
+        assert_eq!(text, encode(&Store::default()).unwrap());
     }
 
     #[test]

@@ -2,21 +2,37 @@
 //!
 //! The file is `keystore.json` in `$SQLITE_TDE_HOME`, or else in `sqlite-tde` under the platform's
 //! data directory. It protects a database whose files travel without it: backups, disks, copies.
-//! It does not protect against whoever can read the user's files, since it holds its keys in the
-//! clear; nothing but its permissions guards it. Those are checked at each use.
+//! Without a passphrase it holds its keys in the clear, and nothing but its permissions guards it;
+//! those are checked at each use. With one it is worth what the passphrase is.
+//!
+//! `store` is what it holds, `format` its text, `file` its place on disk, `passphrase` what seals
+//! it, `manage` what changes it, `exchange` how keys come in and go out.
 
+mod exchange;
 mod file;
 mod format;
+mod info;
+mod manage;
+mod material;
+mod passphrase;
+mod store;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use etcetera::BaseStrategy;
+use zeroize::Zeroizing;
 
-use self::format::{Store, StoredKey, StoredVersion};
+pub use self::exchange::KeyFormat;
+use self::format::Unverified;
+pub use self::info::{KeyInfo, KeyRules, KeyVersionInfo, Operation};
+pub use self::manage::RECOVERY_DAYS;
+use self::passphrase::{Params, Unlocked};
+use self::store::{Store, StoredVersion};
 use super::wrap::{self, MECHANISM};
-use super::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
+use super::{Context, Cost, KeyProvider, ProviderError, SecretSource, WaitsFor, Wrapped};
 use crate::error::{Error, Result};
 use crate::secret::Secret;
 
@@ -24,46 +40,39 @@ use crate::secret::Secret;
 pub const DEFAULT_KEY: &str = "default";
 
 const HOME_VARIABLE: &str = "SQLITE_TDE_HOME";
+const FILE_VARIABLE: &str = "SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE";
+const DESCRIPTOR_VARIABLE: &str = "SQLITE_TDE_KEYSTORE_PASSPHRASE_FD";
+
+/// What to ask a person for.
+const PASSPHRASE: &str = "passphrase of the keystore";
 
 /// A directory with a keystore file, which need not be there yet.
 ///
-/// Nothing is kept in memory between calls; any number of processes and threads may use one
-/// directory at once. Reading never creates anything.
+/// Any number of processes and threads may use one directory at once. Each call reads the file;
+/// nothing is kept in memory between calls but the keys that a passphrase led to, which this value
+/// and its clones share. Reading never creates anything.
 #[derive(Debug, Clone)]
 pub struct Keystore {
     dir: PathBuf,
-}
-
-/// What may be shown of a key.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct KeyInfo {
-    /// 1 to 64 of `[A-Za-z0-9._-]`.
-    pub name: String,
-    /// Seconds since 1970, UTC.
-    pub created: u64,
-    /// Oldest first, at least one.
-    pub versions: Vec<KeyVersionInfo>,
-}
-
-/// What may be shown of one version of a key.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct KeyVersionInfo {
-    /// Counted from 1.
-    pub version: u32,
-    /// Seconds since 1970, UTC.
-    pub created: u64,
-    /// Whether it wraps and unwraps.
-    pub enabled: bool,
+    source: Option<SecretSource>,
+    cost: Cost,
+    unlocked: Arc<Mutex<Option<Arc<Unlocked>>>>,
 }
 
 impl Keystore {
     /// The keystore in `$SQLITE_TDE_HOME`, or where that is unset or empty, in `sqlite-tde` under
-    /// the platform's data directory. Creates nothing.
+    /// the platform's data directory. Its passphrase is read from the file that
+    /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE` names, or from the open descriptor whose number is in
+    /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FD`, where one of them is set. Creates and reads nothing.
     ///
     /// # Errors
-    /// [`Error::Usage`] where the variable is unset and the user has no home directory.
+    /// [`Error::Usage`] where the variable is unset and the user has no home directory, and for a
+    /// descriptor that is no number.
     pub fn open_default() -> Result<Self> {
-        Self::home(std::env::var_os(HOME_VARIABLE))
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let keystore = Self::home(variable(HOME_VARIABLE))?;
+        let source = source(variable(FILE_VARIABLE), variable(DESCRIPTOR_VARIABLE))?;
+        Ok(Self { source, ..keystore })
     }
 
     fn home(variable: Option<OsString>) -> Result<Self> {
@@ -80,7 +89,23 @@ impl Keystore {
     #[must_use]
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         let dir = dir.into();
-        Self { dir: std::path::absolute(&dir).unwrap_or(dir) }
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        Self { dir, source: None, cost: Cost::default(), unlocked: Arc::default() }
+    }
+
+    /// Reads the passphrase from `source` when it is first needed, and again when it has changed.
+    /// A keystore that is not there yet is created under it; one without a passphrase is refused,
+    /// since whoever put it there could have chosen its keys.
+    #[must_use]
+    pub fn passphrase(self, source: SecretSource) -> Self {
+        Self { source: Some(source), unlocked: Arc::default(), ..self }
+    }
+
+    /// What a passphrase that is set from now on costs to guess: 8 MiB to 1 GiB, 1 to 64
+    /// iterations, 1 to 16 lanes, and memory times iterations up to 4 GiB.
+    #[must_use]
+    pub fn cost(self, cost: Cost) -> Self {
+        Self { cost, ..self }
     }
 
     /// The file that holds the keys.
@@ -89,100 +114,100 @@ impl Keystore {
         file::path(&self.dir)
     }
 
-    /// Adds a key with one version, and the directory (mode 0700) and file (0600) if need be.
+    /// Whether the file is there and has a passphrase, which need not be given for that. Nothing
+    /// vouches for the answer.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a name that is not 1 to 64 of `[A-Za-z0-9._-]`, [`Error::KeyExists`],
-    /// [`Error::Random`], and those of reading and replacing the file:
     /// [`Error::LoosePermissions`], [`Error::ProviderDamaged`], [`Error::ProviderUnreachable`].
-    /// No key has changed then; only where the last sync is what failed may the new one be there.
-    pub fn create(&self, name: &str) -> Result<KeyInfo> {
-        if !format::is_name(name) {
-            let text = format!("{name:?} is not a key name: use 1 to 64 of A-Z a-z 0-9 . _ -");
-            return Err(Error::Usage(text));
-        }
-        let key = Secret::random()?;
-        self.update(|store| match store.find(name) {
-            Some(_) => Err(Error::KeyExists(name.to_owned())),
-            None => Ok(add_key(store, name, key)),
-        })
+    pub fn has_passphrase(&self) -> Result<bool> {
+        Ok(self.decode_file()?.is_some_and(|(_, found)| found.passphrase().is_some()))
     }
 
-    /// Every key, in the order of creation; none where there is no file yet.
+    /// Whether the file has a passphrase, and this value nothing that could give it.
     ///
     /// # Errors
-    /// [`Error::LoosePermissions`], [`Error::ProviderDamaged`], [`Error::ProviderUnreachable`].
+    /// As [`Keystore::has_passphrase`].
+    pub fn needs_passphrase(&self) -> Result<bool> {
+        Ok(self.source.is_none() && self.has_passphrase()?)
+    }
+
+    /// The keys, in the order in which they were created; none where there is no file.
+    ///
+    /// # Errors
+    /// [`Error::LoosePermissions`], [`Error::ProviderDamaged`], [`Error::ProviderUnreachable`];
+    /// [`Error::NoKey`] where the passphrase is missing, [`Error::WrongKey`] where it is wrong.
     pub fn list(&self) -> Result<Vec<KeyInfo>> {
-        let store = file::read(&self.dir)?.unwrap_or_default();
-        Ok(store.keys.iter().map(info).collect())
+        let store = self.load()?.unwrap_or_default();
+        Ok(store.keys.iter().map(store::StoredKey::info).collect())
     }
 
-    /// Adds a version to a key, which wraps from then on. Older versions go on unwrapping.
-    ///
-    /// # Errors
-    /// [`Error::NoKey`] where there is no such key; else as [`Keystore::create`].
-    pub fn rotate(&self, name: &str) -> Result<KeyInfo> {
-        let secret = Secret::random()?;
-        self.change_key(name, |key| {
-            let last = key.versions.last().map_or(0, |version| version.version);
-            let full = || Error::Usage(format!("key {name:?} has no version number left"));
-            key.versions.push(new_version(last.checked_add(1).ok_or_else(full)?, secret));
-            Ok(info(key))
-        })
+    fn dir(&self) -> &Path {
+        &self.dir
     }
 
-    /// Allows or refuses the use of one version of a key. A refused one is kept, and can be allowed
-    /// again.
-    ///
-    /// # Errors
-    /// [`Error::NoKey`] where there is no such key or version; else as [`Keystore::create`].
-    pub fn set_enabled(&self, name: &str, version: u32, enabled: bool) -> Result<()> {
-        self.change_key(name, |key| {
-            let found = key.versions.iter_mut().find(|v| v.version == version);
-            found.ok_or_else(|| self.no_version(name, &version.to_string()))?.enabled = enabled;
-            Ok(())
-        })
+    fn source(&self) -> Option<&SecretSource> {
+        self.source.as_ref()
     }
 
-    /// One change to a key that is there. Where there is no keystore, none is created.
-    fn change_key<T>(
-        &self,
-        name: &str,
-        change: impl FnOnce(&mut StoredKey) -> Result<T>,
-    ) -> Result<T> {
-        self.read()?;
-        self.update(|store| change(store.find_mut(name).ok_or_else(|| self.no_key(name))?))
+    /// The file as it is; its MAC is not checked.
+    fn decode_file(&self) -> Result<Option<(Zeroizing<Vec<u8>>, Unverified)>, ProviderError> {
+        let Some(text) = file::read(&self.dir)? else { return Ok(None) };
+        let found = format::decode(&self.path(), &text)?;
+        Ok(Some((text, found)))
     }
 
-    /// One change to the file: all of it, or none if `change` fails.
-    fn update<T, E: From<ProviderError>>(
-        &self,
-        change: impl FnOnce(&mut Store) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let _lock = file::lock(&self.dir)?;
-        let mut store = file::read(&self.dir)?.unwrap_or_default();
-        let answer = change(&mut store)?;
-        file::write(&self.dir, &store)?;
-        Ok(answer)
+    /// What the keystore holds now; `None` where there is none yet.
+    fn load(&self) -> Result<Option<Store>, ProviderError> {
+        let Some((text, found)) = self.decode_file()? else { return Ok(None) };
+        let unlocked = match found.passphrase() {
+            Some(params) => Some(self.unlock(params)?),
+            None if self.source.is_some() => return Err(self.unprotected()),
+            None => None,
+        };
+        let mut store = found.verify(&self.path(), &text, unlocked)?;
+        store.purge(now());
+        Ok(Some(store))
+    }
+
+    /// The keys of a file with a passphrase, derived once.
+    fn unlock(&self, params: &Params) -> Result<Arc<Unlocked>, ProviderError> {
+        let mut kept = self.kept();
+        if let Some(unlocked) = kept.as_ref().filter(|unlocked| unlocked.params == *params) {
+            return Ok(Arc::clone(unlocked));
+        }
+        let source = self.source.as_ref().ok_or_else(|| self.no_passphrase())?;
+        let unlocked = Unlocked::unlock(&source.read(PASSPHRASE)?, params)?;
+        let unlocked = Arc::new(unlocked.ok_or_else(|| self.wrong_passphrase(source))?);
+        *kept = Some(Arc::clone(&unlocked));
+        Ok(unlocked)
+    }
+
+    fn remember(&self, unlocked: Option<Arc<Unlocked>>) {
+        *self.kept() = unlocked;
+    }
+
+    /// What the passphrase led to, for as long as nobody else looks at it.
+    fn kept(&self) -> MutexGuard<'_, Option<Arc<Unlocked>>> {
+        self.unlocked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Creates [`DEFAULT_KEY`] unless it is there.
     fn ensure_default(&self) -> Result<(), ProviderError> {
-        if file::read(&self.dir)?.is_some_and(|store| store.find(DEFAULT_KEY).is_some()) {
+        if self.load()?.is_some_and(|store| store.find(DEFAULT_KEY).is_some()) {
             return Ok(());
         }
         let key = Secret::random().map_err(not_done)?;
         self.update(|store| {
             // Another process may have been faster.
             if store.find(DEFAULT_KEY).is_none() {
-                add_key(store, DEFAULT_KEY, key);
+                store.add(DEFAULT_KEY, key, now())?;
             }
             Ok(())
         })
     }
 
     fn read(&self) -> Result<Store, ProviderError> {
-        file::read(&self.dir)?.ok_or_else(|| {
+        self.load()?.ok_or_else(|| {
             ProviderError::NotHere(format!(
                 "no keystore at {}: put it back there, or set {HOME_VARIABLE} to its directory",
                 self.path().display()
@@ -190,16 +215,23 @@ impl Keystore {
         })
     }
 
+    /// The version that wraps now.
     fn newest<'s>(&self, store: &'s Store, name: &str) -> Result<&'s StoredVersion, ProviderError> {
         let key = store.find(name).ok_or_else(|| self.no_key(name))?;
-        key.newest_enabled().ok_or_else(|| {
-            let path = self.path();
-            let path = path.display();
-            ProviderError::Denied(format!("every version of key {name:?} in {path} is disabled"))
+        if let Some(why) = key.refusal(Operation::Wrap) {
+            return Err(self.refused(name, &why));
+        }
+        let now = now();
+        key.newest(now).ok_or_else(|| {
+            let why = key.versions.iter().rev().filter_map(|version| {
+                Some(format!("version {} {}", version.version, version.refusal(now)?))
+            });
+            let why: Vec<String> = why.take(3).collect();
+            self.refused(name, &format!("has no version to wrap with: {}", why.join("; ")))
         })
     }
 
-    /// The version called `number`, if its use is allowed.
+    /// The version called `number`, if it may unwrap now.
     fn version<'s>(
         &self,
         store: &'s Store,
@@ -210,7 +242,19 @@ impl Keystore {
         // Compared as text: "01" or "+1" is not a version that this provider ever named.
         let found = key.versions.iter().find(|version| version.version.to_string() == number);
         let version = found.ok_or_else(|| self.no_version(name, number))?;
-        if version.enabled { Ok(version) } else { Err(self.disabled(name, number)) }
+        if let Some(why) = key.refusal(Operation::Unwrap) {
+            return Err(self.refused(name, &why));
+        }
+        version.refusal(now()).map_or(Ok(version), |why| {
+            let path = self.path();
+            let path = path.display();
+            let text = format!("version {number} of key {name:?} in {path} {why}");
+            Err(ProviderError::Denied(text))
+        })
+    }
+
+    fn refused(&self, name: &str, why: &str) -> ProviderError {
+        ProviderError::Denied(format!("key {name:?} in {} {why}", self.path().display()))
     }
 
     fn no_key(&self, name: &str) -> ProviderError {
@@ -228,10 +272,43 @@ impl Keystore {
         ))
     }
 
-    fn disabled(&self, name: &str, number: &str) -> ProviderError {
-        let path = self.path();
-        let path = path.display();
-        ProviderError::Denied(format!("version {number} of key {name:?} in {path} is disabled"))
+    fn no_passphrase(&self) -> ProviderError {
+        ProviderError::NotHere(format!(
+            "keystore {} has a passphrase, and none was given: set {FILE_VARIABLE} to a file that \
+             has it",
+            self.path().display()
+        ))
+    }
+
+    fn wrong_passphrase(&self, source: &SecretSource) -> ProviderError {
+        ProviderError::WrongKey(format!(
+            "the passphrase from {source} is not the one of keystore {}",
+            self.path().display()
+        ))
+    }
+
+    fn unprotected(&self) -> ProviderError {
+        ProviderError::WrongKey(format!(
+            "keystore {} has no passphrase, though one was given: see who put it there, then set \
+             it with `sqlite-tde key passphrase set`, or give none",
+            self.path().display()
+        ))
+    }
+}
+
+/// Where the environment says that the passphrase is.
+fn source(file: Option<OsString>, descriptor: Option<OsString>) -> Result<Option<SecretSource>> {
+    match (file, descriptor) {
+        (Some(_), Some(_)) => {
+            Err(Error::Usage(format!("set only one of {FILE_VARIABLE} and {DESCRIPTOR_VARIABLE}")))
+        }
+        (Some(file), None) => Ok(Some(SecretSource::File(file.into()))),
+        (None, Some(text)) => {
+            let number = text.to_str().and_then(|text| text.parse().ok());
+            let not = || Error::Usage(format!("{DESCRIPTOR_VARIABLE} is not a number"));
+            Ok(Some(SecretSource::descriptor(number.ok_or_else(not)?)))
+        }
+        (None, None) => Ok(None),
     }
 }
 
@@ -240,8 +317,12 @@ impl KeyProvider for Keystore {
         "keystore"
     }
 
+    /// For the passphrase, until it has been given once.
     fn waits_for(&self) -> WaitsFor {
-        WaitsFor::Nothing
+        // While somebody gives it, another thread has the lock.
+        let given = || self.unlocked.try_lock().is_ok_and(|kept| kept.is_some());
+        let source = self.source.as_ref().filter(|_| !given());
+        source.map_or(WaitsFor::Nothing, SecretSource::waits_for)
     }
 
     fn wrap(
@@ -258,7 +339,7 @@ impl KeyProvider for Keystore {
         // Whoever wrote this version may have died before its last sync. It must outlive the DEK.
         file::sync_dir(&self.dir)?;
         let aad = wrap::aad(context, key_id, version.version);
-        let blob = wrap::seal(&version.key, &aad, dek)?;
+        let blob = wrap::seal(&store.open(key_id, version)?, &aad, dek)?;
         let key_version = version.version.to_string();
         Ok(Wrapped { key_version, mechanism: MECHANISM.to_owned(), blob })
     }
@@ -269,16 +350,12 @@ impl KeyProvider for Keystore {
         wrapped: &Wrapped,
         context: &Context,
     ) -> Result<Secret, ProviderError> {
-        let Wrapped { key_version, mechanism, blob } = wrapped;
-        if mechanism != MECHANISM {
-            let text =
-                format!("wrapped key of mechanism {mechanism:?}: the keystore reads {MECHANISM}");
-            return Err(ProviderError::Damaged(text));
-        }
+        wrapped.expect(MECHANISM)?;
+        let Wrapped { key_version, blob, .. } = wrapped;
         let store = self.read()?;
         let version = self.version(&store, key_id, key_version)?;
         let aad = wrap::aad(context, key_id, version.version);
-        wrap::open(&version.key, &aad, blob).ok_or_else(|| {
+        wrap::open(&store.open(key_id, version)?, &aad, blob).ok_or_else(|| {
             let path = self.path();
             let path = path.display();
             ProviderError::WrongKey(format!(
@@ -290,36 +367,15 @@ impl KeyProvider for Keystore {
     fn newest_version(&self, key_id: &str) -> Result<String, ProviderError> {
         Ok(self.newest(&self.read()?, key_id)?.version.to_string())
     }
-}
 
-fn add_key(store: &mut Store, name: &str, key: Secret) -> KeyInfo {
-    let first = new_version(1, key);
-    let key = StoredKey { name: name.to_owned(), created: first.created, versions: vec![first] };
-    let info = info(&key);
-    store.keys.push(key);
-    info
-}
-
-fn new_version(version: u32, key: Secret) -> StoredVersion {
-    StoredVersion { version, created: now(), enabled: true, key }
+    fn forget(&self) {
+        self.remember(None);
+    }
 }
 
 /// Seconds since 1970; 0 for a clock that is set before.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-fn info(key: &StoredKey) -> KeyInfo {
-    let version = |v: &StoredVersion| KeyVersionInfo {
-        version: v.version,
-        created: v.created,
-        enabled: v.enabled,
-    };
-    KeyInfo {
-        name: key.name.clone(),
-        created: key.created,
-        versions: key.versions.iter().map(version).collect(),
-    }
 }
 
 fn not_done(error: Error) -> ProviderError {

@@ -3,13 +3,17 @@
 use std::fs;
 use std::path::Path;
 
+use super::passphrase::tests::CHEAP;
 use super::*;
+
+mod passphrases;
+mod rules;
 
 const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
 
 fn keystore() -> (tempfile::TempDir, Keystore) {
     let dir = tempfile::tempdir().unwrap();
-    let store = Keystore::at(dir.path().join("home"));
+    let store = Keystore { cost: CHEAP, ..Keystore::at(dir.path().join("home")) };
     (dir, store)
 }
 

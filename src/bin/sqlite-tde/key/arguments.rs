@@ -1,0 +1,214 @@
+//! What can be said to `key`, and what it means to the library.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use sqlite_tde::provider::{KeyFormat, KeyRules, Operation, RECOVERY_DAYS, SecretSource};
+
+#[derive(Subcommand)]
+pub enum Key {
+    /// Add a key
+    Create {
+        /// 1 to 64 of A-Z a-z 0-9 . _ -
+        name: String,
+        #[command(flatten)]
+        rules: Rules,
+    },
+    /// List the keys
+    List {
+        /// Answer in JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a version to a key, which wraps from then on; older ones go on unwrapping
+    Rotate { name: String },
+    /// Allow the use of a key, or of one version of it
+    Enable(Which),
+    /// Refuse the use of a key, or of one version of it
+    Disable(Which),
+    /// Change when and for what a key may be used
+    Set {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        rules: Rules,
+    },
+    /// Take over a 256-bit key from a file, a descriptor, the environment or standard input
+    Import(Import),
+    /// Reveal a key
+    Export(Export),
+    /// Schedule a key for deletion: its use is refused at once, and for some days it can be brought
+    /// back
+    Delete {
+        name: String,
+        /// For how many days, 1 to 3650
+        #[arg(long, value_name = "N", default_value_t = RECOVERY_DAYS)]
+        days: u32,
+    },
+    /// Bring back a key that is scheduled for deletion
+    Undelete { name: String },
+    /// Delete a key for good, at once: what it alone protects can then be read by nobody
+    Purge {
+        name: String,
+        /// Do it
+        #[arg(long)]
+        force: bool,
+    },
+    /// A passphrase over the keystore
+    #[command(subcommand)]
+    Passphrase(Passphrase),
+}
+
+#[derive(Subcommand)]
+pub enum Passphrase {
+    /// Seal the keystore under a passphrase
+    Set(Place),
+    /// Seal it under another one
+    Change(Place),
+    /// Write its keys in the clear again
+    Remove,
+}
+
+#[derive(Args)]
+pub struct Which {
+    pub name: String,
+    /// Only this version; for times, the newest one unless said
+    #[arg(long, value_name = "N")]
+    pub version: Option<u32>,
+}
+
+#[derive(Args)]
+pub struct Rules {
+    /// From when on the version may be used: 2027-01-31, or 2027-01-31T12:00:00Z, or `none`
+    #[arg(long, value_name = "TIME", value_parser = limit)]
+    not_before: Option<Limit>,
+    /// From when on it may not be used any more; a date is its first second, in UTC
+    #[arg(long, value_name = "TIME", value_parser = limit)]
+    not_after: Option<Limit>,
+    /// What the key may be used for
+    #[arg(long, value_name = "OPS", value_delimiter = ',')]
+    ops: Option<Vec<Op>>,
+}
+
+/// A time, or that there is none.
+#[derive(Clone, Copy)]
+pub struct Limit(Option<u64>);
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Op {
+    Wrap,
+    Unwrap,
+}
+
+/// Where a secret is.
+#[derive(Args)]
+#[group(multiple = false)]
+pub struct Place {
+    /// A file that nobody else may read
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// An open descriptor
+    #[arg(long, value_name = "N")]
+    pub fd: Option<i32>,
+    /// A variable of the environment
+    #[arg(long, value_name = "VAR")]
+    pub env: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Import {
+    pub name: String,
+    #[command(flatten)]
+    pub place: Place,
+    /// How the key is written; found out unless said
+    #[arg(long)]
+    pub format: Option<Format>,
+    /// Add it as a version of a key that is there
+    #[arg(long)]
+    pub new_version: bool,
+}
+
+#[derive(Args)]
+pub struct Export {
+    #[command(flatten)]
+    pub which: Which,
+    /// Show the key to whoever reads the output
+    #[arg(long)]
+    pub reveal: bool,
+    /// How to write it
+    #[arg(long, default_value = "pem")]
+    pub format: Format,
+    /// A new file, with mode 0600, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// 32 bytes
+    Raw,
+    /// 64 hexadecimal digits
+    Hex,
+    /// Base64 between lines that say what it is
+    Pem,
+}
+
+impl Rules {
+    pub fn is_empty(&self) -> bool {
+        self.not_before.is_none() && self.not_after.is_none() && self.ops.is_none()
+    }
+
+    pub fn rules(&self) -> KeyRules {
+        let mut rules = KeyRules::new();
+        if let Some(Limit(time)) = self.not_before {
+            rules = rules.not_before(time);
+        }
+        if let Some(Limit(time)) = self.not_after {
+            rules = rules.not_after(time);
+        }
+        match &self.ops {
+            Some(ops) => rules.operations(ops.iter().map(|op| match op {
+                Op::Wrap => Operation::Wrap,
+                Op::Unwrap => Operation::Unwrap,
+            })),
+            None => rules,
+        }
+    }
+}
+
+/// A date, a time with its offset, or `none`.
+fn limit(text: &str) -> Result<Limit, String> {
+    if text == "none" {
+        return Ok(Limit(None));
+    }
+    const DATE_LEN: usize = "2027-01-31".len();
+    let time = match text.len() {
+        DATE_LEN => format!("{text}T00:00:00Z").parse::<Timestamp>(),
+        _ => text.parse::<Timestamp>(),
+    };
+    let seconds = time.ok().and_then(|time| u64::try_from(time.as_second()).ok());
+    let wanted = "expected 2027-01-31, or 2027-01-31T12:00:00Z, from 1970 on, or `none`";
+    seconds.map(|seconds| Limit(Some(seconds))).ok_or_else(|| wanted.into())
+}
+
+impl Format {
+    pub fn key_format(self) -> KeyFormat {
+        match self {
+            Self::Raw => KeyFormat::Raw,
+            Self::Hex => KeyFormat::Hex,
+            Self::Pem => KeyFormat::Pem,
+        }
+    }
+}
+
+impl Place {
+    /// Where the secret is, if it was said.
+    pub fn source(&self) -> Option<SecretSource> {
+        let Self { file, fd, env } = self;
+        let file = file.clone().map(SecretSource::File);
+        let fd = || fd.map(SecretSource::descriptor);
+        let env = || env.clone().map(SecretSource::Environment);
+        file.or_else(fd).or_else(env)
+    }
+}
