@@ -9,6 +9,8 @@ mod command;
 pub mod conformance;
 mod keystore;
 mod passphrase;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 mod raw;
 mod source;
 mod wrap;
@@ -19,6 +21,8 @@ use std::path::PathBuf;
 pub use command::Command;
 pub use keystore::{DEFAULT_KEY, KeyInfo, KeyVersionInfo, Keystore};
 pub use passphrase::{Cost, Passphrase};
+#[cfg(feature = "pkcs11")]
+pub use pkcs11::{Mechanism, Pkcs11, Token, TokenKey};
 pub use raw::RawKey;
 pub use source::{Descriptor, SecretSource};
 

@@ -1,0 +1,208 @@
+//! Ways into a PKCS#11 token and out of it: PINs, tokens that are not there or come back, threads,
+//! forks, and a host that uses the same module. On SoftHSM2 and kryoptic; see `tests/pkcs11.rs`.
+
+#[path = "pkcs11/place.rs"]
+mod place;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use place::*;
+use sqlite_tde::provider::{KeyProvider, Pkcs11, SecretSource, Token};
+use sqlite_tde::secret::Secret;
+
+/// Three times as many wrong PINs as kryoptic takes before it locks.
+const MANY: usize = 30;
+
+#[test]
+fn a_wrong_pin_is_shown_to_a_token_once() {
+    on_each("a_wrong_pin_is_shown_to_a_token_once", |place| {
+        place.user_tool(&["--keygen", "--key-type", "AES:32", "--label", "k", "--id", "01"]);
+        place.write_pin("wrong", "wrong-1234");
+        let wrong = place.spied(SecretSource::File(place.path("wrong")));
+        for _ in 0..MANY {
+            wrap_fails(&wrong, "k", "denied", "not tried again");
+        }
+        place.assert_logins(1);
+
+        // Neither is it by another provider, whatever it has it from.
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let prompt = SecretSource::Prompt(Arc::new(move |what: &str| {
+            assert!(what.contains("PIN"), "{what}");
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(String::from("wrong-1234").into())
+        }));
+        wrap_fails(&place.spied(prompt), "k", "denied", "not tried again");
+        assert!(asked.load(Ordering::SeqCst) > 0);
+        place.assert_logins(1);
+
+        // Another PIN is another matter, and so is the right one in the same place.
+        place.write_pin("other", "wrong-5678");
+        let other = place.spied(SecretSource::File(place.path("other")));
+        wrap_fails(&other, "k", "denied", "not tried again");
+        place.assert_logins(2);
+        place.write_pin("wrong", &format!("{PIN}\n"));
+        let dek = Secret::random().unwrap();
+        let wrapped = wrong.wrap("k", &dek, &CONTEXT).unwrap();
+        assert_eq!(outcome(wrong.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
+        place.assert_logins(3);
+    });
+}
+
+#[test]
+fn pins_that_cannot_be_right() {
+    on_each("pins_that_cannot_be_right", |place| {
+        place.write_pin("empty", "");
+        place.write_pin("loose", PIN);
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(place.path("loose"), mode).unwrap();
+        for (name, want, words) in [
+            ("nowhere", "not here", "no file"),
+            ("empty", "damaged", "is empty"),
+            ("loose", "loose", "mode 644"),
+        ] {
+            let pin = SecretSource::File(place.path(name));
+            wrap_fails(&Pkcs11::new(&place.module, place.token(), pin), "k", want, words);
+        }
+        wrap_fails(&place.provider(), "k", "not here", "--keygen");
+    });
+}
+
+#[test]
+fn a_locked_pin_is_denied_with_advice() {
+    on_each("a_locked_pin_is_denied_with_advice", |place| {
+        place.user_tool(&["--keygen", "--key-type", "AES:32", "--label", "k", "--id", "01"]);
+        let said = (0..MANY).map(|n| {
+            place.write_pin("pin", &format!("wrong-{n:04}"));
+            let error = place.provider().newest_version("k").unwrap_err();
+            assert_eq!(kind(&error), "denied", "{error}");
+            error.to_string()
+        });
+        let locked = said.filter(|said| said.contains("locked") && said.contains("--init-pin"));
+        let locked = locked.count();
+        place.write_pin("pin", PIN);
+        let newest = place.provider().newest_version("k");
+        match place.kind {
+            // It counts nothing.
+            Kind::SoftHsm => assert_eq!((locked, newest.as_deref()), (0, Ok("01"))),
+            Kind::Kryoptic => {
+                assert!(locked > 0);
+                let error = newest.unwrap_err();
+                assert_eq!(kind(&error), "denied", "{error}");
+            }
+        }
+    });
+}
+
+#[test]
+fn tokens_and_modules_that_are_not_there() {
+    on_each("tokens_and_modules_that_are_not_there", |place| {
+        let at = |module: &std::path::Path, token| Pkcs11::new(module, token, place.pin());
+        std::fs::write(place.path("text.so"), "no library").unwrap();
+        let label = |label: &str| Token::Label(label.into());
+        for (what, provider, want, words) in [
+            ("no module", at(&place.path("none.so"), place.token()), "not here", "none.so"),
+            ("a text", at(&place.path("text.so"), place.token()), "damaged", "no PKCS#11 module"),
+            ("a library", at("libm.so.6".as_ref(), place.token()), "not here", "libm"),
+            ("no token", at(&place.module, label("nobody")), "unreachable", "put it in"),
+            ("half a label", at(&place.module, label("td")), "unreachable", "put it in"),
+            ("no slot", at(&place.module, Token::Slot(987_654_321)), "unreachable", "slot"),
+        ] {
+            eprintln!("{what}");
+            wrap_fails(&provider, "k", want, words);
+        }
+        // By the number of its slot.
+        let slot = place.library().get_slots_with_initialized_token().unwrap()[0];
+        let by_slot = at(&place.module, Token::Slot(slot.id()));
+        by_slot.create("k").unwrap();
+        assert_eq!(by_slot.newest_version("k").unwrap(), "01");
+        assert_eq!(place.provider().newest_version("k").unwrap(), "01");
+    });
+}
+
+#[test]
+fn tokens_of_one_label_and_without_a_pin() {
+    on_each("tokens_of_one_label_and_without_a_pin", |place| {
+        place.init_without_pin(LABEL);
+        wrap_fails(&place.provider(), "k", "denied", "2 times");
+        let slots = place.library().get_slots_with_initialized_token().unwrap();
+        let newest = |slot: &cryptoki::slot::Slot| {
+            let provider = Pkcs11::new(&place.module, Token::Slot(slot.id()), place.pin());
+            provider.newest_version("k").map_err(|error| (kind(&error), error.to_string()))
+        };
+        let answers: Vec<_> = slots.iter().map(|slot| newest(slot).unwrap_err()).collect();
+        let kinds: Vec<&str> = answers.iter().map(|(kind, _)| *kind).collect();
+        assert!(kinds.contains(&"not here") && kinds.contains(&"denied"), "{answers:?}");
+        assert!(answers.iter().any(|(_, text)| text.contains("lets nobody log in")), "{answers:?}");
+    });
+}
+
+#[test]
+fn a_token_that_is_taken_away_is_unreachable_until_it_is_back() {
+    on_each("a_token_that_is_taken_away_is_unreachable_until_it_is_back", |place| {
+        let (plain, only) = (place.provider(), place.provider().only_user(true));
+        plain.create("k").unwrap();
+        let dek = Secret::random().unwrap();
+        let wrapped = plain.wrap("k", &dek, &CONTEXT).unwrap();
+        let unwrap = |provider: &Pkcs11| outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek);
+        assert_eq!([&plain, &only].map(unwrap), ["ok", "ok"]);
+        let token =
+            std::fs::read_dir(place.path("tokens")).unwrap().next().unwrap().unwrap().path();
+        for (round, here) in [place.path("tokens"), token].iter().enumerate() {
+            let away = place.path("away");
+            std::fs::rename(here, &away).unwrap();
+            let want = match place.kind {
+                Kind::SoftHsm => "unreachable",
+                // It holds its file open, so it cannot be taken away.
+                Kind::Kryoptic => "ok",
+            };
+            for _ in 0..3 {
+                assert_eq!([&plain, &only].map(unwrap), [want; 2], "{round}");
+            }
+            std::fs::rename(&away, here).unwrap();
+            assert_eq!([&only, &plain].map(unwrap), ["ok", "ok"], "{round}");
+        }
+    });
+}
+
+/// As a process meets it that was started meanwhile.
+#[test]
+fn a_token_that_is_away_at_first_is_found_when_it_is_back() {
+    on_each("a_token_that_is_away_at_first_is_found_when_it_is_back", |place| {
+        let provider = place.provider().only_user(true);
+        let (here, away) = (place.path("tokens"), place.path("away"));
+        std::fs::rename(&here, &away).unwrap();
+        wrap_fails(&provider, "k", "unreachable", "token");
+        let _ = std::fs::remove_dir_all(&here);
+        std::fs::rename(&away, &here).unwrap();
+        assert_eq!(provider.create("k").unwrap().version, "01");
+    });
+}
+
+#[test]
+fn a_host_that_closes_everything_costs_nothing() {
+    on_each("a_host_that_closes_everything_costs_nothing", |place| {
+        let provider = place.provider();
+        provider.create("k").unwrap();
+        let dek = Secret::random().unwrap();
+        let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let works = |what: &str| {
+            let answer = provider.unwrap("k", &wrapped, &CONTEXT);
+            eprintln!("{what}: {:?}", answer.as_ref().err());
+            assert_eq!(outcome(answer, &dek), "ok", "{what}");
+        };
+        works("at first");
+        place.session().logout().unwrap();
+        works("the host logged out");
+        place.library().finalize().unwrap();
+        works("the host finalized the module");
+        place.library().finalize().unwrap();
+        place.library();
+        works("the host finalized and initialised it");
+        assert_eq!(provider.rotate("k").unwrap().version, "02");
+        place.library().finalize().unwrap();
+        assert_eq!(provider.rotate("k").unwrap().version, "03");
+    });
+}
