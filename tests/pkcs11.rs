@@ -4,6 +4,8 @@
 #[path = "pkcs11/place.rs"]
 mod place;
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use place::*;
 use sqlite_tde::provider::{Context, KeyProvider, Mechanism, Wrapped};
 use sqlite_tde::secret::Secret;
@@ -136,5 +138,220 @@ fn mechanisms_are_those_that_the_token_has() {
             let provider = place.provider().mechanisms(none);
             wrap_fails(&provider, "k", "denied", "none of the mechanisms");
         }
+    });
+}
+
+#[test]
+fn keys_that_do_not_serve() {
+    on_each("keys_that_do_not_serve", |place| {
+        let provider = place.provider();
+        let dek = Secret::random().unwrap();
+        let unwrap = |wrapped: &Wrapped| outcome(provider.unwrap("k", wrapped, &CONTEXT), &dek);
+        wrap_fails(&provider, "k", "not here", "create it");
+        provider.create("k").unwrap();
+        let first = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        provider.rotate("k").unwrap();
+        let second = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        assert_eq!([&first, &second].map(unwrap), ["ok", "ok"]);
+
+        // Disabled for encryption, then altogether, then as it was.
+        let admin = place.session();
+        let found = |id: u8| {
+            let template = [Attribute::Label(b"k".to_vec()), Attribute::Id(vec![id])];
+            admin.find_objects(&template).unwrap()[0]
+        };
+        let set = |id, encrypt, decrypt| {
+            let template = [Attribute::Encrypt(encrypt), Attribute::Decrypt(decrypt)];
+            admin.update_attributes(found(id), &template).unwrap();
+        };
+        set(2, false, true);
+        assert_eq!(provider.newest_version("k").unwrap(), "01");
+        assert_eq!(provider.wrap("k", &dek, &CONTEXT).unwrap().key_version, "01");
+        assert_eq!([&first, &second].map(unwrap), ["ok", "ok"]);
+        set(2, true, false);
+        assert_eq!(provider.newest_version("k").unwrap(), "01", "it could not unwrap again");
+        assert_eq!([&first, &second].map(unwrap), ["ok", "denied"]);
+        set(1, false, true);
+        wrap_fails(&provider, "k", "denied", "both encrypt and decrypt");
+        let usable: Vec<_> =
+            provider.list().unwrap().iter().map(|key| (key.wraps, key.unwraps)).collect();
+        assert_eq!(usable, [(false, true), (false, false)]);
+        set(1, true, true);
+        set(2, true, true);
+        assert_eq!([&first, &second].map(unwrap), ["ok", "ok"]);
+
+        // Destroyed, put back with other bytes, and there twice.
+        admin.destroy_object(found(1)).unwrap();
+        assert_eq!([&first, &second].map(unwrap), ["not here", "ok"]);
+        let import = |id: u8, length: usize| {
+            let object = [
+                Attribute::Class(ObjectClass::SECRET_KEY),
+                Attribute::KeyType(KeyType::AES),
+                Attribute::Token(true),
+                Attribute::Encrypt(true),
+                Attribute::Decrypt(true),
+                Attribute::Label(b"k".to_vec()),
+                Attribute::Id(vec![id]),
+                Attribute::Value(vec![9; length]),
+            ];
+            admin.create_object(&object).unwrap();
+        };
+        import(1, 16);
+        assert_eq!(unwrap(&first), "not here", "AES-128");
+        import(1, 32);
+        assert_eq!([&first, &second].map(unwrap), ["wrong key", "ok"]);
+        import(2, 32);
+        wrap_fails(&provider, "k", "damaged", "more than once");
+        assert_eq!(unwrap(&second), "damaged");
+    });
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The check at the end of a blob, as docs/pkcs11.md has it, computed by OpenSSL.
+fn check(place: &Place, dek: &[u8], mechanism: &str, key: &str, sealed: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let context = CONTEXT.encode();
+    for part in [mechanism.as_bytes(), key.as_bytes(), b"01", &context, sealed] {
+        bytes.extend_from_slice(&(part.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(part);
+    }
+    std::fs::write(place.path("bound"), bytes).unwrap();
+    let openssl = |line: &str| {
+        succeed(place.command("openssl").args(line.split(' ')))
+            .trim()
+            .replace(':', "")
+            .to_lowercase()
+    };
+    let info = hex(b"sqlite-tde v1 pkcs11 check");
+    let subkey = openssl(&format!(
+        "kdf -keylen 32 -kdfopt digest:SHA256 -kdfopt hexkey:{} -kdfopt hexsalt:{} \
+         -kdfopt hexinfo:{info} HKDF",
+        hex(dek),
+        hex(&CONTEXT.file_id)
+    ));
+    let bound = place.path("bound");
+    let mac = openssl(&format!(
+        "mac -digest SHA256 -macopt hexkey:{subkey} -in {} HMAC",
+        bound.display()
+    ));
+    (0..32).map(|at| u8::from_str_radix(&mac[2 * at..2 * at + 2], 16).unwrap()).collect()
+}
+
+/// A key that both the token and the other implementation have: what one seals, the other opens.
+#[test]
+fn other_implementations_read_and_write_the_same() {
+    on_each("other_implementations_read_and_write_the_same", |place| {
+        let (kek, dek) = (Secret::random().unwrap(), Secret::random().unwrap());
+        std::fs::write(place.path("kek"), kek.expose()).unwrap();
+        std::fs::write(place.path("dek"), dek.expose()).unwrap();
+        let file = place.path("kek").display().to_string();
+        let object = ["--type", "secrkey", "--key-type", "AES:32", "--label", "k", "--id", "01"];
+        place.user_tool(&[&["--write-object", &file], &object[..]].concat());
+        let provider = place.provider();
+        let theirs = |mechanism: &str, sealed: Vec<u8>| {
+            let check = check(place, dek.expose(), mechanism, "k", &sealed);
+            let blob = [sealed, check].concat();
+            let wrapped = Wrapped { key_version: "01".into(), mechanism: mechanism.into(), blob };
+            outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek)
+        };
+
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, kek.expose()).unwrap());
+        let nonce = |bytes: &[u8]| Nonce::try_assume_unique_for_key(bytes).unwrap();
+        let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let (sealed, tail) = wrapped.blob.split_at(60);
+        let mut opened = sealed[12..].to_vec();
+        key.open_in_place(nonce(&sealed[..12]), Aad::from(CONTEXT.encode()), &mut opened).unwrap();
+        assert_eq!(opened[..32], dek.expose()[..]);
+        assert_eq!(tail, check(place, dek.expose(), "aes-gcm", "k", sealed));
+        let mut sealed = dek.expose().to_vec();
+        let aad = Aad::from(CONTEXT.encode());
+        key.seal_in_place_append_tag(nonce(&[3; 12]), aad, &mut sealed).unwrap();
+        assert_eq!(theirs("aes-gcm", [&[3; 12], &sealed[..]].concat()), "ok");
+
+        if place.kind == Kind::Kryoptic {
+            let mut openssl = place.command("openssl");
+            openssl.args(["enc", "-id-aes256-wrap", "-iv", "a6a6a6a6a6a6a6a6", "-K"]);
+            openssl.arg(hex(kek.expose())).arg("-in").arg(place.path("dek"));
+            succeed(openssl.arg("-out").arg(place.path("sealed")));
+            let sealed = std::fs::read(place.path("sealed")).unwrap();
+            assert_eq!(theirs("aes-key-wrap", sealed.clone()), "ok");
+            let ours = place.provider().mechanisms(&[Mechanism::AesKeyWrap]);
+            assert_eq!(ours.wrap("k", &dek, &CONTEXT).unwrap().blob[..40], sealed);
+        }
+    });
+}
+
+#[test]
+fn rsa_key_pairs() {
+    on_each("rsa_key_pairs", |place| {
+        for (size, id) in [("2048", "01"), ("1024", "02")] {
+            let kind = format!("rsa:{size}");
+            let pair = ["--keypairgen", "--key-type", &kind, "--label", "pair", "--id", id];
+            if place.kind == Kind::SoftHsm || size != "1024" {
+                place.user_tool(&[&pair[..], &["--usage-decrypt"]].concat());
+            }
+        }
+        let dek = Secret::random().unwrap();
+        let provider = place.provider();
+        let sha1 = place.provider().mechanisms(&[Mechanism::RsaOaepSha256, Mechanism::RsaOaepSha1]);
+        assert_eq!(sha1.newest_version("pair").unwrap(), "01", "1024 bits do not count");
+        let wrapped = sha1.wrap("pair", &dek, &CONTEXT).unwrap();
+        let want = match place.kind {
+            // It has no other, which is not taken unless it is allowed.
+            Kind::SoftHsm => {
+                wrap_fails(&provider, "pair", "denied", "rsa-oaep-sha256: C_EncryptInit");
+                "rsa-oaep-sha1"
+            }
+            Kind::Kryoptic => "rsa-oaep-sha256",
+        };
+        assert_eq!((wrapped.mechanism.as_str(), wrapped.blob.len()), (want, 256 + 32));
+        let other = Context { dek_version: 2, ..CONTEXT };
+        assert_eq!(outcome(provider.unwrap("pair", &wrapped, &other), &dek), "wrong key");
+        altered(&provider, "pair", &wrapped, &dek);
+
+        // What OpenSSL encrypts with the exported public key.
+        let public = place.path("public").display().to_string();
+        let read = ["--read-object", "--type", "pubkey", "--label", "pair", "--id", "01"];
+        place.user_tool(&[&read[..], &["--output-file", &public]].concat());
+        std::fs::write(place.path("dek"), dek.expose()).unwrap();
+        let digest = if place.kind == Kind::SoftHsm { "sha1" } else { "sha256" };
+        let line = format!(
+            "pkeyutl -encrypt -pubin -keyform DER -inkey {public} -in {dir}/dek -out {dir}/sealed \
+             -pkeyopt rsa_padding_mode:oaep -pkeyopt rsa_oaep_md:{digest} \
+             -pkeyopt rsa_mgf1_md:{digest}",
+            dir = place.dir.display()
+        );
+        succeed(place.command("openssl").args(line.split(' ')));
+        let sealed = std::fs::read(place.path("sealed")).unwrap();
+        let check = check(place, dek.expose(), want, "pair", &sealed);
+        let theirs = Wrapped { blob: [sealed, check].concat(), ..wrapped.clone() };
+        assert_eq!(outcome(provider.unwrap("pair", &theirs, &CONTEXT), &dek), "ok");
+
+        // The public key alone cannot unwrap, and the private one alone cannot wrap.
+        let admin = place.session();
+        let find = |class| {
+            let template = [Attribute::Class(class), Attribute::Label(b"pair".to_vec())];
+            admin.find_objects(&template).unwrap()
+        };
+        for public in find(ObjectClass::PUBLIC_KEY) {
+            admin.destroy_object(public).unwrap();
+        }
+        wrap_fails(&sha1, "pair", "denied", "public key");
+        assert_eq!(outcome(provider.unwrap("pair", &wrapped, &CONTEXT), &dek), "ok");
+        let mut flipped = wrapped.clone();
+        flipped.blob[100] ^= 1;
+        let answer = provider.unwrap("pair", &flipped, &CONTEXT);
+        assert_eq!(
+            outcome(answer, &dek),
+            "unreachable",
+            "nothing to prove with that the token is well"
+        );
+        for private in find(ObjectClass::PRIVATE_KEY) {
+            admin.destroy_object(private).unwrap();
+        }
+        assert_eq!(outcome(provider.unwrap("pair", &wrapped, &CONTEXT), &dek), "not here");
     });
 }

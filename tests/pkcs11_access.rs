@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use place::*;
-use sqlite_tde::provider::{KeyProvider, Pkcs11, SecretSource, Token};
+use sqlite_tde::Options;
+use sqlite_tde::provider::{KeyProvider, Keystore, Pkcs11, SecretSource, Token, Wrapped};
 use sqlite_tde::secret::Secret;
 
 /// Three times as many wrong PINs as kryoptic takes before it locks.
@@ -204,5 +205,161 @@ fn a_host_that_closes_everything_costs_nothing() {
         assert_eq!(provider.rotate("k").unwrap().version, "02");
         place.library().finalize().unwrap();
         assert_eq!(provider.rotate("k").unwrap().version, "03");
+    });
+}
+
+#[test]
+fn threads_share_a_token() {
+    on_each("threads_share_a_token", |place| {
+        const THREADS: usize = 4;
+        const ROUNDS: usize = 50;
+        let provider = place.spied(place.pin());
+        place.provider().create("k").unwrap();
+        let start = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        let dek = Secret::random().unwrap();
+                        let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+                        assert_eq!(outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
+                    }
+                });
+            }
+        });
+        report(&format!("{THREADS} threads: {} pairs in {:?}", THREADS * ROUNDS, start.elapsed()));
+        place.assert_logins(1);
+
+        let provider = place.provider();
+        let (dek, count) = (Secret::random().unwrap(), 500);
+        let mut wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let mut each = |what: &str, job: &mut dyn FnMut(&mut Wrapped)| {
+            let start = std::time::Instant::now();
+            (0..count).for_each(|_| job(&mut wrapped));
+            report(&format!("{what}: {:?} each", start.elapsed() / count));
+        };
+        each("wrap", &mut |wrapped| *wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap());
+        each("unwrap", &mut |wrapped| drop(provider.unwrap("k", wrapped, &CONTEXT).unwrap()));
+    });
+}
+
+/// Runs `child` in a forked process; it must return.
+#[allow(unsafe_code)]
+fn fork(child: impl FnOnce()) {
+    // SAFETY: no other thread of this process is at work, so the child finds every lock free.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork"),
+        0 => {
+            let child = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+            // SAFETY: ends the child without the parent's clean-up.
+            unsafe { libc::_exit(i32::from(child.is_err())) }
+        }
+        id => {
+            let mut status = 0;
+            // SAFETY: `status` is valid for writing.
+            assert_eq!(unsafe { libc::waitpid(id, &raw mut status, 0) }, id);
+            assert_eq!(status, 0, "the child");
+        }
+    }
+}
+
+fn forked(place: &Place) {
+    let provider = place.spied(place.pin());
+    place.provider().create("k").unwrap();
+    let dek = Secret::random().unwrap();
+    let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+    let works = |provider: &Pkcs11| {
+        assert_eq!(outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
+        let again = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        assert_eq!(outcome(provider.unwrap("k", &again, &CONTEXT), &dek), "ok");
+    };
+    works(&provider);
+    let before = place.initialised();
+    // Bitwise the parent's: dropped in the child, it must leave the parent's sessions alone.
+    let inherited = place.spied(place.pin());
+    works(&inherited);
+    fork(|| {
+        works(&provider);
+        fork(|| works(&provider));
+        drop(inherited);
+        works(&provider);
+    });
+    works(&provider);
+    let since = place.initialised() - before;
+    assert!(place.kind == Kind::Kryoptic || since == 2, "{since}: child and grandchild");
+}
+
+#[test]
+fn a_forked_child_initialises_the_module_again() {
+    on_each("a_forked_child_initialises_the_module_again", forked);
+}
+
+#[test]
+fn a_module_that_resets_itself_in_a_forked_child() {
+    on_each("a_module_that_resets_itself_in_a_forked_child", |place| {
+        let settings = place.path("softhsm.conf");
+        let text = std::fs::read_to_string(&settings).unwrap();
+        std::fs::write(settings, text + "library.reset_on_fork = true\n").unwrap();
+        forked(place);
+    });
+}
+
+/// What a process of its own does with the database: `reopen` or `wrong`.
+const ROLE: &str = "SQLITE_TDE_TEST_PKCS11_ROLE";
+
+fn open(place: &Place, pin: &str) -> sqlite_tde::Result<rusqlite::Connection> {
+    let pin = SecretSource::File(place.path(pin));
+    let hsm = Arc::new(Pkcs11::new(&place.module, place.token(), pin));
+    let options = Options::new().provider("hsm", hsm).default_protector("hsm:payroll");
+    sqlite_tde::register(options.keystore(Keystore::at(place.path("keys"))))?;
+    sqlite_tde::open(place.path("app.db"))
+}
+
+#[test]
+fn a_database_is_protected_by_a_token() {
+    const SUM: &str = "SELECT sum(a) FROM t";
+    const CODE: i32 = 77;
+    on_each("a_database_is_protected_by_a_token", |place| {
+        match std::env::var(ROLE).as_deref() {
+            Ok("reopen") => {
+                let db = open(place, "pin").unwrap();
+                db.execute("INSERT INTO t VALUES(5)", []).unwrap();
+                return;
+            }
+            Ok("wrong") => {
+                let error = open(place, "wrong").unwrap_err();
+                assert!(matches!(error, sqlite_tde::Error::KeyDisabled(_)), "{error:?}");
+                assert_eq!(error.sqlite_code() & 0xff, 23, "SQLITE_AUTH");
+                eprintln!("{error}");
+                std::process::exit(CODE);
+            }
+            _ => {}
+        }
+        place.provider().create("payroll").unwrap();
+        let db = open(place, "pin").unwrap();
+        db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(2)").unwrap();
+        let status = sqlite_tde::status(&db, "main").unwrap();
+        let status = serde_json::to_value(&status).unwrap();
+        let protector = &status["protectors"][0];
+        assert_eq!(protector["mechanism"], "aes-gcm", "{status}");
+        assert_eq!(protector["key_version"], "01", "{status}");
+        drop(db);
+        assert!(!place.path("keys").exists(), "the local keystore has no part in it");
+
+        place.write_pin("wrong", "wrong-1234");
+        let start = |role: &str| {
+            let mut command = place.command(std::env::current_exe().unwrap());
+            command.args(["a_database_is_protected_by_a_token", "--exact", "--nocapture"]);
+            command.env(ROLE, role).output().unwrap()
+        };
+        let reopened = start("reopen");
+        assert!(reopened.status.success(), "{reopened:?}");
+        let refused = start("wrong");
+        assert_eq!(refused.status.code(), Some(CODE), "{refused:?}");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("key disabled: ") && said.contains("not tried again"), "{said}");
+        assert!(!said.contains("wrong-1234"), "{said}");
+        let db = open(place, "pin").unwrap();
+        assert_eq!(db.query_row(SUM, [], |row| row.get::<_, i64>(0)).unwrap(), 7);
     });
 }

@@ -194,9 +194,18 @@ impl Place {
     /// locked.
     pub fn assert_logins(&self, count: usize) {
         if self.kind == Kind::SoftHsm {
-            let log = std::fs::read_to_string(self.path("spy.log")).unwrap();
-            assert_eq!(log.lines().filter(|line| line.ends_with(": C_Login")).count(), count);
+            assert_eq!(self.calls("C_Login"), count);
         }
+    }
+
+    /// How often the module behind [`Place::spied`] was initialised; 0 for kryoptic.
+    pub fn initialised(&self) -> usize {
+        if self.kind == Kind::SoftHsm { self.calls("C_Initialize") } else { 0 }
+    }
+
+    fn calls(&self, call: &str) -> usize {
+        let log = std::fs::read_to_string(self.path("spy.log")).unwrap();
+        log.lines().filter(|line| line.ends_with(&format!(": {call}"))).count()
     }
 
     /// A session beside the provider's: what an administrator, or the host, does in this process.

@@ -89,6 +89,11 @@ impl Failure {
         }
     }
 
+    /// Whether sessions are gone.
+    pub(super) fn is_loss(&self) -> bool {
+        matches!(self, Self::Token(error) if cause(error) == Cause::Lost)
+    }
+
     /// `place` is the token, in words.
     pub(super) fn at(self, place: &dyn Display) -> ProviderError {
         let error = match self {

@@ -12,7 +12,7 @@ use cryptoki::object::ObjectHandle;
 use cryptoki::session::Session;
 use zeroize::Zeroizing;
 
-use crate::provider::pkcs11::keys::Algorithm;
+use super::keys::Algorithm;
 use crate::secret::Secret;
 
 const NONCE_LEN: usize = 12;

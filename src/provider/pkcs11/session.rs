@@ -83,12 +83,16 @@ impl Access {
             Err(failure) if failure.is_worth_a_new_session() => failure,
             result => return result.map_err(|failure| failure.at(self)),
         };
-        // Not closed: its number may be that of somebody else's session by now.
-        let was_open = lock(&self.open).take();
-        if was_open.is_none() && !self.is_only_ours {
+        let open = lock(&self.open).take();
+        if open.is_none() && !self.is_only_ours {
             return Err(first.at(self));
         }
-        module.renew(was_open.map_or_else(|| module.epoch(), |open| open.epoch), self.is_only_ours);
+        let epoch = open.as_ref().map_or_else(|| module.epoch(), |open| open.epoch);
+        // One that is lost is not closed: its number may be that of another's session by now.
+        if let Some(open) = open.filter(|_| !first.is_loss()) {
+            let _ = open.anchor.close();
+        }
+        module.renew(epoch, self.is_only_ours);
         self.attempt(&module, false, &job).map_err(|failure| failure.at(self))
     }
 
