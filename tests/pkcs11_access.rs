@@ -7,6 +7,7 @@ mod place;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cryptoki::slot::Slot;
 use place::*;
 use sqlite_tde::Options;
 use sqlite_tde::provider::{KeyProvider, Keystore, Pkcs11, SecretSource, Token, Wrapped};
@@ -129,7 +130,7 @@ fn tokens_of_one_label_and_without_a_pin() {
         place.init_without_pin(LABEL);
         wrap_fails(&place.provider(), "k", "denied", "2 times");
         let slots = place.library().get_slots_with_initialized_token().unwrap();
-        let newest = |slot: &cryptoki::slot::Slot| {
+        let newest = |slot: &Slot| {
             let provider = Pkcs11::new(&place.module, Token::Slot(slot.id()), place.pin());
             provider.newest_version("k").map_err(|error| (kind(&error), error.to_string()))
         };
@@ -143,28 +144,47 @@ fn tokens_of_one_label_and_without_a_pin() {
 #[test]
 fn a_token_that_is_taken_away_is_unreachable_until_it_is_back() {
     on_each("a_token_that_is_taken_away_is_unreachable_until_it_is_back", |place| {
-        let (plain, only) = (place.provider(), place.provider().only_user(true));
-        plain.create("k").unwrap();
-        let dek = Secret::random().unwrap();
-        let wrapped = plain.wrap("k", &dek, &CONTEXT).unwrap();
-        let unwrap = |provider: &Pkcs11| outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek);
-        assert_eq!([&plain, &only].map(unwrap), ["ok", "ok"]);
         let token =
             std::fs::read_dir(place.path("tokens")).unwrap().next().unwrap().unwrap().path();
-        for (round, here) in [place.path("tokens"), token].iter().enumerate() {
+        place.init("second");
+        let of = |token| Pkcs11::new(&place.module, token, place.pin());
+        let slots = place.library().get_slots_with_initialized_token().unwrap();
+        let is_first =
+            |slot: &&Slot| place.library().get_token_info(**slot).unwrap().label() == LABEL;
+        let slot = Token::Slot(slots.iter().find(is_first).unwrap().id());
+        let second = of(Token::Label("second".into()));
+        let all = [
+            of(slot.clone()),
+            of(slot).only_user(true),
+            of(place.token()).only_user(true),
+            of(place.token()),
+        ];
+        second.create("k").unwrap();
+        all[0].create("k").unwrap();
+        let dek = Secret::random().unwrap();
+        let wrapped = all[0].wrap("k", &dek, &CONTEXT).unwrap();
+        let unwrap = |provider: &Pkcs11| outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek);
+        let want = match place.kind {
+            Kind::SoftHsm => "unreachable",
+            // It holds its file open, so it cannot be taken away.
+            Kind::Kryoptic => "ok",
+        };
+        for here in [place.path("tokens"), token] {
+            assert_eq!(all.each_ref().map(unwrap), ["ok"; 4]);
             let away = place.path("away");
-            std::fs::rename(here, &away).unwrap();
-            let want = match place.kind {
-                Kind::SoftHsm => "unreachable",
-                // It holds its file open, so it cannot be taken away.
-                Kind::Kryoptic => "ok",
-            };
+            std::fs::rename(&here, &away).unwrap();
             for _ in 0..3 {
-                assert_eq!([&plain, &only].map(unwrap), [want; 2], "{round}");
+                assert_eq!(all.each_ref().map(unwrap), [want; 4], "{}", here.display());
             }
-            std::fs::rename(&away, here).unwrap();
-            assert_eq!([&only, &plain].map(unwrap), ["ok", "ok"], "{round}");
+            // One that cannot be read hides no other.
+            let alone = here != place.path("tokens");
+            assert!(!alone || second.newest_version("k").is_ok());
+            std::fs::rename(&away, &here).unwrap();
+            // The first one that may finalizes the module; that serves all.
+            assert_eq!(unwrap(&all[1]), "ok", "{}", here.display());
         }
+        assert_eq!(all.each_ref().map(unwrap), ["ok"; 4]);
+        assert_eq!(unwrap(&second), "wrong key");
     });
 }
 
@@ -229,6 +249,10 @@ fn threads_share_a_token() {
         });
         report(&format!("{THREADS} threads: {} pairs in {:?}", THREADS * ROUNDS, start.elapsed()));
         place.assert_logins(1);
+        let [opened, closed] = ["C_OpenSession", "C_CloseSession"].map(|call| place.calls(call));
+        assert!(place.kind == Kind::Kryoptic || opened == closed + 1, "{opened}, {closed}");
+        drop(provider);
+        assert_eq!(place.calls("C_CloseSession"), opened, "none is left open");
 
         let provider = place.provider();
         let (dek, count) = (Secret::random().unwrap(), 500);
@@ -274,18 +298,20 @@ fn forked(place: &Place) {
         assert_eq!(outcome(provider.unwrap("k", &again, &CONTEXT), &dek), "ok");
     };
     works(&provider);
-    let before = place.initialised();
-    // Bitwise the parent's: dropped in the child, it must leave the parent's sessions alone.
+    let before = place.calls("C_Initialize");
+    // Dropped in the child, it must leave its parent's sessions alone.
     let inherited = place.spied(place.pin());
     works(&inherited);
     fork(|| {
         works(&provider);
         fork(|| works(&provider));
+        let closed = place.calls("C_CloseSession");
         drop(inherited);
+        assert_eq!(place.calls("C_CloseSession"), closed);
         works(&provider);
     });
     works(&provider);
-    let since = place.initialised() - before;
+    let since = place.calls("C_Initialize") - before;
     assert!(place.kind == Kind::Kryoptic || since == 2, "{since}: child and grandchild");
 }
 

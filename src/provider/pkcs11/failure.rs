@@ -123,3 +123,47 @@ pub(super) fn words(error: &Error) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cryptoki::context::Function;
+
+    use super::*;
+
+    /// Codes that no token in software gives, or not when asked to.
+    #[test]
+    fn codes_end_as_kinds() {
+        let (denied, unreachable) = ("denied", "unreachable");
+        for (code, reopens, want) in [
+            (RvError::DeviceRemoved, true, unreachable),
+            (RvError::TokenNotPresent, true, unreachable),
+            (RvError::SessionHandleInvalid, true, unreachable),
+            (RvError::SessionClosed, true, unreachable),
+            (RvError::UserNotLoggedIn, true, unreachable),
+            (RvError::CryptokiNotInitialized, true, unreachable),
+            (RvError::DeviceError, true, unreachable),
+            (RvError::DeviceMemory, true, unreachable),
+            (RvError::GeneralError, true, unreachable),
+            (RvError::FunctionFailed, true, unreachable),
+            (RvError::UnknownErrorCode(0x35), true, unreachable),
+            (RvError::VendorDefined(0x8000_0001), true, unreachable),
+            (RvError::KeyFunctionNotPermitted, false, denied),
+            (RvError::ActionProhibited, false, denied),
+            (RvError::MechanismInvalid, false, denied),
+            (RvError::ArgumentsBad, false, denied),
+            (RvError::SessionReadOnly, false, denied),
+        ] {
+            let failure = Failure::Token(Error::Pkcs11(code, Function::Decrypt));
+            assert_eq!(failure.is_worth_a_new_session(), reopens, "{code:?}");
+            let error = failure.at(&"token");
+            let kind = match &error {
+                ProviderError::Denied(_) => denied,
+                ProviderError::Unreachable(_) => unreachable,
+                _ => "something else",
+            };
+            assert_eq!(kind, want, "{code:?}");
+            let text = error.to_string();
+            assert!(text.starts_with("token: C_Decrypt answered"), "{text}");
+        }
+    }
+}
