@@ -45,7 +45,7 @@ build_kryoptic() {
     apt-get install -y --no-install-recommends libssl-dev libsqlite3-dev pkg-config gcc >/dev/null
   fi
   # bindgen, which it builds with, loads this library.
-  python3 -m pip install --quiet --target "$work/clang" libclang==18.1.1
+  PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --target "$work/clang" libclang==18.1.1
   cp -r "$(fetch_kryoptic "$work")" "$work/kryoptic"
   LIBCLANG_PATH="$work/clang/clang/native" \
     BINDGEN_EXTRA_CLANG_ARGS="-I$(gcc -print-file-name=include)" \

@@ -1,5 +1,5 @@
-//! Protector keys on PKCS#11 tokens: SoftHSM2 and kryoptic, each with each test. `scripts/test-pkcs11.sh`
-//! brings both; without them every test here fails and says so.
+//! Protector keys on PKCS#11 tokens: SoftHSM2 and kryoptic, each with each test.
+//! `scripts/test-pkcs11.sh` brings both; without them every test here fails and says so.
 
 #[path = "pkcs11/place.rs"]
 mod place;
@@ -349,6 +349,15 @@ fn rsa_key_pairs() {
             "unreachable",
             "nothing to prove with that the token is well"
         );
+        // Nor can it with another's public key beside it.
+        let pair = ["--keypairgen", "--key-type", "rsa:2048", "--label", "stray", "--id", "01"];
+        place.user_tool(&pair);
+        let stray =
+            [Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::Label(b"stray".to_vec())];
+        let stray = admin.find_objects(&stray).unwrap()[0];
+        admin.update_attributes(stray, &[Attribute::Label(b"pair".to_vec())]).unwrap();
+        let error = sha1.wrap("pair", &dek, &CONTEXT).unwrap_err();
+        assert_eq!(kind(&error), "unreachable");
         for private in find(ObjectClass::PRIVATE_KEY) {
             admin.destroy_object(private).unwrap();
         }

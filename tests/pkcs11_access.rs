@@ -4,8 +4,8 @@
 #[path = "pkcs11/place.rs"]
 mod place;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 
 use cryptoki::slot::Slot;
 use place::*;
@@ -211,8 +211,8 @@ fn a_host_that_closes_everything_costs_nothing() {
         let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
         let works = |what: &str| {
             let answer = provider.unwrap("k", &wrapped, &CONTEXT);
-            eprintln!("{what}: {:?}", answer.as_ref().err());
-            assert_eq!(outcome(answer, &dek), "ok", "{what}");
+            let error = answer.as_ref().err().map(ToString::to_string);
+            assert_eq!(outcome(answer, &dek), "ok", "{what}: {error:?}");
         };
         works("at first");
         place.session().logout().unwrap();
@@ -222,6 +222,20 @@ fn a_host_that_closes_everything_costs_nothing() {
         place.library().finalize().unwrap();
         place.library();
         works("the host finalized and initialised it");
+        let (together, only) = (Barrier::new(4), place.provider().only_user(true));
+        for round in 0..50 {
+            place.library().finalize().unwrap();
+            let answers: Vec<_> = std::thread::scope(|scope| {
+                let unwrap = |provider: &Pkcs11| {
+                    together.wait();
+                    provider.unwrap("k", &wrapped, &CONTEXT).map(drop)
+                };
+                let threads =
+                    [&provider, &provider, &only, &only].map(|p| scope.spawn(move || unwrap(p)));
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(answers, [const { Ok(()) }; 4], "threads after the end, round {round}");
+        }
         assert_eq!(provider.rotate("k").unwrap().version, "02");
         place.library().finalize().unwrap();
         assert_eq!(provider.rotate("k").unwrap().version, "03");

@@ -1,5 +1,5 @@
-//! Tokens to test against: real modules, each test in a process of its own, since settings, logins and
-//! refused PINs are the whole process's.
+//! Tokens to test against: real modules, each test in a process of its own, since settings, logins
+//! and refused PINs are the whole process's.
 #![allow(dead_code)] // each test file uses its part
 
 use std::path::PathBuf;
@@ -190,8 +190,8 @@ impl Place {
         Pkcs11::new(module, self.token(), pin)
     }
 
-    /// How many logins there were through [`Place::spied`]. With kryoptic it is enough that it is not
-    /// locked.
+    /// How many logins there were through [`Place::spied`]. With kryoptic it is enough that it is
+    /// not locked.
     pub fn assert_logins(&self, count: usize) {
         if self.kind == Kind::SoftHsm {
             assert_eq!(self.calls("C_Login"), count);

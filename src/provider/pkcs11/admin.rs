@@ -28,10 +28,11 @@ pub struct TokenKey {
 }
 
 impl Pkcs11 {
-    /// Makes an AES-256 key on the token: it stays there, cannot be read, and encrypts and decrypts.
+    /// Makes an AES-256 key on the token: it stays there, cannot be read, and encrypts and
+    /// decrypts.
     ///
-    /// It may not wrap or unwrap other keys. A key that may decrypt and wrap gives every extractable
-    /// key on the token to whoever is logged in.
+    /// It may not wrap or unwrap other keys. A key that may decrypt and wrap gives every
+    /// extractable key on the token to whoever is logged in.
     ///
     /// # Errors
     /// [`Error::KeyExists`] where the token has a key of that label, and those of a
@@ -45,12 +46,12 @@ impl Pkcs11 {
         Ok(self.access.write(|call| self.generate(call, label, &[1]))?)
     }
 
-    /// Adds a version to a key: an AES-256 key with the same label and the next CKA_ID, which wraps from
-    /// then on. Older versions go on unwrapping, as long as they are on the token.
+    /// Adds a version to a key: an AES-256 key with the same label and the next CKA_ID, which wraps
+    /// from then on. Older versions go on unwrapping, as long as they are on the token.
     ///
     /// # Errors
-    /// [`Error::NoKey`] where there is no such key, and those of another [`ProviderError`]. Nothing has
-    /// changed then.
+    /// [`Error::NoKey`] where there is no such key, and those of another [`ProviderError`]. Nothing
+    /// has changed then.
     pub fn rotate(&self, label: &str) -> Result<TokenKey> {
         Ok(self.access.write(|call| {
             let versions = keys::some_versions(call, label)?;
@@ -59,8 +60,8 @@ impl Pkcs11 {
         })?)
     }
 
-    /// Every version of every key on the token that could be a protector; those of a key in the order of
-    /// their age.
+    /// Every version of every key on the token that could be a protector; those of a key in the
+    /// order of their age.
     ///
     /// # Errors
     /// Those of a [`ProviderError`].

@@ -1,8 +1,8 @@
 //! The protector keys on a token: objects with one label are the versions of one key, told apart by
 //! CKA_ID.
 //!
-//! The newest version is the one whose CKA_ID is the greatest number. CKA_START_DATE would not do: it
-//! is a day, few tools set it, and the standard says that it means nothing to a token.
+//! The newest version is the one whose CKA_ID is the greatest number. CKA_START_DATE would not do:
+//! it is a day, few tools set it, and the standard says that it means nothing to a token.
 
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
@@ -113,8 +113,8 @@ pub(super) fn some_versions(call: &Call, label: &str) -> Result<Vec<Version>, Fa
     }
     call.is_in()?;
     Err(ProviderError::NotHere(format!(
-        "no AES-256 key and no RSA key pair of 2048 bits or more is labelled {label:?} on {}: create \
-         it, as `pkcs11-tool --keygen --key-type AES:32 --label {label} --id 01` does",
+        "no AES-256 key and no RSA key pair of 2048 bits or more is labelled {label:?} on {}: \
+         create it, as `pkcs11-tool --keygen --key-type AES:32 --label {label} --id 01` does",
         call.place
     ))
     .into())
@@ -123,8 +123,8 @@ pub(super) fn some_versions(call: &Call, label: &str) -> Result<Vec<Version>, Fa
 /// The version that a protector record names.
 ///
 /// # Errors
-/// [`ProviderError::NotHere`] where it is not there, [`ProviderError::Damaged`] where it is there more
-/// than once.
+/// [`ProviderError::NotHere`] where it is not there, [`ProviderError::Damaged`] where it is there
+/// more than once.
 pub(super) fn version(
     call: &Call,
     label: &str,
@@ -147,8 +147,8 @@ pub(super) fn version(
 /// The newest version that may encrypt and decrypt.
 ///
 /// # Errors
-/// [`ProviderError::NotHere`] where there is no such key, [`ProviderError::Denied`] where no version of
-/// it may do both, [`ProviderError::Damaged`] where it is there more than once.
+/// [`ProviderError::NotHere`] where there is no such key, [`ProviderError::Denied`] where no
+/// version of it may do both, [`ProviderError::Damaged`] where it is there more than once.
 pub(super) fn newest(call: &Call, label: &str) -> Result<Version, Failure> {
     let mut found = some_versions(call, label)?;
     found.retain(|version| version.both().is_some());
@@ -170,7 +170,7 @@ pub(super) fn newest(call: &Call, label: &str) -> Result<Version, Failure> {
 
 fn twins(call: &Call, label: &str, name: &str) -> ProviderError {
     ProviderError::Damaged(format!(
-        "version {name} of key {label:?} is there more than once on {}: give each a CKA_ID of its own",
+        "version {name} of key {label:?} is there more than once on {}: give each its own CKA_ID",
         call.place
     ))
 }

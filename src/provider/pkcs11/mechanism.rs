@@ -1,7 +1,7 @@
 //! How a token wraps a DEK.
 //!
-//! All by C_Encrypt and C_Decrypt, never by C_WrapKey and C_UnwrapKey. With those the DEK would be an
-//! object in the token; reading it back takes templates on which tokens do not agree, and leaves
+//! All by C_Encrypt and C_Decrypt, never by C_WrapKey and C_UnwrapKey. With those the DEK would be
+//! an object in the token; reading it back takes templates on which tokens do not agree, and leaves
 //! copies in memory that nobody wipes.
 
 use cryptoki::error::Result;

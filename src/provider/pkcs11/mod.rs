@@ -1,5 +1,5 @@
-//! Protector keys on a token that speaks PKCS#11: a hardware security module, a smart card, or one in
-//! software such as SoftHSM2. Keys never leave it; it encrypts and decrypts DEKs.
+//! Protector keys on a token that speaks PKCS#11: a hardware security module, a smart card, or one
+//! in software such as SoftHSM2. Keys never leave it; it encrypts and decrypts DEKs.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -17,8 +17,8 @@
 //! # Ok::<(), sqlite_tde::Error>(())
 //! ```
 //!
-//! `module` loads libraries and logs in, `session` finds the token, `keys` the key; `mechanism` wraps,
-//! `blob` is what is kept, `failure` makes sense of what tokens answer, `admin` makes keys.
+//! `module` loads libraries and logs in, `session` finds the token, `keys` the key; `mechanism`
+//! wraps, `blob` is what is kept, `failure` makes sense of what tokens answer, `admin` makes keys.
 
 mod admin;
 mod blob;
@@ -61,8 +61,8 @@ pub struct Pkcs11 {
 impl Pkcs11 {
     /// The token `token` of the library `module_path`, entered with `pin`.
     ///
-    /// The PIN is read when the process first logs in, and again where it has to log in again: after a
-    /// fork, or after the token was away.
+    /// The PIN is read when the process first logs in, and again where it has to log in again:
+    /// after a fork, or after the token was away.
     #[must_use]
     pub fn new(module_path: impl Into<PathBuf>, token: Token, pin: SecretSource) -> Self {
         let mechanisms = vec![Mechanism::AesGcm, Mechanism::AesKeyWrap, Mechanism::RsaOaepSha256];
@@ -70,17 +70,18 @@ impl Pkcs11 {
     }
 
     /// The mechanisms to wrap with, the preferred one first, instead of `aes-gcm`, `aes-key-wrap`,
-    /// `rsa-oaep-sha256`. Each DEK is unwrapped by the mechanism that wrapped it, whatever stands here.
+    /// `rsa-oaep-sha256`. Each DEK is unwrapped by the mechanism that wrapped it, whatever stands
+    /// here.
     #[must_use]
     pub fn mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         self.mechanisms = mechanisms.to_vec();
         self
     }
 
-    /// Says that this process uses the module through this crate alone. A token that went away is then
-    /// looked for by finalizing the module and initialising it again, which some modules need to find it
-    /// once it is back: SoftHSM2, and those of many network HSMs. Not so by default, since it would pull
-    /// the module from under another user's feet.
+    /// Says that this process uses the module through this crate alone. A token that went away is
+    /// then looked for by finalizing the module and initialising it again, which some modules need
+    /// to find it once it is back: SoftHSM2 is one. Not so by default,
+    /// since it would pull the module from under another user's feet.
     #[must_use]
     pub fn only_user(mut self, is_only_user: bool) -> Self {
         self.access.set_only_ours(is_only_user);
@@ -127,7 +128,7 @@ impl Pkcs11 {
             }
         }
         Err(ProviderError::Denied(format!(
-            "key {key_id:?} on {} cannot wrap: {said}. Allow another mechanism, or use an AES-256 key",
+            "key {key_id:?} on {} cannot wrap: {said}. Allow another mechanism, or use an AES key",
             self.access
         ))
         .into())
@@ -145,7 +146,7 @@ impl Pkcs11 {
         let version = keys::version(call, key_id, mechanism.algorithm(), key_version)?;
         if version.decrypts.is_none() {
             return Err(ProviderError::Denied(format!(
-                "version {key_version} of key {key_id:?} on {} is disabled: its CKA_DECRYPT is false",
+                "version {key_version} of key {key_id:?} on {} is disabled: CKA_DECRYPT is false",
                 self.access
             ))
             .into());
@@ -181,8 +182,9 @@ fn seal(
         return Err(ProviderError::Denied(text).into());
     };
     let sealed = mechanism.encrypt(&call.session, encrypts, dek, aad, nonce)?;
-    match mechanism.decrypt(&call.session, decrypts, &sealed, aad)? {
-        Some(opened) if is_same(&opened, dek) => Ok(sealed),
+    match mechanism.decrypt(&call.session, decrypts, &sealed, aad) {
+        Ok(Some(opened)) if is_same(&opened, dek) => Ok(sealed),
+        Err(error) if cause(&error) != Cause::Blob => Err(error.into()),
         _ => Err(ProviderError::Denied(format!(
             "version {} does not decrypt what it encrypted: are its objects of one key?",
             version.name()
@@ -198,10 +200,10 @@ fn is_same(a: &Secret, b: &Secret) -> bool {
 /// What the token opens; `None` where `sealed` is not of this key.
 ///
 /// Codes do not tell a changed blob from a token in trouble: SoftHSM2 answers CKR_GENERAL_ERROR for
-/// other associated data, and others CKR_DEVICE_ERROR. To take the one for the other either way would
-/// be bad: a database would be given up for an outage, or waited for that never opens. So the token is
-/// asked to wrap and unwrap a random value with the same key and mechanism. If that works, and the blob
-/// fails again after it, then it is the blob.
+/// other associated data, and others CKR_DEVICE_ERROR. To take the one for the other either way
+/// would be bad: a database would be given up for an outage, or waited for that never opens. So the
+/// token is asked to wrap and unwrap a random value with the same key and mechanism. If that works,
+/// and the blob fails again after it, then it is the blob.
 fn open(
     call: &Call,
     version: &Version,

@@ -1,11 +1,13 @@
-//! The libraries that speak PKCS#11: each is loaded and initialised once in a process, whoever asks.
+//! The libraries that speak PKCS#11: each is loaded and initialised once in a process, whoever
+//! asks.
 //!
 //! Invariants:
-//! 1. None is ever unloaded. One is finalized only if it was initialised here, and the application said
-//!    that nobody else uses it, and no call of ours is under way.
+//! 1. None is ever unloaded. One is finalized only if it was initialised here, and the application
+//!    said that nobody else uses it, and no call of ours is under way.
 //! 2. A forked child initialises it again, as the standard demands, before anything else.
-//! 3. A PIN that a token refused is not shown to that token again by this process: after a few wrong
-//!    ones a token locks. It is remembered here, not in a provider, of which there can be several.
+//! 3. A PIN that a token refused is not shown to that token again by this process: after a few
+//!    wrong ones a token locks. It is remembered here, not in a provider, of which there can be
+//!    several.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -135,9 +137,9 @@ impl Module {
         state.epoch == epoch && !state.is_doubted && state.process == Some(std::process::id())
     }
 
-    /// Initialises the library again when it is next used, unless that was done since `epoch`: the host
-    /// may have finalized it. Where nobody but us uses it, it is finalized, too: some find a token that was
-    /// away only then. The caller holds no [`Module::hold`].
+    /// Initialises the library again when it is next used, unless that was done since `epoch`: the
+    /// host may have finalized it. Where nobody but us uses it, it is finalized, too: some find a
+    /// token that was away only then. The caller holds no [`Module::hold`].
     pub(super) fn renew(&self, epoch: u64, is_only_ours: bool) {
         let _alone = self.calls.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock(&self.state);

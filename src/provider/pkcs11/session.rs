@@ -1,8 +1,8 @@
 //! From a module, a token and a PIN to a session that is logged in.
 //!
-//! Each call has a session of its own. One more, the anchor, is kept open for nothing but the login:
-//! a token logs the process out when its last session closes, and the PIN would have to be asked for
-//! again.
+//! Each call has a session of its own. One more, the anchor, is kept open for nothing but the
+//! login: a token logs the process out when its last session closes, and the PIN would have to be
+//! asked for again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -46,8 +46,8 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Whether nothing found means that nothing is there. A token hides its keys from who is not logged
-    /// in, and one that was taken away may answer as if it were empty.
+    /// Whether nothing found means that nothing is there. A token hides its keys from who is not
+    /// logged in, and one that was taken away may answer as if it were empty.
     ///
     /// # Errors
     /// What says that the token is away, or the login is gone.
@@ -79,15 +79,17 @@ impl Access {
         job: impl Fn(&Call) -> Result<T, Failure>,
     ) -> Result<T, ProviderError> {
         let module = module::load(&self.module_path)?;
+        // As it is before: another thread may be faster in opening all anew.
+        let epoch = module.epoch();
+        let was_open = lock(&self.open).is_some();
         let first = match self.attempt(&module, false, &job) {
             Err(failure) if failure.is_worth_a_new_session() => failure,
             result => return result.map_err(|failure| failure.at(self)),
         };
-        let open = lock(&self.open).take();
-        if open.is_none() && !self.is_only_ours {
-            return Err(first.at(self));
+        if !was_open && !first.is_loss() && !self.is_only_ours {
+            return Err(first.at(self)); // all was new
         }
-        let epoch = open.as_ref().map_or_else(|| module.epoch(), |open| open.epoch);
+        let open = lock(&self.open).take_if(|open| open.epoch == epoch);
         // One that is lost is not closed: its number may be that of another's session by now.
         if let Some(open) = open.filter(|_| !first.is_loss()) {
             let _ = open.anchor.close();
@@ -180,8 +182,8 @@ impl Access {
         match found[..] {
             [slot] => Ok(slot),
             [] => Err(Failure::Absent(format!(
-                "{self} is not there ({unread} tokens could not be read): put it in, or name its \
-                 slot instead of its label"
+                "{self} is not there, and {unread} others could not be read: put it in, or name \
+                 its slot instead of its label"
             ))),
             _ => Err(ProviderError::Denied(format!(
                 "{self} is there {} times: name its slot instead of its label",
