@@ -7,6 +7,7 @@ mod place;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use place::*;
+use sqlite_tde::provider::conformance::{Conformance, Outcome, assert_conforms};
 use sqlite_tde::provider::{Context, KeyProvider, Mechanism, Wrapped};
 use sqlite_tde::secret::Secret;
 
@@ -203,6 +204,55 @@ fn keys_that_do_not_serve() {
         import(2, 32);
         wrap_fails(&provider, "k", "damaged", "more than once");
         assert_eq!(unwrap(&second), "damaged");
+    });
+}
+
+#[test]
+fn tokens_conform() {
+    on_each("tokens_conform", |place| {
+        let (here, away) = (place.path("tokens"), place.path("away"));
+        for mechanism in [Mechanism::AesGcm, Mechanism::AesKeyWrap] {
+            if (place.kind, mechanism) == (Kind::SoftHsm, Mechanism::AesKeyWrap) {
+                continue; // it has none
+            }
+            let (key, other) = (mechanism.name(), format!("{} 2", mechanism.name()));
+            let provider = place.provider().mechanisms(&[mechanism]).only_user(true);
+            provider.create(key).unwrap();
+            provider.create(&other).unwrap();
+            let enable = |enabled| {
+                let admin = place.session();
+                let template = [Attribute::Label(key.as_bytes().to_vec())];
+                for version in admin.find_objects(&template).unwrap() {
+                    let uses = [Attribute::Encrypt(enabled), Attribute::Decrypt(enabled)];
+                    admin.update_attributes(version, &uses).unwrap();
+                }
+            };
+            let mut suite = Conformance::of(&provider, key)
+                .missing_key("nobody")
+                .other_key(&other)
+                .secret(PIN.as_bytes())
+                .rotate(|| drop(provider.rotate(key).unwrap()))
+                .switch(|| enable(false), || enable(true));
+            if mechanism == Mechanism::AesKeyWrap {
+                suite = suite.deterministic();
+            }
+            if place.kind == Kind::SoftHsm {
+                let cut = || std::fs::rename(&here, &away).unwrap();
+                suite = suite.outage(cut, || std::fs::rename(&away, &here).unwrap());
+            }
+            let report = assert_conforms(suite);
+            let not_run = report.checks.iter().filter(|c| matches!(c.outcome, Outcome::NotRun(_)));
+            let not_run: Vec<&str> = not_run.map(|check| check.name).collect();
+            let blobs = "wraps the same key to different blobs";
+            // It holds its file open, so it cannot be taken away.
+            let outage = "says that it is unreachable, and serves when it is back";
+            let want: &[&str] = match (place.kind, mechanism) {
+                (Kind::SoftHsm, _) => &[],
+                (Kind::Kryoptic, Mechanism::AesKeyWrap) => &[blobs, outage],
+                (Kind::Kryoptic, _) => &[outage],
+            };
+            assert_eq!(not_run, want, "\n{report}");
+        }
     });
 }
 

@@ -265,8 +265,12 @@ fn threads_share_a_token() {
         place.assert_logins(1);
         let [opened, closed] = ["C_OpenSession", "C_CloseSession"].map(|call| place.calls(call));
         assert!(place.kind == Kind::Kryoptic || opened == closed + 1, "{opened}, {closed}");
-        drop(provider);
+        provider.forget();
         assert_eq!(place.calls("C_CloseSession"), opened, "none is left open");
+        provider.newest_version("k").unwrap();
+        place.assert_logins(2);
+        drop(provider);
+        assert_eq!(place.calls("C_CloseSession"), place.calls("C_OpenSession"));
 
         let provider = place.provider();
         let (dek, count) = (Secret::random().unwrap(), 500);

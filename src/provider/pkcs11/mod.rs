@@ -38,7 +38,7 @@ use self::blob::Binding;
 use self::failure::{Cause, Failure, cause, words};
 use self::keys::Version;
 use self::session::{Access, Call};
-use super::{Context, KeyProvider, ProviderError, SecretSource, Wrapped};
+use super::{Context, KeyProvider, ProviderError, SecretSource, WaitsFor, Wrapped};
 use crate::secret::{Secret, fill_random};
 
 /// Which token of a module.
@@ -239,6 +239,14 @@ impl KeyProvider for Pkcs11 {
         "pkcs11"
     }
 
+    /// A token is a device, even where it is a program; a prompt for its PIN is a person.
+    fn waits_for(&self) -> WaitsFor {
+        match self.access.waits_for() {
+            WaitsFor::Nothing => WaitsFor::Service,
+            other => other,
+        }
+    }
+
     fn wrap(
         &self,
         key_id: &str,
@@ -265,6 +273,11 @@ impl KeyProvider for Pkcs11 {
 
     fn newest_version(&self, key_id: &str) -> Result<String, ProviderError> {
         self.access.read(|call| Ok(keys::newest(call, key_id)?.name()))
+    }
+
+    /// Logs out; the next use reads the PIN again. That a PIN was refused is not forgotten.
+    fn forget(&self) {
+        self.access.leave();
     }
 }
 

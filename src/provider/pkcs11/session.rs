@@ -16,7 +16,7 @@ use cryptoki::slot::Slot;
 use super::Token;
 use super::failure::{Failure, words};
 use super::module::{self, Login, Module, lock};
-use crate::provider::{ProviderError, SecretSource};
+use crate::provider::{ProviderError, SecretSource, WaitsFor};
 
 /// A token, and how to get into it.
 pub(super) struct Access {
@@ -70,6 +70,20 @@ impl Access {
 
     pub(super) fn set_only_ours(&mut self, is_only_ours: bool) {
         self.is_only_ours = is_only_ours;
+    }
+
+    /// What reading the PIN may have to wait for.
+    pub(super) fn waits_for(&self) -> WaitsFor {
+        self.pin.waits_for()
+    }
+
+    /// Gives up the login, unless others in the process still need it.
+    pub(super) fn leave(&self) {
+        let Some(open) = lock(&self.open).take() else { return };
+        // Not one of the parent's, in a forked child, and not one of an earlier initialisation.
+        if module::load(&self.module_path).is_ok_and(|module| module.is_at(open.epoch)) {
+            let _ = open.anchor.close();
+        }
     }
 
     /// Runs `job` with a session, and once more with everything opened anew where the first one was
@@ -196,11 +210,7 @@ impl Access {
 
 impl Drop for Access {
     fn drop(&mut self) {
-        let Some(open) = lock(&self.open).take() else { return };
-        // Not one of the parent's, in a forked child, and not one of an earlier initialisation.
-        if module::load(&self.module_path).is_ok_and(|module| module.is_at(open.epoch)) {
-            let _ = open.anchor.close();
-        }
+        self.leave();
     }
 }
 
