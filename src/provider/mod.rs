@@ -9,6 +9,8 @@ mod command;
 pub mod conformance;
 mod keystore;
 mod passphrase;
+#[cfg(feature = "pkcs11")]
+mod pkcs11;
 mod raw;
 mod source;
 mod wrap;
@@ -21,6 +23,8 @@ pub use keystore::{
     DEFAULT_KEY, KeyFormat, KeyInfo, KeyRules, KeyVersionInfo, Keystore, Operation, RECOVERY_DAYS,
 };
 pub use passphrase::{Cost, Passphrase};
+#[cfg(feature = "pkcs11")]
+pub use pkcs11::{Mechanism, Pkcs11, Token, TokenKey};
 pub use raw::RawKey;
 pub use source::{Descriptor, SecretSource};
 

@@ -1,0 +1,231 @@
+//! From a module, a token and a PIN to a session that is logged in.
+//!
+//! Each call has a session of its own. One more, the anchor, is kept open for nothing but the
+//! login: a token logs the process out when its last session closes, and the PIN would have to be
+//! asked for again.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use cryptoki::context::Function;
+use cryptoki::error::{Error, RvError};
+use cryptoki::session::{Session, SessionState};
+use cryptoki::slot::Slot;
+
+use super::Token;
+use super::failure::{Failure, words};
+use super::module::{self, Login, Module, lock};
+use crate::provider::{ProviderError, SecretSource, WaitsFor};
+
+/// A token, and how to get into it.
+pub(super) struct Access {
+    module_path: PathBuf,
+    token: Token,
+    pin: SecretSource,
+    /// Whether the module is used here alone.
+    is_only_ours: bool,
+    open: Mutex<Option<Open>>,
+}
+
+/// A token that this process is logged in to.
+struct Open {
+    slot: Slot,
+    anchor: Session,
+    /// The module's initialisation that it is of.
+    epoch: u64,
+}
+
+/// A call's session.
+pub(super) struct Call<'a> {
+    /// The token, in words.
+    pub(super) place: &'a Access,
+    pub(super) module: &'a Module,
+    pub(super) slot: Slot,
+    pub(super) session: Session,
+}
+
+impl Call<'_> {
+    /// Whether nothing found means that nothing is there. A token hides its keys from who is not
+    /// logged in, and one that was taken away may answer as if it were empty.
+    ///
+    /// # Errors
+    /// What says that the token is away, or the login is gone.
+    pub(super) fn is_in(&self) -> Result<(), Failure> {
+        // An answer that cannot be read is one.
+        if let Err(error @ Error::Pkcs11(..)) = self.module.library()?.get_token_info(self.slot) {
+            return Err(error.into());
+        }
+        match self.session.get_session_info()?.session_state() {
+            SessionState::RoUser | SessionState::RwUser => Ok(()),
+            _ => Err(Error::Pkcs11(RvError::UserNotLoggedIn, Function::FindObjects).into()),
+        }
+    }
+}
+
+impl Access {
+    pub(super) fn new(module_path: PathBuf, token: Token, pin: SecretSource) -> Self {
+        Self { module_path, token, pin, is_only_ours: false, open: Mutex::default() }
+    }
+
+    pub(super) fn set_only_ours(&mut self, is_only_ours: bool) {
+        self.is_only_ours = is_only_ours;
+    }
+
+    /// What reading the PIN may have to wait for.
+    pub(super) fn waits_for(&self) -> WaitsFor {
+        self.pin.waits_for()
+    }
+
+    /// Gives up the login, unless others in the process still need it.
+    pub(super) fn leave(&self) {
+        let Some(open) = lock(&self.open).take() else { return };
+        // Not one of the parent's, in a forked child, and not one of an earlier initialisation.
+        if module::load(&self.module_path).is_ok_and(|module| module.is_at(open.epoch)) {
+            let _ = open.anchor.close();
+        }
+    }
+
+    /// Runs `job` with a session, and once more with everything opened anew where the first one was
+    /// lost: the token may have been away for a while, or the host have finalized the module.
+    pub(super) fn read<T>(
+        &self,
+        job: impl Fn(&Call) -> Result<T, Failure>,
+    ) -> Result<T, ProviderError> {
+        let module = module::load(&self.module_path)?;
+        // As it is before: another thread may be faster in opening all anew.
+        let epoch = module.epoch();
+        let was_open = lock(&self.open).is_some();
+        let first = match self.attempt(&module, false, &job) {
+            Err(failure) if failure.is_worth_a_new_session() => failure,
+            result => return result.map_err(|failure| failure.at(self)),
+        };
+        if !was_open && !first.is_loss() && !self.is_only_ours {
+            return Err(first.at(self)); // all was new
+        }
+        let open = lock(&self.open).take_if(|open| open.epoch == epoch);
+        // One that is lost is not closed: its number may be that of another's session by now.
+        if let Some(open) = open.filter(|_| !first.is_loss()) {
+            let _ = open.anchor.close();
+        }
+        module.renew(epoch, self.is_only_ours);
+        self.attempt(&module, false, &job).map_err(|failure| failure.at(self))
+    }
+
+    /// Runs `job` with a session that may change the token; once, since it may have changed it.
+    pub(super) fn write<T>(
+        &self,
+        job: impl Fn(&Call) -> Result<T, Failure>,
+    ) -> Result<T, ProviderError> {
+        // What was lost before is found by a job that changes nothing.
+        self.read(|call| call.is_in())?;
+        let module = module::load(&self.module_path)?;
+        self.attempt(&module, true, &job).map_err(|failure| failure.at(self))
+    }
+
+    fn attempt<T>(
+        &self,
+        module: &Module,
+        write: bool,
+        job: &impl Fn(&Call) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let _held = module.hold();
+        let library = module.library()?;
+        let slot = self.enter(module)?;
+        let session = match write {
+            true => library.open_rw_session(slot)?,
+            false => library.open_ro_session(slot)?,
+        };
+        job(&Call { place: self, module, slot, session })
+    }
+
+    /// The token's slot, after the login that a process needs once.
+    fn enter(&self, module: &Module) -> Result<Slot, Failure> {
+        let mut kept = lock(&self.open);
+        let library = module.library()?;
+        let epoch = module.epoch();
+        if let Some(open) = kept.as_ref().filter(|open| open.epoch == epoch) {
+            return Ok(open.slot);
+        }
+        let slot = self.slot(module)?;
+        let anchor = library.open_ro_session_no_drop(slot)?;
+        if let Err(failure) = self.log_in(module, &anchor, slot) {
+            let _ = anchor.close();
+            return Err(failure);
+        }
+        *kept = Some(Open { slot, anchor, epoch });
+        Ok(slot)
+    }
+
+    fn log_in(&self, module: &Module, session: &Session, slot: Slot) -> Result<(), Failure> {
+        let pin = self.pin.read("PIN of the token")?;
+        let refused = match module.log_in(session, slot.id(), pin)? {
+            Login::Done => return Ok(()),
+            Login::WrongPin => format!(
+                "{self} refuses the PIN from {}, which is not tried again, since a few wrong ones \
+                 lock a token: put the right PIN there",
+                self.pin
+            ),
+            Login::Locked => format!(
+                "the PIN of {self} is locked after too many wrong ones: have its security officer \
+                 set a new one, as `pkcs11-tool --init-pin --login --login-type so` does"
+            ),
+            Login::Refused(error) => format!("{self} lets nobody log in: {}", words(&error)),
+        };
+        Err(ProviderError::Denied(refused).into())
+    }
+
+    fn slot(&self, module: &Module) -> Result<Slot, Failure> {
+        match &self.token {
+            // Without a look at the token: there are modules whose answers cannot be read.
+            Token::Slot(number) => Ok(Slot::try_from(*number)?),
+            Token::Label(label) => self.slot_of(module, label),
+        }
+    }
+
+    fn slot_of(&self, module: &Module, label: &str) -> Result<Slot, Failure> {
+        let library = module.library()?;
+        let (mut found, mut unread) = (Vec::new(), 0);
+        for slot in library.get_slots_with_token()? {
+            match library.get_token_info(slot) {
+                Ok(info) if info.label().trim_end() == label => found.push(slot),
+                Ok(_) => {}
+                Err(_) => unread += 1,
+            }
+        }
+        match found[..] {
+            [slot] => Ok(slot),
+            [] => Err(Failure::Absent(format!(
+                "{self} is not there, and {unread} others could not be read: put it in, or name \
+                 its slot instead of its label"
+            ))),
+            _ => Err(ProviderError::Denied(format!(
+                "{self} is there {} times: name its slot instead of its label",
+                found.len()
+            ))
+            .into()),
+        }
+    }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Whether a look at a handle just found says that it is gone.
+pub(super) fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Pkcs11(RvError::ObjectHandleInvalid, _))
+}
+
+/// The token in words.
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.token {
+            Token::Label(label) => write!(f, "token {label:?}")?,
+            Token::Slot(number) => write!(f, "the token in slot {number}")?,
+        }
+        write!(f, " of {}", self.module_path.display())
+    }
+}
