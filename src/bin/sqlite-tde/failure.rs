@@ -151,8 +151,9 @@ fn hint(error: &Error) -> Option<String> {
             format!("keys are looked for in {home}; SQLITE_TDE_HOME names another directory")
         }
         Error::WrongKey(_) => format!(
-            "name a protector that the database has, or set SQLITE_TDE_HOME to the keystore that \
-             it was encrypted with; keys are now looked for in {home}"
+            "give the right passphrase, name a protector that the database has, or set \
+             SQLITE_TDE_HOME to the keystore that it was encrypted with; keys are now looked for in \
+             {home}"
         ),
         Error::Audit(_) => {
             "`sqlite-tde audit verify` tells what is wrong with the log; [audit] in \
@@ -167,7 +168,7 @@ fn hint(error: &Error) -> Option<String> {
             "see that the key provider can be reached, then retry".into()
         }
         Error::ProviderDamaged(_) => format!("put back {home} from a backup"),
-        Error::LoosePermissions(_) => loose(),
+        Error::LoosePermissions(text) => loose(text),
         Error::PageAuthentication { .. } => {
             "`sqlite-tde verify DB` lists every damaged page; put back a backup".into()
         }
@@ -187,11 +188,13 @@ fn keystore() -> String {
     }
 }
 
-fn loose() -> String {
-    let Ok(keystore) = Keystore::open_default() else {
-        return "let nobody else read the keystore".into();
-    };
-    let file = keystore.path();
-    let dir = file.parent().unwrap_or(&file).display();
-    format!("chmod 700 '{dir}' && chmod 600 '{}'", file.display())
+/// `text` names the file or directory that others may read.
+fn loose(text: &str) -> String {
+    let home = Keystore::open_default().map(|keystore| keystore.path()).ok();
+    match home.as_deref().and_then(|file| Some((file, file.parent()?))) {
+        Some((file, dir)) if text.contains(&dir.display().to_string()) => {
+            format!("chmod 700 '{}' && chmod 600 '{}'", dir.display(), file.display())
+        }
+        _ => "let nobody but its owner read it: chmod 600 a file, 700 a directory".into(),
+    }
 }
