@@ -565,7 +565,7 @@ fn start(log: &Log, work: &str) -> Process {
 
 #[test]
 fn four_processes_of_two_threads_lose_nothing_over_many_rotations() {
-    const EACH: u32 = 60;
+    const EACH: u32 = 40;
     let log = Log::new(SMALL, 400);
     let processes: Vec<Process> = (0..4).map(|_| start(&log, &format!("many:{EACH}"))).collect();
     // Readers keep nobody waiting, and see a whole log at any time.
@@ -583,7 +583,7 @@ fn four_processes_of_two_threads_lose_nothing_over_many_rotations() {
     processes.into_iter().for_each(|process| drop(process.finish(TOO_LONG).unwrap()));
     let verdict = log.verify();
     assert_eq!((verdict.problem, verdict.lines), (None, u64::from(EACH) * 8));
-    assert!(verdict.files > 20, "{}", verdict.files);
+    assert!(verdict.files > 20, "{} files", verdict.files);
     let mut of_thread: BTreeMap<(u32, String), Vec<u32>> = BTreeMap::new();
     let mut times = Vec::new();
     for (seq, entry) in (1..).zip(log.entries()) {
@@ -747,8 +747,9 @@ fn a_key_file_that_others_may_read_is_refused() {
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let made = ["audit.key", LOG, HEAD, "audit.lock"].map(|name| mode(&log.path(name)));
     assert_eq!(made, [0o600; 4]);
+    // A file of root's may be read by its group, as systemd has it; so 640 is not among these.
     for (loose, refused) in
-        [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o620, true)]
+        [(0o600, false), (0o400, false), (0o604, true), (0o644, true), (0o620, true)]
     {
         set_mode(&log.path("audit.key"), loose);
         let opened = AuditLog::open(log.options.clone()).map(drop);
