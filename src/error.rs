@@ -130,6 +130,9 @@ pub enum Error {
     /// A setting that cannot be followed.
     #[error("{0}")]
     Usage(String),
+    /// The configuration cannot be read, or says what cannot be followed.
+    #[error("configuration: {0}")]
+    Config(String),
     /// The audit log cannot be written, read or trusted.
     #[error("audit log: {0}")]
     Audit(String),
@@ -191,7 +194,7 @@ impl Error {
     /// | inaccessible | `SQLITE_IOERR` + 5 |
     /// | busy, read-only | `SQLITE_BUSY`, `SQLITE_READONLY` |
     /// | unsupported, usage | `SQLITE_CANTOPEN` + 5, 6 |
-    /// | audit log | `SQLITE_CANTOPEN` + 7 |
+    /// | audit log, configuration | `SQLITE_CANTOPEN` + 7, 8 |
     ///
     /// "+ n" means extension byte 0x70 + n. Refusals met while writing are in the `SQLITE_IOERR`
     /// family, the only one after which SQLite's pager rolls back by itself.
@@ -208,6 +211,7 @@ impl Error {
             Self::Unsupported(_) => extended(ffi::SQLITE_CANTOPEN, 5),
             Self::Usage(_) | Self::KeyExists(_) => extended(ffi::SQLITE_CANTOPEN, 6),
             Self::Audit(_) => extended(ffi::SQLITE_CANTOPEN, 7),
+            Self::Config(_) => extended(ffi::SQLITE_CANTOPEN, 8),
             Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
             Self::PageAuthentication { .. }
             | Self::FrameAuthentication { .. }

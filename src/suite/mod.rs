@@ -27,7 +27,7 @@ pub enum SuiteId {
 }
 
 impl SuiteId {
-    const ALL: [Self; 2] = [Self::Aes256Gcm, Self::Aes256CtrHmacSha256];
+    pub(crate) const ALL: [Self; 2] = [Self::Aes256Gcm, Self::Aes256CtrHmacSha256];
 
     /// The number that stands for it in an envelope.
     #[must_use]

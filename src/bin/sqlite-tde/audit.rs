@@ -3,16 +3,18 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use sqlite_tde::audit::{self, AuditOptions, Entry, EventKind, Filter};
-use sqlite_tde::config;
-use sqlite_tde::provider::{Keystore, SecretSource};
+use sqlite_tde::config::{self, Config};
+use sqlite_tde::provider::SecretSource;
 
 use crate::failure::{DAMAGED, DONE, Failure, say};
+use crate::prompt;
 
 #[derive(Subcommand)]
 pub enum Audit {
@@ -89,13 +91,19 @@ fn moment(text: &str) -> Result<SystemTime, String> {
         .ok_or_else(|| "expected a time such as 2026-11-24T10:00:00Z, or a span such as 2h".into())
 }
 
+/// Of the configuration, unless the arguments say otherwise.
 fn options(place: Place) -> Result<AuditOptions, Failure> {
-    let dir = match place.dir {
-        Some(dir) => dir,
-        None => Keystore::open_default()?.path().with_file_name("audit"),
+    let mut options = match place.dir {
+        Some(dir) => AuditOptions::at(dir),
+        None => {
+            let mut config = Config::load_default()?;
+            config.prompt = Some(Arc::new(prompt::ask));
+            config.audit_options()?
+        }
     };
-    let mut options = AuditOptions::at(dir);
-    options.key = place.key.map(SecretSource::File);
+    if let Some(key) = place.key {
+        options.key = Some(SecretSource::File(key));
+    }
     Ok(options)
 }
 

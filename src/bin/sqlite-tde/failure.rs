@@ -120,7 +120,7 @@ pub fn say(what: impl fmt::Display) {
 
 fn code(error: &Error) -> u8 {
     match error {
-        Error::Usage(_) => USAGE,
+        Error::Usage(_) | Error::Config(_) => USAGE,
         Error::NoKey(_)
         | Error::WrongKey(_)
         | Error::KeyDisabled(_)

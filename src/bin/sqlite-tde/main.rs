@@ -1,10 +1,11 @@
 //! The command `sqlite-tde`: encrypts, decrypts, queries and checks databases from a shell.
 //!
 //! `copy` makes databases, `sql` runs statements, `report` answers questions, `key` keeps keys, `audit`
-//! reads the audit log, `failure` turns errors into words and exit codes, `progress` and `prompt` use a
-//! terminal.
+//! reads the audit log, `config` shows the configuration, `failure` turns errors into words and exit
+//! codes, `progress` and `prompt` use a terminal.
 
 mod audit;
+mod config;
 mod copy;
 mod failure;
 mod key;
@@ -68,6 +69,9 @@ enum Command {
     /// What was done with keys and databases
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// The configuration
+    #[command(subcommand)]
+    Config(config::Verb),
     /// Print a completion script
     Completions {
         /// The shell that will read it
@@ -164,6 +168,7 @@ fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::Key(verb) => key::run(verb)?,
         Command::Audit(command) => return audit::run(command),
+        Command::Config(verb) => return config::run(verb),
         Command::Completions { shell } => completions(shell)?,
         Command::Man => manual()?,
     }

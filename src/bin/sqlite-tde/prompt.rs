@@ -23,6 +23,7 @@ pub fn new() -> SecretSource {
     })
 }
 
-fn ask(what: &str) -> io::Result<Zeroizing<String>> {
+/// The answer to the question for `what`.
+pub fn ask(what: &str) -> io::Result<Zeroizing<String>> {
     rpassword::prompt_password(format!("{what}: ")).map(Zeroizing::new)
 }

@@ -1,0 +1,96 @@
+//! `config`: which configuration is read, and what it says.
+
+use std::io::{self, Write};
+
+use clap::Subcommand;
+use sqlite_tde::config::{self, BelowMin, Config, FILE_NAME, Provider};
+
+use crate::failure::{DONE, Failure};
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Print what is configured, or what is wrong with it and in which line
+    Check,
+    /// Print the path of the configuration
+    Path,
+}
+
+/// Does what was asked; the answer is the exit code.
+pub fn run(verb: Verb) -> Result<u8, Failure> {
+    let path = config::home()?.join(FILE_NAME);
+    match verb {
+        Verb::Path => writeln!(io::stdout(), "{}", path.display())?,
+        Verb::Check => {
+            let config = Config::load_default()?;
+            // What this build does not have is said here, too.
+            config.providers()?;
+            let there = if path.exists() { "" } else { " (not there: these are the defaults)" };
+            writeln!(io::stdout(), "{}{there}", path.display())?;
+            print(&config)?;
+        }
+    }
+    Ok(DONE)
+}
+
+fn print(config: &Config) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let Config { access, audit, policy, .. } = config;
+    let span = |span: Option<std::time::Duration>| {
+        span.map_or_else(|| "never".to_owned(), |span| format!("{span:?}"))
+    };
+    let dir = config.audit_options()?.dir;
+    let log = if audit.enabled { dir.display().to_string() } else { "not kept".to_owned() };
+    let protector = config.default_protector.as_deref().unwrap_or("keystore:default");
+    let cipher = config.cipher.unwrap_or_default();
+    let plaintext = if config.allow_plaintext { "allowed" } else { "refused" };
+    let below = match policy.below_min {
+        BelowMin::Refuse => "refused",
+        BelowMin::Warn => "warned of",
+    };
+    let allowed = policy.allowed_providers.as_ref().map_or_else(|| "any".into(), |a| a.join(", "));
+    for (label, value) in [
+        ("protector", protector.to_owned()),
+        ("cipher", cipher.name().to_owned()),
+        ("plaintext", plaintext.to_owned()),
+        ("revalidate", span(access.revalidate)),
+        ("grace", span(Some(access.grace))),
+        ("attempts", format!("{}, after {}", access.attempts, span(Some(access.retry_delay)))),
+        ("time-out", span(Some(access.time_out))),
+        ("rotation", span(config.rotation)),
+        ("audit log", log),
+        ("protectors", format!("at least {}", policy.min_protectors)),
+        ("below that", below.to_owned()),
+        ("allowed", allowed),
+    ] {
+        writeln!(out, "{label:<12} {value}")?;
+    }
+    for (name, provider) in &config.providers {
+        writeln!(out, "{:<12} {name}: {}", "provider", kind(provider))?;
+    }
+    for name in unknown(config) {
+        writeln!(out, "note: {name:?} is no provider here; an application has to bring it")?;
+    }
+    Ok(())
+}
+
+fn kind(provider: &Provider) -> String {
+    match provider {
+        Provider::Keystore { dir: Some(dir), .. } => format!("keystore in {}", dir.display()),
+        Provider::Keystore { .. } => "keystore".to_owned(),
+        Provider::Passphrase { .. } => "passphrase".to_owned(),
+        Provider::Raw { .. } => "raw key".to_owned(),
+        Provider::Command { wrap, .. } => {
+            format!("command {}", wrap.first().map_or("", String::as_str))
+        }
+        Provider::Pkcs11 { module, .. } => format!("PKCS#11 token of {}", module.display()),
+        _ => "another kind".to_owned(),
+    }
+}
+
+/// Names that are used and not configured.
+fn unknown(config: &Config) -> Vec<&str> {
+    let default = config.default_protector.as_deref().and_then(|name| name.split_once(':'));
+    let allowed = config.policy.allowed_providers.iter().flatten().map(String::as_str);
+    let used = default.map(|(provider, _)| provider).into_iter().chain(allowed);
+    used.filter(|name| !config.providers.contains_key(*name)).collect()
+}

@@ -1,0 +1,325 @@
+//! From the text of `config.toml` to a [`Config`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use super::read::{Result, Table, Value, parse};
+use super::{
+    Audit, BelowMin, Config, FILE_NAME, KEYSTORE, MECHANISMS, Policy, Provider, Source, Token,
+};
+use crate::error::Error;
+use crate::key::access::AccessPolicy;
+use crate::key::auditor::AuditPolicy;
+use crate::key::protector::split;
+use crate::provider::Cost;
+use crate::suite::SuiteId;
+
+/// Name of the audit log's directory.
+pub(super) const AUDIT_DIR: &str = "audit";
+
+const MAX_LEN: u64 = 1 << 20;
+
+/// The configuration in `dir`.
+pub(super) fn load(dir: &Path) -> Result<Config, Error> {
+    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let path = dir.join(FILE_NAME);
+    let text = read(&dir, &path)?;
+    let config = parse(&text).and_then(|parsed| config(Table::root(&parsed), &dir));
+    config.map_err(|wrong| Error::Config(wrong.in_words(&path, &text)))
+}
+
+/// The text of the file; none where there is no file.
+fn read(dir: &Path, path: &Path) -> Result<String, Error> {
+    let failed =
+        |what: &dyn std::fmt::Display| Error::Config(format!("{}: {what}", path.display()));
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        opened => opened.map_err(|error| failed(&error))?,
+    };
+    check_writers(path, &file.metadata().map_err(|error| failed(&error))?)?;
+    check_writers(dir, &std::fs::metadata(dir).map_err(|error| failed(&error))?)?;
+    let mut text = Vec::new();
+    file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(|error| failed(&error))?;
+    if text.len() as u64 > MAX_LEN {
+        return Err(failed(&format!("it has over {MAX_LEN} bytes")));
+    }
+    String::from_utf8(text).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
+        Error::Config(format!("{}, line {line}: this is not UTF-8", path.display()))
+    })
+}
+
+/// Refuses what anybody but its owner could have written, and an owner who is neither the user nor
+/// the superuser: it may name commands to run.
+#[cfg(unix)]
+fn check_writers(path: &Path, meta: &std::fs::Metadata) -> Result<(), Error> {
+    use std::os::unix::fs::MetadataExt;
+    let (mode, owner) = (meta.mode() & 0o777, meta.uid());
+    let path = path.display();
+    if mode & 0o022 != 0 {
+        return Err(Error::Config(format!(
+            "{path} has mode {mode:03o}, which lets others write it: `chmod go-w` it, and see what \
+             it says"
+        )));
+    }
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        return Err(Error::Config(format!("{path} belongs to another user, number {owner}")));
+    }
+    Ok(())
+}
+
+/// Elsewhere the directory's access list is the platform's business.
+#[cfg(not(unix))]
+fn check_writers(_: &Path, _: &std::fs::Metadata) -> Result<(), Error> {
+    Ok(())
+}
+
+fn config(mut file: Table<'_>, dir: &Path) -> Result<Config> {
+    let default = Config::default();
+    let default_protector = file.get("default_protector");
+    let config = Config {
+        default_protector: default_protector.as_ref().map(protector).transpose()?,
+        cipher: file.maybe("cipher", |value| {
+            value.choice(&SuiteId::ALL.map(|suite| (suite.name(), suite)))
+        })?,
+        allow_plaintext: file.or("allow_plaintext", false, Value::flag)?,
+        providers: file.or("providers", default.providers, |value| providers(value, dir))?,
+        access: file.or("access", default.access, access)?,
+        rotation: file.or("rotation", default.rotation, rotation)?,
+        audit: file.or("audit", default.audit, |value| audit(value, dir))?,
+        policy: file.or("policy", default.policy, policy)?,
+        prompt: None,
+    };
+    file.end()?;
+    match (&config.default_protector, default_protector) {
+        (Some(name), Some(value)) if !config.policy.allows(split(name).0) => {
+            Err(value.wrong("policy.allowed_providers does not allow this provider"))
+        }
+        _ => Ok(at_home(config, dir)),
+    }
+}
+
+/// `config` with what it leaves open in `dir`.
+fn at_home(mut config: Config, dir: &Path) -> Config {
+    let embedded = || Provider::Keystore { dir: None, passphrase: None };
+    let keystore = config.providers.entry(KEYSTORE.to_owned()).or_insert_with(embedded);
+    if let Provider::Keystore { dir: open @ None, .. } = keystore {
+        *open = Some(dir.to_owned());
+    }
+    config.audit.dir.get_or_insert_with(|| dir.join(AUDIT_DIR));
+    config
+}
+
+fn protector(value: &Value<'_>) -> Result<String> {
+    let text = value.text()?;
+    let (provider, key) = split(text);
+    if is_name(provider) && !key.is_empty() && !key.contains(char::is_control) {
+        return Ok(text.to_owned());
+    }
+    Err(value.wrong("expected PROVIDER:KEY, or KEY of the keystore"))
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+fn providers(value: Value<'_>, dir: &Path) -> Result<BTreeMap<String, Provider>> {
+    let read = |(name, value): (&str, Value<'_>)| {
+        if !is_name(name) {
+            return Err(value.wrong("a provider's name is 1 to 64 of A-Z a-z 0-9 . _ -"));
+        }
+        Ok((name.to_owned(), provider(value.table()?, dir)?))
+    };
+    value.table()?.all().map(read).collect()
+}
+
+fn provider(mut table: Table<'_>, dir: &Path) -> Result<Provider> {
+    type Kind = fn(&mut Table<'_>, &Path) -> Result<Provider>;
+    let kinds: [(&str, Kind); 5] = [
+        ("keystore", keystore),
+        ("passphrase", passphrase),
+        ("raw", |table, dir| Ok(Provider::Raw { key: source(table.need("key")?, dir)? })),
+        ("command", command),
+        ("pkcs11", pkcs11),
+    ];
+    let read = table.need("type")?.choice(&kinds)?;
+    let provider = read(&mut table, dir)?;
+    table.end()?;
+    Ok(provider)
+}
+
+fn keystore(table: &mut Table<'_>, dir: &Path) -> Result<Provider> {
+    Ok(Provider::Keystore {
+        dir: table.maybe("dir", |value| value.path(dir))?,
+        passphrase: table.maybe("passphrase", |value| source(value, dir))?,
+    })
+}
+
+fn passphrase(table: &mut Table<'_>, dir: &Path) -> Result<Provider> {
+    let passphrase = source(table.need("passphrase")?, dir)?;
+    Ok(Provider::Passphrase { passphrase, cost: table.or("cost", Cost::default(), cost)? })
+}
+
+/// Each in the bounds of [`Cost`]; memory times iterations are looked at when it is used.
+fn cost(value: Value<'_>) -> Result<Cost> {
+    let mut table = value.table()?;
+    let Cost { memory_kib, iterations, parallelism } = Cost::default();
+    let cost = Cost {
+        memory_kib: table.or("memory_kib", memory_kib, |value| value.number(8..=1 << 20))?,
+        iterations: table.or("iterations", iterations, |value| value.number(1..=64))?,
+        parallelism: table.or("parallelism", parallelism, |value| value.number(1..=16))?,
+    };
+    table.end()?;
+    Ok(cost)
+}
+
+fn command(table: &mut Table<'_>, _: &Path) -> Result<Provider> {
+    if cfg!(not(unix)) {
+        return Err(table.wrong("commands are run on Unix alone"));
+    }
+    Ok(Provider::Command {
+        wrap: argv(table.need("wrap")?)?,
+        unwrap: argv(table.need("unwrap")?)?,
+        newest: table.maybe("newest", argv)?,
+        time_out: table.maybe("time_out", |value| value.duration(false))?,
+    })
+}
+
+fn argv(value: Value<'_>) -> Result<Vec<String>> {
+    let empty = value.wrong("expected a program and its arguments, each in quotes");
+    let words = value.texts()?;
+    if words.is_empty() { Err(empty) } else { Ok(words) }
+}
+
+fn pkcs11(table: &mut Table<'_>, dir: &Path) -> Result<Provider> {
+    #[cfg(not(feature = "pkcs11"))]
+    if let Some(value) = table.get("type") {
+        return Err(value.wrong(super::NO_PKCS11));
+    }
+    let module = table.need("module")?.path(dir)?;
+    let token = match (table.get("token"), table.get("slot")) {
+        (Some(label), None) => Token::Label(label.text()?.to_owned()),
+        (None, Some(slot)) => Token::Slot(slot.number(0..=u64::from(u32::MAX))?),
+        (None, None) => {
+            return Err(table.wrong("either `token`, a label, or `slot`, a number, is missing"));
+        }
+        (Some(_), Some(slot)) => return Err(slot.wrong("`token` names the token already")),
+    };
+    Ok(Provider::Pkcs11 {
+        module,
+        token,
+        pin: source(table.need("pin")?, dir)?,
+        mechanisms: table.or("mechanisms", Vec::new(), mechanisms)?,
+        only_user: table.or("only_user", false, Value::flag)?,
+    })
+}
+
+fn mechanisms(value: Value<'_>) -> Result<Vec<String>> {
+    let choices = MECHANISMS.map(|name| (name, name));
+    value.list()?.into_iter().map(|value| value.choice(&choices).map(str::to_owned)).collect()
+}
+
+/// Where a secret is. Anything else may be the secret itself.
+fn source(value: Value<'_>, dir: &Path) -> Result<Source> {
+    let expected = value.wrong(
+        "expected where the secret is: { file = \"..\" }, { fd = 3 }, { env = \"..\" } or \
+         { prompt = true }; the secret itself must not be here",
+    );
+    let Ok(mut table) = value.table() else { return Err(expected) };
+    let number = |value: Value<'_>| value.number::<i32>(0..=i32::MAX as u64);
+    let sources = [
+        table.maybe("file", |value| value.path(dir).map(Source::File))?,
+        table.maybe("fd", |value| number(value).map(Source::Descriptor))?,
+        table.maybe("env", variable)?,
+        table.maybe("prompt", Value::flag)?.filter(|asked| *asked).map(|_| Source::Prompt),
+    ];
+    table.end()?;
+    let mut found = sources.into_iter().flatten();
+    match (found.next(), found.next()) {
+        (Some(source), None) => Ok(source),
+        _ => Err(expected),
+    }
+}
+
+fn variable(value: Value<'_>) -> Result<Source> {
+    match value.text()? {
+        name if name.contains('=') => Err(value.wrong("no variable has = in its name")),
+        name => Ok(Source::Environment(name.to_owned())),
+    }
+}
+
+fn access(value: Value<'_>) -> Result<AccessPolicy> {
+    let mut table = value.table()?;
+    let default = AccessPolicy::default();
+    let policy = AccessPolicy {
+        revalidate: table.or("revalidate", default.revalidate, |value| match value.text() {
+            Ok("never") => Ok(None),
+            _ => value.duration(false).map(Some),
+        })?,
+        grace: table.or("grace", default.grace, |value| value.duration(true))?,
+        attempts: table.or("attempts", default.attempts, |value| value.number(1..=100))?,
+        retry_delay: table.or("retry_delay", default.retry_delay, |value| value.duration(true))?,
+        time_out: table.or("time_out", default.time_out, |value| value.duration(false))?,
+    };
+    table.end()?;
+    Ok(policy)
+}
+
+fn rotation(value: Value<'_>) -> Result<Option<Duration>> {
+    let mut table = value.table()?;
+    let automatic = table.or("automatic", true, Value::flag)?;
+    let default = Config::default().rotation;
+    let interval = table.or("interval", default, |value| value.duration(false).map(Some))?;
+    table.end()?;
+    Ok(interval.filter(|_| automatic))
+}
+
+fn audit(value: Value<'_>, dir: &Path) -> Result<Audit> {
+    let mut table = value.table()?;
+    let default = Audit::default();
+    let audit = Audit {
+        enabled: table.or("enabled", default.enabled, Value::flag)?,
+        dir: table.maybe("dir", |value| value.path(dir))?,
+        key: table.maybe("key", |value| source(value, dir))?,
+        max_bytes: table.or("max_bytes", default.max_bytes, |v| v.number(4096..=1 << 40))?,
+        keep: table.or("keep", default.keep, |value| value.number(0..=1000))?,
+        on_failure: table.or("on_failure", default.on_failure, on_failure)?,
+    };
+    table.end()?;
+    Ok(audit)
+}
+
+fn on_failure(value: Value<'_>) -> Result<AuditPolicy> {
+    let mut table = value.table()?;
+    let mut policy = AuditPolicy::default();
+    let fails = |value: Value<'_>| value.choice(&[("fail", true), ("continue", false)]);
+    policy.fail_key_changes = table.or("key_changes", policy.fail_key_changes, fails)?;
+    policy.fail_opens = table.or("opens", policy.fail_opens, fails)?;
+    table.end()?;
+    Ok(policy)
+}
+
+fn policy(value: Value<'_>) -> Result<Policy> {
+    let mut table = value.table()?;
+    let default = Policy::default();
+    let below = [("refuse", BelowMin::Refuse), ("warn", BelowMin::Warn)];
+    let policy = Policy {
+        min_protectors: table
+            .or("min_protectors", default.min_protectors, |value| value.number(1..=16))?,
+        below_min: table.or("below_min", default.below_min, |value| value.choice(&below))?,
+        allowed_providers: table.maybe("allowed_providers", |value| {
+            let name = |value: &Value<'_>| match value.text()? {
+                name if is_name(name) => Ok(name.to_owned()),
+                _ => Err(value.wrong("a provider's name is 1 to 64 of A-Z a-z 0-9 . _ -")),
+            };
+            value.list()?.iter().map(name).collect()
+        })?,
+    };
+    table.end()?;
+    Ok(policy)
+}
