@@ -5,6 +5,9 @@
 //! | `sqlite3_extension_init` | the VFS `tde`, for who asks for it by name; it refuses plaintext databases |
 //! | `sqlite3_tdedefault_init` | `tde` as the default VFS over the one that was; existing plaintext databases pass through, temporary files are encrypted |
 //!
+//! Both read `config.toml` in `$SQLITE_TDE_HOME`, or in the platform's data directory, where there is
+//! one; a mistake in it is the reason why the library does not load.
+//!
 //! Both can be called again, also after `sqlite3_shutdown`, which drops what was registered. Where a
 //! process once asked for the default, the first one gives it the default too: an application must
 //! not lose its encrypted temporary files to a library that loads this one again.
@@ -15,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libsqlite3_sys as ffi;
 
+use crate::config::Config;
 use crate::options::{Options, register};
 use crate::vfs::connection::add_functions;
 use crate::vfs::routines::{answer, take_host};
@@ -77,6 +81,9 @@ unsafe fn load(
 }
 
 fn start(default: bool) -> Result<(), String> {
-    register(Options::new().as_default(default).allow_plaintext(default))
+    let options = Options::new().as_default(default).allow_plaintext(default);
+    Config::load_default()
+        .and_then(|config| options.config(&config))
+        .and_then(register)
         .map_err(|error| format!("sqlite-tde: {error}"))
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::AuditLog;
+use crate::config::{Config, Policy};
 use crate::error::Result;
 use crate::file::main_db::Wishes;
 use crate::key::access::AccessPolicy;
@@ -29,6 +30,33 @@ impl Options {
     /// The defaults.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// What `config` says, over what was said before. An audit log that it asks for is opened.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`], [`crate::Error::Audit`], or [`crate::Error::Usage`] where there is no home directory.
+    pub fn config(mut self, config: &Config) -> Result<Self> {
+        let protectors = &mut self.wishes.protectors;
+        for (name, provider) in config.providers()? {
+            protectors.add(&name, provider);
+        }
+        if let Some(name) = &config.default_protector {
+            protectors.set_default(name);
+        }
+        protectors.access = config.access.clone();
+        protectors.rotation = Rotation(config.rotation);
+        protectors.policy = config.policy.clone();
+        protectors.auditor.log = config.open_audit()?;
+        self.wishes.suite = config.cipher.unwrap_or(self.wishes.suite);
+        self.wishes.plaintext |= config.allow_plaintext;
+        Ok(self)
+    }
+
+    /// What an operator forbids.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.wishes.protectors.policy = policy;
+        self
     }
 
     /// The name to register under; `tde` unless said.
@@ -110,8 +138,10 @@ impl Options {
 /// [`crate::Error::Usage`] where the base VFS does not exist or no home directory is known.
 pub fn register(options: Options) -> Result<()> {
     let Options { name, base, default, keystore, mut wishes } = options;
-    let keystore = keystore.map_or_else(Keystore::open_default, Ok)?;
-    wishes.protectors.add(KEYSTORE, Arc::new(keystore));
+    if keystore.is_some() || !wishes.protectors.has(KEYSTORE) {
+        let keystore = keystore.map_or_else(Keystore::open_default, Ok)?;
+        wishes.protectors.add(KEYSTORE, Arc::new(keystore));
+    }
     vfs::register(Registration {
         name: name.as_deref().unwrap_or("tde"),
         base: base.as_deref(),

@@ -38,6 +38,8 @@ pub struct Change {
     pub protectors: Vec<ProtectorStatus>,
     /// Protectors that were to be changed and are as they were.
     pub skipped: Vec<Skipped>,
+    /// What was done and is not as the policy wants it.
+    pub warnings: Vec<String>,
 }
 
 /// A protector that a change left as it was.
@@ -247,7 +249,10 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
                 "{name} is the last protector that may write: add another one first"
             )));
         }
-        Ok(Plan::of(Some(Step::Remove(record.clone()))))
+        let warning = db.protectors().policy.check_removal(envelope)?;
+        let mut plan = Plan::of(Some(Step::Remove(record.clone())));
+        plan.warnings.extend(warning);
+        Ok(plan)
     })
 }
 
@@ -294,11 +299,12 @@ enum Step {
 struct Plan {
     steps: Vec<Step>,
     skipped: Vec<Skipped>,
+    warnings: Vec<String>,
 }
 
 impl Plan {
     fn of(step: Option<Step>) -> Self {
-        Self { steps: step.into_iter().collect(), skipped: Vec::new() }
+        Self { steps: step.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -315,10 +321,10 @@ fn edit(
         if let Err(error) = &planned {
             refuse(db, &envelope, error);
         }
-        let Plan { steps, skipped } = planned?;
+        let Plan { steps, skipped, warnings } = planned?;
         if steps.is_empty() {
             let protectors = status::protectors(db, &envelope);
-            return Ok(Change { changed: false, protectors, skipped });
+            return Ok(Change { changed: false, protectors, skipped, warnings });
         }
         // Before it is done, so that it is not done where it cannot be recorded.
         record(db, &envelope, &steps, "begins", &Ok(true))?;
@@ -329,7 +335,7 @@ fn edit(
             // As it was written: a look at the disk could fail, and the change is done.
             let envelope = db.envelope().ok_or(Error::NotEncrypted)?;
             let protectors = status::protectors(db, envelope);
-            return Ok(Change { changed: true, protectors, skipped });
+            return Ok(Change { changed: true, protectors, skipped, warnings });
         }
     }
     Err(Error::Busy("others keep changing the protectors: try again".into()))

@@ -22,7 +22,9 @@ use zeroize::Zeroizing;
 
 pub use span::duration;
 
-use crate::audit::AuditOptions;
+pub use crate::key::policy::{BelowMin, Policy};
+
+use crate::audit::{AuditLog, AuditOptions};
 use crate::error::{Error, Result};
 use crate::key::access::AccessPolicy;
 use crate::key::auditor::AuditPolicy;
@@ -133,15 +135,6 @@ pub enum Source {
     Prompt,
 }
 
-/// What happens to the removal of a protector that would leave too few.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BelowMin {
-    /// It is refused.
-    Refuse,
-    /// It is done, with a warning.
-    Warn,
-}
-
 /// Settings of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Audit {
@@ -157,17 +150,6 @@ pub struct Audit {
     pub keep: u32,
     /// What follows where an event cannot be recorded.
     pub on_failure: AuditPolicy,
-}
-
-/// What an operator forbids.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// How many protectors a database must keep.
-    pub min_protectors: u32,
-    /// What happens to the removal of one below that.
-    pub below_min: BelowMin,
-    /// The providers whose keys may protect new databases; any where there is no list.
-    pub allowed_providers: Option<Vec<String>>,
 }
 
 impl Default for Config {
@@ -197,21 +179,6 @@ impl Default for Audit {
             keep,
             on_failure: AuditPolicy::default(),
         }
-    }
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { min_protectors: 1, below_min: BelowMin::Refuse, allowed_providers: None }
-    }
-}
-
-impl Policy {
-    /// Whether keys of the provider called `name` may protect new databases.
-    #[must_use]
-    pub fn allows(&self, name: &str) -> bool {
-        let listed = |allowed: &Vec<String>| allowed.iter().any(|listed| listed == name);
-        self.allowed_providers.as_ref().is_none_or(listed)
     }
 }
 
@@ -256,6 +223,40 @@ impl Config {
         self.providers.iter().map(build).collect()
     }
 
+    /// The keystore that `KEY` without a provider means: the one called `keystore` here, else the
+    /// embedded one.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where there is no home directory for it.
+    pub fn keystore(&self) -> Result<Keystore> {
+        match self.providers.get(KEYSTORE) {
+            Some(Provider::Keystore { dir, passphrase }) => {
+                self.keystore_in(dir.as_deref(), passphrase.as_ref())
+            }
+            _ => Keystore::open_default(),
+        }
+    }
+
+    fn keystore_in(&self, dir: Option<&Path>, passphrase: Option<&Source>) -> Result<Keystore> {
+        let keystore = dir.map_or_else(Keystore::open_default, |dir| Ok(Keystore::at(dir)))?;
+        Ok(match passphrase {
+            Some(source) => keystore.passphrase(self.secret(source)),
+            None => keystore,
+        })
+    }
+
+    /// The audit log, opened, if one is kept, and what follows where it cannot be written.
+    ///
+    /// # Errors
+    /// [`Error::Audit`]; [`Error::Usage`] where there is no home directory for it.
+    pub fn open_audit(&self) -> Result<Option<(Arc<AuditLog>, AuditPolicy)>> {
+        if !self.audit.enabled {
+            return Ok(None);
+        }
+        let log = AuditLog::open(self.audit_options()?)?;
+        Ok(Some((Arc::new(log), self.audit.on_failure)))
+    }
+
     /// The settings of the audit log, whether it is enabled or not.
     ///
     /// # Errors
@@ -270,13 +271,7 @@ impl Config {
     fn provider(&self, name: &str, provider: &Provider) -> Result<Arc<dyn KeyProvider>> {
         Ok(match provider {
             Provider::Keystore { dir, passphrase } => {
-                let keystore = dir
-                    .as_ref()
-                    .map_or_else(Keystore::open_default, |dir| Ok(Keystore::at(dir)))?;
-                Arc::new(match passphrase {
-                    Some(source) => keystore.passphrase(self.secret(source)),
-                    None => keystore,
-                })
+                Arc::new(self.keystore_in(dir.as_deref(), passphrase.as_ref())?)
             }
             Provider::Passphrase { passphrase, cost } => {
                 Arc::new(Passphrase::new(self.secret(passphrase)).cost(*cost))

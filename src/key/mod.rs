@@ -1,9 +1,11 @@
 //! The key hierarchy: envelope (the bytes), protectors (who may open), keyring (the keys in use),
-//! access (for how long they may be), cipher (how they reach a file), auditor (what is recorded of it).
+//! access (for how long they may be), cipher (how they reach a file), auditor (what is recorded of it),
+//! policy (what is forbidden).
 
 pub(crate) mod access;
 pub(crate) mod auditor;
 pub(crate) mod cipher;
 pub(crate) mod envelope;
 pub(crate) mod keyring;
+pub(crate) mod policy;
 pub(crate) mod protector;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::access::AccessPolicy;
 use super::auditor::Auditor;
 use super::envelope::ProtectorRecord;
+use super::policy::Policy;
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
 use crate::provider::{Context, DEFAULT_KEY, KeyProvider, ProviderError, WaitsFor, Wrapped};
@@ -26,6 +27,7 @@ pub(crate) struct Protectors {
     pub(crate) access: AccessPolicy,
     pub(crate) rotation: Rotation,
     pub(crate) auditor: Auditor,
+    pub(crate) policy: Policy,
 }
 
 /// How often a newer version of a protector's key is looked for; `None` for never.
@@ -41,6 +43,10 @@ impl Default for Rotation {
 impl Protectors {
     pub(crate) fn add(&mut self, name: &str, provider: Arc<dyn KeyProvider>) {
         self.providers.insert(name.to_owned(), provider);
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.providers.contains_key(name)
     }
 
     pub(crate) fn set_default(&mut self, name: &str) {
@@ -68,6 +74,7 @@ impl Protectors {
     ) -> Result<ProtectorRecord> {
         let name = name.or(self.default.as_deref()).unwrap_or(DEFAULT_KEY);
         let (provider, key_id) = split(name);
+        self.policy.check_provider(provider)?;
         let mut record = ProtectorRecord {
             name: name.to_owned(),
             provider: provider.to_owned(),

@@ -57,6 +57,11 @@ pub fn decrypt(ends: &Ends, options: OpenOptions) -> Result<(), Failure> {
 }
 
 impl Ends {
+    /// The database to copy.
+    pub fn src(&self) -> &Path {
+        &self.src
+    }
+
     /// Refuses what cannot end well, before any work.
     fn check(&self) -> Result<(), Failure> {
         OpenOptions::new().uri(&self.src)?;

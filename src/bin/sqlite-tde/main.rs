@@ -13,6 +13,7 @@ mod progress;
 mod prompt;
 mod protector;
 mod report;
+mod settings;
 mod sql;
 
 use std::io::{self, Write};
@@ -21,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use sqlite_tde::audit::EventKind;
 use sqlite_tde::{Cipher, OpenOptions, Options};
 
 use failure::{DONE, Failure};
@@ -148,7 +150,11 @@ fn run(command: Command) -> Result<u8, Failure> {
         }
         Command::Decrypt(decrypt) => {
             register()?;
-            copy::decrypt(&decrypt.ends, with_protector(OpenOptions::new(), decrypt.protector))?;
+            let options = with_protector(OpenOptions::new(), decrypt.protector);
+            let (kind, path) = (EventKind::Export, decrypt.ends.src().to_owned());
+            settings::audited(&settings::load()?, kind, "decrypt", None, Some(&path), || {
+                copy::decrypt(&decrypt.ends, options)
+            })?;
         }
         Command::Sql(arguments) => {
             register()?;
@@ -176,7 +182,9 @@ fn run(command: Command) -> Result<u8, Failure> {
 }
 
 fn register() -> Result<(), Failure> {
-    Ok(sqlite_tde::register(Options::new().keystore(key::keystore()?))?)
+    let config = settings::load()?;
+    let options = Options::new().config(&config)?.keystore(settings::keystore(&config)?);
+    Ok(sqlite_tde::register(options)?)
 }
 
 fn with_protector(options: OpenOptions, name: Option<String>) -> OpenOptions {

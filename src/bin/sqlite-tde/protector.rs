@@ -131,6 +131,9 @@ impl Database {
         for skipped in &change.skipped {
             say(format!("warning: {} is as it was: {}\n", skipped.name, skipped.reason));
         }
+        for warning in &change.warnings {
+            say(format!("warning: {warning}\n"));
+        }
         if self.json {
             return print_json(&change);
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
+use sqlite_tde::audit::EventKind;
 use sqlite_tde::provider::{KeyFormat, KeyRules, Operation, RECOVERY_DAYS, SecretSource};
 
 #[derive(Subcommand)]
@@ -58,6 +59,27 @@ pub enum Key {
     /// A passphrase over the keystore
     #[command(subcommand)]
     Passphrase(Passphrase),
+}
+
+impl Key {
+    /// How the audit log has it: what kind of event, on which key, by which verb.
+    pub fn describe(&self) -> (EventKind, Option<&str>, &'static str) {
+        let (name, verb) = match self {
+            Self::Create { name, .. } => (name, "create"),
+            Self::Rotate { name } => (name, "rotate"),
+            Self::Enable(which) => (&which.name, "enable"),
+            Self::Disable(which) => (&which.name, "disable"),
+            Self::Set { which, .. } => (&which.name, "set"),
+            Self::Import(import) => (&import.name, "import"),
+            Self::Export(export) => return (EventKind::Export, Some(&export.which.name), "export"),
+            Self::Delete { name, .. } => (name, "delete"),
+            Self::Undelete { name } => (name, "undelete"),
+            Self::Purge { name, .. } => (name, "purge"),
+            Self::List { .. } => return (EventKind::KeyChange, None, "list"),
+            Self::Passphrase(_) => return (EventKind::KeyChange, None, "passphrase"),
+        };
+        (EventKind::KeyChange, Some(name), verb)
+    }
 }
 
 #[derive(Subcommand)]

@@ -5,7 +5,7 @@
 mod arguments;
 mod text;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use comfy_table::{Table, presets};
@@ -19,30 +19,32 @@ use arguments::{Export, Format, Import, Passphrase, Place, Rules, Which};
 use crate::failure::{Failure, USAGE};
 use crate::prompt;
 use crate::report::print_json;
-
-/// The local keystore. A person at a terminal is asked for its passphrase where nothing else says
-/// it.
-pub fn keystore() -> Result<Keystore, Failure> {
-    let keystore = Keystore::open_default()?;
-    // What is wrong with the file is said by whoever reads it next.
-    if io::stdin().is_terminal() && keystore.needs_passphrase().unwrap_or(false) {
-        return Ok(keystore.passphrase(prompt::old()));
-    }
-    Ok(keystore)
-}
+use crate::settings;
 
 /// Does what was asked with the keys of the local keystore.
 pub fn run(key: Key) -> Result<(), Failure> {
-    let keystore = keystore()?;
+    let config = settings::load()?;
+    let keystore = settings::keystore(&config)?;
+    if let Key::List { json } = key {
+        return list(&keystore, json);
+    }
+    let (kind, name, verb) = key.describe();
+    let name = name.map(str::to_owned);
+    settings::audited(&config, kind, verb, name.as_deref(), Some(&keystore.path()), || {
+        change(&keystore, key)
+    })
+}
+
+fn change(keystore: &Keystore, key: Key) -> Result<(), Failure> {
     match key {
-        Key::Create { name, rules } => create(&keystore, &name, &rules),
-        Key::List { json } => list(&keystore, json),
+        Key::Create { name, rules } => create(keystore, &name, &rules),
+        Key::List { json } => list(keystore, json),
         Key::Rotate { name } => done(&describe(&keystore.rotate(&name)?, "rotated")),
-        Key::Enable(which) => set_enabled(&keystore, &which, true),
-        Key::Disable(which) => set_enabled(&keystore, &which, false),
-        Key::Set { which, rules } => set(&keystore, &which, &rules),
-        Key::Import(import) => import_key(&keystore, &import),
-        Key::Export(export) => export_key(&keystore, &export),
+        Key::Enable(which) => set_enabled(keystore, &which, true),
+        Key::Disable(which) => set_enabled(keystore, &which, false),
+        Key::Set { which, rules } => set(keystore, &which, &rules),
+        Key::Import(import) => import_key(keystore, &import),
+        Key::Export(export) => export_key(keystore, &export),
         Key::Delete { name, days } => {
             let end = show(keystore.delete(&name, days)?);
             done(&format!("key {name} is refused from now on, and gone for good at {end}"))
@@ -51,8 +53,8 @@ pub fn run(key: Key) -> Result<(), Failure> {
             keystore.undelete(&name)?;
             done(&format!("key {name} is back"))
         }
-        Key::Purge { name, force } => purge(&keystore, &name, force),
-        Key::Passphrase(passphrase) => change_passphrase(&keystore, &passphrase),
+        Key::Purge { name, force } => purge(keystore, &name, force),
+        Key::Passphrase(passphrase) => change_passphrase(keystore, &passphrase),
     }
 }
 

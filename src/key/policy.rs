@@ -1,0 +1,66 @@
+//! What an operator forbids, whoever asks for it.
+
+use super::envelope::Envelope;
+use crate::error::{Error, Result};
+
+/// What an operator forbids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// How many protectors a database must keep.
+    pub min_protectors: u32,
+    /// What happens to the removal of one below that.
+    pub below_min: BelowMin,
+    /// The providers whose keys may become protectors; any where there is no list.
+    pub allowed_providers: Option<Vec<String>>,
+}
+
+/// What happens to the removal of a protector that would leave too few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BelowMin {
+    /// It is refused.
+    Refuse,
+    /// It is done, with a warning.
+    Warn,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { min_protectors: 1, below_min: BelowMin::Refuse, allowed_providers: None }
+    }
+}
+
+impl Policy {
+    /// Whether keys of the provider called `name` may become protectors.
+    #[must_use]
+    pub fn allows(&self, name: &str) -> bool {
+        let listed = |allowed: &Vec<String>| allowed.iter().any(|listed| listed == name);
+        self.allowed_providers.as_ref().is_none_or(listed)
+    }
+
+    /// Refuses a new protector of the provider called `name` where that is not allowed.
+    pub(crate) fn check_provider(&self, name: &str) -> Result<()> {
+        if self.allows(name) {
+            return Ok(());
+        }
+        Err(Error::Usage(format!(
+            "the policy allows no protectors of provider {name}, only of {}",
+            self.allowed_providers.as_deref().unwrap_or_default().join(", ")
+        )))
+    }
+
+    /// Refuses to remove a protector of `envelope` where too few would be left, or gives a warning.
+    pub(crate) fn check_removal(&self, envelope: &Envelope) -> Result<Option<String>> {
+        let left = envelope.protectors.len().saturating_sub(1);
+        if left >= self.min_protectors as usize {
+            return Ok(None);
+        }
+        let words = format!(
+            "the policy asks for {} protectors, and {left} would be left",
+            self.min_protectors
+        );
+        match self.below_min {
+            BelowMin::Refuse => Err(Error::Usage(format!("{words}: add another one first"))),
+            BelowMin::Warn => Ok(Some(words)),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What `config.toml` says, seen through the command: providers, policy and audit log.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new(config: &str) -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        fs::create_dir(place.path("home")).unwrap();
+        fs::set_permissions(place.path("home"), fs::Permissions::from_mode(0o700)).unwrap();
+        place.private("home/config.toml", config);
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn private(&self, name: &str, content: &str) {
+        fs::write(self.path(name), content).unwrap();
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn run(&self, line: &str) -> Output {
+        // Arguments have hard spaces where they have any.
+        let arguments = line.split(' ').map(|word| word.replace('\u{a0}', " "));
+        Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
+            .current_dir(self.0.path())
+            .env("SQLITE_TDE_HOME", self.path("home"))
+            .env("RAW_KEY", "ab".repeat(32))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    fn ok(&self, line: &str) -> String {
+        let Output { status, stdout, stderr } = self.run(line);
+        assert!(status.success(), "{line}: {}", String::from_utf8_lossy(&stderr));
+        String::from_utf8(stdout).unwrap()
+    }
+
+    fn fails(&self, line: &str, code: i32, words: &str) {
+        let Output { status, stderr, .. } = self.run(line);
+        let said = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(code), "{line}: {said}");
+        assert!(said.contains(words), "{line}: {words:?} is not in {said}");
+    }
+
+    fn create(&self) {
+        self.ok("sql --create app.db CREATE\u{a0}TABLE\u{a0}t(a)");
+    }
+}
+
+const PROVIDERS: &str = r#"
+default_protector = "paper:recovery"
+[providers.paper]
+type = "passphrase"
+passphrase = { file = "phrase" }
+cost = { memory_kib = 8192, iterations = 1, parallelism = 1 }
+[providers.env]
+type = "raw"
+key = { env = "RAW_KEY" }
+[providers.tool]
+type = "command"
+wrap = ["/bin/sh", "-c", "tr '\\000-\\377' '\\200-\\377\\000-\\177'"]
+unwrap = ["/bin/sh", "-c", "tr '\\000-\\377' '\\200-\\377\\000-\\177'"]
+"#;
+
+#[test]
+fn providers_are_what_the_configuration_says() {
+    let phrase = "correct horse battery staple";
+    let place = Place::new("");
+    place.private("phrase", phrase);
+    let config = PROVIDERS.replace("\"phrase\"", &format!("{:?}", place.path("phrase")));
+    place.private("home/config.toml", &config);
+    place.ok("config check");
+    place.create();
+    place.ok("protector add app.db env:key");
+    place.ok("protector add app.db tool:key");
+    place.ok("protector check app.db");
+    for through in ["paper:recovery", "env:key", "tool:key"] {
+        place.ok(&format!("protector list app.db --through {through}"));
+    }
+    // Moved elsewhere, without wrapping anything anew.
+    fs::rename(place.path("phrase"), place.path("moved")).unwrap();
+    place.ok("protector list app.db --through env:key");
+    place.fails("protector list app.db --through paper:recovery", 3, "there is no file");
+    place.private("home/config.toml", &config.replace("/phrase", "/moved"));
+    place.ok("protector list app.db --through paper:recovery");
+    place.private("moved", "another phrase");
+    place.fails("protector list app.db --through paper:recovery", 3, "wrong key");
+    // The name that the file has means nothing by itself.
+    place.private("home/config.toml", "");
+    place.fails("status app.db", 3, "provider paper, which is not set up here");
+}
+
+#[test]
+fn the_policy_forbids() {
+    let place = Place::new(
+        "[providers.env]\ntype = \"raw\"\nkey = { env = \"RAW_KEY\" }\n\
+         [policy]\nmin_protectors = 2\nallowed_providers = [\"keystore\"]\n",
+    );
+    place.create();
+    place.ok("key create spare");
+    place.ok("key create third");
+    place.fails("protector add app.db env:key", 2, "allows no protectors of provider env");
+    place.fails("protector rotate app.db --to env:key", 2, "allows no protectors of provider env");
+    place.ok("protector add app.db spare");
+    place.ok("protector add app.db third");
+    place.ok("protector remove app.db third");
+    place.fails("protector remove app.db spare", 2, "asks for 2 protectors, and 1 would be left");
+    place.private("home/config.toml", "[policy]\nmin_protectors = 2\nbelow_min = \"warn\"\n");
+    let warned = place.run("protector remove app.db spare");
+    let said = String::from_utf8(warned.stderr).unwrap();
+    assert!(warned.status.success() && said.contains("warning: the policy asks for 2"), "{said}");
+}
+
+#[test]
+fn the_audit_log_has_what_was_done() {
+    let place = Place::new("[audit]\nenabled = true\n");
+    place.create();
+    place.ok("key create spare");
+    place.ok("key export spare --reveal");
+    place.fails("key disable nobody", 3, "no key");
+    place.ok("protector add app.db spare");
+    place.ok("decrypt app.db plain.db");
+    let text = place.ok("audit show --json");
+    for (kind, outcome) in [
+        ("create", "ok"),
+        ("open", "ok"),
+        ("wrap", "ok"),
+        ("unwrap", "ok"),
+        ("key_change", "ok"),
+        ("key_change", "failed"),
+        ("add_protector", "ok"),
+        ("export", "ok"),
+    ] {
+        let found = text.lines().any(|line| {
+            line.contains(&format!("\"kind\":\"{kind}\""))
+                && line.contains(&format!("\"outcome\":\"{outcome}\""))
+        });
+        assert!(found, "{kind} {outcome} in {text}");
+    }
+    place.ok("audit verify");
+
+    // A log that cannot be written: keys stay as they are.
+    let lock = place.path("home/audit/audit.lock");
+    fs::remove_file(&lock).unwrap();
+    fs::create_dir(&lock).unwrap();
+    let keys = fs::read(place.path("home/keystore.json")).unwrap();
+    place.fails("key rotate spare", 5, "audit");
+    place.fails("protector remove app.db spare", 5, "audit");
+    assert!(fs::read(place.path("home/keystore.json")).unwrap() == keys);
+}
+
+#[test]
+fn a_mistake_in_the_configuration_stops_everything() {
+    let place = Place::new("[access]\ngrace = \"soon\"\n");
+    for line in ["sql --create app.db SELECT\u{a0}1", "key list", "config check", "status app.db"] {
+        place.fails(line, 2, "line 2");
+    }
+    assert!(!place.path("app.db").exists());
+}
