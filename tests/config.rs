@@ -235,7 +235,7 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
         "[policy]\nmin_protectors = 0",
         2,
         "policy.min_protectors",
-        "expected a whole number from 1 to 16",
+        "expected a whole number from 1 to 8",
     ),
     ("[policy]\nbelow_min = \"hunter2\"", 2, "policy.below_min", "expected \"refuse\" or \"warn\""),
     (

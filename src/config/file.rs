@@ -310,7 +310,7 @@ fn policy(value: Value<'_>) -> Result<Policy> {
     let below = [("refuse", BelowMin::Refuse), ("warn", BelowMin::Warn)];
     let policy = Policy {
         min_protectors: table
-            .or("min_protectors", default.min_protectors, |value| value.number(1..=16))?,
+            .or("min_protectors", default.min_protectors, |value| value.number(1..=8))?,
         below_min: table.or("below_min", default.below_min, |value| value.choice(&below))?,
         allowed_providers: table.maybe("allowed_providers", |value| {
             let name = |value: &Value<'_>| match value.text()? {

@@ -238,7 +238,12 @@ impl Config {
     }
 
     fn keystore_in(&self, dir: Option<&Path>, passphrase: Option<&Source>) -> Result<Keystore> {
-        let keystore = dir.map_or_else(Keystore::open_default, |dir| Ok(Keystore::at(dir)))?;
+        // Where it is the embedded one, the environment may say its passphrase.
+        let keystore = match (dir, Keystore::open_default()) {
+            (None, embedded) => embedded?,
+            (Some(dir), Ok(embedded)) if embedded.path().parent() == Some(dir) => embedded,
+            (Some(dir), _) => Keystore::at(dir),
+        };
         Ok(match passphrase {
             Some(source) => keystore.passphrase(self.secret(source)),
             None => keystore,
