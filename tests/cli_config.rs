@@ -1,59 +1,25 @@
 //! What `config.toml` says, seen through the command: providers, policy and audit log.
 
+#[path = "common/cli.rs"]
+mod cli;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
 
-struct Place(tempfile::TempDir);
+use cli::Place;
 
-impl Place {
-    fn new(config: &str) -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        fs::create_dir(place.path("home")).unwrap();
-        fs::set_permissions(place.path("home"), fs::Permissions::from_mode(0o700)).unwrap();
-        place.private("home/config.toml", config);
-        place
-    }
+fn place(config: &str) -> Place {
+    let place = Place::empty();
+    fs::create_dir(place.path("home")).unwrap();
+    fs::set_permissions(place.path("home"), fs::Permissions::from_mode(0o700)).unwrap();
+    private(&place, "home/config.toml", config);
+    place
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn private(&self, name: &str, content: &str) {
-        fs::write(self.path(name), content).unwrap();
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
-    }
-
-    fn run(&self, line: &str) -> Output {
-        // Arguments have hard spaces where they have any.
-        let arguments = line.split(' ').map(|word| word.replace('\u{a0}', " "));
-        Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
-            .current_dir(self.0.path())
-            .env("SQLITE_TDE_HOME", self.path("home"))
-            .env("RAW_KEY", "ab".repeat(32))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    fn ok(&self, line: &str) -> String {
-        let Output { status, stdout, stderr } = self.run(line);
-        assert!(status.success(), "{line}: {}", String::from_utf8_lossy(&stderr));
-        String::from_utf8(stdout).unwrap()
-    }
-
-    fn fails(&self, line: &str, code: i32, words: &str) {
-        let Output { status, stderr, .. } = self.run(line);
-        let said = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(code), "{line}: {said}");
-        assert!(said.contains(words), "{line}: {words:?} is not in {said}");
-    }
-
-    fn create(&self) {
-        self.ok("sql --create app.db CREATE\u{a0}TABLE\u{a0}t(a)");
-    }
+/// A file that nobody else may read.
+fn private(place: &Place, name: &str, content: &str) {
+    fs::write(place.path(name), content).unwrap();
+    fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o600)).unwrap();
 }
 
 const PROVIDERS: &str = r#"
@@ -74,10 +40,10 @@ unwrap = ["/bin/sh", "-c", "tr '\\000-\\377' '\\200-\\377\\000-\\177'"]
 #[test]
 fn providers_are_what_the_configuration_says() {
     let phrase = "correct horse battery staple";
-    let place = Place::new("");
-    place.private("phrase", phrase);
+    let place = place("");
+    private(&place, "phrase", phrase);
     let config = PROVIDERS.replace("\"phrase\"", &format!("{:?}", place.path("phrase")));
-    place.private("home/config.toml", &config);
+    private(&place, "home/config.toml", &config);
     place.ok("config check");
     place.create();
     place.ok("protector add app.db env:key");
@@ -90,18 +56,18 @@ fn providers_are_what_the_configuration_says() {
     fs::rename(place.path("phrase"), place.path("moved")).unwrap();
     place.ok("protector list app.db --through env:key");
     place.fails("protector list app.db --through paper:recovery", 3, "there is no file");
-    place.private("home/config.toml", &config.replace("/phrase", "/moved"));
+    private(&place, "home/config.toml", &config.replace("/phrase", "/moved"));
     place.ok("protector list app.db --through paper:recovery");
-    place.private("moved", "another phrase");
+    private(&place, "moved", "another phrase");
     place.fails("protector list app.db --through paper:recovery", 3, "wrong key");
     // The name that the file has means nothing by itself.
-    place.private("home/config.toml", "");
+    private(&place, "home/config.toml", "");
     place.fails("status app.db", 3, "provider paper, which is not set up here");
 }
 
 #[test]
 fn the_policy_forbids() {
-    let place = Place::new(
+    let place = place(
         "[providers.env]\ntype = \"raw\"\nkey = { env = \"RAW_KEY\" }\n\
          [policy]\nmin_protectors = 2\nallowed_providers = [\"keystore\"]\n",
     );
@@ -114,7 +80,7 @@ fn the_policy_forbids() {
     place.ok("protector add app.db third");
     place.ok("protector remove app.db third");
     place.fails("protector remove app.db spare", 2, "asks for 2 protectors, and 1 would be left");
-    place.private("home/config.toml", "[policy]\nmin_protectors = 2\nbelow_min = \"warn\"\n");
+    private(&place, "home/config.toml", "[policy]\nmin_protectors = 2\nbelow_min = \"warn\"\n");
     let warned = place.run("protector remove app.db spare");
     let said = String::from_utf8(warned.stderr).unwrap();
     assert!(warned.status.success() && said.contains("warning: the policy asks for 2"), "{said}");
@@ -122,7 +88,7 @@ fn the_policy_forbids() {
 
 #[test]
 fn the_audit_log_has_what_was_done() {
-    let place = Place::new("[audit]\nenabled = true\n");
+    let place = place("[audit]\nenabled = true\n");
     place.create();
     place.ok("key create spare");
     place.ok("key export spare --reveal");
@@ -160,7 +126,7 @@ fn the_audit_log_has_what_was_done() {
 
 #[test]
 fn a_mistake_in_the_configuration_stops_everything() {
-    let place = Place::new("[access]\ngrace = \"soon\"\n");
+    let place = place("[access]\ngrace = \"soon\"\n");
     for line in ["sql --create app.db SELECT\u{a0}1", "key list", "config check", "status app.db"] {
         place.fails(line, 2, "line 2");
     }

@@ -1,82 +1,44 @@
 //! `sqlite-tde protector`, as a shell sees it: what is done, and which exit code and words follow.
 
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+#[path = "common/cli.rs"]
+mod cli;
 
-struct Place(tempfile::TempDir);
+use cli::Place;
 
-impl Place {
-    fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        place.ok("sql --create app.db CREATE\u{a0}TABLE\u{a0}t(a)");
-        place.ok("key create spare");
-        place
-    }
+fn place() -> Place {
+    let place = Place::empty();
+    place.create();
+    place.ok("key create spare");
+    place
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, line: &str) -> Output {
-        // Arguments have hard spaces where they have any.
-        let arguments = line.split(' ').map(|word| word.replace('\u{a0}', " "));
-        Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
-            .current_dir(self.0.path())
-            .env("SQLITE_TDE_HOME", self.path("keys"))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    fn ok(&self, line: &str) -> String {
-        let Output { status, stdout, stderr } = self.run(line);
-        assert!(status.success(), "{line}: {}", String::from_utf8_lossy(&stderr));
-        String::from_utf8(stdout).unwrap()
-    }
-
-    fn fails(&self, line: &str, code: i32, words: &str) {
-        let Output { status, stderr, .. } = self.run(line);
-        let said = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(code), "{line}: {said}");
-        assert!(said.contains(words), "{line}: {words:?} is not in {said}");
-    }
-
-    fn json(&self, line: &str) -> serde_json::Value {
-        serde_json::from_str(&self.ok(line)).unwrap()
-    }
-
-    /// Names and key versions.
-    fn protectors(&self) -> Vec<(String, String)> {
-        let all = self.json("protector list app.db --json");
-        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-        let pair = |p: &serde_json::Value| (text(&p["name"]), text(&p["key_version"]));
-        all.as_array().unwrap().iter().map(pair).collect()
-    }
-
-    fn assert_protectors(&self, expected: &[(&str, &str)]) {
-        let expected: Vec<(String, String)> =
-            expected.iter().map(|&(name, version)| (name.into(), version.into())).collect();
-        assert_eq!(self.protectors(), expected);
-    }
+/// Names and key versions are these.
+fn assert_protectors(place: &Place, expected: &[(&str, &str)]) {
+    let all = place.json("protector list app.db --json");
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let pair = |p: &serde_json::Value| (text(&p["name"]), text(&p["key_version"]));
+    let seen: Vec<(String, String)> = all.as_array().unwrap().iter().map(pair).collect();
+    let expected: Vec<(String, String)> =
+        expected.iter().map(|&(name, version)| (name.into(), version.into())).collect();
+    assert_eq!(seen, expected);
 }
 
 #[test]
 fn protectors_come_and_go() {
-    let place = Place::new();
-    place.assert_protectors(&[("default", "1")]);
+    let place = place();
+    assert_protectors(&place, &[("default", "1")]);
     assert!(place.ok("protector add app.db spare").contains("spare"));
-    place.assert_protectors(&[("default", "1"), ("spare", "1")]);
+    assert_protectors(&place, &[("default", "1"), ("spare", "1")]);
     assert_eq!(place.json("protector add app.db spare --json")["changed"], false);
 
     place.ok("key rotate default");
     assert_eq!(place.json("protector rotate app.db --json")["changed"], true);
-    place.assert_protectors(&[("default", "2"), ("spare", "1")]);
+    assert_protectors(&place, &[("default", "2"), ("spare", "1")]);
     place.ok("key create other");
     place.ok("protector rotate app.db --to other --replace spare");
-    place.assert_protectors(&[("default", "2"), ("other", "1")]);
+    assert_protectors(&place, &[("default", "2"), ("other", "1")]);
     place.ok("protector remove app.db default");
-    place.assert_protectors(&[("other", "1")]);
+    assert_protectors(&place, &[("other", "1")]);
     place.ok("sql app.db SELECT\u{a0}*\u{a0}FROM\u{a0}t");
     place.ok("verify app.db");
 
@@ -88,7 +50,7 @@ fn protectors_come_and_go() {
 
 #[test]
 fn a_protector_for_another_party() {
-    let place = Place::new();
+    let place = place();
     place.ok("protector add app.db spare --read-only --not-after 2100-01-01T12:00:00Z");
     let listed = place.ok("protector list app.db");
     assert!(listed.contains("2100-01-01T12:00:00Z") && listed.contains("| read"), "{listed}");
@@ -101,7 +63,7 @@ fn a_protector_for_another_party() {
 
 #[test]
 fn what_goes_wrong_is_said_and_changes_nothing() {
-    let place = Place::new();
+    let place = place();
     let before = std::fs::read(place.path("app.db")).unwrap();
     for (line, code, words) in [
         ("protector remove app.db default", 2, "the last protector"),
@@ -122,7 +84,7 @@ fn what_goes_wrong_is_said_and_changes_nothing() {
 
 #[test]
 fn a_check_tells_by_its_exit_code() {
-    let place = Place::new();
+    let place = place();
     place.ok("protector add app.db spare");
     let checks = place.json("protector check app.db --json");
     assert!(checks.as_array().unwrap().iter().all(|check| check["matches"] == true), "{checks}");

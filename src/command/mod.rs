@@ -5,12 +5,14 @@
 //! |---|---|
 //! | this one | from words to a command, and from a command to its answer |
 //! | `status.rs` | what is known |
+//! | `check.rs` | whether protectors give the key in use |
 //! | `protectors.rs` | adding, rotating and removing protectors |
 //! | `views.rs` | the table-valued functions |
 //!
 //! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: what is done already is
 //! answered, not done again.
 
+mod check;
 mod protectors;
 mod status;
 mod views;
@@ -19,8 +21,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use check::ProtectorCheck;
 pub(crate) use protectors::apply_pending;
-pub use protectors::{Change, NewProtector, ProtectorCheck, Skipped};
+pub use protectors::{Change, NewProtector, Skipped};
 #[cfg(feature = "rusqlite")]
 pub(crate) use status::verify;
 pub use status::{ProtectorStatus, Status, Verification};
@@ -245,7 +248,7 @@ pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer>
             Answer::Protectors(status::protectors(db, &envelope))
         }
         Command::Cipher => Answer::Text(db.refresh_envelope(base)?.current.suite.name().to_owned()),
-        Command::VerifyProtectors => Answer::Checks(protectors::check(db, base)?),
+        Command::VerifyProtectors => Answer::Checks(check::check(db, base)?),
         Command::Rotate { to: None, .. } => Answer::Change(protectors::rotate_all(target)?),
         Command::Rotate { to: Some(to), replace } => {
             Answer::Change(protectors::rotate_to(target, to, replace.as_deref())?)

@@ -21,7 +21,7 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{check_time, does_not_come_back, matches, now};
+use crate::key::protector::{does_not_come_back, matches, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -77,82 +77,6 @@ impl NewProtector {
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
-    }
-}
-
-/// Whether one protector gives the key in use, as far as it went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct ProtectorCheck {
-    /// The protector's name.
-    pub name: String,
-    /// A provider of that name is set up here.
-    pub configured: bool,
-    /// It answered.
-    pub reachable: bool,
-    /// It has the key.
-    pub present: bool,
-    /// It unwrapped the database encryption key.
-    pub unwraps: bool,
-    /// What it unwrapped is the key in use.
-    pub matches: bool,
-    /// The version of the key that wraps at present, where it tells.
-    pub newest_version: Option<String>,
-    /// What was wrong.
-    pub error: Option<String>,
-}
-
-/// Checks every protector: provider configured, reachable, key present, unwraps, equal to the one
-/// in use.
-///
-/// Where the keys are gone it goes by what the file says, which is not authenticated then.
-pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<ProtectorCheck>> {
-    let (records, context, dek) = match db.begin(base) {
-        Ok(()) => {
-            let records = db.refresh_envelope(base)?.protectors.clone();
-            let (dek, context) = keys(db)?;
-            (records, context, Some(dek))
-        }
-        Err(Error::Inaccessible(_)) => {
-            let (records, context) = db.unverified_protectors(base)?;
-            (records, context, None)
-        }
-        Err(error) => return Err(error),
-    };
-    let check = |record| check_one(db, record, dek.as_ref(), &context);
-    Ok(records.iter().map(check).collect())
-}
-
-fn check_one(
-    db: &MainDb,
-    record: &ProtectorRecord,
-    dek: Option<&Secret>,
-    context: &Context,
-) -> ProtectorCheck {
-    let protectors = db.protectors();
-    let newest = protectors.newest_version(record);
-    let unwrapped = protectors.unwrap(&[record], context).map(|(dek, _)| dek);
-    let error = unwrapped.as_ref().err();
-    let configured = protectors.provider_of(record).is_some();
-    let reachable = configured && !matches!(error, Some(ProviderError::Unreachable(_)));
-    let found = |error: &ProviderError| {
-        matches!(error, ProviderError::Denied(_) | ProviderError::WrongKey(_))
-    };
-    let matches = unwrapped.as_ref().is_ok_and(|found| dek.is_some_and(|dek| found.is(dek)));
-    let other = (unwrapped.is_ok() && !matches).then(|| match dek {
-        Some(_) => "it gives another key".to_owned(),
-        None => "no key is in use that it could be compared with".to_owned(),
-    });
-    let ended = check_time(record).err().map(|error| error.to_string());
-    ProtectorCheck {
-        name: record.name.clone(),
-        configured,
-        reachable,
-        present: newest.is_ok() || error.is_none_or(found),
-        unwraps: error.is_none(),
-        matches,
-        error: error.map(ToString::to_string).or(other).or(ended),
-        newest_version: newest.ok(),
     }
 }
 
@@ -478,7 +402,7 @@ fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRe
     db.protectors().rewrap(record, &dek, &context)
 }
 
-fn keys(db: &MainDb) -> Result<(Secret, Context)> {
+pub(super) fn keys(db: &MainDb) -> Result<(Secret, Context)> {
     db.keyring().ok_or(Error::NotEncrypted)?.dek()
 }
 

@@ -14,11 +14,11 @@ use super::access::{Access, AccessPolicy, Loss, Standing};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
-use super::protector::{Protectors, check_time, matches, not_wrapped_for, now};
+use super::protector::{Protectors, check_time, matches, not_wrapped_for};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, Purpose};
-use crate::provider::{Context, ProviderError, WaitsFor};
+use crate::provider::Context;
 use crate::secret::{Secret, fill_random};
 use crate::suite::{SuiteId, SuiteKey, hkdf};
 
@@ -50,9 +50,9 @@ pub(crate) struct Keyring {
     slots: Mutex<Vec<Weak<Slot>>>,
     pub(crate) access: Access,
     /// Records that newer ones are to replace, until a connection writes that into the envelope.
-    pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
+    pub(super) pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
     /// When newer versions of the protectors' keys were last looked for.
-    looked: Mutex<Option<Instant>>,
+    pub(super) looked: Mutex<Option<Instant>>,
 }
 
 /// The keys themselves. Nobody holds the lock around them while a provider is asked.
@@ -334,96 +334,6 @@ impl Keyring {
     /// What a transaction has to do before it begins; see [`Access::standing`].
     pub(crate) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
         self.access.standing(policy)
-    }
-
-    /// Asks the providers of the protectors whether they still give these keys, and locks the keyring
-    /// where they deny it, or have not answered for too long. Those that gave the keys are asked
-    /// first; who waits for a person is not asked.
-    pub(crate) fn revalidate(&self, protectors: &Protectors, envelope: &Envelope) {
-        let Ok((current, context)) = self.dek() else { return };
-        let mut order: Vec<&ProtectorRecord> = envelope.protectors.iter().collect();
-        order.sort_by_key(|record| !self.was_given_by(&record.name));
-        let personal = |record: &&ProtectorRecord| {
-            let provider = protectors.provider_of(record);
-            provider.is_some_and(|provider| provider.waits_for() == WaitsFor::Person)
-        };
-        if order.first().is_some_and(personal) {
-            return self.access.granted();
-        }
-        order.retain(|record| !personal(record));
-        let ended = order.iter().find_map(|record| check_time(record).err());
-        order.retain(|record| check_time(record).is_ok());
-        let answer = match ended {
-            Some(error) if order.is_empty() => Err(error),
-            _ => protectors.unwrap(&order, &context),
-        };
-        match answer {
-            Ok((dek, record)) if dek.is(&current) => {
-                self.gave(&record.name);
-                self.access.granted();
-                self.look_for_newer(protectors, envelope);
-            }
-            Ok((_, record)) => {
-                let reason = format!("protector {} gives another key than it did", record.name);
-                self.lose(protectors, reason);
-            }
-            Err(error) => {
-                let silent = !matches!(
-                    error,
-                    ProviderError::NotHere(_)
-                        | ProviderError::Denied(_)
-                        | ProviderError::WrongKey(_)
-                );
-                let reason = Error::from(error).to_string();
-                if !silent || self.access.outage(reason.clone(), &protectors.access) {
-                    self.lose(protectors, reason);
-                }
-            }
-        }
-    }
-
-    fn lose(&self, protectors: &Protectors, reason: String) {
-        protectors.auditor.note(&Event {
-            file_id: Some(&self.file_id),
-            outcome: Err(&reason),
-            ..Event::new(EventKind::AccessLost)
-        });
-        self.lock(Loss::Provider(reason));
-    }
-
-    /// Wraps the DEK under newer versions of the protectors' keys where there are any, at most once
-    /// per interval. A connection writes what came of it when it gets to it.
-    pub(crate) fn look_for_newer(&self, protectors: &Protectors, envelope: &Envelope) {
-        let Some(interval) = protectors.rotation.0.filter(|_| !envelope.manual_rotation) else {
-            return;
-        };
-        let changed = now().saturating_sub(envelope.created.max(envelope.rotated));
-        let mut looked = lock(&self.looked);
-        if changed < interval.as_secs() || looked.is_some_and(|at| at.elapsed() < interval) {
-            return;
-        }
-        *looked = Some(Instant::now());
-        drop(looked);
-        let Ok((dek, context)) = self.dek() else { return };
-        let newer = envelope.protectors.iter().filter(|record| {
-            let provider = protectors.provider_of(record);
-            provider.is_some_and(|provider| provider.waits_for() != WaitsFor::Person)
-        });
-        let newer = newer.filter_map(|record| {
-            let new = protectors.rewrap(record, &dek, &context).ok().flatten()?;
-            Some((record.clone(), new))
-        });
-        self.set_pending(newer.collect());
-    }
-
-    /// Leaves records for a connection to put into the envelope.
-    pub(crate) fn set_pending(&self, pending: Vec<(ProtectorRecord, ProtectorRecord)>) {
-        *lock(&self.pending) = pending;
-    }
-
-    /// Takes what is left to be put into the envelope.
-    pub(crate) fn take_pending(&self) -> Vec<(ProtectorRecord, ProtectorRecord)> {
-        std::mem::take(&mut *lock(&self.pending))
     }
 }
 

@@ -9,3 +9,4 @@ pub(crate) mod envelope;
 pub(crate) mod keyring;
 pub(crate) mod policy;
 pub(crate) mod protector;
+mod renewal;

@@ -19,7 +19,8 @@ use libsqlite3_sys as ffi;
 
 use super::api;
 use super::base::BaseFile;
-use super::open::{Content, OpenFile};
+use super::content::Content;
+use super::open::OpenFile;
 use crate::command;
 use crate::error::{Error, Result};
 use crate::file::Filled;

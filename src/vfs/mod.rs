@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this one | the VFS: registration, opening files, and what is passed on as it is |
 //! | `file.rs` | the methods of an open file |
+//! | `content.rs` | what stands in an open file |
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
 //! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
@@ -20,6 +21,7 @@
 mod api;
 mod base;
 pub(crate) mod connection;
+mod content;
 mod exclusion;
 mod file;
 mod names;
@@ -43,8 +45,9 @@ use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
+use content::Content;
 use file::TdeFile;
-use open::{Content, OpenFile};
+use open::OpenFile;
 
 /// A registered VFS. Never freed, because connections point to it.
 struct Vfs {
