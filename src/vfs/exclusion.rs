@@ -32,6 +32,19 @@ const CHECKPOINT: c_int = 1;
 /// How long to wait between two attempts: others wait for turns of their own.
 const PAUSE: Duration = Duration::from_micros(100);
 
+/// A journal may only look hot, where a writer begins or ends between two looks. It is where it looks so
+/// this many times in a row.
+const HOT: usize = 20;
+
+/// What became of one attempt.
+enum Attempt {
+    Taken(Taken),
+    /// Others are in the way.
+    Busy,
+    /// A journal is there that nobody uses.
+    HotJournal,
+}
+
 /// What was taken, on top of what SQLite holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Taken {
@@ -60,12 +73,24 @@ impl command::Target for OpenFile {
         work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
     ) -> Result<T> {
         let deadline = Instant::now() + patience;
+        let mut hot = 0;
         let taken = loop {
             match self.try_take()? {
-                Some(taken) => break taken,
-                None if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                None => return Err(Error::Busy("others are writing to it: try again".into())),
+                Attempt::Taken(taken) => break taken,
+                Attempt::HotJournal => hot += 1,
+                Attempt::Busy => hot = 0,
             }
+            if hot == HOT {
+                return Err(Error::Busy(
+                    "a transaction that a crash cut off has to be rolled back first: read from the \
+                     database, then try again"
+                        .into(),
+                ));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Busy("others are writing to it: try again".into()));
+            }
+            std::thread::sleep(PAUSE);
         };
         let (db, base) = self.parts()?;
         let result = work(db, base);
@@ -85,21 +110,20 @@ impl command::Target for OpenFile {
 }
 
 impl OpenFile {
-    /// One attempt; `None` where others are in the way.
-    fn try_take(&mut self) -> Result<Option<Taken>> {
+    fn try_take(&mut self) -> Result<Attempt> {
         if self.lock >= ffi::SQLITE_LOCK_RESERVED {
-            return Ok(Some(Taken::Nothing));
+            return Ok(Attempt::Taken(Taken::Nothing));
         }
         if self.lock == ffi::SQLITE_LOCK_NONE && !is_taken(self.base.lock(ffi::SQLITE_LOCK_SHARED))?
         {
-            return Ok(None);
+            return Ok(Attempt::Busy);
         }
         let taken = match self.is_in_wal_mode() {
             Ok(true) => self.try_checkpoint(),
             Ok(false) => self.try_reserved(),
             Err(error) => Err(error),
         };
-        if !matches!(taken, Ok(Some(_))) {
+        if !matches!(taken, Ok(Attempt::Taken(_))) {
             self.base.unlock(self.lock);
         }
         taken
@@ -112,28 +136,24 @@ impl OpenFile {
         }
     }
 
-    fn try_reserved(&self) -> Result<Option<Taken>> {
+    fn try_reserved(&self) -> Result<Attempt> {
         if self.lock == ffi::SQLITE_LOCK_NONE && self.has_hot_journal()? {
-            return Err(Error::Busy(
-                "a transaction that a crash cut off has to be rolled back first: read from the \
-                 database, then try again"
-                    .into(),
-            ));
+            return Ok(Attempt::HotJournal);
         }
         let taken = is_taken(self.base.lock(ffi::SQLITE_LOCK_RESERVED))?;
-        Ok(taken.then_some(Taken::Reserved))
+        Ok(if taken { Attempt::Taken(Taken::Reserved) } else { Attempt::Busy })
     }
 
-    fn try_checkpoint(&self) -> Result<Option<Taken>> {
+    fn try_checkpoint(&self) -> Result<Attempt> {
         let mapped = !self.shm.is_mapped();
         if mapped && !is_taken(self.base.map_wal_index())? {
-            return Ok(None);
+            return Ok(Attempt::Busy);
         }
         let taken = is_taken(self.base.lock_wal_index(CHECKPOINT, ffi::SQLITE_SHM_LOCK));
         if mapped && !matches!(taken, Ok(true)) {
             self.base.unmap_wal_index();
         }
-        Ok(taken?.then_some(Taken::Checkpoint { mapped }))
+        Ok(if taken? { Attempt::Taken(Taken::Checkpoint { mapped }) } else { Attempt::Busy })
     }
 
     fn give_back(&self, taken: Taken) {
