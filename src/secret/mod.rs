@@ -4,13 +4,14 @@
 //! Every place that touches the bytes says [`Secret::expose`], which is what a reviewer greps for.
 
 mod arena;
+pub(crate) mod stack;
 
 use std::fmt;
 
 use subtle::ConstantTimeEq;
 
-pub use arena::{Memory, memory};
 use arena::Slot;
+pub use arena::{Memory, memory};
 
 use crate::error::{Error, Result};
 
