@@ -4,6 +4,8 @@
 //! ciphertext, and closes with the associated data's length in bits (8 bytes, big-endian). The
 //! nonce is the first counter block; the tag is truncated to 28 bytes (RFC 2104, section 5).
 
+use std::sync::Arc;
+
 use aes::Aes256;
 use ctr::Ctr128BE;
 use ctr::cipher::{InnerIvInit, KeyInit, StreamCipher};
@@ -13,6 +15,7 @@ use subtle::ConstantTimeEq;
 
 use super::{Suite, Unauthentic, hkdf};
 use crate::secret::Secret;
+use crate::secret::stack::without_trace;
 
 /// The first counter block, AES's block in length.
 pub(crate) const NONCE_LEN: usize = 16;
@@ -30,7 +33,12 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    pub(crate) fn new(subkey: &Secret) -> Self {
+    /// Made in its place on the heap, which it is wiped from when it is dropped.
+    pub(crate) fn new(subkey: &Secret) -> Arc<Self> {
+        without_trace(|| Arc::new(Self::expand(subkey)))
+    }
+
+    fn expand(subkey: &Secret) -> Self {
         let mac = hkdf::derive(subkey, &[], &[HMAC]);
         Self {
             aes: Aes256::new(hkdf::derive(subkey, &[], &[CTR]).expose().into()),
@@ -41,20 +49,24 @@ impl Key {
 
     fn apply(&self, nonce: &[u8], from: &[u8], to: &mut [u8]) -> Result<(), Unauthentic> {
         let nonce = nonce.try_into().map_err(|_| Unauthentic)?;
-        let core = ctr::CtrCore::inner_iv_init(self.aes.clone(), nonce);
-        let mut keystream = Ctr128BE::<Aes256>::from_core(core);
-        keystream.try_apply_keystream_b2b(from, to).map_err(|_| Unauthentic)
+        without_trace(|| {
+            let core = ctr::CtrCore::inner_iv_init(self.aes.clone(), nonce);
+            let mut keystream = Ctr128BE::<Aes256>::from_core(core);
+            keystream.try_apply_keystream_b2b(from, to).map_err(|_| Unauthentic)
+        })
     }
 
     fn tag(&self, nonce: &[u8], aad: &[u8], cipher: &[u8]) -> [u8; TAG_LEN] {
-        let mut mac = self.hmac.clone();
-        mac.update(aad);
-        mac.update(nonce);
-        mac.update(cipher);
-        mac.update(&(aad.len() as u64 * 8).to_be_bytes());
-        let mut tag = [0; TAG_LEN];
-        tag.copy_from_slice(&mac.finalize().into_bytes()[..TAG_LEN]);
-        tag
+        without_trace(|| {
+            let mut mac = self.hmac.clone();
+            mac.update(aad);
+            mac.update(nonce);
+            mac.update(cipher);
+            mac.update(&(aad.len() as u64 * 8).to_be_bytes());
+            let mut tag = [0; TAG_LEN];
+            tag.copy_from_slice(&mac.finalize().into_bytes()[..TAG_LEN]);
+            tag
+        })
     }
 }
 
@@ -113,7 +125,7 @@ mod tests {
              30c81c46a35ce411e5fbc1191a0a52eff69f2445df4f9b17ad2b417be66c3710");
         let want = hex("601ec313775789a5b7a7f504bbf3d228f443e3ca4d62b59aca84e990cacaf5c5\
              2b0930daa23de94ce87017ba2d84988ddfc9c58db67aada613c2dd08457941a6");
-        let mut key_of_ours = Key::new(&Secret::from_slice(&[0; 32]).unwrap());
+        let mut key_of_ours = Key::expand(&Secret::from_slice(&[0; 32]).unwrap());
         key_of_ours.aes = Aes256::new_from_slice(&key).unwrap();
         let mut got = vec![0; plain.len()];
         key_of_ours.apply(&hex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff"), &plain, &mut got).unwrap();

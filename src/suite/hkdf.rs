@@ -4,11 +4,12 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroize;
 
+use crate::secret::stack::without_trace;
 use crate::secret::{KEY_LEN, Secret};
 
 /// The subkey of `key` for `salt` and the concatenated parts of `info`.
 pub(crate) fn derive(key: &Secret, salt: &[u8], info: &[&[u8]]) -> Secret {
-    derive_from(key.expose(), salt, info)
+    without_trace(|| derive_from(key.expose(), salt, info))
 }
 
 /// [`derive`] for input of any length, which the RFC's vectors need.

@@ -106,7 +106,7 @@ pub(crate) trait Suite {
 
 /// A subkey made ready for its suite. Read-only, so that connections share it.
 pub(crate) enum SuiteKey {
-    Gcm(Box<xaes::Key>),
+    Gcm(xaes::Key),
     CtrHmac(Arc<ctr_hmac::Key>),
 }
 
@@ -119,8 +119,8 @@ pub(crate) enum Schedule {
 impl SuiteKey {
     pub(crate) fn new(suite: SuiteId, subkey: &Secret) -> Self {
         match suite {
-            SuiteId::Aes256Gcm => Self::Gcm(Box::new(xaes::Key::new(subkey))),
-            SuiteId::Aes256CtrHmacSha256 => Self::CtrHmac(Arc::new(ctr_hmac::Key::new(subkey))),
+            SuiteId::Aes256Gcm => Self::Gcm(xaes::Key::new(subkey)),
+            SuiteId::Aes256CtrHmacSha256 => Self::CtrHmac(ctr_hmac::Key::new(subkey)),
         }
     }
 

@@ -13,6 +13,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{Suite, Unauthentic};
+use crate::secret::stack::without_trace;
 use crate::secret::{KEY_LEN, Secret};
 
 /// The whole nonce: C2SP's N.
@@ -25,14 +26,19 @@ const BLOCK: usize = 16;
 const _: () = assert!(2 * BLOCK == KEY_LEN);
 const _: () = assert!(NONCE_LEN - PREFIX_LEN == 12, "GCM's nonce");
 
-/// A 256-bit key, expanded, with CMAC's first subkey.
+/// A 256-bit key, with CMAC's first subkey. It is expanded for each use: an expanded key begins with
+/// the key itself, which is to lie nowhere but in a [`Secret`].
 pub(crate) struct Key {
-    aes: Aes256,
+    key: Secret,
     k1: [u8; BLOCK],
 }
 
 impl Key {
     pub(crate) fn new(key: &Secret) -> Self {
+        without_trace(|| Self::expand(key))
+    }
+
+    fn expand(key: &Secret) -> Self {
         let aes = Aes256::new(key.expose().into());
         let mut block = [0; BLOCK];
         aes.encrypt_block((&mut block).into());
@@ -41,18 +47,23 @@ impl Key {
         // CMAC's constant for 128-bit blocks (NIST SP 800-38B, 5.3), without a branch on the key.
         k1[BLOCK - 1] ^= 0x87 & carry.wrapping_neg();
         block.zeroize();
-        Self { aes, k1 }
+        Self { key: key.duplicate(), k1 }
     }
 
     /// The GCM key for nonces that begin with `prefix`.
     pub(crate) fn schedule(&self, prefix: &[u8; PREFIX_LEN]) -> Schedule {
+        without_trace(|| self.derive(prefix))
+    }
+
+    fn derive(&self, prefix: &[u8; PREFIX_LEN]) -> Schedule {
+        let aes = Aes256::new(self.key.expose().into());
         let mut derived = Zeroizing::new([0; KEY_LEN]);
         for (counter, half) in (1..=2_u8).zip(derived.chunks_exact_mut(BLOCK)) {
             let mut block = [0; BLOCK];
             block[..4].copy_from_slice(&[0, counter, b'X', 0]);
             block[4..].copy_from_slice(prefix);
             block.iter_mut().zip(&self.k1).for_each(|(byte, k1)| *byte ^= k1);
-            self.aes.encrypt_block((&mut block).into());
+            aes.encrypt_block((&mut block).into());
             half.copy_from_slice(&block);
             block.zeroize();
         }

@@ -128,12 +128,28 @@ fn page_size(text: &str) -> Result<u32, String> {
 }
 
 fn main() -> ExitCode {
+    stay_private();
     match run(Cli::parse().command) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure::say(&failure);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// No core dump of this process, and no debugger on it but the superuser's. Where the system
+/// refuses, the work is done all the same.
+fn stay_private() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+        _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     }
 }
 

@@ -38,10 +38,12 @@ use std::collections::BTreeSet;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 
 use crate::error::{Error, Result};
 use crate::provider::Wrapped;
 use crate::secret::Secret;
+use crate::secret::stack::without_trace;
 use crate::suite::SuiteId;
 
 /// First bytes of every encrypted database.
@@ -209,7 +211,7 @@ impl Envelope {
         copy.extend_from_slice(&[flags, 0]);
         copy.extend_from_slice(&records);
         let tag = mac(mac_key, &copy).ok_or_else(|| usage("no MAC key".to_owned()))?;
-        copy.extend_from_slice(&tag.finalize().into_bytes());
+        copy.extend_from_slice(&tag);
         copy.resize(COPY_LEN, 0);
         Ok(copy)
     }
@@ -340,10 +342,9 @@ impl Unverified {
     /// # Errors
     /// [`Error::EnvelopeDamaged`] where the MAC is another.
     pub fn verify(self, mac_key: &Secret) -> Result<Envelope> {
-        // `verify_slice` takes the same time wherever the first difference is.
         mac(mac_key, &self.authenticated)
-            .and_then(|mac| mac.verify_slice(&self.tag).ok())
-            .map(|()| self.envelope)
+            .filter(|tag| bool::from(tag.ct_eq(&self.tag)))
+            .map(|_| self.envelope)
             .ok_or_else(|| Error::EnvelopeDamaged("the MAC does not match".to_owned()))
     }
 }
@@ -415,9 +416,11 @@ fn reason(error: Error) -> String {
 }
 
 /// HMAC takes keys of any length, so this is never `None`.
-fn mac(key: &Secret, bytes: &[u8]) -> Option<Hmac<Sha256>> {
-    let mac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
-    Some(mac.chain_update(bytes))
+fn mac(key: &Secret, bytes: &[u8]) -> Option<[u8; 32]> {
+    without_trace(|| {
+        let mac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
+        Some(mac.chain_update(bytes).finalize().into_bytes().into())
+    })
 }
 
 fn is_page_size(size: u32) -> bool {

@@ -50,7 +50,7 @@ fn used(copy: &[u8]) -> usize {
 /// Makes the MAC right again, as only the holder of the key can.
 fn reseal(copy: &mut [u8], key: &Secret) {
     let mac_at = used(copy) - MAC_LEN;
-    let tag = mac(key, &copy[..mac_at]).unwrap().finalize().into_bytes();
+    let tag = mac(key, &copy[..mac_at]).unwrap();
     copy[mac_at..mac_at + MAC_LEN].copy_from_slice(&tag);
 }
 

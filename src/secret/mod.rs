@@ -1,19 +1,25 @@
-//! Key bytes as a type: wiped when dropped, never printed, never copied, never compared.
+//! Key bytes as a type: wiped when dropped, never printed, never copied, never compared, locked into
+//! memory and left out of core dumps where the platform does that ([`memory`] tells).
 //!
 //! Every place that touches the bytes says [`Secret::expose`], which is what a reviewer greps for.
+
+mod arena;
+pub(crate) mod stack;
 
 use std::fmt;
 
 use subtle::ConstantTimeEq;
-use zeroize::Zeroize;
+
+use arena::Slot;
+pub use arena::{Memory, memory};
 
 use crate::error::{Error, Result};
 
 /// Bytes of every key in the hierarchy: AES-256 keys, and HMAC keys of the same strength.
 pub const KEY_LEN: usize = 32;
 
-/// A 256-bit key. It lives in one heap allocation from birth to wiping, so moving it leaves no copy.
-pub struct Secret(Box<[u8; KEY_LEN]>);
+/// A 256-bit key. It lies in one place from birth to wiping, so moving it leaves no copy.
+pub struct Secret(Slot);
 
 impl Secret {
     /// A key from the operating system's random source.
@@ -21,8 +27,8 @@ impl Secret {
     /// # Errors
     /// [`Error::Random`] where the operating system has none to give.
     pub fn random() -> Result<Self> {
-        let mut key = Self(Box::new([0; KEY_LEN]));
-        fill_random(key.0.as_mut_slice())?;
+        let mut key = Self(Slot::new());
+        fill_random(key.0.get_mut())?;
         Ok(key)
     }
 
@@ -33,8 +39,8 @@ impl Secret {
     pub fn fill_with<E>(
         fill: impl FnOnce(&mut [u8; KEY_LEN]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Self, E> {
-        let mut key = Self(Box::new([0; KEY_LEN]));
-        fill(&mut key.0)?;
+        let mut key = Self(Slot::new());
+        fill(key.0.get_mut())?;
         Ok(key)
     }
 
@@ -45,16 +51,16 @@ impl Secret {
         if bytes.len() != KEY_LEN {
             return None;
         }
-        let mut key = Self(Box::new([0; KEY_LEN]));
-        key.0.copy_from_slice(bytes);
+        let mut key = Self(Slot::new());
+        key.0.get_mut().copy_from_slice(bytes);
         Some(key)
     }
 
     /// Another holder of the same key: a provider may be asked while this one is wiped.
     #[must_use]
     pub(crate) fn duplicate(&self) -> Self {
-        let mut key = Self(Box::new([0; KEY_LEN]));
-        key.0.copy_from_slice(self.expose());
+        let mut key = Self(Slot::new());
+        key.0.get_mut().copy_from_slice(self.expose());
         key
     }
 
@@ -66,13 +72,7 @@ impl Secret {
     /// The key itself, for the one call that needs it.
     #[must_use]
     pub fn expose(&self) -> &[u8; KEY_LEN] {
-        &self.0
-    }
-}
-
-impl Drop for Secret {
-    fn drop(&mut self) {
-        self.0.zeroize();
+        self.0.get()
     }
 }
 
