@@ -81,7 +81,9 @@ struct Campaign<'a> {
 impl<'a> Campaign<'a> {
     fn run(plan: &'a Plan, workload: &'a Workload, mode: &'a Mode) -> Tally {
         let subject = Subject::new(workload, mode, plan.encrypted);
-        if plan.only.as_ref().is_some_and(|only| !only.starts_with(&subject.name())) {
+        let name = subject.name();
+        let other = |only: &String| !only.starts_with(&name) && !name.starts_with(only.as_str());
+        if plan.only.as_ref().is_some_and(other) {
             return Tally::default();
         }
         let recording = subject.record(plan.lie);

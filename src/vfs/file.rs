@@ -309,8 +309,10 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
             open.before_shm_lock()?;
         }
         let code = call!(open.base, xShmLock, offset, n, flags);
-        if code == ffi::SQLITE_OK && !unlock {
-            open.shm_locked();
+        match code {
+            ffi::SQLITE_OK if unlock => open.shm_unlocked(n),
+            ffi::SQLITE_OK => open.shm_locked(n),
+            _ => {}
         }
         Ok(code)
     })

@@ -289,14 +289,24 @@ impl OpenFile {
         code
     }
 
-    /// A lock on the wal-index is about to be taken.
+    /// A lock on the wal-index is about to be taken. It is the first one that begins a transaction:
+    /// beside another, somebody may wait already, and no provider is asked.
     pub(super) fn before_shm_lock(&mut self) -> Result<()> {
-        self.begin()
+        match &mut self.content {
+            Content::Db(db) if self.shm.held > 0 => db.watch(&self.base),
+            _ => self.begin(),
+        }
     }
 
-    /// A lock on the wal-index was taken.
-    pub(super) fn shm_locked(&mut self) {
+    /// `count` locks on the wal-index were given back.
+    pub(super) fn shm_unlocked(&mut self, count: c_int) {
+        self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
+    }
+
+    /// `count` locks on the wal-index were taken.
+    pub(super) fn shm_locked(&mut self, count: c_int) {
         self.shm.locks += 1;
+        self.shm.held += count.unsigned_abs();
         if let Content::Db(db) = &mut self.content {
             db.lock_changed();
         }

@@ -33,6 +33,8 @@ pub(super) struct Shm {
     regions: Vec<*mut c_void>,
     /// Counts the locks taken.
     pub(super) locks: u64,
+    /// How many of them are held.
+    pub(super) held: u32,
 }
 
 impl Shm {
@@ -52,6 +54,7 @@ impl Shm {
 
     pub(super) fn unmapped(&mut self) {
         self.regions.clear();
+        self.held = 0;
     }
 
     pub(super) fn is_mapped(&self) -> bool {
