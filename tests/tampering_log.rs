@@ -340,7 +340,7 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
         add(&format!("header: page size {page_size}"), field(20, page_size), Ends(0));
     }
     // Where records keep to sectors of 512, record 0 and the first frame lie where they are.
-    for (grain, frames) in [(1, all), (512, 1), (1024, 0), (4096, 0), (65536, 0)] {
+    for (grain, frames) in [(1, all), (512, 0), (1024, 0), (4096, 0), (65536, 0)] {
         add(&format!("header: grain {grain}"), field(24, grain), Ends(frames));
     }
     for grain in [0, 2, 256, 511, 131_072, 1 << 31, u32::MAX] {

@@ -8,8 +8,9 @@ use crate::file::journal::Journal;
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::memory::Memory;
 use crate::file::wal::{Parent, Salts, Wal};
+use crate::key::cipher::Subkey;
 use crate::key::keyring::{Dek, Keyring};
-use crate::page::{PageCipher, RESERVE};
+use crate::page::RESERVE;
 use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
 use crate::secret::Secret;
 use crate::suite::SuiteId;
@@ -17,14 +18,14 @@ use crate::suite::SuiteId;
 /// Opens `block` as page `number` under a fixed key, into a page that held ones.
 pub fn open_block(number: u64, block: &[u8]) -> Option<Vec<u8>> {
     let mut plain = vec![1; block.len().checked_sub(RESERVE)?];
-    let opened = PageCipher::new(keyring()?.page_keys()).open(number, block, &mut plain);
-    opened.ok().map(|()| plain)
+    let opened = keyring()?.cipher(Subkey::Page).open(number, block, &mut plain).ok()?;
+    opened.then_some(plain)
 }
 
 /// Seals `plain` so that [`open_block`] opens it.
 pub fn seal_block(number: u64, plain: &[u8]) -> Option<Vec<u8>> {
     let mut block = vec![0; plain.len() + RESERVE];
-    PageCipher::new(keyring()?.page_keys()).seal(number, plain, &mut block).ok()?;
+    keyring()?.cipher(Subkey::Page).seal(number, plain, &mut block).ok()?;
     Some(block)
 }
 

@@ -53,8 +53,8 @@ impl Default for AccessPolicy {
 /// A locked database asks its provider no more often than this.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Milliseconds between two closer looks.
-const LOOK: u64 = 100;
+/// The least time between two closer looks.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a transaction finds when it begins.
 #[derive(Debug, PartialEq, Eq)]
@@ -122,12 +122,15 @@ impl Access {
             };
         }
         let Some(interval) = policy.revalidate else {
-            self.due.store(u64::MAX, Ordering::Release);
+            // Other connections may have another policy.
+            self.look_again_after(PAUSE);
             return Ok(Standing::Good);
         };
         let forks = FORKS.load(Ordering::Relaxed);
         if state.granted.elapsed() < interval || state.asking == Some(forks) {
-            self.plan(&state, policy);
+            // While an answer is under way, transactions need not look at each turn.
+            let rest = interval.saturating_sub(state.granted.elapsed());
+            self.look_again_after(rest.max(LOOK));
             return Ok(Standing::Good);
         }
         state.asking = Some(forks);
@@ -150,7 +153,7 @@ impl Access {
         state.asking = None;
         state.outage = Some(reason);
         // A next attempt only after a pause, however often transactions begin.
-        self.due.store(self.elapsed() + PAUSE.as_millis() as u64, Ordering::Release);
+        self.look_again_after(PAUSE);
         policy.grace.is_zero() || state.granted.elapsed() > patience
     }
 
@@ -178,7 +181,10 @@ impl Access {
             return error;
         }
         let reason = error.to_string();
-        lock(&self.state).loss = Some(Loss::Provider(reason.clone()));
+        // Another connection may have been given them meanwhile.
+        if let Some(loss) = &mut lock(&self.state).loss {
+            *loss = Loss::Provider(reason.clone());
+        }
         Error::Inaccessible(reason)
     }
 
@@ -195,11 +201,9 @@ impl Access {
         lock(&self.state).outage.clone()
     }
 
-    fn plan(&self, state: &State, policy: &AccessPolicy) {
-        let rest = policy.revalidate.map(|all| all.saturating_sub(state.granted.elapsed()));
-        // While an answer is under way, transactions need not look at each turn.
-        let rest = rest.map_or(u64::MAX, |rest| (rest.as_millis() as u64).max(LOOK));
-        self.due.store(self.elapsed().saturating_add(rest), Ordering::Release);
+    fn look_again_after(&self, pause: Duration) {
+        let due = self.elapsed().saturating_add(pause.as_millis() as u64);
+        self.due.store(due, Ordering::Release);
     }
 
     fn elapsed(&self) -> u64 {

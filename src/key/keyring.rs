@@ -234,14 +234,24 @@ impl Keyring {
 
     /// Wipes the keys here and wherever they were given out to.
     pub(crate) fn lock(&self, loss: Loss) {
+        let mut place = lock(&self.unlocked);
+        // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the reverse.
         self.access.lost(loss);
-        *lock(&self.unlocked) = None;
+        *place = None;
+        drop(place);
         lock(&self.pending).clear();
         let slots = std::mem::take(&mut *lock(&self.slots));
         for slot in slots.iter().filter_map(Weak::upgrade) {
             *lock(&slot) = None;
         }
         lock(&self.slots).extend(slots.into_iter().filter(|slot| slot.strong_count() > 0));
+    }
+
+    /// The provider still gives these keys. If they are gone by now, that changes nothing.
+    pub(super) fn confirm(&self) {
+        if lock(&self.unlocked).is_some() {
+            self.access.granted();
+        }
     }
 
     /// Makes later opens of the same file find this keyring, for as long as someone holds it.

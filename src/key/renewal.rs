@@ -26,7 +26,7 @@ impl Keyring {
             provider.is_some_and(|provider| provider.waits_for() == WaitsFor::Person)
         };
         if order.first().is_some_and(personal) {
-            return self.access.granted();
+            return self.confirm();
         }
         order.retain(|record| !personal(record));
         let ended = order.iter().find_map(|record| check_time(record).err());
@@ -38,7 +38,7 @@ impl Keyring {
         match answer {
             Ok((dek, record)) if dek.is(&current) => {
                 self.gave(&record.name);
-                self.access.granted();
+                self.confirm();
                 self.look_for_newer(protectors, envelope);
             }
             Ok((_, record)) => {
@@ -102,5 +102,96 @@ impl Keyring {
     /// Takes what is left to be put into the envelope.
     pub(crate) fn take_pending(&self) -> Vec<(ProtectorRecord, ProtectorRecord)> {
         std::mem::take(&mut *lock(&self.pending))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::key::access::Standing;
+    use crate::provider::{Context, KeyProvider, Wrapped};
+    use crate::secret::Secret;
+    use crate::suite::SuiteId;
+
+    /// What happens while the provider is asked.
+    type Meanwhile = Box<dyn Fn() -> Result<(), ProviderError> + Send>;
+
+    /// Keeps the one DEK that it was given.
+    #[derive(Default)]
+    struct Keeper {
+        dek: Mutex<Option<Secret>>,
+        meanwhile: Mutex<Option<Meanwhile>>,
+    }
+
+    impl KeyProvider for Keeper {
+        fn waits_for(&self) -> WaitsFor {
+            WaitsFor::Nothing
+        }
+
+        fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+            *lock(&self.dek) = Some(dek.duplicate());
+            Ok(Wrapped { key_version: "1".into(), mechanism: "kept".into(), blob: vec![1] })
+        }
+
+        fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+            if let Some(meanwhile) = &*lock(&self.meanwhile) {
+                meanwhile()?;
+            }
+            let dek = lock(&self.dek);
+            dek.as_ref().map(Secret::duplicate).ok_or(ProviderError::NotHere("none".into()))
+        }
+
+        fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+            Ok("1".into())
+        }
+    }
+
+    fn database() -> (Arc<Keyring>, Envelope, Protectors, Arc<Keeper>) {
+        let (mut protectors, keeper) = (Protectors::default(), Arc::new(Keeper::default()));
+        protectors.add("keeper", keeper.clone());
+        protectors.access.revalidate = Some(std::time::Duration::ZERO);
+        let (keyring, envelope) =
+            Keyring::create(&protectors, Some("keeper:key"), SuiteId::Aes256Gcm, 1).unwrap();
+        (keyring, envelope, protectors, keeper)
+    }
+
+    #[test]
+    fn an_answer_after_a_lock_does_not_hide_it() {
+        let (keyring, envelope, protectors, keeper) = database();
+        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Due);
+        let locker = Arc::clone(&keyring);
+        *lock(&keeper.meanwhile) = Some(Box::new(move || {
+            locker.lock(Loss::Request);
+            Ok(())
+        }));
+        keyring.revalidate(&protectors, &envelope);
+        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Locked);
+        assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
+    }
+
+    #[test]
+    fn what_the_provider_answers_decides() {
+        type Answer = fn() -> ProviderError;
+        let rows: [(&str, Answer, bool); 5] = [
+            ("denied", || ProviderError::Denied("no".into()), true),
+            ("gone", || ProviderError::NotHere("no".into()), true),
+            ("another key", || ProviderError::WrongKey("no".into()), true),
+            ("down", || ProviderError::Unreachable("no".into()), false),
+            ("damaged", || ProviderError::Damaged("no".into()), false),
+        ];
+        for (what, answer, locks) in rows {
+            for grace in [std::time::Duration::ZERO, std::time::Duration::from_secs(3600)] {
+                let (keyring, envelope, mut protectors, keeper) = database();
+                protectors.access.grace = grace;
+                *lock(&keeper.meanwhile) = Some(Box::new(move || Err(answer())));
+                keyring.revalidate(&protectors, &envelope);
+                let locked = locks || grace.is_zero();
+                assert_eq!(keyring.dek().is_err(), locked, "{what}, grace {grace:?}");
+                let outage = keyring.access.outage_reason();
+                assert_eq!(outage.is_some(), !locks, "{what}, grace {grace:?}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! At each moment one copy is whole: the one before or the one after. The second write is there so
 //! that nothing of a protector that was removed stays in the file.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::super::Storage;
@@ -235,9 +236,13 @@ fn ask(base: &impl Storage, keyring: &Arc<Keyring>, protectors: &Protectors) {
         }
     };
     let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
-    let spawned = std::thread::Builder::new()
-        .name("sqlite-tde access".into())
-        .spawn(move || copies.0.revalidate(&copies.1, &copies.2));
+    let spawned = std::thread::Builder::new().name("sqlite-tde access".into()).spawn(move || {
+        let (keyring, protectors, envelope) = &copies;
+        let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
+        if asked.is_err() {
+            keyring.access.outage("the key provider panicked".into(), &protectors.access);
+        }
+    });
     if spawned.is_err() {
         keyring.revalidate(protectors, &envelope);
     }

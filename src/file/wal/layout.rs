@@ -43,6 +43,12 @@ impl Layout {
         2 * self.sector() as u64 + u64::from(frame - 1) * self.stride() as u64
     }
 
+    /// The number of record 0 as a block. It says the layout, and no frame has it: the grain is at
+    /// least 1, and a frame's number below 2^32.
+    pub(super) fn record_0(self) -> u64 {
+        (self.grain as u64) << 32 | self.page_size as u64
+    }
+
     /// The frame at SQLite's offset `at`, which is at least [`WAL_HEADER`], and the place in it.
     pub(super) fn locate(self, at: u64) -> Result<(u32, usize)> {
         let at = at - WAL_HEADER as u64;

@@ -9,7 +9,8 @@
 //! record 0: SQLite's WAL header 32, pages of the database 4, trailer 48
 //! frame:    SQLite's frame header 24, page, trailer 48
 //! ```
-//! Each record is sealed as a block of its own, numbered as its frame; SQLite's bytes are kept as they
+//! Each record is sealed as a block of its own, numbered as its frame, record 0 as
+//! grain * 2^32 + page size, which no frame is; SQLite's bytes are kept as they
 //! are, because its checksums cover them. `grain` is what a torn write spoils: 1 byte where the base
 //! overwrites powersafely, else the base's sector, and then no two records share one. `sector` is
 //! `grain`, at least 512; `stride` is the length of a frame's record, a multiple of `grain`.
@@ -27,8 +28,9 @@
 //! 3. A page is handed out only if its frame header has the page number that the wal-index has for
 //!    the frame, and the salts of the WAL header: records of an earlier log, or of a transaction that
 //!    was rolled back, authenticate at the same place.
-//! 4. The layout is a property of the file. It changes only with a new WAL header, hence new salts,
-//!    so a handle that sees the same salts in the wal-index has the right one.
+//! 4. The layout is a property of the file, authenticated with record 0: without that no frame is
+//!    written. It changes only with a new WAL header, hence new salts, so a handle that sees the same
+//!    salts in the wal-index has the right one.
 
 mod layout;
 
@@ -101,6 +103,8 @@ pub(crate) struct Wal {
     /// Grain of a log that this handle starts.
     grain: usize,
     layout: Option<Layout>,
+    /// Record 0 authenticates, and with it the layout.
+    authentic: bool,
     salts: Salts,
     /// Pages that the database file had when the log was begun.
     pages: u32,
@@ -130,6 +134,7 @@ impl Wal {
             keyring,
             grain,
             layout: None,
+            authentic: false,
             salts: Salts::default(),
             pages: 0,
             recovered: None,
@@ -334,6 +339,9 @@ impl Wal {
         let Some(layout) = self.layout.filter(|_| at >= WAL_HEADER as u64) else {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         };
+        if !self.authentic {
+            return Err(Error::FrameAuthentication { frame: 0 });
+        }
         let mut done = 0;
         while done < bytes.len() {
             let (frame, within) = layout.locate(at + done as u64)?;
@@ -351,7 +359,7 @@ impl Wal {
         match self.layout {
             Some(layout) if size > 0 => base.truncate(layout.physical_size(size)),
             _ => {
-                self.layout = None;
+                (self.layout, self.authentic) = (None, false);
                 base.truncate(0)
             }
         }
@@ -378,7 +386,8 @@ impl Wal {
         }
         let file_id = *keyring.file_id();
         self.load_layout(base)?;
-        let kept = self.layout.filter(|layout| layout.page_size == page_size);
+        let authentic = self.authentic;
+        let kept = self.layout.filter(|layout| authentic && layout.page_size == page_size);
         let layout = kept.unwrap_or(Layout { page_size, grain: self.grain });
         let mut record = [0; RECORD_0];
         record[..WAL_HEADER].copy_from_slice(header);
@@ -388,11 +397,12 @@ impl Wal {
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
         cipher.begin();
         let record_0 = layout.sector()..layout.sector() + RECORD_0 + RESERVE;
-        cipher.seal(0, &record, &mut image[record_0])?;
+        cipher.seal(layout.record_0(), &record, &mut image[record_0])?;
         let from = if kept.is_some() { layout.sector() } else { 0 };
-        self.layout = None;
+        (self.layout, self.authentic) = (None, false);
         base.write(&image[from..], from as u64)?;
         self.set_layout(layout);
+        self.authentic = true;
         self.take_header(&record);
         Ok(())
     }
@@ -487,7 +497,7 @@ impl Wal {
         let (sealed, rest) = sector.split_at_mut(RECORD_0 + RESERVE);
         let whole = base.read_whole(sealed, at)?;
         base.read(rest, at + (RECORD_0 + RESERVE) as u64)?;
-        if !whole || !is_zero(rest) || !cipher.open(0, sealed, &mut record)? {
+        if !whole || !is_zero(rest) || !cipher.open(layout.record_0(), sealed, &mut record)? {
             return Ok(None);
         }
         self.take_header(&record);
@@ -516,11 +526,12 @@ impl Wal {
                 if self.layout != Some(layout) {
                     self.set_layout(layout);
                 }
-                if self.load_header(base, layout)?.is_none() {
+                self.authentic = self.load_header(base, layout)?.is_some();
+                if !self.authentic {
                     self.pages = 0;
                 }
             }
-            None => self.layout = None,
+            None => (self.layout, self.authentic) = (None, false),
         }
         Ok(())
     }

@@ -104,6 +104,37 @@ fn another_handle_reads_what_was_written() {
     }
 }
 
+/// A process that opens a log whose layout was changed would write where nobody looks.
+#[test]
+fn a_changed_layout_is_the_end_of_the_log_and_takes_no_frame() {
+    for (what, at_byte, value) in [
+        ("grain", layout::GRAIN_AT, 512_u32),
+        ("grain", layout::GRAIN_AT, 4096),
+        ("page size", layout::PAGE_SIZE_AT, 512),
+        ("page size", layout::PAGE_SIZE_AT, 4096),
+    ] {
+        let what = format!("{what} {value}");
+        let (base, keyring, mut wal) = two_frames(1);
+        base.write(&value.to_be_bytes(), at_byte as u64).unwrap();
+        let (mut other, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 1), Db::default());
+        let (filled, header) = read(&mut other, &base, &mut db, 0, WAL_HEADER);
+        assert!(filled.is_ok() && header == [0; WAL_HEADER], "{what}: {filled:?}");
+        let refused = other.write(&base, &db, &frame(5, 9, 5, 0xcc), at(3));
+        assert!(matches!(refused, Err(Error::FrameAuthentication { frame: 0 })), "{what}");
+        let (page, _) = read(&mut other, &base, &mut db, at(1) + 24, PAGE);
+        // To SQLite the latter is an error, too.
+        assert!(matches!(page, Err(_) | Ok(Filled::Short)), "{what}");
+        // Who knows the layout goes on, and a new log mends it.
+        let (filled, got) = read(&mut wal, &base, &mut db, at(1), FRAME);
+        assert_eq!((filled.unwrap(), got), (Filled::Full, frame(3, 0, 5, 0xaa)), "{what}");
+        other.write(&base, &db, &wal_header(6), 0).unwrap();
+        write_frame(&mut other, &base, &db, 1, &frame(8, 9, 6, 0xdd));
+        let mut third = Wal::new(Some(keyring), 1);
+        let (filled, got) = read(&mut third, &base, &mut db, at(1), FRAME);
+        assert_eq!((filled.unwrap(), got), (Filled::Full, frame(8, 9, 6, 0xdd)), "{what}");
+    }
+}
+
 /// Guarantee 9: the write that completes a frame has put all of it into the base.
 #[test]
 fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
