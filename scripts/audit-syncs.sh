@@ -50,7 +50,7 @@ for call in ${calls//,/ }; do
     fi
     # A recorder that goes on puts right what was interrupted, and the log is clean again.
     SQLITE_TDE_TEST_AUDIT="reporting:1 $place/log" "$test" recorder --exact >/dev/null
-    answer=$(target/debug/sqlite-tde audit verify --dir "$place/log" --json)
+    answer=$("${CARGO_TARGET_DIR:-target}/debug/sqlite-tde" audit verify --dir "$place/log" --json)
     last=$(sed -n 's/.*"last": \([0-9]*\).*/\1/p' <<<"$answer")
     if ((last <= reported)); then
       echo "killed at $call $n: $reported entries were reported, and $((last - 1)) are there"
