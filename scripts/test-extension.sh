@@ -74,6 +74,10 @@ said="$(sqlite3 -bail -cmd ".load $library sqlite3_tdedefault_init" -cmd ".open 
 ! sqlite3 -bail "$db" "SELECT x FROM t" 2>/dev/null || fail "the shell read it without the library"
 ! sqlite3 -bail -cmd ".load $library sqlite3_no_such_init" :memory: "SELECT 1" >/dev/null 2>&1 \
   || fail "the shell loaded it through a wrong entry point"
+(umask 077 && echo 'nonsense = 1' >"$SQLITE_TDE_HOME/config.toml")
+said="$(sqlite3 -bail -cmd ".load $library" :memory: "SELECT 1" 2>&1)" && fail "a mistake in config.toml was passed over"
+[[ "$said" == *"config.toml, line 1, nonsense"* ]] || fail "of a mistake in config.toml the shell said $said"
+rm "$SQLITE_TDE_HOME/config.toml"
 echo "shell: loaded"
 
 /usr/bin/python3 tests/extension/python.py "$library" "$work"

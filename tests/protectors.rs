@@ -295,6 +295,28 @@ fn a_protector_may_only_read_or_end() {
     }
 }
 
+/// A connection that could write, and gets its keys back through a protector that may only read.
+#[test]
+fn rights_are_those_of_the_protector_that_gave_the_keys() {
+    for mode in ["DELETE", "WAL"] {
+        let (home, first, _) = home();
+        let db = create(&home, "a.db");
+        one(&db, &format!("PRAGMA journal_mode={mode}"));
+        let auditor = NewProtector::new("second:auditor").read_only(true);
+        sqlite_tde::add_protector(&db, "main", auditor).unwrap();
+        first.switch(State::IsDown);
+        sqlite_tde::lock(&db, "main").unwrap();
+        assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1), "{mode}");
+        let write = Error::from(db.execute("INSERT INTO t VALUES(2)", []).unwrap_err());
+        assert!(matches!(write, Error::ReadOnly(_)), "{mode}: {write:?}");
+        assert!(fails(&db, "PRAGMA tde_auto_rotate=OFF").contains("may only read"), "{mode}");
+        first.switch(State::Works);
+        sqlite_tde::lock(&db, "main").unwrap();
+        db.execute("INSERT INTO t VALUES(2)", []).unwrap();
+        assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
+    }
+}
+
 #[test]
 fn a_name_is_no_key_to_what_another_protector_opened() {
     let (home, first, second) = home();

@@ -241,7 +241,7 @@ fn edit(
         let (db, base) = target.parts()?;
         db.settle_protector(base)?;
         let envelope = db.refresh_envelope(base)?.clone();
-        let planned = may_write(db).and_then(|()| plan(db, &envelope));
+        let planned = db.check_rights().and_then(|()| plan(db, &envelope));
         if let Err(error) = &planned {
             refuse(db, &envelope, error);
         }
@@ -263,16 +263,6 @@ fn edit(
         }
     }
     Err(Error::Busy("others keep changing the protectors: try again".into()))
-}
-
-fn may_write(db: &MainDb) -> Result<()> {
-    if db.is_read_only() {
-        return Err(Error::ReadOnly(format!(
-            "the database was opened through protector {}, which may only read",
-            db.through().unwrap_or_default()
-        )));
-    }
-    Ok(())
 }
 
 /// Tells the audit log of each step.

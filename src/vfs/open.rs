@@ -180,7 +180,13 @@ impl OpenFile {
                 rollback_ends(self.parent);
                 journal.write(&self.base, bytes, at)?;
             }
-            Content::Wal(wal) => wal.write(&self.base, parent_of(self.parent)?, bytes, at)?,
+            Content::Wal(wal) => {
+                let parent = parent_of(self.parent)?;
+                if let Content::Db(db) = &parent.content {
+                    db.check_rights()?;
+                }
+                wal.write(&self.base, parent, bytes, at)?;
+            }
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
             Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.write(bytes, at)?,
@@ -260,7 +266,8 @@ impl OpenFile {
         if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
             db.prepare()?;
         }
-        Ok(())
+        // A rollback of what a crash left goes straight to EXCLUSIVE.
+        if level == ffi::SQLITE_LOCK_RESERVED { db.check_rights() } else { Ok(()) }
     }
 
     /// A transaction begins.

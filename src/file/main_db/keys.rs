@@ -41,7 +41,15 @@ impl MainDb {
                 ask(base, &pages.keyring, protectors);
                 Ok(())
             }
-            Standing::Locked => pages.unlock(base, protectors, self.wishes.protector.as_deref()),
+            Standing::Locked => {
+                pages.unlock(base, protectors, self.wishes.protector.as_deref())?;
+                protectors.auditor.note(&Event {
+                    file_id: Some(pages.keyring.file_id()),
+                    protector: Some(&pages.through),
+                    ..Event::new(EventKind::AccessRestored)
+                });
+                Ok(())
+            }
         }
     }
 
@@ -193,6 +201,21 @@ impl MainDb {
         through.is_some_and(|record| record.read_only)
     }
 
+    /// Refuses to change what may only be read. SQLite knows that of a file that was opened so; the
+    /// protector that gives the keys after they were locked may be another one.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(crate) fn check_rights(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Error::ReadOnly(format!(
+                "the database is open through protector {}, which may only read",
+                self.through().unwrap_or_default()
+            )));
+        }
+        Ok(())
+    }
+
     /// The providers known here, and how they are asked.
     pub(crate) fn protectors(&self) -> &Protectors {
         &self.wishes.protectors
@@ -215,11 +238,6 @@ impl Pages {
         }
         self.envelope = opened.envelope;
         self.through = opened.through;
-        protectors.auditor.note(&Event {
-            file_id: Some(self.keyring.file_id()),
-            protector: Some(&self.through),
-            ..Event::new(EventKind::AccessRestored)
-        });
         Ok(())
     }
 }
