@@ -11,7 +11,7 @@ use crate::file::wal::{Parent, Salts, Wal};
 use crate::key::cipher::Subkey;
 use crate::key::keyring::{Dek, Keyring};
 use crate::page::RESERVE;
-use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use crate::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use crate::secret::Secret;
 use crate::suite::SuiteId;
 
@@ -193,6 +193,10 @@ impl File {
 struct Clear;
 
 impl KeyProvider for Clear {
+    fn waits_for(&self) -> WaitsFor {
+        WaitsFor::Nothing
+    }
+
     fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
         let (key_version, mechanism) = ("1".into(), "none".into());
         Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() })
