@@ -274,8 +274,8 @@ fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
 
 /// The envelope in force, and where its copy begins.
 pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelope, usize)> {
-    let mut attempt = 0;
-    loop {
+    let mut before = Vec::new();
+    for _ in 0..ATTEMPTS {
         let header = read_copies(base)?;
         let mut best: Option<(Envelope, usize)> = None;
         for at in [0, COPY_LEN] {
@@ -290,13 +290,17 @@ pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelop
                 Ok(_) | Err(_) => {}
             }
         }
-        attempt += 1;
-        match best {
-            Some(best) => return Ok(best),
-            None if attempt < ATTEMPTS => std::thread::sleep(std::time::Duration::from_millis(1)),
-            None => return Err(Error::EnvelopeDamaged("neither copy is this database's".into())),
+        if let Some(best) = best {
+            return Ok(best);
         }
+        // Nobody is writing: it stays as bad as it is.
+        if header == before {
+            break;
+        }
+        before = header;
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
+    Err(Error::EnvelopeDamaged("neither copy is this database's".into()))
 }
 
 /// Writes both copies, the one not in use first. After an error it puts back what was there, so that

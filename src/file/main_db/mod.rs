@@ -356,7 +356,7 @@ impl MainDb {
             }
             progress(page, findings.pages);
         }
-        if pages.has_log(base)? {
+        if !findings.bad_pages.is_empty() && pages.has_log(base)? {
             // A shared lock keeps no checkpoint away: a page that was just being written is whole now.
             let suspects = std::mem::take(&mut findings.bad_pages);
             findings.bad_count -= suspects.len() as u64;
