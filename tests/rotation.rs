@@ -11,10 +11,10 @@ mod process;
 use std::time::{Duration, Instant};
 
 use bank::{Bank, Role};
-use process::{Process, Random, TOO_LONG, full, report};
+use process::{Process, TOO_LONG, full, report};
 use rusqlite::OpenFlags;
-use sqlite_tde::NewProtector;
 use sqlite_tde::provider::Keystore;
+use sqlite_tde::{Change, NewProtector};
 
 const WORK: &str = "SQLITE_TDE_TEST_WORK";
 const ROTATE: &str = "SQLITE_TDE_TEST_ROTATE";
@@ -51,36 +51,39 @@ fn works_at_the_bank() {
     });
 }
 
-/// The task of a process: it rotates so many times, to a new version or another key, with others.
+/// The task of a process: it adds and removes a protector that no other touches, and rotates the one
+/// that all rotate. Whatever one process did, it must find done, however many others write.
 #[test]
 fn rotates() {
     let Ok(task) = std::env::var(ROTATE) else { return };
     let (bank, number) = bank_of(&task);
-    let times = if full() { 60 } else { 15 };
+    let times = if full() { 200 } else { 40 };
     let db = bank.open(OpenFlags::default()).unwrap();
     let keystore = Keystore::at(bank.dir.join("keys"));
-    let mut random = Random::new(number);
     let own = format!("own-{number}");
     keystore.create(&own).unwrap();
     for time in 0..times {
         let what = format!("process {number}, time {time}");
-        let done = match random.below(4) {
-            0 => {
-                keystore.rotate("default").unwrap();
-                sqlite_tde::rotate_protector(&db, "main", None, None)
-            }
-            1 => sqlite_tde::add_protector(&db, "main", NewProtector::new(&own)),
-            2 => {
-                keystore.rotate(&own).unwrap();
-                sqlite_tde::rotate_protector(&db, "main", Some("default"), None)
-            }
-            _ => {
-                sqlite_tde::add_protector(&db, "main", NewProtector::new(&own)).unwrap();
-                sqlite_tde::remove_protector(&db, "main", &own)
-            }
+        let must = |change: sqlite_tde::Result<Change>| {
+            change.unwrap_or_else(|error| panic!("{what}: {error}"))
         };
-        let change = done.unwrap_or_else(|error| panic!("{what}: {error}"));
-        assert!(change.protectors.iter().any(|p| p.name == "default"), "{what}");
+        let has_own = || {
+            let all = sqlite_tde::protectors(&db, "main").unwrap();
+            all.iter().any(|protector| protector.name == own)
+        };
+        must(sqlite_tde::add_protector(&db, "main", NewProtector::new(&own)));
+        assert!(has_own(), "{what}: what was added is gone");
+
+        let newest = keystore.rotate("default").unwrap().versions.len() as u64;
+        must(sqlite_tde::rotate_protector(&db, "main", Some("default"), None));
+        let all = sqlite_tde::protectors(&db, "main").unwrap();
+        let default = all.iter().find(|protector| protector.name == "default").unwrap();
+        let version: u64 = default.key_version.parse().unwrap();
+        assert!(version >= newest, "{what}: version {version}, and {newest} was made before");
+        assert!(has_own(), "{what}: what was added is gone after a rotation");
+
+        must(sqlite_tde::remove_protector(&db, "main", &own));
+        assert!(!has_own(), "{what}: what was removed is back");
     }
     report(&format!("rotated {times}"));
 }
@@ -135,7 +138,7 @@ fn two_who_rotate_at_once_both_get_their_way() {
         let bank = Bank::at(home.path().to_owned(), mode, false);
         bank.create();
         let processes: Vec<Process> =
-            (1..=3).map(|number| start("rotates", ROTATE, &bank, number)).collect();
+            (1..=4).map(|number| start("rotates", ROTATE, &bank, number)).collect();
         for (process, number) in processes.into_iter().zip(1..) {
             process
                 .finish(TOO_LONG)
