@@ -99,7 +99,11 @@ impl Protectors {
         context: &Context,
     ) -> Result<Wrapped> {
         let provider = self.provider_of(record).ok_or_else(|| {
-            Error::NoKey(format!("no key provider called {} is set up", record.provider))
+            Error::NoKey(format!(
+                "no key provider called {0} is set up: say what it is under [providers.{0}] in \
+                 config.toml, or with Options::provider",
+                record.provider
+            ))
         })?;
         let (key_id, file_id, context) = (record.key_id.clone(), context.file_id, context.clone());
         let (dek, started) = (Arc::new(dek.duplicate()), Instant::now());
@@ -289,9 +293,11 @@ pub(crate) fn does_not_come_back(record: &ProtectorRecord) -> Error {
 }
 
 fn not_set_up(record: &ProtectorRecord) -> ProviderError {
+    // Whoever can write the file chose the name: a terminal must not obey it.
+    let name = record.provider.escape_debug();
     ProviderError::NotHere(format!(
-        "the database is protected by provider {}, which is not set up here",
-        record.provider
+        "the database is protected by provider {name}, which is not set up here: say what it is under \
+         [providers.{name}] in config.toml, or with Options::provider"
     ))
 }
 
