@@ -7,6 +7,7 @@ use crate::audit::AuditLog;
 use crate::config::{Config, Policy};
 use crate::error::Result;
 use crate::file::main_db::Wishes;
+use crate::file::tuning::Tuning;
 use crate::key::access::AccessPolicy;
 use crate::key::auditor::AuditPolicy;
 use crate::key::protector::{KEYSTORE, Rotation};
@@ -50,6 +51,7 @@ impl Options {
         protectors.auditor.log = config.open_audit()?;
         self.wishes.suite = config.cipher.unwrap_or(self.wishes.suite);
         self.wishes.plaintext |= config.allow_plaintext;
+        self.wishes.tuning = config.tuning;
         Ok(self)
     }
 
@@ -114,6 +116,13 @@ impl Options {
     /// The cipher suite of new databases.
     pub fn cipher(mut self, cipher: SuiteId) -> Self {
         self.wishes.suite = cipher;
+        self
+    }
+
+    /// Which short cuts files take; all unless said. Where a VFS below cannot bear larger reads and
+    /// writes than SQLite makes, or to compare.
+    pub fn tuning(mut self, tuning: Tuning) -> Self {
+        self.wishes.tuning = tuning;
         self
     }
 

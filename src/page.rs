@@ -146,6 +146,45 @@ impl PageCipher {
             .get_or_insert((version, prefix_of(nonce)), || key.schedule(nonce))
             .open(nonce, &aad, cipher, tag, plain)
     }
+
+    /// Opens `block` as block `number` where it lies: its plaintext, and zeros in place of the
+    /// trailer. After a failure all of it is zeros.
+    pub(crate) fn open_in_place(
+        &mut self,
+        number: u64,
+        block: &mut [u8],
+    ) -> std::result::Result<(), Unauthentic> {
+        let len = block.len().checked_sub(RESERVE).ok_or(Unauthentic)?;
+        let opened = self.open_where_it_lies(number, block, len);
+        match opened {
+            Ok(()) => block[len..].fill(0),
+            Err(_) => block.fill(0),
+        }
+        opened
+    }
+
+    fn open_where_it_lies(
+        &mut self,
+        number: u64,
+        block: &mut [u8],
+        len: usize,
+    ) -> std::result::Result<(), Unauthentic> {
+        let mut trailer = [0; RESERVE];
+        trailer.copy_from_slice(&block[len..]);
+        let (version, rest) = trailer.split_first_chunk().ok_or(Unauthentic)?;
+        let version = KeyVersion::from_be_bytes(*version);
+        let key = self.keys.find(version).ok_or(Unauthentic)?;
+        let (nonce_len, tag_len) = lengths(key.id());
+        let (nonce, rest) = rest.split_at(nonce_len);
+        let (tag, zeros) = rest.split_at(tag_len);
+        if zeros.iter().any(|&byte| byte != 0) {
+            return Err(Unauthentic);
+        }
+        let aad = self.keys.aad(number, block.len(), version);
+        self.opening
+            .get_or_insert((version, prefix_of(nonce)), || key.schedule(nonce))
+            .open_in_place(nonce, &aad, tag, block, len)
+    }
 }
 
 const fn lengths(suite: SuiteId) -> (usize, usize) {
@@ -191,6 +230,9 @@ mod tests {
                 let mut cipher = PageCipher::new(keys(suite, 1, Purpose::Page, 1));
                 cipher.open(7, &block, &mut got).unwrap();
                 assert_eq!(got, plain, "{suite:?} {len}");
+                let mut block = block;
+                cipher.open_in_place(7, &mut block).unwrap();
+                assert_eq!((&block[..len], &block[len..]), (&plain[..], &[0; RESERVE][..]));
             }
         }
     }
@@ -207,9 +249,12 @@ mod tests {
             ];
             for (attack, keys, number) in rows {
                 let mut plain = [0; 976];
+                let again = Arc::clone(&keys);
                 let result = PageCipher::new(keys).open(number, &block, &mut plain);
                 assert_eq!(result, Err(Unauthentic), "{suite:?} {attack}");
                 assert_eq!(plain, [0; 976], "{suite:?} {attack}");
+                let result = PageCipher::new(again).open_in_place(number, &mut block.clone());
+                assert_eq!(result, Err(Unauthentic), "{suite:?} {attack}");
             }
         }
     }
@@ -225,6 +270,12 @@ mod tests {
                 let mut plain = [0; 464];
                 assert_eq!(cipher.open(7, &block, &mut plain), Err(Unauthentic), "{suite:?} {bit}");
                 assert_eq!(plain, [0; 464], "{suite:?} bit {bit}");
+                assert_eq!(
+                    cipher.open_in_place(7, &mut block),
+                    Err(Unauthentic),
+                    "{suite:?} {bit}"
+                );
+                assert_eq!(block, [0; 512], "{suite:?} bit {bit}");
             }
         }
     }

@@ -11,6 +11,7 @@ use super::{
     Audit, BelowMin, Config, FILE_NAME, KEYSTORE, MECHANISMS, Policy, Provider, Source, Token,
 };
 use crate::error::Error;
+use crate::file::tuning::Tuning;
 use crate::key::access::AccessPolicy;
 use crate::key::auditor::AuditPolicy;
 use crate::key::protector::split;
@@ -87,6 +88,7 @@ fn config(mut file: Table<'_>, dir: &Path) -> Result<Config> {
             value.choice(&SuiteId::ALL.map(|suite| (suite.name(), suite)))
         })?,
         allow_plaintext: file.or("allow_plaintext", false, Value::flag)?,
+        tuning: file.or("io", default.tuning, tuning)?,
         providers: file.or("providers", default.providers, |value| providers(value, dir))?,
         access: file.or("access", default.access, access)?,
         rotation: file.or("rotation", default.rotation, rotation)?,
@@ -112,6 +114,17 @@ fn at_home(mut config: Config, dir: &Path) -> Config {
     }
     config.audit.dir.get_or_insert_with(|| dir.join(AUDIT_DIR));
     config
+}
+
+fn tuning(value: Value<'_>) -> Result<Tuning> {
+    let mut table = value.table()?;
+    let default = Tuning::default();
+    let tuning = Tuning {
+        read_ahead: table.or("read_ahead", default.read_ahead, Value::flag)?,
+        gather_writes: table.or("gather_writes", default.gather_writes, Value::flag)?,
+    };
+    table.end()?;
+    Ok(tuning)
 }
 
 fn protector(value: &Value<'_>) -> Result<String> {

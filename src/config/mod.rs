@@ -26,6 +26,7 @@ pub use crate::key::policy::{BelowMin, Policy};
 
 use crate::audit::{AuditLog, AuditOptions};
 use crate::error::{Error, Result};
+use crate::file::tuning::Tuning;
 use crate::key::access::AccessPolicy;
 use crate::key::auditor::AuditPolicy;
 use crate::key::protector::KEYSTORE;
@@ -49,6 +50,8 @@ pub struct Config {
     pub cipher: Option<SuiteId>,
     /// Whether existing unencrypted databases are opened as they are.
     pub allow_plaintext: bool,
+    /// The short cuts that files take.
+    pub tuning: Tuning,
     /// The key providers by name. One called `keystore` takes the place of the embedded one.
     pub providers: BTreeMap<String, Provider>,
     /// How the loss of a key provider, or of its consent, is met.
@@ -158,6 +161,7 @@ impl Default for Config {
             default_protector: None,
             cipher: None,
             allow_plaintext: false,
+            tuning: Tuning::default(),
             providers: BTreeMap::new(),
             access: AccessPolicy::default(),
             rotation: Some(Duration::from_secs(24 * 3600)),
@@ -381,6 +385,7 @@ impl fmt::Debug for Config {
             .field("default_protector", &self.default_protector)
             .field("cipher", &self.cipher)
             .field("allow_plaintext", &self.allow_plaintext)
+            .field("tuning", &self.tuning)
             .field("providers", &self.providers)
             .field("access", &self.access)
             .field("rotation", &self.rotation)

@@ -28,6 +28,7 @@
 use std::os::raw::c_int;
 use std::sync::Arc;
 
+use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
@@ -129,6 +130,8 @@ pub(crate) struct Journal {
     layout: Layout,
     /// Grain of a journal that this handle starts.
     grain: usize,
+    #[expect(dead_code)]
+    tuning: Tuning,
     /// Bytes of this journal known to be ours: written by this handle under the present salt.
     written: u64,
     /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
@@ -148,12 +151,14 @@ impl Journal {
         base: &impl Storage,
         keyring: Option<Arc<Keyring>>,
         grain: usize,
+        tuning: Tuning,
     ) -> Result<Self> {
         let mut journal = Self {
             keyring,
             cipher: None,
             layout: Layout { grain },
             grain,
+            tuning,
             written: 0,
             spoilt: None,
             plain: Vec::new(),
@@ -185,9 +190,12 @@ impl Journal {
         let mut file_id = FileId::default();
         file_id.copy_from_slice(&header[FILE_ID_AT..FILE_ID_AT + ID_LEN]);
         match cached(&file_id) {
-            Some(keyring) => {
-                Ok(Another::Readable(Box::new(Self::open(base, Some(keyring), grain)?)))
-            }
+            Some(keyring) => Ok(Another::Readable(Box::new(Self::open(
+                base,
+                Some(keyring),
+                grain,
+                Tuning::OFF,
+            )?))),
             None => Ok(Another::NoKey),
         }
     }
@@ -445,7 +453,7 @@ mod tests {
     }
 
     fn open_on(base: &Memory, keyring: &Arc<Keyring>, grain: usize) -> Journal {
-        Journal::open(base, Some(Arc::clone(keyring)), grain).unwrap()
+        Journal::open(base, Some(Arc::clone(keyring)), grain, Tuning::default()).unwrap()
     }
 
     proptest! {

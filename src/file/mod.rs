@@ -13,6 +13,7 @@ pub(crate) mod main_db;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod memory;
 pub(crate) mod scratch;
+pub(crate) mod tuning;
 pub(crate) mod wal;
 
 use std::os::raw::c_int;

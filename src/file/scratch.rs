@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
 use crate::key::keyring::scratch_keys;
@@ -14,6 +15,8 @@ use crate::page::{PageCipher, RESERVE};
 const BLOCK: usize = 4096;
 
 pub(crate) struct Scratch {
+    #[expect(dead_code)]
+    tuning: Tuning,
     cipher: PageCipher,
     trailers: Vec<Option<[u8; RESERVE]>>,
     /// Blocks whose last write failed, in plaintext: what is on disk may be neither old nor new, and
@@ -28,8 +31,9 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(tuning: Tuning) -> Result<Self> {
         Ok(Self {
+            tuning,
             cipher: PageCipher::new(scratch_keys()?),
             trailers: Vec::new(),
             unwritten: HashMap::new(),
@@ -193,7 +197,7 @@ mod tests {
     #[test]
     fn a_failed_write_spoils_nothing_around_it() {
         let base = Failing { base: Memory::default(), fail: false.into() };
-        let mut scratch = Scratch::new().unwrap();
+        let mut scratch = Scratch::new(Tuning::default()).unwrap();
         scratch.write(&base, &[1; 3 * BLOCK], 0).unwrap();
         base.fail.set(true);
         assert!(scratch.write(&base, &[2; 1024], 1024).is_err());
@@ -234,7 +238,7 @@ mod tests {
         #[test]
         fn reads_as_a_plain_file_does(steps in proptest::collection::vec(step(), 1..40)) {
             let (base, model) = (Memory::default(), Memory::default());
-            let mut scratch = Scratch::new().unwrap();
+            let mut scratch = Scratch::new(Tuning::default()).unwrap();
             for step in steps {
                 match step {
                     Step::Write(at, len, byte) => {
@@ -262,7 +266,7 @@ mod tests {
     #[test]
     fn the_file_holds_no_plaintext_and_no_change_passes() {
         let base = Memory::default();
-        let mut scratch = Scratch::new().unwrap();
+        let mut scratch = Scratch::new(Tuning::default()).unwrap();
         scratch.write(&base, &[b'M'; 3 * BLOCK], 0).unwrap();
         assert!(!base.0.borrow().windows(8).any(|bytes| bytes == b"MMMMMMMM"));
         base.0.borrow_mut()[BLOCK + 5] ^= 1;

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::file::journal::Journal;
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::memory::Memory;
+use crate::file::tuning::Tuning;
 use crate::file::wal::{Parent, Salts, Wal};
 use crate::key::cipher::Subkey;
 use crate::key::keyring::{Dek, Keyring};
@@ -103,10 +104,10 @@ impl File {
     /// Closes the file and opens it again. After an error it stays closed.
     pub fn reopen(&mut self) {
         self.open = match self.kind {
-            Kind::Wal => Some(Open::Wal(Box::new(Wal::new(keyring(), 1)))),
-            Kind::Journal => {
-                Journal::open(&self.base, keyring(), 1).ok().map(|open| Open::Journal(open.into()))
-            }
+            Kind::Wal => Some(Open::Wal(Box::new(Wal::new(keyring(), 1, Tuning::default())))),
+            Kind::Journal => Journal::open(&self.base, keyring(), 1, Tuning::default())
+                .ok()
+                .map(|open| Open::Journal(open.into())),
             Kind::Database => {
                 let mut wishes = Wishes::default();
                 wishes.protectors.add("clear", Arc::new(Clear));

@@ -55,6 +55,14 @@ impl Cipher {
         self.with(|cipher| cipher.open(number, block, plain).is_ok())
     }
 
+    /// As [`PageCipher::open_in_place`]: whether `block` is authentic.
+    ///
+    /// # Errors
+    /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
+    pub(crate) fn open_in_place(&self, number: u64, block: &mut [u8]) -> Result<bool> {
+        self.with(|cipher| cipher.open_in_place(number, block).is_ok())
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut PageCipher) -> T) -> Result<T> {
         let mut slot = lock(&self.slot);
         let cipher = match &mut *slot {

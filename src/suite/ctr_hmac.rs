@@ -110,6 +110,26 @@ impl Suite for Key {
         }
         self.apply(nonce, cipher, plain)
     }
+
+    fn open_in_place(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        tag: &[u8],
+        block: &mut [u8],
+        len: usize,
+    ) -> Result<(), Unauthentic> {
+        let cipher = block.get_mut(..len).ok_or(Unauthentic)?;
+        if !bool::from(self.tag(nonce, aad, cipher)[..].ct_eq(tag)) {
+            return Err(Unauthentic);
+        }
+        let nonce = nonce.try_into().map_err(|_| Unauthentic)?;
+        without_trace(|| {
+            let core = ctr::CtrCore::inner_iv_init(self.aes.clone(), nonce);
+            let mut keystream = Ctr128BE::<Aes256>::from_core(core);
+            keystream.try_apply_keystream(cipher).map_err(|_| Unauthentic)
+        })
+    }
 }
 
 #[cfg(test)]

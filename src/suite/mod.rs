@@ -102,6 +102,17 @@ pub(crate) trait Suite {
         tag: &[u8],
         plain: &mut [u8],
     ) -> Result<(), Unauthentic>;
+
+    /// As [`Suite::open`], where the ciphertext lies: the first `len` bytes of `block`, which goes on
+    /// for at least as long as a tag. After a failure those `len` bytes are ciphertext or zeros.
+    fn open_in_place(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        tag: &[u8],
+        block: &mut [u8],
+        len: usize,
+    ) -> Result<(), Unauthentic>;
 }
 
 /// A subkey made ready for its suite. Read-only, so that connections share it.
@@ -174,6 +185,21 @@ impl Suite for Schedule {
         match self {
             Self::Gcm(schedule) => Suite::open(schedule, nonce, aad, cipher, tag, plain),
             Self::CtrHmac(key) => key.open(nonce, aad, cipher, tag, plain),
+        }
+    }
+
+    #[inline]
+    fn open_in_place(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        tag: &[u8],
+        block: &mut [u8],
+        len: usize,
+    ) -> Result<(), Unauthentic> {
+        match self {
+            Self::Gcm(schedule) => schedule.open_in_place(nonce, aad, tag, block, len),
+            Self::CtrHmac(key) => key.open_in_place(nonce, aad, tag, block, len),
         }
     }
 }

@@ -71,12 +71,12 @@ impl Content {
     ) -> Result<Self> {
         match (kind, parent) {
             (FileKind::MainDb, _) => Ok(Self::Db(Box::new(MainDb::open(base, wishes)?))),
-            (FileKind::Scratch, _) => Ok(Self::Scratch(Box::new(Scratch::new()?))),
-            (FileKind::MainJournal, Some(db)) if !db.is_plain() => {
-                Ok(Self::Journal(Box::new(Journal::open(base, db.keyring(), base.grain())?)))
-            }
+            (FileKind::Scratch, _) => Ok(Self::Scratch(Box::new(Scratch::new(wishes.tuning)?))),
+            (FileKind::MainJournal, Some(db)) if !db.is_plain() => Ok(Self::Journal(Box::new(
+                Journal::open(base, db.keyring(), base.grain(), db.tuning())?,
+            ))),
             (FileKind::Wal, Some(db)) if !db.is_plain() => {
-                let wal = Wal::new(db.keyring(), base.grain());
+                let wal = Wal::new(db.keyring(), base.grain(), db.tuning());
                 if wal.is_foreign(base)? {
                     api::log(
                         ffi::SQLITE_WARNING,

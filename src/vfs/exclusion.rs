@@ -26,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::file::Filled;
 use crate::file::journal::Journal;
 use crate::file::main_db::MainDb;
+use crate::file::tuning::Tuning;
 
 /// SQLite's lock of checkpoints in the wal-index.
 const CHECKPOINT: c_int = 1;
@@ -184,7 +185,7 @@ impl OpenFile {
         unsafe {
             self.place.with_journal(|base| {
                 let mut first = [0];
-                let mut journal = Journal::open(base, db.keyring(), base.grain())?;
+                let mut journal = Journal::open(base, db.keyring(), base.grain(), Tuning::OFF)?;
                 let filled = journal.read(base, &mut first, 0)?;
                 Ok(filled == Filled::Full && first != [0])
             })

@@ -36,13 +36,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError, RwLock, RwLockReadGuard};
 
 use libsqlite3_sys as ffi;
 
 use crate::error::{Error, Result, set_last, set_log};
 use crate::file::FileKind;
 use crate::file::main_db::Wishes;
+use crate::file::tuning::switch;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
 use content::Content;
@@ -230,7 +231,11 @@ unsafe fn open_inside(
     let kind = FileKind::from_flags(flags, !name.is_null());
     // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
     let wishes = || unsafe { wishes_for(vfs, name) };
-    let wishes = if kind == FileKind::MainDb { wishes()? } else { Wishes::default() };
+    let wishes = match kind {
+        FileKind::MainDb => wishes()?,
+        // SAFETY: SQLite passes the VFS that was registered.
+        _ => Wishes { tuning: unsafe { registered_wishes(vfs) }.tuning, ..Wishes::default() },
+    };
     let parent_file = if matches!(kind, FileKind::MainJournal | FileKind::Wal) {
         // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
         unsafe { names::database_of(name) }
@@ -301,11 +306,16 @@ unsafe fn say_read_only(out_flags: *mut c_int) {
     }
 }
 
+/// What the registration of `vfs`, one of ours, says.
+unsafe fn registered_wishes<'a>(vfs: *mut ffi::sqlite3_vfs) -> RwLockReadGuard<'a, Wishes> {
+    // SAFETY: SQLite passes the VFS that was registered; its state is never freed.
+    state(unsafe { &*vfs }).wishes.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What this file's URI asks for, over what the registration says.
 unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<Wishes> {
     // SAFETY: SQLite passes the VFS that was registered.
-    let vfs = state(unsafe { &*vfs });
-    let mut wishes = vfs.wishes.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut wishes = unsafe { registered_wishes(vfs) }.clone();
     // SAFETY: `name` is NUL-terminated.
     let path = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
     wishes.protectors.auditor.path = Some(Arc::from(Path::new(&path)));
@@ -323,6 +333,15 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
         Some("refuse") => wishes.plaintext = false,
         Some(other) => {
             return Err(Error::Usage(format!("tde_plaintext={other}: expected allow or refuse")));
+        }
+    }
+    let tuning = &mut wishes.tuning;
+    for (key, setting) in [
+        (c"tde_read_ahead", &mut tuning.read_ahead),
+        (c"tde_gather_writes", &mut tuning.gather_writes),
+    ] {
+        if let Some(value) = parameter(key) {
+            *setting = switch(&key.to_string_lossy(), &value)?;
         }
     }
     Ok(wishes)

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use self::layout::{is_lock_page, logical_size, physical_size};
 pub(crate) use self::pages::LeastPages;
 use self::pages::{Found, Pages, SQLITE_MAGIC, check_page_1, first_page_size};
+use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
@@ -42,6 +43,7 @@ pub(crate) struct Wishes {
     pub(crate) protector: Option<String>,
     pub(crate) suite: SuiteId,
     pub(crate) plaintext: bool,
+    pub(crate) tuning: Tuning,
 }
 
 /// One open handle of a main database file.
@@ -142,6 +144,11 @@ impl MainDb {
             State::Encrypted(pages) => pages.blank,
             State::Plain => false,
         }
+    }
+
+    /// The short cuts that this file takes, and its journal and log with it.
+    pub(crate) fn tuning(&self) -> Tuning {
+        self.wishes.tuning
     }
 
     pub(crate) fn is_plain(&self) -> bool {

@@ -110,21 +110,18 @@ impl Pages {
 
     /// Reads and opens page `page` into `plain`, whose reserve bytes become zeros.
     pub(super) fn load_into(
-        &mut self,
+        &self,
         base: &impl Storage,
         page: u64,
         plain: &mut [u8],
     ) -> Result<Found> {
         let at = physical((page - 1) * self.page_size as u64);
-        let (body, reserve) = plain.split_at_mut(self.page_size - RESERVE);
-        reserve.fill(0);
-        let whole = base.read(&mut self.sealed, at)?;
-        if !whole && base.size()? <= at {
-            body.fill(0);
-            return Ok(Found::Missing);
+        let whole = base.read(plain, at)?;
+        if whole && self.cipher.open_in_place(page, plain)? {
+            return Ok(Found::Good);
         }
-        let opened = whole && self.cipher.open(page, &self.sealed, body)?;
-        Ok(if opened { Found::Good } else { Found::Bad })
+        plain.fill(0);
+        Ok(if !whole && base.size()? <= at { Found::Missing } else { Found::Bad })
     }
 
     /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn first

@@ -38,6 +38,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
+use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
@@ -102,6 +103,8 @@ pub(crate) struct Wal {
     cipher: Option<Cipher>,
     /// Grain of a log that this handle starts.
     grain: usize,
+    #[expect(dead_code)]
+    tuning: Tuning,
     layout: Option<Layout>,
     /// Record 0 authenticates, and with it the layout.
     authentic: bool,
@@ -128,11 +131,12 @@ pub(crate) struct Wal {
 impl Wal {
     /// The log of the database that `keyring` opens, on storage of which a torn write spoils `grain`
     /// bytes. Without a keyring there is no database yet, and no log.
-    pub(crate) fn new(keyring: Option<Arc<Keyring>>, grain: usize) -> Self {
+    pub(crate) fn new(keyring: Option<Arc<Keyring>>, grain: usize, tuning: Tuning) -> Self {
         Self {
             cipher: keyring.as_ref().map(|keyring| keyring.cipher(Subkey::Wal)),
             keyring,
             grain,
+            tuning,
             layout: None,
             authentic: false,
             salts: Salts::default(),

@@ -72,7 +72,7 @@ fn read(
 
 fn two_frames(grain: usize) -> (Memory, Arc<Keyring>, Wal) {
     let (base, keyring) = (Memory::default(), keyring());
-    let mut wal = Wal::new(Some(Arc::clone(&keyring)), grain);
+    let mut wal = Wal::new(Some(Arc::clone(&keyring)), grain, Tuning::default());
     wal.write(&base, &Db::default(), &wal_header(5), 0).unwrap();
     write_frame(&mut wal, &base, &Db::default(), 1, &frame(3, 0, 5, 0xaa));
     write_frame(&mut wal, &base, &Db::default(), 2, &frame(4, 9, 5, 0xbb));
@@ -83,7 +83,7 @@ fn two_frames(grain: usize) -> (Memory, Arc<Keyring>, Wal) {
 fn another_handle_reads_what_was_written() {
     for grain in [1, 512, 4096] {
         let (base, keyring, _) = two_frames(grain);
-        let (mut other, mut db) = (Wal::new(Some(keyring), 1), Db::default());
+        let (mut other, mut db) = (Wal::new(Some(keyring), 1, Tuning::default()), Db::default());
         let size = at(3);
         assert_eq!(other.size(&base, &db).unwrap(), size, "grain {grain}");
         let (filled, header) = read(&mut other, &base, &mut db, 0, WAL_HEADER);
@@ -116,7 +116,8 @@ fn a_changed_layout_is_the_end_of_the_log_and_takes_no_frame() {
         let what = format!("{what} {value}");
         let (base, keyring, mut wal) = two_frames(1);
         base.write(&value.to_be_bytes(), at_byte as u64).unwrap();
-        let (mut other, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 1), Db::default());
+        let (mut other, mut db) =
+            (Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default()), Db::default());
         let (filled, header) = read(&mut other, &base, &mut db, 0, WAL_HEADER);
         assert!(filled.is_ok() && header == [0; WAL_HEADER], "{what}: {filled:?}");
         let refused = other.write(&base, &db, &frame(5, 9, 5, 0xcc), at(3));
@@ -129,7 +130,7 @@ fn a_changed_layout_is_the_end_of_the_log_and_takes_no_frame() {
         assert_eq!((filled.unwrap(), got), (Filled::Full, frame(3, 0, 5, 0xaa)), "{what}");
         other.write(&base, &db, &wal_header(6), 0).unwrap();
         write_frame(&mut other, &base, &db, 1, &frame(8, 9, 6, 0xdd));
-        let mut third = Wal::new(Some(keyring), 1);
+        let mut third = Wal::new(Some(keyring), 1, Tuning::default());
         let (filled, got) = read(&mut third, &base, &mut db, at(1), FRAME);
         assert_eq!((filled.unwrap(), got), (Filled::Full, frame(8, 9, 6, 0xdd)), "{what}");
     }
@@ -147,7 +148,7 @@ fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
             let size = wal.size(&base, &db).unwrap();
             assert_eq!(size, at(3), "grain {grain}, cut at {cut}");
             wal.write(&base, &db, &third[cut..], at(3) + cut as u64).unwrap();
-            let mut other = Wal::new(Some(keyring), 1);
+            let mut other = Wal::new(Some(keyring), 1, Tuning::default());
             let (filled, got) = read(&mut other, &base, &mut db, at(3), FRAME);
             assert_eq!((filled.unwrap(), got), (Filled::Full, third), "cut at {cut}");
         }
@@ -167,16 +168,16 @@ fn pages_and_headers_are_rewritten_in_place() {
     assert_eq!((filled.unwrap(), &got), (Filled::Full, &want));
     want[16..24].fill(0x11);
     wal.write(&base, &db, &want[..24], at(1)).unwrap();
-    let mut other = Wal::new(Some(Arc::clone(&keyring)), 1);
+    let mut other = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
     let (filled, got) = read(&mut other, &base, &mut db, at(1), FRAME);
     assert_eq!((filled.unwrap(), &got), (Filled::Full, &want), "at once, no sync needed");
 
     // Without a read before it, a header waits for what follows: nothing that is written is lost.
-    let mut other = Wal::new(Some(Arc::clone(&keyring)), 1);
+    let mut other = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
     want[16..24].fill(0x22);
     other.write(&base, &db, &want[..24], at(1)).unwrap();
     other.before_sync(&base).unwrap();
-    let mut third = Wal::new(Some(keyring), 1);
+    let mut third = Wal::new(Some(keyring), 1, Tuning::default());
     let (filled, got) = read(&mut third, &base, &mut db, at(1), FRAME);
     assert_eq!((filled.unwrap(), &got), (Filled::Full, &want));
 }
@@ -235,7 +236,7 @@ impl Storage for Stingy<'_> {
 #[test]
 fn a_short_read_of_a_long_file_is_an_error() {
     let (base, keyring, mut wal) = two_frames(1);
-    let mut other = Wal::new(Some(keyring), 1);
+    let mut other = Wal::new(Some(keyring), 1, Tuning::default());
     for wal in [&mut wal, &mut other] {
         for (from, len) in [(0, WAL_HEADER), (at(1), FRAME), (at(2), FRAME), (at(1) + 24, PAGE)] {
             let result = wal.read(&Stingy(&base), &Db::default(), &mut vec![0; len], from);
@@ -272,7 +273,8 @@ fn what_does_not_authenticate_is_the_end_of_the_log_or_an_error() {
         change(&mut bytes);
         let base = Memory::default();
         base.0.replace(bytes);
-        let (mut wal, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 1), Db::default());
+        let (mut wal, mut db) =
+            (Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default()), Db::default());
         let (filled, got) = read(&mut wal, &base, &mut db, at(2), FRAME);
         assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0; FRAME]), "{attack}");
         for (from, len) in [(24, PAGE), (16, 8)] {
@@ -305,7 +307,7 @@ fn an_authentic_record_of_another_time_is_not_a_page() {
     ] {
         let base = Memory::default();
         base.0.replace(bytes.clone());
-        let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1);
+        let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
         let mut db = Db { locks: 1, salts, pages: vec![page] };
         let (filled, got) = read(&mut wal, &base, &mut db, at(1) + 24, PAGE);
         assert_eq!(filled.is_ok(), good, "{attack}: {filled:?}");
@@ -317,7 +319,7 @@ fn an_authentic_record_of_another_time_is_not_a_page() {
 #[test]
 fn a_handle_follows_a_new_layout() {
     let (base, keyring, mut first) = two_frames(1);
-    let mut second = Wal::new(Some(Arc::clone(&keyring)), 4096);
+    let mut second = Wal::new(Some(Arc::clone(&keyring)), 4096, Tuning::default());
     assert_eq!(second.size(&base, &Db::default()).unwrap(), at(3));
     second.truncate(&base, 0).unwrap();
     second.write(&base, &Db::default(), &wal_header(6), 0).unwrap();
@@ -337,17 +339,17 @@ fn a_handle_follows_a_new_layout() {
 fn a_log_of_a_retired_key_is_read_and_goes_on_under_the_current_one() {
     let (old, new) = keyring_and_next();
     let (base, mut db) = (Memory::default(), Db::default());
-    let mut wal = Wal::new(Some(Arc::clone(&old)), 1);
+    let mut wal = Wal::new(Some(Arc::clone(&old)), 1, Tuning::default());
     wal.write(&base, &db, &wal_header(5), 0).unwrap();
     write_frame(&mut wal, &base, &db, 1, &frame(3, 9, 5, 0xaa));
-    let mut wal = Wal::new(Some(Arc::clone(&new)), 1);
+    let mut wal = Wal::new(Some(Arc::clone(&new)), 1, Tuning::default());
     write_frame(&mut wal, &base, &db, 2, &frame(4, 9, 5, 0xbb));
-    let mut wal = Wal::new(Some(new), 1);
+    let mut wal = Wal::new(Some(new), 1, Tuning::default());
     for (number, bytes) in [(1, frame(3, 9, 5, 0xaa)), (2, frame(4, 9, 5, 0xbb))] {
         let (filled, got) = read(&mut wal, &base, &mut db, at(number), FRAME);
         assert_eq!((filled.unwrap(), got), (Filled::Full, bytes), "frame {number}");
     }
-    let mut wal = Wal::new(Some(old), 1);
+    let mut wal = Wal::new(Some(old), 1, Tuning::default());
     let (filled, got) = read(&mut wal, &base, &mut db, at(2), FRAME);
     assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0; FRAME]), "of a key it does not have");
 }
@@ -355,7 +357,7 @@ fn a_log_of_a_retired_key_is_read_and_goes_on_under_the_current_one() {
 #[test]
 fn a_log_of_another_database_counts_as_empty() {
     let (base, ..) = two_frames(1);
-    let (mut wal, mut db) = (Wal::new(Some(keyring()), 1), Db::default());
+    let (mut wal, mut db) = (Wal::new(Some(keyring()), 1, Tuning::default()), Db::default());
     assert!(wal.is_foreign(&base).unwrap());
     assert_eq!(wal.size(&base, &db).unwrap(), 0);
     let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
@@ -415,7 +417,7 @@ fn a_header_that_is_none_is_refused_or_ignored() {
         let (base, keyring, _) = two_frames(1);
         let good = base.0.borrow()[at];
         base.0.borrow_mut()[at] = good ^ (value | 1);
-        let (mut wal, mut db) = (Wal::new(Some(keyring), 1), Db::default());
+        let (mut wal, mut db) = (Wal::new(Some(keyring), 1, Tuning::default()), Db::default());
         let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
         assert!(filled.is_ok(), "byte {at}");
         assert_eq!(got, vec![0; WAL_HEADER], "byte {at}");
@@ -428,8 +430,12 @@ fn a_header_that_is_none_is_refused_or_ignored() {
         assert!(wal.write(&base, &db, &header, 0).is_err(), "page size {page_size}");
     }
     assert!(wal.write(&base, &db, &[1; 8], 8).is_err(), "part of a WAL header");
-    assert!(Wal::new(None, 1).write(&base, &db, &wal_header(6), 0).is_err());
-    assert!(Wal::new(Some(keyring), 1).write(&Memory::default(), &db, &[1; 24], 32).is_err());
+    assert!(Wal::new(None, 1, Tuning::default()).write(&base, &db, &wal_header(6), 0).is_err());
+    assert!(
+        Wal::new(Some(keyring), 1, Tuning::default())
+            .write(&Memory::default(), &db, &[1; 24], 32)
+            .is_err()
+    );
 }
 
 proptest! {
@@ -441,7 +447,7 @@ proptest! {
         grain in prop_oneof![Just(1_usize), Just(512), Just(4096)],
     ) {
         let (base, model, keyring) = (Memory::default(), Memory::default(), keyring());
-        let mut wal = Wal::new(Some(Arc::clone(&keyring)), grain);
+        let mut wal = Wal::new(Some(Arc::clone(&keyring)), grain, Tuning::default());
         let mut db = Db::default();
         wal.write(&base, &db, &wal_header(5), 0).unwrap();
         model.write(&wal_header(5), 0).unwrap();
@@ -473,7 +479,7 @@ proptest! {
             }
         }
         wal.before_sync(&base).unwrap();
-        let mut other = Wal::new(Some(keyring), 1);
+        let mut other = Wal::new(Some(keyring), 1, Tuning::default());
         for wal in [&mut wal, &mut other] {
             prop_assert_eq!(wal.size(&base, &db).unwrap(), model.size().unwrap());
             for number in 1..=frames {
@@ -495,7 +501,8 @@ fn no_byte_before_the_first_frame_can_be_changed() {
         let base = Memory::default();
         base.0.replace(good.clone());
         base.0.borrow_mut()[at] ^= 4;
-        let (mut wal, mut db) = (Wal::new(Some(Arc::clone(&keyring)), 1), Db::default());
+        let (mut wal, mut db) =
+            (Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default()), Db::default());
         let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
         assert!(filled.is_ok() && got == vec![0; WAL_HEADER], "byte {at}");
     }
