@@ -47,6 +47,11 @@ pub(crate) trait Storage {
     fn truncate(&self, size: u64) -> Result<()>;
     /// The file's size in bytes.
     fn size(&self) -> Result<u64>;
+    /// Whether reads come from a mapping of the file into memory, so that reading in larger pieces
+    /// saves nothing.
+    fn is_mapped(&self) -> bool {
+        false
+    }
     /// Returns when what was written survives power loss.
     fn sync(&self) -> Result<()>;
 }

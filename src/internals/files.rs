@@ -144,7 +144,7 @@ impl File {
         match self.open.as_mut()? {
             Open::Wal(wal) => wal.write(&self.base, &self.index, bytes, at),
             Open::Journal(journal) => journal.write(&self.base, bytes, at),
-            Open::Database(db) => db.write(&self.base, bytes, at, &mut || Ok(0)),
+            Open::Database(db) => db.write(&self.base, bytes, at, false, &mut || Ok(0)),
         }
         .ok()
     }

@@ -9,7 +9,11 @@ use crate::error::{Error, Result};
 use crate::file::Storage;
 
 /// An open file of the base VFS. Made only by [`BaseFile::new`], closed by [`BaseFile::close`].
-pub(crate) struct BaseFile(*mut ffi::sqlite3_file);
+pub(crate) struct BaseFile {
+    file: *mut ffi::sqlite3_file,
+    /// The base was asked to map the file into memory.
+    mapped: bool,
+}
 
 /// Bytes of a region of the wal-index, as SQLite maps it.
 pub(super) const WAL_INDEX_REGION: c_int = 32768;
@@ -86,18 +90,40 @@ impl BaseFile {
     /// # Safety
     /// `file` was opened by the base VFS and stays open until [`BaseFile::close`].
     pub(super) unsafe fn new(file: *mut ffi::sqlite3_file) -> Self {
-        Self(file)
+        Self { file, mapped: false }
     }
 
     pub(super) fn raw(&self) -> *mut ffi::sqlite3_file {
-        self.0
+        self.file
+    }
+
+    /// Notes the size that `SQLITE_FCNTL_MMAP_SIZE` sets; a negative one sets none.
+    pub(super) fn set_mapping(&mut self, size: i64) {
+        if size >= 0 {
+            self.mapped = size > 0 && self.version() >= 3;
+        }
+    }
+
+    /// Copies from the mapping; `false` where that does not reach. What lies in it others can change at
+    /// any moment, so it is copied before it is verified.
+    fn read_mapped(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        let mut page = std::ptr::null_mut();
+        done(call!(self, xFetch, at as i64, buf.len() as c_int, &mut page))?;
+        if page.is_null() {
+            return Ok(false);
+        }
+        // SAFETY: "xFetch returns a pointer to iAmt bytes", which stay until xUnfetch; they are copied as
+        // memory that another process may write to, of which no reference is made.
+        unsafe { std::ptr::copy_nonoverlapping(page.cast::<u8>(), buf.as_mut_ptr(), buf.len()) };
+        done(call!(self, xUnfetch, at as i64, page))?;
+        Ok(true)
     }
 
     pub(super) fn shm_barrier(&self) {
         // SAFETY: the file is open, so its methods are set and live as long as it does.
         unsafe {
-            if let Some(barrier) = (*(*self.0).pMethods).xShmBarrier {
-                barrier(self.0);
+            if let Some(barrier) = (*(*self.file).pMethods).xShmBarrier {
+                barrier(self.file);
             }
         }
     }
@@ -109,7 +135,7 @@ impl BaseFile {
     /// The version of the methods that this file has, hence that ours may claim.
     pub(super) fn version(&self) -> c_int {
         // SAFETY: the file is open, so its methods are set.
-        unsafe { (*(*self.0).pMethods).iVersion }
+        unsafe { (*(*self.file).pMethods).iVersion }
     }
 
     pub(super) fn sync_with(&self, flags: c_int) -> c_int {
@@ -178,6 +204,9 @@ fn done(code: c_int) -> Result<()> {
 
 impl Storage for BaseFile {
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        if self.mapped && self.read_mapped(buf, at)? {
+            return Ok(true);
+        }
         match call!(self, xRead, buf.as_mut_ptr().cast(), buf.len() as c_int, at as i64) {
             ffi::SQLITE_OK => Ok(true),
             ffi::SQLITE_IOERR_SHORT_READ => Ok(false),
@@ -191,6 +220,10 @@ impl Storage for BaseFile {
 
     fn truncate(&self, size: u64) -> Result<()> {
         done(call!(self, xTruncate, size as i64))
+    }
+
+    fn is_mapped(&self) -> bool {
+        self.mapped
     }
 
     fn size(&self) -> Result<u64> {

@@ -222,6 +222,11 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
                 }
             }
             ffi::SQLITE_FCNTL_PDB => open.connection = arg.cast(),
+            ffi::SQLITE_FCNTL_SYNC => open.flush()?,
+            ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
+            ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
+            // SAFETY: it is 8 bytes in and out, and negative where nothing is to be set.
+            ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.set_mapping(*arg.cast::<i64>()),
             // Growing the file ahead of its pages would leave pages that nobody sealed.
             ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
                 if !open.passes_through() =>
@@ -349,15 +354,10 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
     })
 }
 
+/// Without a page it tells that the file may have changed, so that the mapping is made anew.
 unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe {
-        let open = opened(file);
-        if open.passes_through() {
-            return Ok(call!(open.base, xUnfetch, at, page));
-        }
-        Ok(ffi::SQLITE_OK)
-    })
+    guard(|| unsafe { Ok(call!(opened(file).base, xUnfetch, at, page)) })
 }
 
 fn length(len: c_int) -> Result<usize> {

@@ -101,6 +101,8 @@ pub(super) struct OpenFile {
     parent: *mut ffi::sqlite3_file,
     /// The open log of a database file; null where there is none.
     pub(super) log: *mut ffi::sqlite3_file,
+    /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
+    checkpoint_end: Option<u32>,
 }
 
 impl OpenFile {
@@ -122,6 +124,7 @@ impl OpenFile {
             shm: Shm::default(),
             parent,
             log: std::ptr::null_mut(),
+            checkpoint_end: None,
         }
     }
 
@@ -220,7 +223,10 @@ impl OpenFile {
 
     pub(super) fn size(&mut self) -> Result<u64> {
         match &mut self.content {
-            Content::Db(db) => db.size(&self.base),
+            Content::Db(db) => {
+                db.flush(&self.base)?;
+                db.size(&self.base)
+            }
             Content::Journal(journal) => journal.size(&self.base),
             Content::Wal(wal) => wal.size(&self.base, parent_of(self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
@@ -287,6 +293,9 @@ impl OpenFile {
     }
 
     pub(super) fn unlock(&mut self, level: c_int) -> c_int {
+        if level < ffi::SQLITE_LOCK_RESERVED {
+            self.end_writing();
+        }
         let code = self.base.unlock(level);
         // Also after an error: a lock that may be gone must not be counted on.
         self.lock = level;
@@ -347,13 +356,66 @@ impl OpenFile {
         db.check_size(&self.base, &mut || least_pages(self.log))
     }
 
+    /// A transaction that wrote is over. SQLite has asked for what waited to be written before it
+    /// committed (`SQLITE_FCNTL_SYNC`); if it is still there, that failed, and the journal tells whoever
+    /// comes next what to put back.
+    fn end_writing(&mut self) {
+        if let Content::Db(db) = &mut self.content {
+            if let Err(error) = db.flush(&self.base) {
+                api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
+            }
+            db.drop_outgoing();
+        }
+    }
+
+    /// SQLite asks for what was written to be with the operating system, in each transaction that wrote
+    /// to the database file and before it commits, whatever `synchronous` says.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        match &mut self.content {
+            Content::Db(db) => db.flush(&self.base),
+            _ => Ok(()),
+        }
+    }
+
+    /// A checkpoint begins.
+    pub(super) fn checkpoint_starts(&mut self) {
+        self.checkpoint_end = self.shm.checkpoint_end();
+    }
+
+    /// A checkpoint has written what it will write, or was given up. In the first case nothing waits;
+    /// in the second the log has it all.
+    pub(super) fn checkpoint_ends(&mut self) {
+        self.checkpoint_end = None;
+        self.end_writing();
+    }
+
+    /// Whether the page at `at` may wait to be written together with those that follow it. It may where
+    /// a later call is certain to come that can report an error before anybody counts on the page.
+    ///
+    /// | what writes | that call | told by |
+    /// |---|---|---|
+    /// | a transaction with a rollback journal | `SQLITE_FCNTL_SYNC`, before it commits | its lock |
+    /// | a checkpoint, in the order of pages | the write of its last page | [`Shm::checkpoint_end`] |
+    fn may_wait(&self, at: u64, len: usize) -> bool {
+        let Content::Db(db) = &self.content else { return false };
+        if !db.tuning().gather_writes {
+            return false;
+        }
+        if self.log.is_null() {
+            return self.lock == ffi::SQLITE_LOCK_EXCLUSIVE;
+        }
+        let page = at / len.max(1) as u64 + 1;
+        self.checkpoint_end.is_some_and(|last| page < u64::from(last))
+    }
+
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
         // Without a wal-index in shared memory, nothing else tells when a recovery is over.
         if !self.log.is_null() && self.shm.pages().is_none() {
             self.seal_holes()?;
         }
+        let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.write(&self.base, bytes, at, &mut || least_pages(self.log))
+        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(self.log))
     }
 
     fn truncate_pages(&mut self, size: u64) -> Result<()> {

@@ -8,7 +8,7 @@
 //! The base VFS owns the memory, and every process that has the database open writes to it.
 
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::base::WAL_INDEX_REGION;
 use crate::file::wal::Salts;
@@ -26,6 +26,11 @@ const INIT_WORD: usize = 3;
 const FRAMES_WORD: usize = 4;
 const PAGES_WORD: usize = 5;
 const SALT_WORD: usize = 8;
+const HEADER_LEN_WORDS: usize = 12;
+/// Of the checkpoint info: frames that are in the database file, and those that the last checkpoint
+/// set out to bring there.
+const BACKFILL_WORD: usize = 24;
+const ATTEMPTED_WORD: usize = 32;
 
 /// The regions that SQLite mapped through one database file.
 #[derive(Default)]
@@ -79,6 +84,24 @@ impl Shm {
     /// Pages of the database after the last commit in the log; 0 where it has none.
     pub(super) fn pages(&self) -> Option<u32> {
         self.word(0, PAGES_WORD)
+    }
+
+    /// The last page that the checkpoint which just began will write, where it takes the whole log.
+    /// `None` where it does not, or a commit got in between, or no wal-index is in shared memory.
+    ///
+    /// SQLite writes, in the order of pages, each page of the frames that are not in the database
+    /// yet, except those beyond the end of the database (`walCheckpoint`).
+    pub(super) fn checkpoint_end(&self) -> Option<u32> {
+        let [frames, pages] = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, word));
+        // A writer changes the second copy of the header before the first.
+        fence(Ordering::Acquire);
+        let again = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, HEADER_LEN_WORDS + word));
+        let (frames, pages) = (frames?, pages?);
+        if again != [Some(frames), Some(pages)] || self.word(0, ATTEMPTED_WORD)? != frames {
+            return None;
+        }
+        let first = self.word(0, BACKFILL_WORD)?.checked_add(1)?;
+        (first..=frames).filter_map(|frame| self.page_of(frame)).filter(|page| *page <= pages).max()
     }
 
     /// The page whose content `frame`, from 1, holds.

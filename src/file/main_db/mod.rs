@@ -17,8 +17,10 @@
 //! 5. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
 //!    a rollback needs it to end.
 
+mod ahead;
 mod keys;
 mod layout;
+mod outgoing;
 mod pages;
 
 use std::collections::BTreeSet;
@@ -63,6 +65,9 @@ pub(crate) struct MainDb {
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
 }
+
+/// Where and how SQLite looks whether its cache still holds: at the change counter and what follows.
+const CHANGE_COUNTER: (u64, usize) = (24, 16);
 
 enum State {
     /// Nothing was written to the file; keys are made when a write transaction begins.
@@ -190,6 +195,24 @@ impl MainDb {
     /// A lock was taken or given back: others may have changed the file's size in between.
     pub(crate) fn lock_changed(&mut self) {
         self.known_size = None;
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.ahead.clear();
+        }
+    }
+
+    /// Writes what waits to be written with what follows it. After an error it goes on waiting.
+    pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
+        match &mut self.state {
+            State::Encrypted(pages) => pages.outgoing.flush(base),
+            State::Empty(_) | State::Plain => Ok(()),
+        }
+    }
+
+    /// Forgets what waits: it must not be written any more, or need not be.
+    pub(crate) fn drop_outgoing(&mut self) {
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.outgoing.clear();
+        }
     }
 
     /// A log was recovered: seals the holes that an interrupted checkpoint left where the file grew.
@@ -225,6 +248,7 @@ impl MainDb {
     /// Before a sync. At the end of a playback it seals the free pages that are bad: the transaction
     /// may have written to one, and SQLite does not restore what has no content.
     pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
+        self.flush(base)?;
         let over = self.rolling_back && self.restored;
         if let (true, State::Encrypted(pages)) = (over, &mut self.state) {
             pages.seal_free(base)?;
@@ -257,7 +281,13 @@ impl MainDb {
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
         match &mut self.state {
-            State::Encrypted(pages) => pages.read(base, buf, at),
+            State::Encrypted(pages) => {
+                if (at, buf.len()) == CHANGE_COUNTER {
+                    // Without locks it is all that tells where a read transaction begins.
+                    pages.ahead.clear();
+                }
+                pages.read(base, buf, at, self.wishes.tuning.read_ahead && !base.is_mapped())
+            }
             State::Empty(_) => {
                 buf.fill(0);
                 Ok(Filled::Short)
@@ -271,6 +301,7 @@ impl MainDb {
         base: &impl Storage,
         bytes: &[u8],
         at: u64,
+        may_wait: bool,
         least: LeastPages<'_>,
     ) -> Result<()> {
         if let State::Empty(prepared) = &mut self.state {
@@ -294,9 +325,15 @@ impl MainDb {
             State::Encrypted(pages) => {
                 let size = match self.known_size {
                     Some(size) => size,
-                    None => logical_size(base.size()?),
+                    None => {
+                        pages.outgoing.flush(base)?;
+                        logical_size(base.size()?)
+                    }
                 };
                 self.known_size = None;
+                if at > size || self.rolling_back {
+                    pages.outgoing.flush(base)?;
+                }
                 if size == 0 {
                     pages.take_page_size(base, bytes, at)?;
                 }
@@ -304,12 +341,16 @@ impl MainDb {
                 self.restored = true;
                 if self.rolling_back && at + bytes.len() as u64 > size {
                     pages.regrow(base, bytes, at)?;
-                } else if at <= size {
-                    pages.store(base, bytes, at)?;
                 } else {
-                    pages.check_size(base, least)?;
-                    pages.fill(base, size, at)?;
-                    pages.store(base, bytes, at)?;
+                    if at > size {
+                        pages.check_size(base, least)?;
+                        pages.fill(base, size, at)?;
+                    }
+                    let stored = pages.store(base, bytes, at, may_wait);
+                    if stored.is_err() && !may_wait {
+                        pages.outgoing.clear();
+                    }
+                    stored?;
                 }
                 pages.blank = false;
                 self.known_size = Some(size.max(at + bytes.len() as u64));
@@ -328,6 +369,8 @@ impl MainDb {
         self.known_size = None;
         match &mut self.state {
             State::Encrypted(pages) => {
+                pages.outgoing.flush(base)?;
+                pages.ahead.clear();
                 pages.blank = size == 0;
                 let had = logical_size(base.size()?);
                 if had < size {

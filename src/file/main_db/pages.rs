@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::super::{Filled, Storage};
+use super::ahead::Ahead;
 use super::keys;
 use super::layout::{is_lock_page, logical_size, physical, physical_size};
+use super::outgoing::Outgoing;
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::envelope::{COPY_LEN, Envelope, Unverified};
@@ -40,7 +42,8 @@ pub(super) struct Pages {
     pub(super) through: String,
     pub(super) cipher: Cipher,
     pub(super) page_size: usize,
-    sealed: Vec<u8>,
+    pub(super) outgoing: Outgoing,
+    pub(super) ahead: Ahead,
     plain: Vec<u8>,
     /// No page was written when last seen: the first transaction was rolled back.
     pub(super) blank: bool,
@@ -62,13 +65,20 @@ impl Pages {
             envelope,
             through,
             page_size,
-            sealed: vec![0; page_size],
+            outgoing: Outgoing::default(),
+            ahead: Ahead::default(),
             plain: vec![0; page_size],
             blank: false,
         }
     }
 
-    pub(super) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+    pub(super) fn read(
+        &mut self,
+        base: &impl Storage,
+        buf: &mut [u8],
+        at: u64,
+        read_ahead: bool,
+    ) -> Result<Filled> {
         let mut done = 0;
         while done < buf.len() {
             let place = at + done as u64;
@@ -76,7 +86,9 @@ impl Pages {
             let within = (place % self.page_size as u64) as usize;
             let len = (self.page_size - within).min(buf.len() - done);
             let part = &mut buf[done..done + len];
-            let found = if len == self.page_size {
+            let found = if read_ahead && within == 0 && self.load_ahead(base, page, part)? {
+                Found::Good
+            } else if len == self.page_size {
                 self.load_into(base, page, part)?
             } else {
                 let found = self.load(base, page)?;
@@ -100,6 +112,23 @@ impl Pages {
         Ok(Filled::Full)
     }
 
+    /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read ahead or
+    /// can be now.
+    fn load_ahead(&mut self, base: &impl Storage, page: u64, part: &mut [u8]) -> Result<bool> {
+        let usable = self.page_size - RESERVE;
+        if part.len() < usable || !self.outgoing.is_empty() {
+            return Ok(false);
+        }
+        let Some(sealed) = self.ahead.page(base, page, self.page_size) else { return Ok(false) };
+        let (body, reserve) = part.split_at_mut(usable);
+        let opened = self.cipher.open(page, sealed, body)?;
+        reserve.fill(0);
+        if !opened {
+            self.ahead.clear();
+        }
+        Ok(opened)
+    }
+
     /// Reads page `page` into `self.plain`.
     pub(super) fn load(&mut self, base: &impl Storage, page: u64) -> Result<Found> {
         let mut plain = std::mem::take(&mut self.plain);
@@ -110,12 +139,15 @@ impl Pages {
 
     /// Reads and opens page `page` into `plain`, whose reserve bytes become zeros.
     pub(super) fn load_into(
-        &self,
+        &mut self,
         base: &impl Storage,
         page: u64,
         plain: &mut [u8],
     ) -> Result<Found> {
         let at = physical((page - 1) * self.page_size as u64);
+        if self.outgoing.covers(at, self.page_size) {
+            self.outgoing.flush(base)?;
+        }
         let whole = base.read(plain, at)?;
         if whole && self.cipher.open_in_place(page, plain)? {
             return Ok(Found::Good);
@@ -203,7 +235,7 @@ impl Pages {
         if bytes.iter().all(|&byte| byte == 0) {
             base.truncate(physical_size(at + bytes.len() as u64))
         } else {
-            self.store(base, bytes, at)
+            self.store(base, bytes, at, false)
         }
     }
 
@@ -220,7 +252,7 @@ impl Pages {
     fn store_zeros(&mut self, base: &impl Storage, at: u64) -> Result<()> {
         self.plain.fill(0);
         let zeros = std::mem::take(&mut self.plain);
-        let stored = self.store(base, &zeros, at);
+        let stored = self.store(base, &zeros, at, false);
         self.plain = zeros;
         stored
     }
@@ -267,10 +299,24 @@ impl Pages {
         counts.then(|| at(COUNT_AT))
     }
 
-    pub(super) fn store(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+    /// Seals `bytes` as the page at `at` and writes it, with what waits before it. Where it `may_wait`
+    /// itself, that is when what follows does not fit to it.
+    pub(super) fn store(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        may_wait: bool,
+    ) -> Result<()> {
+        self.ahead.clear();
         let page = at / self.page_size as u64 + 1;
-        self.cipher.seal(page, &bytes[..self.page_size - RESERVE], &mut self.sealed)?;
-        base.write(&self.sealed, physical(at))
+        let room = self.outgoing.room(base, physical(at), self.page_size)?;
+        let sealed = self.cipher.seal(page, &bytes[..self.page_size - RESERVE], room);
+        if sealed.is_err() {
+            self.outgoing.take_back(self.page_size);
+        }
+        sealed?;
+        if may_wait { Ok(()) } else { self.outgoing.flush(base) }
     }
 
     /// Whether page 1, which is in `plain`, says that the database is in WAL mode.

@@ -58,7 +58,7 @@ fn page_1(page_size: usize, reserve: u8) -> Vec<u8> {
 
 /// As without a log.
 fn write(db: &mut MainDb, base: &Memory, bytes: &[u8], at: u64) -> Result<()> {
-    db.write(base, bytes, at, &mut || Ok(0))
+    db.write(base, bytes, at, false, &mut || Ok(0))
 }
 
 fn created(page_size: usize) -> (Memory, MainDb) {
@@ -353,7 +353,7 @@ fn a_file_shorter_than_its_log_allows_is_refused() {
     for (least, good) in [(8, true), (9, false), (10, false)] {
         let mut least = || Ok(least);
         assert_eq!(db.check_size(&base, &mut least).is_ok(), good);
-        let written = db.write(&base, &[1; 1024], 11 * 1024, &mut least);
+        let written = db.write(&base, &[1; 1024], 11 * 1024, false, &mut least);
         assert_eq!(written.is_ok(), good, "{written:?}");
         let cut = db.truncate(&base, 14 * 1024, &mut least);
         assert_eq!(cut.is_ok(), good, "{cut:?}");
