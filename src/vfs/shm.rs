@@ -158,4 +158,37 @@ mod tests {
         shm.unmapped();
         assert_eq!(shm.page_of(1), None);
     }
+
+    /// What the wal-index says, and the last page of the checkpoint that begins.
+    #[test]
+    fn the_end_of_a_checkpoint_is_told_where_it_is_certain() {
+        // Frames 1 to 5 hold these pages; two frames are in the database already.
+        let pages = [3, 90, 7, 2, 8];
+        type Change = fn(&mut Vec<u32>);
+        let rows: [(&str, Change, Option<u32>); 7] = [
+            ("the whole log", |_| (), Some(8)),
+            ("page 8 is beyond the end", |words| [5, 17].map(|at| words[at] = 7).fill(()), Some(7)),
+            ("not all of it", |words| words[ATTEMPTED_WORD] = 4, None),
+            ("a commit has begun", |words| words[HEADER_LEN_WORDS + FRAMES_WORD] = 6, None),
+            ("a commit came between", |words| [4, 16].map(|at| words[at] = 6).fill(()), None),
+            ("another size is on its way", |words| words[HEADER_LEN_WORDS + PAGES_WORD] = 7, None),
+            ("nothing is left", |words| words[BACKFILL_WORD] = 5, None),
+        ];
+        for (what, change, expected) in rows {
+            let mut memory = vec![0_u32; REGION as usize / 4];
+            for header in [0, HEADER_LEN_WORDS] {
+                memory[header + FRAMES_WORD] = 5;
+                memory[header + PAGES_WORD] = 20;
+            }
+            memory[BACKFILL_WORD] = 2;
+            memory[ATTEMPTED_WORD] = 5;
+            memory[HEADER_WORDS as usize..][..5].copy_from_slice(&pages);
+            change(&mut memory);
+            let mut shm = Shm::default();
+            assert_eq!(shm.checkpoint_end(), None);
+            // SAFETY: `memory` outlives `shm`.
+            unsafe { shm.mapped(0, REGION, memory.as_mut_ptr().cast()) };
+            assert_eq!(shm.checkpoint_end(), expected, "{what}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! What the bytes of a main database mean, on storage in memory.
 
+mod waiting;
+
 use super::layout::*;
 use super::pages::*;
 use super::*;

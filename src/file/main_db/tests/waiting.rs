@@ -1,0 +1,278 @@
+//! Pages that wait to be written with their neighbours, and pages that are read ahead.
+
+use std::cell::Cell;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PAGE: usize = 1024;
+
+/// Fails the call that `left` counts down to, and where `for_good` all after it.
+#[derive(Default)]
+struct Failing {
+    base: Memory,
+    left: Cell<u32>,
+    for_good: bool,
+    writes: Cell<u32>,
+    reads: Cell<u32>,
+}
+
+impl Failing {
+    fn call<T>(&self, work: impl FnOnce(&Memory) -> Result<T>) -> Result<T> {
+        match self.left.get() {
+            0 => work(&self.base),
+            1 => {
+                self.left.set(u32::from(self.for_good));
+                Err(Error::Base(10))
+            }
+            left => {
+                self.left.set(left - 1);
+                work(&self.base)
+            }
+        }
+    }
+}
+
+impl Storage for Failing {
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        self.reads.set(self.reads.get() + 1);
+        self.call(|base| base.read(buf, at))
+    }
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.writes.set(self.writes.get() + 1);
+        // A write that fails may have done half.
+        self.call(|base| base.write(bytes, at)).inspect_err(|_| {
+            let _ = self.base.write(&bytes[..bytes.len() / 2], at);
+        })
+    }
+    fn truncate(&self, size: u64) -> Result<()> {
+        self.call(|base| base.truncate(size))
+    }
+    fn size(&self) -> Result<u64> {
+        self.call(Storage::size)
+    }
+    fn sync(&self) -> Result<()> {
+        self.call(Storage::sync)
+    }
+}
+
+fn page(number: u64, fill: u8) -> Vec<u8> {
+    if number == 1 {
+        return page_1(PAGE, 48);
+    }
+    let mut page = vec![fill; PAGE];
+    page[PAGE - RESERVE..].fill(0);
+    page
+}
+
+fn put(db: &mut MainDb, base: &Failing, number: u64, fill: u8, may_wait: bool) -> Result<()> {
+    let at = (number - 1) * PAGE as u64;
+    db.write(base, &page(number, fill), at, may_wait, &mut || Ok(0))
+}
+
+fn get(db: &mut MainDb, base: &Failing, number: u64) -> Result<Vec<u8>> {
+    let mut got = vec![1; PAGE];
+    db.read(base, &mut got, (number - 1) * PAGE as u64).map(|_| got)
+}
+
+/// A database of `pages` pages, each full of its number.
+fn database(pages: u64) -> (Failing, MainDb) {
+    let base = Failing::default();
+    let mut db = MainDb::open(&base, wishes()).unwrap();
+    (1..=pages).for_each(|number| put(&mut db, &base, number, number as u8, false).unwrap());
+    (base, db)
+}
+
+#[test]
+fn neighbours_are_written_at_once() {
+    let (base, mut db) = database(1);
+    base.writes.set(0);
+    for number in 2..=300 {
+        put(&mut db, &base, number, number as u8, true).unwrap();
+    }
+    db.flush(&base).unwrap();
+    assert_eq!(base.writes.get(), 299_u32.div_ceil(64), "64 KiB at a time");
+    // What follows does not fit: 7, then 9, then 8, and 9 again.
+    base.writes.set(0);
+    for number in [7, 9, 8, 9] {
+        put(&mut db, &base, number, 5, true).unwrap();
+    }
+    db.flush(&base).unwrap();
+    assert_eq!(base.writes.get(), 3);
+}
+
+#[test]
+fn reads_in_sequence_are_few_and_right() {
+    for (read_ahead, most) in [(true, 12), (false, 300)] {
+        let (base, db) = database(300);
+        drop(db);
+        let mut wishes = wishes();
+        wishes.tuning.read_ahead = read_ahead;
+        let mut db = MainDb::open(&base, wishes).unwrap();
+        base.reads.set(0);
+        for number in 1..=300 {
+            assert_eq!(get(&mut db, &base, number).unwrap(), page(number, number as u8));
+        }
+        assert!(base.reads.get() <= most, "{} reads, read ahead {read_ahead}", base.reads.get());
+    }
+}
+
+/// What somebody else wrote is seen after each event that may let it happen.
+#[test]
+fn a_new_transaction_reads_anew() {
+    type Event = fn(&mut MainDb, &Failing);
+    let events: [(&str, Event); 4] = [
+        ("a lock", |db, _| db.lock_changed()),
+        ("a look at the change counter", |db, base| {
+            db.read(base, &mut [0; 16], 24).unwrap();
+        }),
+        ("a write", |db, base| put(db, base, 2, 2, false).unwrap()),
+        ("a change of size", |db, base| db.truncate(base, 40 * 1024, &mut || Ok(0)).unwrap()),
+    ];
+    for (what, event) in events {
+        let (base, mut db) = database(40);
+        let mut other = MainDb::open(&base, wishes()).unwrap();
+        for number in 1..=20 {
+            get(&mut db, &base, number).unwrap();
+        }
+        put(&mut other, &base, 21, 99, false).unwrap();
+        event(&mut db, &base);
+        assert_eq!(get(&mut db, &base, 21).unwrap(), page(21, 99), "after {what}");
+    }
+}
+
+/// A page that was torn while it was read ahead is read again; one that is bad stays bad.
+#[test]
+fn a_bad_page_in_the_window_is_read_again() {
+    for mended in [true, false] {
+        let (base, mut db) = database(40);
+        let place = physical(21 * PAGE as u64) as usize + 5;
+        base.base.0.borrow_mut()[place] ^= 1;
+        for number in 1..=20 {
+            get(&mut db, &base, number).unwrap();
+        }
+        if mended {
+            base.base.0.borrow_mut()[place] ^= 1;
+        }
+        get(&mut db, &base, 21).unwrap();
+        match get(&mut db, &base, 22) {
+            Ok(got) => assert!(mended && got == page(22, 22)),
+            Err(error) => {
+                assert!(!mended && matches!(error, Error::PageAuthentication { page: 22 }));
+            }
+        }
+    }
+}
+
+/// Each call of the base fails, once or for good: what SQLite was told was written is written, or the
+/// error is said before the transaction is over.
+#[test]
+fn an_error_is_told_before_anybody_counts_on_the_page() {
+    for for_good in [false, true] {
+        for call in 1..40 {
+            let (mut base, mut db) = database(30);
+            base.for_good = for_good;
+            base.left.set(call);
+            let order: Vec<u64> = (2..=9).chain([20, 22, 21, 4]).chain(10..=33).collect();
+            let mut told = false;
+            let mut wrote = std::collections::BTreeMap::new();
+            for &number in &order {
+                match put(&mut db, &base, number, 200, true) {
+                    Ok(()) => {
+                        wrote.insert(number, 200);
+                    }
+                    Err(_) => told = true,
+                }
+                // SQLite reads while it writes: what it gets is what it wrote, or an error.
+                if let Ok(got) = get(&mut db, &base, 4) {
+                    let fill = wrote.get(&4).copied().unwrap_or(4);
+                    assert_eq!(got, page(4, fill), "call {call}");
+                }
+            }
+            told |= db.flush(&base).is_err();
+            base.left.set(0);
+            if !told {
+                let mut db = MainDb::open(&base, wishes()).unwrap();
+                for (&number, &fill) in &wrote {
+                    assert_eq!(get(&mut db, &base, number).unwrap(), page(number, fill), "{call}");
+                }
+            } else {
+                // It goes on waiting, and is written once the disk works again.
+                db.flush(&base).unwrap();
+                for &number in wrote.keys() {
+                    assert_eq!(get(&mut db, &base, number).unwrap(), page(number, 200), "{call}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_dropped_is_not_written() {
+    let (base, mut db) = database(10);
+    (3..6).for_each(|number| put(&mut db, &base, number, 99, true).unwrap());
+    db.drop_outgoing();
+    db.flush(&base).unwrap();
+    (3..6).for_each(|number| {
+        assert_eq!(get(&mut db, &base, number).unwrap(), page(number, number as u8));
+    });
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write(u64, u8, bool),
+    Read(u64, u64),
+    Flush,
+    Lock,
+    Truncate(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1..60_u64, any::<u8>(), any::<bool>()).prop_map(|(n, f, w)| Step::Write(n, f, w)),
+        3 => (1..60_u64, 1..20_u64).prop_map(|(n, count)| Step::Read(n, count)),
+        1 => Just(Step::Flush),
+        1 => Just(Step::Lock),
+        1 => (1..60_u64).prop_map(Step::Truncate),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 300 }))]
+    #[test]
+    fn reads_as_the_pages_that_were_written(steps in proptest::collection::vec(step(), 1..60)) {
+        let (base, mut db) = database(1);
+        let mut model = vec![page(1, 0)];
+        for step in steps {
+            match step {
+                Step::Write(number, fill, may_wait) => {
+                    let run = if may_wait { 1 + u64::from(fill % 8) } else { 1 };
+                    for number in number..number + run {
+                        put(&mut db, &base, number, fill, may_wait).unwrap();
+                        while model.len() < number as usize {
+                            model.push(vec![0; PAGE]);
+                        }
+                        model[number as usize - 1] = page(number, fill);
+                    }
+                }
+                Step::Read(from, count) => for number in from..from + count {
+                    let want = model.get(number as usize - 1).cloned();
+                    let got = get(&mut db, &base, number).unwrap();
+                    prop_assert_eq!(got, want.unwrap_or_else(|| vec![0; PAGE]));
+                },
+                Step::Flush => db.flush(&base).unwrap(),
+                Step::Lock => db.lock_changed(),
+                Step::Truncate(pages) => {
+                    db.truncate(&base, pages * PAGE as u64, &mut || Ok(0)).unwrap();
+                    model.resize(pages as usize, vec![0; PAGE]);
+                }
+            }
+        }
+        db.flush(&base).unwrap();
+        let mut db = MainDb::open(&base, wishes()).unwrap();
+        for (page, number) in model.iter().zip(1..) {
+            prop_assert_eq!(&get(&mut db, &base, number).unwrap(), page);
+        }
+    }
+}
