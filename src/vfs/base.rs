@@ -33,6 +33,10 @@ impl Place {
         Self { vfs, name }
     }
 
+    pub(super) fn name(&self) -> *const c_char {
+        self.name
+    }
+
     /// Runs `work` on the journal of this database, which is opened for reading; `false` where there
     /// is none.
     ///

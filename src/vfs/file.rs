@@ -101,11 +101,15 @@ type File = *mut ffi::sqlite3_file;
 
 unsafe extern "C" fn close(file: File) -> c_int {
     guard(|| {
-        names::forget(file);
-        // SAFETY: xClose is the last call on `file`; `install` made the box.
+        // SAFETY: xClose is the last call on `file`; `install` made the box. A database was remembered
+        // under its name when it was opened.
         let open = unsafe {
             (*file).pMethods = ptr::null();
-            Box::from_raw((*file.cast::<TdeFile>()).open)
+            let open = Box::from_raw((*file.cast::<TdeFile>()).open);
+            if open.is_database() {
+                names::forget(file, open.place.name());
+            }
+            open
         };
         open.closing();
         Ok(open.base.close())

@@ -56,12 +56,19 @@ pub(super) unsafe fn remember(file: *mut ffi::sqlite3_file, name: *const c_char)
     open().entry(path).or_default().push(named);
 }
 
-/// Forgets `file`, which is about to be closed.
-pub(super) fn forget(file: *mut ffi::sqlite3_file) {
-    open().retain(|_, files| {
-        files.retain(|named| named.file != file.addr());
-        !files.is_empty()
-    });
+/// Forgets the database file `file`, opened as `name`, which is about to be closed.
+///
+/// # Safety
+/// As for [`remember`].
+pub(super) unsafe fn forget(file: *mut ffi::sqlite3_file, name: *const c_char) {
+    // SAFETY: as above.
+    let path = unsafe { CStr::from_ptr(name) }.to_bytes();
+    let mut open = open();
+    let Some(files) = open.get_mut(path) else { return };
+    files.retain(|named| named.file != file.addr());
+    if files.is_empty() {
+        open.remove(path);
+    }
 }
 
 /// The name that the database file `file` was opened with; null where it is none.

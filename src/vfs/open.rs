@@ -454,6 +454,10 @@ impl OpenFile {
         if self.passes_through() { base } else { base & !NOT_OURS }
     }
 
+    pub(super) fn is_database(&self) -> bool {
+        matches!(self.content, Content::Db(_))
+    }
+
     /// Whether the bytes in the file are those that SQLite sees.
     pub(super) fn passes_through(&self) -> bool {
         match &self.content {
