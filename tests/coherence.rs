@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use process::{Process, Random, TOO_LONG, full, report};
 use rusqlite::{Connection, ErrorCode};
+use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{OpenOptions, Options};
 
 const TASK: &str = "SQLITE_TDE_TEST_COHERENCE";
 /// A row fills a page, so that a scan reads pages in their order.
@@ -29,7 +29,7 @@ const MODES: [&str; 3] = ["WAL", "DELETE", "PERSIST"];
 
 fn connect(dir: &Path) -> Connection {
     let keystore = Keystore::at(dir.join("keys"));
-    sqlite_tde::register(Options::new().name("coherent").keystore(keystore)).unwrap();
+    sqlite_tde::register(common::options("coherent").keystore(keystore)).unwrap();
     let db = sqlite_tde::open_with(dir.join("d"), &OpenOptions::new().vfs("coherent")).unwrap();
     db.busy_timeout(TOO_LONG).unwrap();
     db.execute_batch("PRAGMA cache_size=10; PRAGMA synchronous=OFF").unwrap();

@@ -16,7 +16,7 @@ use process::{Process, Random, TOO_LONG, full, report};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{Cipher, OpenOptions, Options};
+use sqlite_tde::{Cipher, OpenOptions};
 
 const TASK: &str = "SQLITE_TDE_TEST_KILLED";
 const MODES: &[&str] = &["DELETE", "TRUNCATE", "PERSIST", "WAL"];
@@ -77,7 +77,7 @@ impl Site {
     fn new(dir: &Path, plain: bool) -> Self {
         if !plain {
             let keystore = Keystore::at(dir.join("keys"));
-            sqlite_tde::register(Options::new().name("killed").keystore(keystore)).unwrap();
+            sqlite_tde::register(common::options("killed").keystore(keystore)).unwrap();
         }
         Self { dir: dir.to_owned(), plain }
     }

@@ -11,16 +11,15 @@ use std::process::Command;
 use common::{Home, one, rows};
 use rusqlite::Connection;
 use rusqlite::types::Value;
+use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{OpenOptions, Options};
 use vfs::{Kind, Method, TestVfs};
 
 const TASK: &str = "SQLITE_TDE_TEST_DIES_IN";
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
 
 fn connect(dir: &Path, mode: &str) -> Connection {
-    sqlite_tde::register(Options::new().name("r").keystore(Keystore::at(dir.join("keys"))))
-        .unwrap();
+    sqlite_tde::register(common::options("r").keystore(Keystore::at(dir.join("keys")))).unwrap();
     let options = OpenOptions::new().vfs("r");
     let db = sqlite_tde::open_with(dir.join(format!("{mode}.db")), &options).unwrap();
     db.execute_batch(&format!(

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{OpenOptions, Options};
 
 use crate::process::Random;
 
@@ -69,7 +69,7 @@ impl Bank {
         let bank = Self { dir, mode, plain };
         if !plain {
             let keystore = Keystore::at(bank.dir.join("keys"));
-            sqlite_tde::register(Options::new().name(bank.vfs()).keystore(keystore)).unwrap();
+            sqlite_tde::register(crate::common::options(&bank.vfs()).keystore(keystore)).unwrap();
         }
         bank
     }

@@ -7,7 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{OpenOptions, Options};
+use sqlite_tde::{OpenOptions, Options, Tuning};
+
+/// A registration under `name`. `SQLITE_TDE_SHORTCUTS=off` makes a test do without the short cuts to the
+/// disk.
+pub fn options(name: &str) -> Options {
+    let off = std::env::var_os("SQLITE_TDE_SHORTCUTS").is_some_and(|value| value == "off");
+    Options::new().name(name).tuning(if off { Tuning::OFF } else { Tuning::default() })
+}
 
 /// A directory with a keystore, and a VFS registered for it alone.
 pub struct Home {
@@ -25,7 +32,7 @@ impl Home {
         let dir = tempfile::tempdir().unwrap();
         let vfs = format!("tde-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let keystore = Keystore::at(dir.path().join("keys"));
-        sqlite_tde::register(change(Options::new().name(&vfs).keystore(keystore))).unwrap();
+        sqlite_tde::register(change(options(&vfs).keystore(keystore))).unwrap();
         Self { dir, vfs }
     }
 

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{OpenOptions, Options};
 
 use super::power::{Disk, Entry, Files, Image, Lie, PowerVfs};
 use super::workloads::{By, Mode, Workload};
@@ -72,8 +72,7 @@ impl<'a> Subject<'a> {
     fn insert(&self, files: Files, lie: Option<Lie>) {
         self.vfs.insert(Disk::new(files, lie));
         if self.encrypted {
-            let options = Options::new()
-                .name(&self.tde)
+            let options = crate::common::options(&self.tde)
                 .base(self.vfs.name)
                 // Nothing is there: a database that asks for it would fail.
                 .keystore(Keystore::at("/nowhere/sqlite-tde"))
