@@ -7,18 +7,21 @@ mod common;
 #[path = "common/vfs.rs"]
 mod vfs;
 
+use std::collections::BTreeSet;
+use std::os::raw::c_int;
 use std::path::Path;
 use std::time::Instant;
 
 use common::Home;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use vfs::{Kind, TestVfs, kind_of_file};
+use vfs::{Kind, Method, TestVfs, kind_of_file};
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 /// Where the workload itself is about logs.
 const LOG: [&str; 1] = ["WAL"];
-const POINTS: usize = 16;
+const POINTS: usize = 12;
+const WRITES: usize = 6;
 
 /// Tables `t` and, with a counter that each transaction moves on, `n`.
 const TABLES: &str = "
@@ -297,6 +300,24 @@ fn is_io(error: &rusqlite::Error, kind: Kind) -> bool {
     }
 }
 
+/// Some calls of all, and of the writes to each kind of file; others in each mode.
+fn sample(calls: &[(Method, c_int)], mode: usize) -> BTreeSet<usize> {
+    let all: Vec<usize> = (0..calls.len()).collect();
+    let writes = ["database", "journal", "log"].map(|kind| {
+        let wanted = |at: &usize| {
+            let (method, flags) = calls[*at];
+            method == Method::Write && kind_of_file(flags) == kind
+        };
+        all.iter().copied().filter(wanted).collect::<Vec<_>>()
+    });
+    let mut points = BTreeSet::new();
+    for (from, most) in std::iter::once((&all, POINTS)).chain(writes.iter().zip([WRITES; 3])) {
+        let stride = from.len().div_ceil(most).max(1);
+        points.extend(from.iter().skip(mode * stride / 4).step_by(stride));
+    }
+    points
+}
+
 fn survives(workload: &Workload, modes: &[&str], plain: bool) {
     let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
     let started = Instant::now();
@@ -335,9 +356,8 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
         assert!(run.steps(&db, || ()).1.is_none());
         drop(db);
         let calls = vfs.calls();
-        let stride = if full { 1 } else { calls.len().div_ceil(POINTS).max(1) };
-
-        for at in (index * stride / modes.len()..calls.len()).step_by(stride) {
+        let points_here = if full { (0..calls.len()).collect() } else { sample(&calls, index) };
+        for at in points_here {
             for &kind in calls[at].0.kinds() {
                 // SQLite alone takes what is missing for zeros.
                 if plain && kind == Kind::ShortRead {
