@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlite_tde::config::{Audit, BelowMin, Config, Policy, Provider, Source, duration, home};
 use sqlite_tde::provider::{Context, Cost};
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{AuditPolicy, Cipher, Error};
+use sqlite_tde::{AuditPolicy, Cipher, Error, Tuning};
 use zeroize::Zeroizing;
 
 /// A directory with `text` as its configuration.
@@ -75,6 +75,8 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
         "expected \"aes-256-gcm\" or \"aes-256-ctr-hmac-sha256\"",
     ),
     ("# yes\nallow_plaintext = \"yes\"", 2, "allow_plaintext", "expected true or false"),
+    ("[io]\nread_ahead = 64", 2, "io.read_ahead", "expected true or false"),
+    ("[io]\ngather = true", 2, "io.gather", "there is no such field here"),
     // Providers.
     ("providers = []", 1, "providers", "expected a table"),
     ("[providers]\nhsm = \"hunter2\"", 2, "providers.hsm", "expected a table"),
@@ -309,6 +311,7 @@ fn without_a_file_the_defaults_hold() {
         (&config.default_protector, config.cipher, config.allow_plaintext),
         (&None, None, false)
     );
+    assert_eq!(config.tuning, Tuning { read_ahead: true, gather_writes: true });
     assert_eq!(config.rotation, duration("24h"));
     assert_eq!(
         (config.access.revalidate, config.access.grace),
@@ -348,6 +351,9 @@ fn every_field_is_taken_over() {
         unwrap = ["ops-unwrap"]
         newest = ["ops-newest"]
         time_out = "3s"
+        [io]
+        read_ahead = false
+        gather_writes = false
         [access]
         revalidate = "never"
         grace = "0s"
@@ -373,6 +379,7 @@ fn every_field_is_taken_over() {
     let here = |name: &str| dir.path().join(name);
     assert_eq!(config.default_protector.as_deref(), Some("ops:nightly"));
     assert_eq!((config.cipher, config.allow_plaintext), (Some(Cipher::Aes256CtrHmacSha256), true));
+    assert_eq!(config.tuning, Tuning::OFF);
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     for (name, provider) in [
         (

@@ -350,7 +350,7 @@ fn files_and_parameters_that_cannot_be() {
         bytes[8192 + at] = value;
         bytes
     };
-    let rows: [(&str, Vec<u8>, OpenOptions, (Class, i32)); 6] = [
+    let rows: [(&str, Vec<u8>, OpenOptions, (Class, i32)); 8] = [
         (
             "plaintext",
             plain_bytes,
@@ -388,6 +388,18 @@ fn files_and_parameters_that_cannot_be() {
             "unknown answer",
             bytes.clone(),
             home.options().parameter("tde_plaintext", "perhaps"),
+            (|error| matches!(error, Error::Usage(_)), extended(CANTOPEN, 6)),
+        ),
+        (
+            "neither on nor off",
+            bytes.clone(),
+            home.options().parameter("tde_read_ahead", "64"),
+            (|error| matches!(error, Error::Usage(_)), extended(CANTOPEN, 6)),
+        ),
+        (
+            "the same of the other switch",
+            bytes.clone(),
+            home.options().parameter("tde_gather_writes", ""),
             (|error| matches!(error, Error::Usage(_)), extended(CANTOPEN, 6)),
         ),
     ];
