@@ -152,7 +152,7 @@ impl File {
     /// Sets the size.
     pub fn truncate(&mut self, size: u64) -> Option<()> {
         match self.open.as_mut()? {
-            Open::Wal(wal) => wal.truncate(&self.base, size),
+            Open::Wal(wal) => wal.truncate(&self.base, &self.index, size),
             Open::Journal(journal) => journal.truncate(&self.base, size),
             Open::Database(db) => db.truncate(&self.base, size, &mut || Ok(0)),
         }
@@ -173,7 +173,7 @@ impl File {
     pub fn survey(&mut self) {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {
-                let _ = wal.before_sync(&self.base);
+                let _ = wal.before_sync(&self.base, &self.index);
                 let _ = wal.least_pages(&self.base);
                 let _ = wal.is_foreign(&self.base);
                 let _ = wal.frames(&self.base, u32::MAX);

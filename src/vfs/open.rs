@@ -204,7 +204,7 @@ impl OpenFile {
                 rollback_ends(self.parent);
                 journal.truncate(&self.base, size)?;
             }
-            Content::Wal(wal) => wal.truncate(&self.base, size)?,
+            Content::Wal(wal) => wal.truncate(&self.base, parent_of(self.parent)?, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
             Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.truncate(size)?,
@@ -215,7 +215,7 @@ impl OpenFile {
     pub(super) fn sync(&mut self, flags: c_int) -> Result<c_int> {
         match &mut self.content {
             Content::Db(db) => db.before_sync(&self.base)?,
-            Content::Wal(wal) => wal.before_sync(&self.base)?,
+            Content::Wal(wal) => wal.before_sync(&self.base, parent_of(self.parent)?)?,
             _ => {}
         }
         Ok(self.base.sync_with(flags))

@@ -93,7 +93,7 @@ impl Layout {
         u32::try_from(frames / self.frame() as u64).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn decode(header: &[u8; HEADER_LEN], file_id: &FileId) -> Option<Self> {
+    pub(super) fn decode(header: &[u8], file_id: &FileId) -> Option<Self> {
         let number = |at: usize| -> Option<u32> {
             Some(u32::from_be_bytes(*header.get(at..)?.first_chunk()?))
         };

@@ -1,0 +1,211 @@
+//! Reading ahead: where reads follow each other, the next ones come in one call.
+//!
+//! A window holds a part of the file as it was on disk when it was read. Its owner says how long
+//! that may be trusted, with [`Ahead::forget`] and [`Ahead::clear`], and authenticates what it takes
+//! from it. Each window of a run takes twice as many pieces as the one before, so that reads here and
+//! there cost what they did.
+
+use std::ops::Range;
+
+use super::Storage;
+
+/// Bytes of the largest window.
+const LIMIT: usize = 65536;
+
+/// A part of a file that was read before it was asked for. It allocates when it is first filled.
+#[derive(Default)]
+pub(crate) struct Ahead {
+    bytes: Vec<u8>,
+    /// Where in the file `bytes` begins.
+    start: u64,
+    /// The part of the file that can be had from `bytes`.
+    valid: Range<u64>,
+    /// Where the next read lies if it goes on with a run.
+    next: Option<u64>,
+    /// Pieces of the last window of the run.
+    pieces: usize,
+}
+
+impl Ahead {
+    /// The `len` bytes at `at`, from a window, which is filled where a run of reads goes on, one each
+    /// `stride` bytes. `None` where they are to be read by themselves: outside of runs, and where the
+    /// window could not be read. What lies past the end of the file are zeros.
+    pub(crate) fn read(
+        &mut self,
+        base: &impl Storage,
+        at: u64,
+        len: usize,
+        stride: usize,
+    ) -> Option<&[u8]> {
+        let goes_on = self.next == Some(at);
+        self.next = Some(at + stride as u64);
+        if !self.holds(at, len) {
+            let most = (LIMIT / stride).max(1);
+            self.pieces = if goes_on { (2 * self.pieces.max(1)).min(most) } else { 1 };
+            if self.pieces == 1 {
+                return None;
+            }
+            self.fill(base, at, (self.pieces - 1) * stride + len);
+        }
+        let from = (at - self.start) as usize;
+        self.holds(at, len).then(|| &self.bytes[from..from + len])
+    }
+
+    fn holds(&self, at: u64, len: usize) -> bool {
+        self.valid.start <= at && at + len as u64 <= self.valid.end
+    }
+
+    /// Nobody asked for all of it, so nobody is told of an error: the bytes that somebody wants are
+    /// read again by themselves.
+    fn fill(&mut self, base: &impl Storage, at: u64, len: usize) {
+        self.clear_window();
+        if self.bytes.len() < len {
+            self.bytes.resize(len, 0);
+        }
+        if base.read(&mut self.bytes[..len], at).is_ok() {
+            (self.start, self.valid) = (at, at..at + len as u64);
+        }
+    }
+
+    /// The bytes at `written` are about to change. What lies before them is forgotten, too.
+    pub(crate) fn forget(&mut self, written: Range<u64>) {
+        if written.start < self.valid.end {
+            self.valid.start = self.valid.start.max(written.end).min(self.valid.end);
+        }
+    }
+
+    /// Anything may have changed.
+    pub(crate) fn clear(&mut self) {
+        self.clear_window();
+        self.pieces = 0;
+    }
+
+    fn clear_window(&mut self) {
+        self.valid = 0..0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+
+    use super::*;
+    use crate::error::{Error, Result};
+    use crate::file::memory::Memory;
+
+    /// Counts reads, and fails them where it is told to.
+    #[derive(Default)]
+    struct Counting {
+        base: Memory,
+        reads: RefCell<Vec<(u64, usize)>>,
+        fails: Cell<bool>,
+    }
+
+    impl Storage for Counting {
+        fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+            self.reads.borrow_mut().push((at, buf.len()));
+            if self.fails.get() { Err(Error::Base(1)) } else { self.base.read(buf, at) }
+        }
+        fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+            self.base.write(bytes, at)
+        }
+        fn truncate(&self, size: u64) -> Result<()> {
+            self.base.truncate(size)
+        }
+        fn size(&self) -> Result<u64> {
+            self.base.size()
+        }
+        fn sync(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// 64 pieces of 4096 bytes of which 4000 are asked for; byte 0 of a piece is its number.
+    const STRIDE: usize = 4096;
+    const LEN: usize = 4000;
+
+    fn base() -> Counting {
+        let base = Counting::default();
+        for piece in 0..64 {
+            base.write(&[piece; STRIDE], u64::from(piece) * STRIDE as u64).unwrap();
+        }
+        base
+    }
+
+    fn piece(ahead: &mut Ahead, base: &Counting, number: u64) -> Option<u8> {
+        let got = ahead.read(base, number * STRIDE as u64, LEN, STRIDE)?;
+        assert_eq!(got.len(), LEN);
+        Some(got[0])
+    }
+
+    #[test]
+    fn windows_grow_with_a_run_and_nothing_is_read_twice() {
+        let (base, mut ahead) = (base(), Ahead::default());
+        assert_eq!(piece(&mut ahead, &base, 3), None, "a first read is no run");
+        assert!(ahead.bytes.is_empty());
+        for number in 4..64 {
+            assert_eq!(piece(&mut ahead, &base, number), Some(number as u8));
+        }
+        let reads = base.reads.borrow();
+        let pieces: Vec<_> = reads.iter().map(|(_, len)| len.div_ceil(STRIDE)).collect();
+        assert_eq!(pieces, [2, 4, 8, 16, 16, 16], "{reads:?}");
+        let mut ends = reads.iter().map(|(at, len)| at + (len - LEN + STRIDE) as u64);
+        assert!(reads.iter().skip(1).all(|(at, _)| Some(*at) == ends.next()), "{reads:?}");
+    }
+
+    #[test]
+    fn reads_here_and_there_are_not_ahead() {
+        let (base, mut ahead) = (base(), Ahead::default());
+        for number in [5, 3, 4, 9, 7, 8, 9, 1] {
+            let in_window = [4, 8, 9].contains(&number) && !base.reads.borrow().is_empty()
+                || number == 4
+                || number == 8;
+            let got = piece(&mut ahead, &base, number);
+            assert!(got.is_none() || in_window && got == Some(number as u8), "piece {number}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_not_in_the_window_any_more() {
+        for (what, written, gone) in [
+            ("before the window", 0..4, 0..0),
+            ("its start", 5..9, 7..9),
+            ("within", 9..10, 7..10),
+            ("its end", 10..20, 7..11),
+            ("all of it", 0..64, 7..11),
+            ("after it", 11..20, 0..0),
+        ] {
+            let (base, mut ahead) = (base(), Ahead::default());
+            // Windows of pieces 5 and 6, and of 7 to 10.
+            (4..=7).for_each(|number| _ = piece(&mut ahead, &base, number));
+            base.reads.borrow_mut().clear();
+            ahead.forget(written.start * STRIDE as u64..written.end * STRIDE as u64);
+            for number in (7..11).rev() {
+                let got = piece(&mut ahead, &base, number);
+                assert_eq!(got.is_none(), gone.contains(&number), "{what}: piece {number}");
+            }
+            ahead.clear();
+            assert!((7..11).all(|n| piece(&mut ahead, &base, 17 - n).is_none()), "{what}: cleared");
+        }
+    }
+
+    #[test]
+    fn a_window_that_cannot_be_read_is_nobodys_error() {
+        let (base, mut ahead) = (base(), Ahead::default());
+        assert_eq!(piece(&mut ahead, &base, 1), None);
+        base.fails.set(true);
+        assert_eq!(piece(&mut ahead, &base, 2), None);
+        base.fails.set(false);
+        assert_eq!(piece(&mut ahead, &base, 3), Some(3));
+    }
+
+    #[test]
+    fn a_piece_longer_than_the_window_is_read_by_itself() {
+        let (base, mut ahead) = (base(), Ahead::default());
+        for number in 0..3 {
+            let stride = LIMIT - 1000;
+            assert!(ahead.read(&base, number * stride as u64, stride, stride).is_none());
+        }
+        assert!(ahead.bytes.is_empty() && base.reads.borrow().is_empty());
+    }
+}

@@ -1,0 +1,88 @@
+//! What a handle knows of the frames that it writes before they are committed.
+
+use super::FRAME_HEADER;
+
+/// Frame headers that are kept: 1.5 MiB. A frame past them is read where its page is overwritten.
+const HEADERS: usize = 1 << 16;
+/// Headers for which there stays room between transactions.
+const KEPT: usize = 1 << 8;
+
+/// The transaction that this handle writes.
+#[derive(Default)]
+pub(super) struct Transaction {
+    /// The first frame of it.
+    first: Option<u32>,
+    /// Its last frame is written. SQLite may go on to rewrite the headers of the others.
+    committed: bool,
+    /// The headers of its frames, from `first` on.
+    headers: Vec<[u8; FRAME_HEADER]>,
+    /// From this frame on, SQLite takes frames for written that are not. It has been told, or is
+    /// about to be, and takes them back.
+    lost: Option<u32>,
+}
+
+impl Transaction {
+    /// Whether `frame` is of this transaction.
+    pub(super) fn has(&self, frame: u32) -> bool {
+        self.first.is_some_and(|first| frame >= first)
+    }
+
+    /// Whether `frame` may be one that SQLite takes for written and that is not.
+    pub(super) fn has_lost(&self, frame: u32) -> bool {
+        self.lost.is_some_and(|lost| frame >= lost)
+    }
+
+    /// The header of `frame`, if it is known.
+    pub(super) fn header(&self, frame: u32) -> Option<&[u8; FRAME_HEADER]> {
+        self.headers.get(frame.checked_sub(self.first?)? as usize)
+    }
+
+    /// SQLite puts `frame` at the end of its log: whatever came after it before, it has taken back.
+    pub(super) fn append(&mut self, frame: u32) {
+        if std::mem::take(&mut self.committed) {
+            self.first = None;
+        }
+        self.begin_at(frame);
+        let index = frame - self.first.unwrap_or(frame);
+        self.headers.truncate(index as usize);
+        self.lost = self.lost.filter(|&lost| lost < frame);
+    }
+
+    /// The record of `frame` was taken, with this header.
+    pub(super) fn store(&mut self, frame: u32, header: &[u8; FRAME_HEADER]) {
+        self.begin_at(frame);
+        let index = (frame - self.first.unwrap_or(frame)) as usize;
+        if let Some(have) = self.headers.get_mut(index) {
+            *have = *header;
+        } else if index == self.headers.len() && index < HEADERS {
+            self.headers.push(*header);
+        }
+    }
+
+    fn begin_at(&mut self, frame: u32) {
+        if !self.has(frame) {
+            self.first = Some(frame);
+            self.headers.clear();
+        }
+    }
+
+    /// Its last frame is written.
+    pub(super) fn commit(&mut self) {
+        self.committed = true;
+        self.headers.clear();
+        self.headers.shrink_to(KEPT);
+    }
+
+    /// From `frame` on, nothing is sure to be written.
+    pub(super) fn lose(&mut self, frame: u32) {
+        self.lost = Some(self.lost.map_or(frame, |lost| lost.min(frame)));
+    }
+
+    /// It is over, or was taken back.
+    pub(super) fn end(&mut self) {
+        let mut headers = std::mem::take(&mut self.headers);
+        headers.clear();
+        headers.shrink_to(KEPT);
+        *self = Self { headers, ..Self::default() };
+    }
+}

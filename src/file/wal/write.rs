@@ -1,0 +1,219 @@
+//! Writes of frames, whole and in part, and what they become on the base.
+
+use libsqlite3_sys as ffi;
+
+use super::layout::Layout;
+use super::{COMMIT_AT, FRAME_HEADER, Parent, Pending, WAL_HEADER, Wal, number};
+use crate::error::{Error, Result};
+use crate::file::Storage;
+
+impl Wal {
+    pub(crate) fn write(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        bytes: &[u8],
+        at: u64,
+    ) -> Result<()> {
+        let looked = self.refresh(base, parent)?;
+        if at == 0
+            && let Ok(header) = <&[u8; WAL_HEADER]>::try_from(bytes)
+        {
+            if !looked {
+                self.load_layout(base)?;
+            }
+            return self.begin(base, parent, header);
+        }
+        let Some(layout) = self.layout.filter(|_| at >= WAL_HEADER as u64) else {
+            return Err(Error::NotAPage { offset: at, len: bytes.len() });
+        };
+        if !self.authentic {
+            return Err(Error::FrameAuthentication { frame: 0 });
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let (frame, within) = layout.locate(at + done as u64)?;
+            let len = (layout.frame() - within).min(bytes.len() - done);
+            self.write_part(base, layout, frame, within, &bytes[done..done + len])?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn truncate(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        size: u64,
+    ) -> Result<()> {
+        self.before_sync(base, parent)?;
+        self.ahead.clear();
+        self.pending = None;
+        self.held = None;
+        match self.layout {
+            Some(layout) if size > 0 => base.truncate(layout.physical_size(size)),
+            _ => {
+                (self.layout, self.authentic) = (None, false);
+                base.truncate(0)
+            }
+        }
+    }
+
+    /// What was written survives power loss once the base syncs: nothing of it is only here.
+    pub(crate) fn before_sync(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
+        self.notice_locks(parent);
+        self.settle(base)?;
+        self.layout.map_or(Ok(()), |layout| self.flush(base, layout))
+    }
+
+    fn write_part(
+        &mut self,
+        base: &impl Storage,
+        layout: Layout,
+        frame: u32,
+        within: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let end = within + bytes.len();
+        let continues =
+            self.pending.is_some_and(|have| have.frame == frame && have.filled == within);
+        if !continues {
+            self.settle(base)?;
+        }
+        let appends = continues || within == 0 && self.held != Some(frame);
+        if appends {
+            self.gathered[within..end].copy_from_slice(bytes);
+            self.pending = Some(Pending { frame, filled: end });
+            if end < layout.frame() {
+                return Ok(());
+            }
+            self.pending = None;
+            self.held = None;
+            std::mem::swap(&mut self.gathered, &mut self.plain);
+            self.transaction.append(frame);
+            if !self.outgoing.takes(frame) {
+                self.flush(base, layout)?;
+            }
+        } else {
+            self.pending = None;
+            self.load_around(base, layout, frame, within..end)?;
+            self.plain[within..end].copy_from_slice(bytes);
+        }
+        self.store(base, layout, frame)
+    }
+
+    /// Puts into `plain` what a frame has beside the bytes at `written`.
+    fn load_around(
+        &mut self,
+        base: &impl Storage,
+        layout: Layout,
+        frame: u32,
+        written: std::ops::Range<usize>,
+    ) -> Result<()> {
+        if self.held == Some(frame) {
+            return Ok(());
+        }
+        if written == (FRAME_HEADER..layout.frame())
+            && let Some(header) = self.transaction.header(frame)
+        {
+            self.held = None;
+            self.plain[..FRAME_HEADER].copy_from_slice(header);
+            return Ok(());
+        }
+        if self.load(base, layout, frame)? {
+            Ok(())
+        } else {
+            Err(Error::FrameAuthentication { frame })
+        }
+    }
+
+    /// Seals what is in `plain` as `frame` and passes it on. A commit ends the run of nonces.
+    fn store(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<()> {
+        self.held = None;
+        let commits = number(&self.plain[COMMIT_AT..]) > 0;
+        if let Err(error) = self.pass_on(base, layout, frame, commits) {
+            self.transaction.lose(frame);
+            self.lose_outgoing();
+            return Err(error);
+        }
+        if let Some(header) = self.plain.first_chunk() {
+            self.transaction.store(frame, header);
+        }
+        if commits {
+            self.transaction.commit();
+        } else {
+            self.held = Some(frame);
+        }
+        Ok(())
+    }
+
+    /// Seals what is in `plain` as `frame`, to be written with its neighbours, or at once: where it
+    /// commits, where much is outgoing, and where the frame is one of earlier.
+    fn pass_on(
+        &mut self,
+        base: &impl Storage,
+        layout: Layout,
+        frame: u32,
+        commits: bool,
+    ) -> Result<()> {
+        if self.transaction.has_lost(frame) {
+            return Err(Error::Base(ffi::SQLITE_IOERR_WRITE));
+        }
+        if commits && !self.outgoing.takes(frame) {
+            self.flush(base, layout)?;
+        }
+        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame })?;
+        let plain = &self.plain[..layout.frame()];
+        if self.outgoing.takes(frame) {
+            cipher.seal(u64::from(frame), plain, self.outgoing.place(layout, frame))?;
+            self.outgoing.took(frame);
+            if commits || !self.tuning.gather_writes || self.outgoing.is_full(layout) {
+                self.flush(base, layout)?;
+            }
+        } else {
+            self.sealed.resize(layout.record(), 0);
+            cipher.seal(u64::from(frame), plain, &mut self.sealed)?;
+            let at = layout.position(frame);
+            self.ahead.forget(at..at + self.sealed.len() as u64);
+            base.write(&self.sealed, at)?;
+        }
+        if commits && let Some(cipher) = &self.cipher {
+            cipher.begin();
+        }
+        Ok(())
+    }
+
+    /// Writes what is outgoing.
+    fn flush(&mut self, base: &impl Storage, layout: Layout) -> Result<()> {
+        let Some(first) = self.outgoing.first() else { return Ok(()) };
+        let (records, at) = (self.outgoing.records(layout), layout.position(first));
+        self.ahead.forget(at..at + records.len() as u64);
+        let written = base.write(records, at);
+        match written {
+            Ok(()) => self.outgoing.clear(),
+            Err(_) => self.lose_outgoing(),
+        }
+        written
+    }
+
+    /// What is outgoing will not be written. Most likely SQLite is told of an error right now.
+    pub(super) fn lose_outgoing(&mut self) {
+        if let Some(first) = self.outgoing.first() {
+            self.transaction.lose(first);
+            self.pending = None;
+        }
+        self.outgoing.clear();
+    }
+
+    /// Something else follows the beginning of a frame, so it was meant for the one that is there.
+    /// Where there is none, no frame was finished, and it waits for its rest.
+    pub(super) fn settle(&mut self, base: &impl Storage) -> Result<()> {
+        let (Some(pending), Some(layout)) = (self.pending, self.layout) else { return Ok(()) };
+        if !self.load(base, layout, pending.frame)? {
+            return Ok(());
+        }
+        self.pending = None;
+        self.plain[..pending.filled].copy_from_slice(&self.gathered[..pending.filled]);
+        self.store(base, layout, pending.frame)
+    }
+}
