@@ -52,7 +52,7 @@ fn value(a: i64, generation: u8) -> String {
 
 impl Live {
     fn new(cipher: Cipher) -> Self {
-        let home = Home::new();
+        let home = Home::ungathered();
         let path = home.path("live.db");
         let options = home.options().cipher(cipher);
         let writer = sqlite_tde::open_with(&path, &options).unwrap();

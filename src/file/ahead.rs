@@ -47,8 +47,11 @@ impl Ahead {
             }
             self.fill(base, at, (self.pieces - 1) * stride + len);
         }
+        if !self.holds(at, len) {
+            return None;
+        }
         let from = (at - self.start) as usize;
-        self.holds(at, len).then(|| &self.bytes[from..from + len])
+        Some(&self.bytes[from..from + len])
     }
 
     fn holds(&self, at: u64, len: usize) -> bool {

@@ -36,6 +36,13 @@ impl Home {
         Self { dir, vfs }
     }
 
+    /// As [`Home::new`], and each write reaches the disk at once: also frames of a transaction that
+    /// nobody commits are there to be tampered with.
+    pub fn ungathered() -> Self {
+        let tuning = Tuning { gather_writes: false, ..Tuning::default() };
+        Self::with(|options| options.tuning(tuning))
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -87,7 +87,7 @@ pub struct Twin {
 impl Twin {
     /// `suffix` tells the databases of one `home` apart. Paths have the same length in both.
     pub fn new(cipher: Cipher, mode: &str) -> Self {
-        let home = Home::new();
+        let home = Home::ungathered();
         let paths = ["tde", "sql"].map(|dir| {
             fs::create_dir(home.path(dir)).unwrap();
             home.path(dir).join("twin.db")

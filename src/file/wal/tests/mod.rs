@@ -1,5 +1,7 @@
 //! What the bytes of a write-ahead log mean, on storage in memory.
 
+mod writers;
+
 use proptest::prelude::*;
 
 use super::layout::{FILE_ID_AT, FORMAT_AT, GRAIN_AT, PAGE_SIZE_AT};
