@@ -37,7 +37,7 @@ impl Ahead {
         len: usize,
         stride: usize,
     ) -> Option<&[u8]> {
-        let goes_on = self.next == Some(at);
+        let goes_on = self.goes_on(at, stride);
         self.next = Some(at + stride as u64);
         if !self.holds(at, len) {
             let most = (LIMIT / stride).max(1);
@@ -52,6 +52,13 @@ impl Ahead {
         }
         let from = (at - self.start) as usize;
         Some(&self.bytes[from..from + len])
+    }
+
+    /// Whether a read at `at` is of the run: the next one, or one that skips no more than comes ahead.
+    fn goes_on(&self, at: u64, stride: usize) -> bool {
+        let ahead = self.pieces.saturating_sub(1) * stride;
+        let skipped = self.next.and_then(|next| at.checked_sub(next));
+        skipped.is_some_and(|skipped| skipped <= ahead as u64)
     }
 
     fn holds(&self, at: u64, len: usize) -> bool {
@@ -158,13 +165,27 @@ mod tests {
 
     #[test]
     fn reads_here_and_there_are_not_ahead() {
+        // Which piece, and how many are read for it.
+        let rows = [(5, 0), (3, 0), (4, 2), (9, 0), (7, 0), (8, 2), (9, 0), (1, 0), (4, 0)];
         let (base, mut ahead) = (base(), Ahead::default());
-        for number in [5, 3, 4, 9, 7, 8, 9, 1] {
-            let in_window = [4, 8, 9].contains(&number) && !base.reads.borrow().is_empty()
-                || number == 4
-                || number == 8;
+        for (number, read) in rows {
+            base.reads.borrow_mut().clear();
             let got = piece(&mut ahead, &base, number);
-            assert!(got.is_none() || in_window && got == Some(number as u8), "piece {number}");
+            assert!(got.is_none_or(|got| got == number as u8), "piece {number}");
+            let reads = base.reads.borrow();
+            let pieces: usize = reads.iter().map(|(_, len)| len.div_ceil(STRIDE)).sum();
+            assert_eq!(pieces, read, "piece {number}");
+        }
+    }
+
+    #[test]
+    fn a_run_may_skip_what_comes_ahead() {
+        let (base, mut ahead) = (base(), Ahead::default());
+        // Windows of 2, 4, 8 and twice 16 pieces; then a skip too long.
+        let run = [1, 2, 4, 8, 12, 13, 20, 36, 37].map(|number| (number, true));
+        for (number, there) in [(0, false)].into_iter().chain(run).chain([(60, false)]) {
+            let got = piece(&mut ahead, &base, number);
+            assert_eq!(got.is_some(), there, "piece {number}");
         }
     }
 
@@ -181,14 +202,13 @@ mod tests {
             let (base, mut ahead) = (base(), Ahead::default());
             // Windows of pieces 5 and 6, and of 7 to 10.
             (4..=7).for_each(|number| _ = piece(&mut ahead, &base, number));
-            base.reads.borrow_mut().clear();
             ahead.forget(written.start * STRIDE as u64..written.end * STRIDE as u64);
-            for number in (7..11).rev() {
-                let got = piece(&mut ahead, &base, number);
-                assert_eq!(got.is_none(), gone.contains(&number), "{what}: piece {number}");
+            for number in 7..11 {
+                let there = ahead.holds(number * STRIDE as u64, LEN);
+                assert_eq!(there, !gone.contains(&number), "{what}: piece {number}");
             }
             ahead.clear();
-            assert!((7..11).all(|n| piece(&mut ahead, &base, 17 - n).is_none()), "{what}: cleared");
+            assert!((0..64).all(|n| !ahead.holds(n * STRIDE as u64, LEN)), "{what}: cleared");
         }
     }
 

@@ -43,8 +43,6 @@ impl Transaction {
             self.first = None;
         }
         self.begin_at(frame);
-        let index = frame - self.first.unwrap_or(frame);
-        self.headers.truncate(index as usize);
         self.lost = self.lost.filter(|&lost| lost < frame);
     }
 

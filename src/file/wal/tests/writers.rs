@@ -251,7 +251,7 @@ impl World {
         let mut got = vec![1; want.len()];
         let Writer { wal, db, .. } = &mut self.writers[who];
         assert_eq!(wal.read(&self.disk, db, &mut got, from)?, Filled::Full, "at {from}");
-        assert!(got == want, "at {from}: {got:?}");
+        assert!(got == want, "at {from}: {:?}...", &got[..got.len().min(32)]);
         Ok(())
     }
 
@@ -482,6 +482,69 @@ fn overwriting_a_page_reads_nothing_and_checksums_are_rewritten_in_long_pieces()
     world.commit(0, 3).unwrap();
     let (reads, writes) = (world.disk.reads.get(), world.disk.writes.get());
     assert!(reads < 20 && writes < 10, "{reads} reads, {writes} writes");
+}
+
+/// A window has frames of the transaction that are overwritten afterwards, each by itself.
+#[test]
+fn what_is_overwritten_was_not_read_ahead() {
+    for tuning in TUNINGS {
+        let mut world = World::new(keyring(), 1, tuning, false);
+        (0..130).for_each(|page| world.append(0, page, 0, 1).unwrap());
+        for number in 1..130 {
+            let page = world.frame(0, number)[FRAME_HEADER..].to_vec();
+            world.expect(0, at(number) + 24, &page).unwrap();
+            world.overwrite(0, number, number as u8).unwrap();
+        }
+        world.commit(0, 3).unwrap();
+        world.check_recovery(&tuning);
+    }
+}
+
+/// SQLite is told of an error, and may ask for such a frame all the same.
+#[test]
+fn a_frame_that_could_not_be_written_is_an_error_until_it_is_taken_back() {
+    for tuning in TUNINGS {
+        let mut world = World::new(keyring(), 1, tuning, false);
+        // What lies there looks right: the frames of a transaction that was rolled back.
+        world.commit(0, 1).unwrap();
+        (0..10).for_each(|page| world.append(0, page, 0, 2).unwrap());
+        let Writer { wal, db, .. } = &mut world.writers[0];
+        wal.before_sync(&world.disk, db).unwrap();
+        world.roll_back(0);
+
+        (0..4).for_each(|page| world.append(0, page, 0, 3).unwrap());
+        world.disk.fails.set(Some((0, Fault::Nothing)));
+        let Writer { wal, db, .. } = &mut world.writers[0];
+        let lost = if tuning.gather_writes {
+            assert!(wal.before_sync(&world.disk, db).is_err());
+            2
+        } else {
+            assert!(world.append(0, 4, 0, 3).is_err());
+            6
+        };
+        assert!(world.disk.fails.get().is_none());
+        for number in 1..=6 {
+            let Writer { wal, db, .. } = &mut world.writers[0];
+            db.pages = vec![1, 0, 1, 2, 3, 4];
+            let read = wal.read(&world.disk, db, &mut [0; PAGE], at(number) + 24);
+            assert_eq!(read.is_err(), number >= lost, "{tuning:?}: frame {number} read");
+            let write = wal.write(&world.disk, db, &[3; PAGE], at(number) + 24);
+            assert_eq!(write.is_err(), number >= lost, "{tuning:?}: frame {number} written");
+        }
+        // What was overwritten above is not of a transaction: mend it.
+        let Writer { wal, db, .. } = &mut world.writers[0];
+        let first = world.committed[0].clone();
+        wal.write(&world.disk, db, &first[24..], at(1) + 24).unwrap();
+        let next = frame(9, 9, 5, 3);
+        let Writer { wal, db, .. } = &mut world.writers[0];
+        let after = wal.write(&world.disk, db, &next, at(7));
+        assert!(after.is_err(), "{tuning:?}: no frame follows a lost one, and none is committed");
+
+        world.undo(0, lost - 2);
+        world.commit(0, 6).unwrap();
+        world.check_recovery(&tuning);
+        world.read_pages(0, 1).unwrap();
+    }
 }
 
 /// Another writer may have put its frames there.
