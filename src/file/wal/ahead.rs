@@ -7,14 +7,14 @@
 
 use std::ops::Range;
 
-use super::Storage;
+use crate::file::Storage;
 
 /// Bytes of the largest window.
 const LIMIT: usize = 65536;
 
 /// A part of a file that was read before it was asked for. It allocates when it is first filled.
 #[derive(Default)]
-pub(crate) struct Ahead {
+pub(super) struct Ahead {
     bytes: Vec<u8>,
     /// Where in the file `bytes` begins.
     start: u64,
@@ -30,7 +30,7 @@ impl Ahead {
     /// The `len` bytes at `at`, from a window, which is filled where a run of reads goes on, one each
     /// `stride` bytes. `None` where they are to be read by themselves: outside of runs, and where the
     /// window could not be read. What lies past the end of the file are zeros.
-    pub(crate) fn read(
+    pub(super) fn read(
         &mut self,
         base: &impl Storage,
         at: u64,
@@ -78,14 +78,14 @@ impl Ahead {
     }
 
     /// The bytes at `written` are about to change. What lies before them is forgotten, too.
-    pub(crate) fn forget(&mut self, written: Range<u64>) {
+    pub(super) fn forget(&mut self, written: Range<u64>) {
         if written.start < self.valid.end {
             self.valid.start = self.valid.start.max(written.end).min(self.valid.end);
         }
     }
 
     /// Anything may have changed.
-    pub(crate) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.clear_window();
         self.pieces = 0;
     }
