@@ -1,8 +1,9 @@
 //! How the cost of encryption moves as the work grows: the size of the database and of its pages, readers
 //! at once, rows in a transaction, cipher suites.
 //!
-//!     cargo bench --bench curves -- [--short] [--only CURVE,...] [--rounds N] --out FILE.jsonl
+//!     cargo bench --bench curves -- [--short] [--only CURVE,...] [--rounds N] [--out FILE.jsonl]
 //!
+//! Without `--out` it is short, too.
 //! Plain and encrypted take turns, which goes first alternates, and every round is written down as it is:
 //! the first line of FILE names the machine, each other one is a point. `scripts/bench-plots.py` draws them.
 //! Databases lie in `SQLITE_TDE_BENCH_DIR`. For what is called cold, the system is asked before each
@@ -225,9 +226,10 @@ fn main() {
     let test = given("--test");
     let rounds = value("--rounds").map(|n| n.parse().expect("a number of rounds"));
     let out = value("--out").map(PathBuf::from);
+    let short = given("--short") || out.is_none();
     let mut settings = Settings {
         place: Place::new(),
-        short: given("--short"),
+        short,
         test,
         rounds: rounds.unwrap_or(if test { 1 } else { 7 }),
         out: out.map(|path| BufWriter::new(File::create(path).expect("the file for --out"))),
