@@ -14,50 +14,80 @@ use std::time::Duration;
 use criterion::measurement::{Measurement, ValueFormatter};
 use criterion::{Criterion, SamplingMode, Throughput};
 use work::machine::Machine;
-use work::{Pair, Place, Shape, Site, quartiles};
+use work::{Kind, Pair, Place, Shape, Site, quartiles};
 
 struct Workload {
+    /// Whether it is one of those that other engines are compared by, and counts in the mean.
+    compared: bool,
     name: &'static str,
     /// How many units one round has, of so many rows.
     units: fn(u64) -> u64,
     work: fn(&mut Site, u64) -> Duration,
 }
 
-/// Those of the comparison with other engines, and updates with a rollback journal. `point_mmap` sets
-/// `mmap_size` on both sides.
-const WORKLOADS: [Workload; 16] = [
-    Workload { name: "load", units: |rows| rows, work: |site, _| site.load() },
-    Workload { name: "load_delete", units: |rows| rows, work: |site, _| site.load_delete() },
-    Workload { name: "index", units: |rows| rows, work: |site, _| site.index() },
-    Workload { name: "point", units: |rows| rows, work: Site::point },
-    Workload { name: "point_mmap", units: |rows| rows, work: Site::point_mmap },
-    Workload { name: "point_auto", units: |rows| rows, work: Site::point_auto },
-    Workload { name: "scan", units: |rows| rows * 5, work: |site, _| site.scan(5) },
-    Workload { name: "scan2", units: |rows| rows * 2, work: |site, _| site.scan_at_once(2) },
+/// Those of the comparison with other engines, and small and large updates with a rollback journal.
+/// `point_mmap` sets `mmap_size` on both sides, `point_mmap_plain` leaves it out on the plain one.
+const WORKLOADS: [Workload; 17] = [
+    Workload { compared: true, name: "load", units: |rows| rows, work: |site, _| site.load() },
     Workload {
+        compared: true,
+        name: "load_delete",
+        units: |rows| rows,
+        work: |site, _| site.load_delete(),
+    },
+    Workload { compared: true, name: "index", units: |rows| rows, work: |site, _| site.index() },
+    Workload { compared: true, name: "point", units: |rows| rows, work: Site::point },
+    Workload { compared: false, name: "point_mmap", units: |rows| rows, work: Site::point_mmap },
+    Workload {
+        compared: false,
+        name: "point_mmap_plain",
+        units: |rows| rows,
+        work: |site, n| match site.kind {
+            Kind::Plain => site.point(n),
+            Kind::Encrypted => site.point_mmap(n),
+        },
+    },
+    Workload { compared: true, name: "point_auto", units: |rows| rows, work: Site::point_auto },
+    Workload { compared: true, name: "scan", units: |rows| rows * 5, work: |site, _| site.scan(5) },
+    Workload {
+        compared: true,
+        name: "scan2",
+        units: |rows| rows * 2,
+        work: |site, _| site.scan_at_once(2),
+    },
+    Workload {
+        compared: true,
         name: "commit_normal",
         units: |rows| rows / 10,
         work: |site, n| site.commits("WAL", "NORMAL", n),
     },
     Workload {
+        compared: true,
         name: "commit_full",
         units: |rows| rows / 100,
         work: |site, n| site.commits("WAL", "FULL", n),
     },
     Workload {
+        compared: false,
         name: "commit_delete",
         units: |rows| rows / 100,
         work: |site, n| site.commits("DELETE", "FULL", n),
     },
-    Workload { name: "update", units: |rows| rows / 4, work: |site, n| site.update("WAL", n) },
     Workload {
+        compared: true,
+        name: "update",
+        units: |rows| rows / 4,
+        work: |site, n| site.update("WAL", n),
+    },
+    Workload {
+        compared: false,
         name: "update_delete",
         units: |rows| rows / 4,
         work: |site, n| site.update("DELETE", n),
     },
-    Workload { name: "open", units: |_| 20, work: Site::opens },
-    Workload { name: "open_warm", units: |_| 20, work: Site::opens_warm },
-    Workload { name: "vacuum", units: |rows| rows, work: |site, _| site.vacuum() },
+    Workload { compared: true, name: "open", units: |_| 20, work: Site::opens },
+    Workload { compared: true, name: "open_warm", units: |_| 20, work: Site::opens_warm },
+    Workload { compared: true, name: "vacuum", units: |rows| rows, work: |site, _| site.vacuum() },
 ];
 
 /// A ratio is measured, not a time.
@@ -112,8 +142,8 @@ fn bench(c: &mut Criterion<Ratio>, rows: u64, place: &Place) -> Rounds {
     let mut pair: Option<Pair> = None;
     let mut group = c.benchmark_group("sql");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
-    group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(4));
-    for Workload { name, units, work } in WORKLOADS {
+    group.warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(5));
+    for Workload { name, units, work, .. } in WORKLOADS {
         group.bench_function(name, |b| {
             let mut load = place.pair("load", Shape::of(rows));
             let filled = match name {
@@ -145,9 +175,9 @@ fn bench(c: &mut Criterion<Ratio>, rows: u64, place: &Place) -> Rounds {
 fn summarize(rounds: &Rounds, rows: u64, place: &Place) {
     println!("\n{}", Machine::of(place.path()));
     println!("{rows} rows; ns of one unit, and encrypted to plain within a round");
-    println!("workload           plain  encrypted   median  quartiles    rounds");
-    let mut all = 0.0;
-    for Workload { name, units, .. } in WORKLOADS {
+    println!("workload             plain  encrypted   median  quartiles    rounds");
+    let mut compared = Vec::new();
+    for Workload { name, units, compared: counts, .. } in WORKLOADS {
         // The first round warms up.
         let Some(done) = rounds.get(name).map(|done| &done[done.len().min(2) - 1..]) else {
             continue;
@@ -161,15 +191,20 @@ fn summarize(rounds: &Rounds, rows: u64, place: &Place) {
         let ratios: Vec<f64> =
             done.iter().map(|[plain, other]| other.as_secs_f64() / plain.as_secs_f64()).collect();
         let [low, median, high] = quartiles(&ratios);
-        all += median.ln() / rounds.len() as f64;
+        if counts {
+            compared.push(median.ln());
+        }
         println!(
-            "{name:14} {:9.0}  {:9.0}   {median:6.2}  {low:.2} - {high:.2}  {:5}",
+            "{name:16} {:9.0}  {:9.0}   {median:6.2}  {low:.2} - {high:.2}  {:5}",
             side(0),
             side(1),
             done.len()
         );
     }
-    println!("geometric mean                          {:6.2}", all.exp());
+    if !compared.is_empty() {
+        let mean = (compared.iter().sum::<f64>() / compared.len() as f64).exp();
+        println!("geometric mean of {:2}                         {mean:6.2}", compared.len());
+    }
     let dir =
         std::env::var("SQLITE_TDE_BENCH_DIR").map(|dir| format!("SQLITE_TDE_BENCH_DIR={dir} "));
     println!("again: {}cargo bench --bench sql", dir.unwrap_or_default());
