@@ -1,8 +1,8 @@
 //! A VFS over the platform's that counts calls, fails one of them or all from one on, and keeps what
-//! was written. Each has a name and a state of its own, so that tests run beside each other.
+//! was written and synced. Each has a name and a state of its own, so that tests run beside each other.
 #![allow(dead_code)] // each test file uses its part
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::size_of;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -91,6 +91,7 @@ struct Inner {
     hits: usize,
     recording: bool,
     written: Vec<Written>,
+    synced: Vec<String>,
 }
 
 struct State {
@@ -215,6 +216,12 @@ impl TestVfs {
         self.state.inner().recording = true;
     }
 
+    /// The syncs of files, and the deletions with or without a sync of the directory, since the last
+    /// call of this, in words.
+    pub fn take_synced(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.inner().synced)
+    }
+
     /// What was written since the last call of this.
     pub fn take_written(&self) -> Vec<Written> {
         std::mem::take(&mut self.state.inner().written)
@@ -227,6 +234,8 @@ struct File {
     head: ffi::sqlite3_file,
     state: *const State,
     flags: c_int,
+    /// SQLite's, which stays until the file is closed; null for temporary files.
+    name: *const c_char,
 }
 
 unsafe fn below(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
@@ -242,6 +251,20 @@ unsafe fn state_of<'a>(file: *mut ffi::sqlite3_file) -> &'a State {
 unsafe fn flags_of(file: *mut ffi::sqlite3_file) -> c_int {
     // SAFETY: `open` set it.
     unsafe { (*file.cast::<File>()).flags }
+}
+
+/// The last part of a file's name, without the random end of a super-journal's.
+unsafe fn short_name(name: *const c_char) -> String {
+    if name.is_null() {
+        return "a temporary file".into();
+    }
+    // SAFETY: SQLite's names are NUL-terminated.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    let name = name.rsplit('/').next().unwrap_or_default();
+    match name.find("-mj") {
+        Some(end) => name[..end + 3].into(),
+        None => name.into(),
+    }
 }
 
 unsafe fn state_of_vfs<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a State {
@@ -270,6 +293,7 @@ unsafe extern "C" fn open(
             let own = &mut *file.cast::<File>();
             own.state = state;
             own.flags = flags;
+            own.name = name;
             let version = (*(*base).pMethods).iVersion;
             own.head.pMethods = if version >= 2 { &METHODS_2 } else { &METHODS_1 };
         }
@@ -280,7 +304,7 @@ unsafe extern "C" fn open(
 unsafe extern "C" fn delete(
     vfs: *mut ffi::sqlite3_vfs,
     name: *const c_char,
-    _sync_dir: c_int,
+    sync_dir: c_int,
 ) -> c_int {
     // SAFETY: the arguments are those of xDelete.
     unsafe {
@@ -288,7 +312,11 @@ unsafe extern "C" fn delete(
         match state.call(Method::Delete, 0) {
             Verdict::Fail(code) => code,
             // Power is not lost in these tests: syncing a directory would only take time.
-            _ => (*state.base).xDelete.unwrap()(state.base, name, 0),
+            _ => {
+                let line = format!("delete {}, sync_dir {sync_dir}", short_name(name));
+                state.inner().synced.push(line);
+                (*state.base).xDelete.unwrap()(state.base, name, 0)
+            }
         }
     }
 }
@@ -456,11 +484,16 @@ unsafe extern "C" fn write(
 }
 
 /// Power is not lost in these tests: a sync is only counted.
-unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int {
+unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
     // SAFETY: the file is open.
-    match unsafe { state_of(file).call(Method::Sync, flags_of(file)) } {
-        Verdict::Fail(code) => code,
-        _ => ffi::SQLITE_OK,
+    unsafe {
+        let state = state_of(file);
+        if let Verdict::Fail(code) = state.call(Method::Sync, flags_of(file)) {
+            return code;
+        }
+        let line = format!("sync {}, flags {flags:#x}", short_name((*file.cast::<File>()).name));
+        state.inner().synced.push(line);
+        ffi::SQLITE_OK
     }
 }
 

@@ -1,0 +1,130 @@
+//! An encrypted database costs at most 4 MiB of resident memory per open connection more than a plain
+//! one: what was highest in processes that do the same work on both. Linux tells it as `VmHWM`.
+#![cfg(target_os = "linux")]
+
+mod common;
+#[path = "common/process.rs"]
+mod process;
+
+use std::path::Path;
+
+use process::{Process, TOO_LONG, report};
+use rusqlite::{Connection, OpenFlags, Statement};
+use sqlite_tde::provider::Keystore;
+use sqlite_tde::{OpenOptions, Options};
+
+const TASK: &str = "SQLITE_TDE_TEST_PEAK_MEMORY";
+const PER_CONNECTION_KIB: u64 = 4 * 1024;
+const ROWS: u64 = 60_000;
+
+/// What one process does.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    mode: &'static str,
+    page_size: u32,
+    connections: usize,
+}
+
+/// The longest one with the most connections comes last.
+const WORK: [Work; 8] = [
+    Work { mode: "WAL", page_size: 4096, connections: 1 },
+    Work { mode: "DELETE", page_size: 4096, connections: 1 },
+    Work { mode: "WAL", page_size: 4096, connections: 4 },
+    Work { mode: "DELETE", page_size: 4096, connections: 4 },
+    Work { mode: "WAL", page_size: 65536, connections: 4 },
+    Work { mode: "DELETE", page_size: 65536, connections: 4 },
+    Work { mode: "WAL", page_size: 4096, connections: 16 },
+    Work { mode: "DELETE", page_size: 4096, connections: 16 },
+];
+
+fn connect(path: &Path, plain: bool) -> Connection {
+    let uri = match plain {
+        true => format!("file:{}", path.display()),
+        false => OpenOptions::new().vfs("peak").uri(path).unwrap(),
+    };
+    let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+    let db = Connection::open_with_flags(uri, flags).unwrap();
+    db.execute_batch("PRAGMA cache_size=-500; PRAGMA temp_store=FILE; PRAGMA synchronous=OFF")
+        .unwrap();
+    db
+}
+
+/// Every connection reads the whole table, a row in turns, so that all of them read at once.
+fn scan_at_once(connections: &[Connection]) {
+    let mut statements: Vec<Statement> =
+        connections.iter().map(|db| db.prepare("SELECT c FROM t").unwrap()).collect();
+    let mut scans: Vec<_> = statements.iter_mut().map(|s| s.query([]).unwrap()).collect();
+    let mut rows = 0;
+    while !scans.iter_mut().map(|scan| scan.next().unwrap().is_none()).fold(true, |a, b| a & b) {
+        rows += 1;
+    }
+    assert_eq!(rows, ROWS);
+}
+
+/// Bulk load, an index through a sorter on disk, scans, updates of everything, points, vacuum.
+fn work(path: &Path, plain: bool, work: Work) {
+    let first = connect(path, plain);
+    let Work { mode, page_size, connections } = work;
+    first
+        .execute_batch(&format!(
+            "PRAGMA page_size={page_size}; PRAGMA journal_mode={mode};
+             CREATE TABLE t(a INTEGER PRIMARY KEY, b INTEGER, c TEXT);
+             WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < {ROWS})
+             INSERT INTO t SELECT i, i * 7919 % 10007, printf('%0150d', i * 7919 % 10007) FROM i;
+             CREATE INDEX tc ON t(c)"
+        ))
+        .unwrap();
+    let mut all = vec![first];
+    all.extend((1..connections).map(|_| connect(path, plain)));
+    scan_at_once(&all);
+    for db in &all {
+        db.execute_batch("BEGIN; UPDATE t SET b = b + 1; COMMIT").unwrap();
+        let mut point = db.prepare("SELECT b FROM t WHERE a = ?").unwrap();
+        for i in 0..2_000_u64 {
+            let a = i * 7_919 % ROWS + 1;
+            point.query_row([a as i64], |_| Ok(())).unwrap();
+        }
+    }
+    all[0].execute_batch("VACUUM; UPDATE t SET c = c || 'x' WHERE a % 3 = 0").unwrap();
+    scan_at_once(&all);
+}
+
+/// The most memory that this process had, in KiB.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// The task of a process: works, and tells its peak.
+#[test]
+fn works_and_tells_its_peak() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    let [dir, plain, number] = task.split('|').collect::<Vec<_>>()[..] else { panic!("{task}") };
+    let (dir, plain) = (Path::new(dir), plain == "plain");
+    if !plain {
+        let keystore = Keystore::at(dir.join("keys"));
+        sqlite_tde::register(Options::new().name("peak").keystore(keystore)).unwrap();
+    }
+    work(&dir.join("t.db"), plain, WORK[number.parse::<usize>().unwrap()]);
+    report(&peak().to_string());
+}
+
+fn peak_of(kind: &str, number: usize) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let task = format!("{}|{kind}|{number}", dir.path().display());
+    let lines = Process::start("works_and_tells_its_peak", TASK, &task).finish(TOO_LONG);
+    let lines = lines.unwrap_or_else(|error| panic!("{:?}, {kind}: {error}", WORK[number]));
+    lines.last().expect("a peak").parse().unwrap()
+}
+
+#[test]
+fn peak_memory_is_bounded() {
+    for (number, work) in WORK.iter().enumerate() {
+        let (plain, tde) = (peak_of("plain", number), peak_of("tde", number));
+        let limit = plain + PER_CONNECTION_KIB * work.connections as u64;
+        let each = tde.saturating_sub(plain) / work.connections as u64;
+        eprintln!("{work:?}: plain {plain} KiB, tde {tde}, {each} a connection more");
+        assert!(tde <= limit, "{work:?}: plain {plain} KiB, tde {tde}, which may have {limit}");
+    }
+}
