@@ -8,6 +8,7 @@
 //! | [`FileKind::Wal`] | [`wal`] | WAL subkey of the DEK |
 //! | [`FileKind::SuperJournal`] | passed through: it holds file names only | |
 
+pub(crate) mod ahead;
 pub(crate) mod journal;
 pub(crate) mod main_db;
 #[cfg(any(test, feature = "fuzzing"))]

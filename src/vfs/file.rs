@@ -229,8 +229,11 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
             ffi::SQLITE_FCNTL_SYNC => open.flush()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
+            // It asks for a mapping of every file that it sorts in, too, of any size; that stays unused.
             // SAFETY: it is 8 bytes in and out, and negative where nothing is to be set.
-            ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.set_mapping(*arg.cast::<i64>()),
+            ffi::SQLITE_FCNTL_MMAP_SIZE if open.is_database() => {
+                open.base.set_mapping(*arg.cast::<i64>())
+            }
             // Growing the file ahead of its pages would leave pages that nobody sealed.
             ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
                 if !open.passes_through() =>

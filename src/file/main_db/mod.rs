@@ -14,10 +14,14 @@
 //! 3. The page size never changes once page 1 was written.
 //! 4. Where a log or a hot journal was recovered, every page is sealed again. Power loss leaves holes
 //!    and torn pages that SQLite neither restores nor reads: it never wrote them, or had freed them.
-//! 5. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
+//! 5. What was read ahead belongs to the read transaction at hand: it is dropped whenever a lock is
+//!    taken or given back, at each write, and where SQLite looks whether its own cache still holds. In
+//!    between no page that SQLite reads from this file changes. Others write here under a lock that
+//!    shuts readers out, or as a checkpoint: pages that this reader finds in the log, or frames that were
+//!    all in the file before it began.
+//! 6. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
 //!    a rollback needs it to end.
 
-mod ahead;
 mod keys;
 mod layout;
 mod outgoing;

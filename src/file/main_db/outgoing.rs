@@ -30,6 +30,9 @@ impl Outgoing {
             self.flush(base)?;
             self.at = at;
         }
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve_exact(MOST.max(len));
+        }
         let from = self.bytes.len();
         self.bytes.resize(from + len, 0);
         Ok(&mut self.bytes[from..])

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::super::ahead::Ahead;
 use super::super::{Filled, Storage};
-use super::ahead::Ahead;
 use super::keys;
 use super::layout::{is_lock_page, logical_size, physical, physical_size};
 use super::outgoing::Outgoing;
@@ -119,7 +119,10 @@ impl Pages {
         if part.len() < usable || !self.outgoing.is_empty() {
             return Ok(false);
         }
-        let Some(sealed) = self.ahead.page(base, page, self.page_size) else { return Ok(false) };
+        let at = physical((page - 1) * self.page_size as u64);
+        let Some(sealed) = self.ahead.read(base, at, self.page_size, self.page_size) else {
+            return Ok(false);
+        };
         let (body, reserve) = part.split_at_mut(usable);
         let opened = self.cipher.open(page, sealed, body)?;
         reserve.fill(0);

@@ -25,7 +25,7 @@
 //! as a whole, they are forgotten: another handle may have written frames in their places since, and
 //! the lock for which [`Parent::locks`] counts comes before whatever this handle does next.
 //!
-//! Reads are served from a window where they follow each other ([`ahead`]). SQLite asks for a
+//! Reads are served from a window where they follow each other ([`super::ahead`]). SQLite asks for a
 //! frame only if it was committed when the transaction at hand took its lock, or if this handle wrote
 //! it since. The first kind stays as it is for as long as that lock is held: frames are only added behind,
 //! and a log starts over only where nobody reads it. So what was read since then is the frame, whether or
@@ -47,7 +47,6 @@
 //! 5. After a commit nothing is outgoing. A frame that could not be written is an error to read, and
 //!    no frame follows it, until SQLite has taken it back.
 
-mod ahead;
 mod layout;
 mod outgoing;
 mod read;
@@ -58,11 +57,11 @@ mod write;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use self::ahead::Ahead;
 use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use self::outgoing::Outgoing;
 use self::transaction::Transaction;
 use super::Storage;
+use super::ahead::Ahead;
 use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};

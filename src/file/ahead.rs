@@ -7,14 +7,14 @@
 
 use std::ops::Range;
 
-use crate::file::Storage;
+use super::Storage;
 
 /// Bytes of the largest window.
 const LIMIT: usize = 65536;
 
 /// A part of a file that was read before it was asked for. It allocates when it is first filled.
 #[derive(Default)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     bytes: Vec<u8>,
     /// Where in the file `bytes` begins.
     start: u64,
@@ -30,7 +30,7 @@ impl Ahead {
     /// The `len` bytes at `at`, from a window, which is filled where a run of reads goes on, one each
     /// `stride` bytes. `None` where they are to be read by themselves: outside of runs, and where the
     /// window could not be read. What lies past the end of the file are zeros.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         base: &impl Storage,
         at: u64,
@@ -70,7 +70,8 @@ impl Ahead {
     fn fill(&mut self, base: &impl Storage, at: u64, len: usize) {
         self.clear_window();
         if self.bytes.len() < len {
-            self.bytes.resize(len, 0);
+            // At once as large as it can become.
+            self.bytes.resize(len.max(LIMIT), 0);
         }
         if base.read(&mut self.bytes[..len], at).is_ok() {
             (self.start, self.valid) = (at, at..at + len as u64);
@@ -78,14 +79,14 @@ impl Ahead {
     }
 
     /// The bytes at `written` are about to change. What lies before them is forgotten, too.
-    pub(super) fn forget(&mut self, written: Range<u64>) {
+    pub(crate) fn forget(&mut self, written: Range<u64>) {
         if written.start < self.valid.end {
             self.valid.start = self.valid.start.max(written.end).min(self.valid.end);
         }
     }
 
     /// Anything may have changed.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.clear_window();
         self.pieces = 0;
     }
