@@ -3,10 +3,10 @@
 # SQLITE_TDE_FEATURES=pkcs11 builds it with that feature, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-dir="${CARGO_TARGET_DIR:-$PWD/target}/extension"
+dir="${CARGO_TARGET_DIR:-$PWD/target}"
 cargo rustc --lib --release --no-default-features \
   --features "extension${SQLITE_TDE_FEATURES:+,$SQLITE_TDE_FEATURES}" --crate-type cdylib \
-  --target-dir "$dir" </dev/null >&2
+  </dev/null >&2
 for library in libsqlite_tde.so libsqlite_tde.dylib sqlite_tde.dll; do
   if [ -e "$dir/release/$library" ]; then
     echo "$(cd "$dir/release" && pwd)/$library"

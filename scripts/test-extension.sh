@@ -15,7 +15,7 @@ fi
 library="$(scripts/build-extension.sh | tail -1)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-cache="$PWD/target/extension/hosts"
+cache="${CARGO_TARGET_DIR:-$PWD/target}/hosts"
 mkdir -p "$cache"
 fail() { echo "$1" >&2; exit 1; }
 
