@@ -69,6 +69,19 @@ const UPDATE: Workload = Workload {
     ],
 };
 
+/// Nothing is synced: the order of the calls alone is what a process that dies leaves.
+const UNSYNCED: Workload = Workload {
+    name: "without syncs",
+    settings: "PRAGMA cache_size=5; PRAGMA synchronous=OFF",
+    ..UPDATE
+};
+
+const UNSYNCED_ATTACH: Workload = Workload {
+    name: "two databases without syncs",
+    settings: "PRAGMA cache_size=10; PRAGMA synchronous=OFF",
+    ..ATTACH
+};
+
 const VACUUM: Workload = Workload {
     name: "vacuum",
     setup: TABLES,
@@ -478,6 +491,12 @@ fn create_and_insert() {
 #[test]
 fn update_spill_and_roll_back() {
     survives(&UPDATE, &MODES, false);
+}
+
+#[test]
+fn without_syncs() {
+    survives(&UNSYNCED, &MODES, false);
+    survives(&UNSYNCED_ATTACH, &MODES, false);
 }
 
 #[test]

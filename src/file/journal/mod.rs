@@ -453,22 +453,29 @@ impl Journal {
         if *position <= at && at + len as u64 <= *position + bytes.len() as u64 {
             return Ok(true);
         }
-        *position = at;
+        bytes.clear();
         let mut more = len;
         if on && self.tuning.read_ahead {
             let size = self.base_size.map_or_else(|| base.size(), Ok)?;
             more = READ_AHEAD.min(size.saturating_sub(at) as usize).max(len);
         }
+        self.ahead.position = at;
+        let whole = self.read_ahead(base, more, len);
+        if !matches!(whole, Ok(true)) {
+            self.ahead.bytes.clear();
+        }
+        whole
+    }
+
+    /// Reads `more` bytes, or else only `len`.
+    fn read_ahead(&mut self, base: &impl Storage, more: usize, len: usize) -> Result<bool> {
+        let Image { position, bytes } = &mut self.ahead;
         bytes.resize(more, 0);
-        if more > len && base.read(bytes, at)? {
+        if more > len && base.read(bytes, *position)? {
             return Ok(true);
         }
         bytes.resize(len, 0);
-        let whole = base.read_whole(bytes, at)?;
-        if !whole {
-            bytes.clear();
-        }
-        Ok(whole)
+        base.read_whole(bytes, *position)
     }
 
     /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not reached

@@ -5,7 +5,8 @@
 //!                                  ^ from           ^ not in the base  ^ end
 //! ```
 //! Invariants: `from` is where a record begins; `clean` bytes, and no others, are in the base, sealed
-//! in records that hold zeros behind them.
+//! in records that hold zeros behind them. What is clean is never sealed again, but for the record that
+//! the gathered bytes go on with.
 
 /// Bytes that are gathered before they are written: records of 64 KiB, with what is around them.
 pub(super) const GATHERED: usize = 56 << 10;
@@ -62,9 +63,13 @@ impl Tail {
         !self.plain.is_empty() && self.plain.len() + more > GATHERED
     }
 
-    /// Gathers `bytes` at `at`, which [`Tail::takes`].
+    /// Gathers `bytes` at `at`, which [`Tail::takes`]. SQLite goes on at the next sector after a sync:
+    /// the record before it has been synced, and is not written again.
     pub(super) fn put(&mut self, bytes: &[u8], at: u64) {
         let at = (at - self.from.unwrap_or_default()) as usize;
+        if self.clean == self.plain.len() {
+            self.clean = self.clean.max(at);
+        }
         self.plain.resize(self.plain.len().max(at), 0);
         let old = (self.plain.len() - at).min(bytes.len());
         self.plain[at..at + old].copy_from_slice(&bytes[..old]);
@@ -74,7 +79,8 @@ impl Tail {
     /// Takes back what was put behind `end` and is not in the base.
     pub(super) fn cut(&mut self, end: u64) {
         let end = (end - self.from.unwrap_or_default()) as usize;
-        self.plain.truncate(end.max(self.clean));
+        self.plain.truncate(end);
+        self.clean = self.clean.min(end);
     }
 
     /// Bytes at `at` of SQLite's journal, which are in the base, were changed there.

@@ -35,6 +35,8 @@ struct Disk {
     fails: Cell<Option<Fails>>,
     calls: Cell<usize>,
     writes: Cell<usize>,
+    /// Where the file has been written.
+    lowest: Cell<u64>,
     after: RefCell<Vec<Vec<u8>>>,
 }
 
@@ -63,6 +65,7 @@ impl Storage for Disk {
     }
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
         self.writes.set(self.writes.get() + 1);
+        self.lowest.set(self.lowest.get().min(at));
         let fails = self.call();
         let len = if fails { bytes.len() / 2 } else { bytes.len() };
         self.base.write(&bytes[..len], at)?;
@@ -297,6 +300,26 @@ fn check_prefix(base: &Memory, keyring: &Arc<Keyring>, pair: &Pair<'_>) {
     let filled = journal.read(base, &mut got, 0).unwrap();
     assert!(got[..size] == pair.model[..size], "of {} flushed", pair.flushed);
     assert_eq!(filled == Filled::Full, size >= SMALLEST_PAGE);
+}
+
+/// What was synced is not written again: a power loss would tear it.
+#[test]
+fn the_part_after_a_sync_leaves_what_was_synced_alone() {
+    for (grain, tuning) in [(1, 0), (512, 0), (4096, 0), (1, 1), (4096, 1)] {
+        let (disk, keyring) = (Disk::default(), keyring());
+        let mut pair = Pair::new(&disk, &keyring, grain, TUNINGS[tuning]);
+        for round in 0..9_u8 {
+            pair.take(&Step::Append(1 + usize::from(round) * 700, 1)).unwrap();
+            pair.take(&Step::Flush).unwrap();
+            let synced = pair.model.len().div_ceil(pair.sector) as u64;
+            disk.lowest.set(u64::MAX);
+            pair.take(&Step::Header(2)).unwrap();
+            pair.take(&Step::Append(4, 3)).unwrap();
+            pair.take(&Step::Flush).unwrap();
+            let least = pair.journal.layout.position(synced);
+            assert_eq!(disk.lowest.get(), least, "grain {grain}, tuning {tuning}, round {round}");
+        }
+    }
 }
 
 /// SQLite's writes for a transaction of forty pages, and how many reach the base at which point.
