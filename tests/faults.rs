@@ -76,12 +76,6 @@ const UNSYNCED: Workload = Workload {
     ..UPDATE
 };
 
-const UNSYNCED_ATTACH: Workload = Workload {
-    name: "two databases without syncs",
-    settings: "PRAGMA cache_size=10; PRAGMA synchronous=OFF",
-    ..ATTACH
-};
-
 const VACUUM: Workload = Workload {
     name: "vacuum",
     setup: TABLES,
@@ -496,7 +490,6 @@ fn update_spill_and_roll_back() {
 #[test]
 fn without_syncs() {
     survives(&UNSYNCED, &MODES, false);
-    survives(&UNSYNCED_ATTACH, &MODES, false);
 }
 
 #[test]
