@@ -4,8 +4,8 @@
 //! tags are in memory only, 48 bytes a block, and so is the size: nobody reopens such a file.
 //! A block never written reads as zeros, as a hole of a plain file does.
 //!
-//! Nobody else looks into such a file, and it need not survive anything. So a block is sealed when SQLite
-//! goes on to another one, and up to [`GATHERED`] neighbours are written at once. What could not be written
+//! Nobody else looks into such a file, and it need not survive anything. So up to [`GATHERED`] bytes of
+//! neighbouring blocks are gathered in plaintext, sealed and written at once. What could not be written
 //! stays here, is read from here, and the call that tried gets the error; so does each that tries again.
 
 use super::tuning::Tuning;
@@ -21,17 +21,18 @@ const GATHERED: usize = 16 * BLOCK;
 pub(crate) struct Scratch {
     tuning: Tuning,
     cipher: PageCipher,
+    /// Those of what is in the base.
     trailers: Vec<Option<[u8; RESERVE]>>,
     size: u64,
-    /// The plaintext of one block and its number: what small reads and writes in a row work on.
-    held: Option<u64>,
-    /// Whether it is newer than what was sealed of it.
-    dirty: bool,
-    plain: Box<[u8]>,
-    sealed: Box<[u8]>,
-    /// Blocks from `first` on as they are to be written. The trailers are those of what is here.
+    /// Blocks from `first` on that are newer than the base.
     gathered: Vec<u8>,
     first: u64,
+    /// They as they are written, and one trailer.
+    image: Vec<u8>,
+    /// The plaintext of one block that is in the base, and its number: what small reads in a row ask for.
+    held: Option<u64>,
+    plain: Box<[u8]>,
+    sealed: Box<[u8]>,
 }
 
 impl Scratch {
@@ -41,12 +42,12 @@ impl Scratch {
             cipher: PageCipher::new(scratch_keys()?),
             trailers: Vec::new(),
             size: 0,
-            held: None,
-            dirty: false,
-            plain: vec![0; BLOCK].into(),
-            sealed: vec![0; BLOCK + RESERVE].into(),
             gathered: Vec::new(),
             first: 0,
+            image: Vec::new(),
+            held: None,
+            plain: vec![0; BLOCK].into(),
+            sealed: vec![0; BLOCK + RESERVE].into(),
         })
     }
 
@@ -59,7 +60,10 @@ impl Scratch {
         buf[inside..].fill(0);
         for part in parts(at, inside) {
             let buf = &mut buf[part.done..part.done + part.len];
-            if part.len == BLOCK && self.held != Some(part.block) {
+            if let Some(place) = self.place(part.block) {
+                let from = place + part.within;
+                buf.copy_from_slice(&self.gathered[from..from + part.len]);
+            } else if part.len == BLOCK {
                 self.open(base, part.block, buf)?;
             } else {
                 self.hold(base, part.block)?;
@@ -71,17 +75,9 @@ impl Scratch {
 
     pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         for part in parts(at, bytes.len()) {
-            let new = &bytes[part.done..part.done + part.len];
-            if part.len == BLOCK {
-                self.gather(base, part.block, new)?;
-                if self.held == Some(part.block) {
-                    self.let_go();
-                }
-            } else {
-                self.hold(base, part.block)?;
-                self.plain[part.within..part.within + part.len].copy_from_slice(new);
-                self.dirty = true;
-            }
+            let place = self.gather(base, part.block, part.len == BLOCK)? + part.within;
+            self.gathered[place..place + part.len]
+                .copy_from_slice(&bytes[part.done..part.done + part.len]);
             self.size = self.size.max(at + (part.done + part.len) as u64);
         }
         self.settle(base)
@@ -91,20 +87,18 @@ impl Scratch {
         let whole = size / BLOCK as u64;
         let rest = (size % BLOCK as u64) as usize;
         if size < self.size && rest > 0 {
-            self.hold(base, whole)?;
-            self.plain[rest..].fill(0);
-            self.dirty = true;
+            let place = self.gather(base, whole, false)?;
+            self.gathered[place + rest..place + BLOCK].fill(0);
             self.settle(base)?;
         }
         base.truncate(size.next_multiple_of(BLOCK as u64))?;
-        if self.held.is_some_and(|held| held * BLOCK as u64 >= size) {
-            self.let_go();
-        }
         let blocks = size.div_ceil(BLOCK as u64);
+        self.held = self.held.filter(|&held| held < blocks);
         self.trailers.truncate(blocks as usize);
         self.gathered.truncate(blocks.saturating_sub(self.first) as usize * BLOCK);
         if size == 0 {
             self.gathered = Vec::new();
+            self.image = Vec::new();
         }
         self.size = size;
         Ok(())
@@ -112,25 +106,45 @@ impl Scratch {
 
     /// Where nothing is gathered, each call writes what it changed.
     fn settle(&mut self, base: &impl Storage) -> Result<()> {
-        if self.tuning.gather_writes {
-            return Ok(());
+        if self.tuning.gather_writes { Ok(()) } else { self.flush(base) }
+    }
+
+    /// Where `block` is among what is gathered.
+    fn place(&self, block: u64) -> Option<usize> {
+        let place = usize::try_from(block.checked_sub(self.first)?).ok()?.checked_mul(BLOCK)?;
+        (place < self.gathered.len()).then_some(place)
+    }
+
+    /// Has `block` gathered, to be changed there: all of it if `whole`, else as it was.
+    fn gather(&mut self, base: &impl Storage, block: u64, whole: bool) -> Result<usize> {
+        if let Some(place) = self.place(block) {
+            return Ok(place);
         }
-        self.put_back(base)?;
-        self.flush(base)
+        let next = self.first + (self.gathered.len() / BLOCK) as u64;
+        if block != next || self.gathered.len() == GATHERED {
+            self.flush(base)?;
+        }
+        if !whole {
+            self.hold(base, block)?;
+        }
+        if self.gathered.is_empty() {
+            self.first = block;
+        }
+        let place = self.gathered.len();
+        // If `whole`, whatever is in it is overwritten at once.
+        self.gathered.extend_from_slice(&self.plain);
+        if self.held == Some(block) {
+            self.held = None;
+        }
+        Ok(place)
     }
 
-    fn let_go(&mut self) {
-        self.held = None;
-        self.dirty = false;
-    }
-
-    /// Makes `plain` the content of `block`.
+    /// Makes `plain` the content of `block`, which is not gathered.
     fn hold(&mut self, base: &impl Storage, block: u64) -> Result<()> {
         if self.held == Some(block) {
             return Ok(());
         }
-        self.put_back(base)?;
-        self.let_go();
+        self.held = None;
         let mut plain = std::mem::take(&mut self.plain);
         let opened = self.open(base, block, &mut plain);
         self.plain = plain;
@@ -139,78 +153,42 @@ impl Scratch {
         Ok(())
     }
 
-    /// Seals the block that is held, if it was changed.
-    fn put_back(&mut self, base: &impl Storage) -> Result<()> {
-        if let (Some(block), true) = (self.held, self.dirty) {
-            let plain = std::mem::take(&mut self.plain);
-            let gathered = self.gather(base, block, &plain);
-            self.plain = plain;
-            gathered?;
-            self.dirty = false;
-        }
-        Ok(())
-    }
-
-    /// Puts what was sealed of `block` into `plain`.
+    /// Puts what the base has of `block` into `plain`.
     fn open(&mut self, base: &impl Storage, block: u64, plain: &mut [u8]) -> Result<()> {
         let Some(Some(trailer)) = self.trailers.get(block as usize) else {
             plain.fill(0);
             return Ok(());
         };
         self.sealed[BLOCK..].copy_from_slice(trailer);
-        match place(&self.gathered, self.first, block) {
-            Some(at) => self.sealed[..BLOCK].copy_from_slice(&self.gathered[at..at + BLOCK]),
-            None => {
-                base.read(&mut self.sealed[..BLOCK], block * BLOCK as u64)?;
-            }
-        }
+        base.read(&mut self.sealed[..BLOCK], block * BLOCK as u64)?;
         self.cipher
             .open(block, &self.sealed, plain)
             .map_err(|_| Error::ScratchAuthentication { block })
     }
 
-    /// Seals `plain` as the content of `block`, which is written with its neighbours.
-    fn gather(&mut self, base: &impl Storage, block: u64, plain: &[u8]) -> Result<()> {
-        let at = match place(&self.gathered, self.first, block) {
-            Some(at) => at,
-            None => {
-                let next = self.first + (self.gathered.len() / BLOCK) as u64;
-                if block != next || self.gathered.len() == GATHERED {
-                    self.flush(base)?;
-                }
-                if self.gathered.is_empty() {
-                    self.first = block;
-                }
-                self.gathered.len()
-            }
-        };
-        self.cipher.seal(block, plain, &mut self.sealed)?;
-        let (sealed, trailer) = self.sealed.split_at(BLOCK);
-        self.gathered.resize(self.gathered.len().max(at + BLOCK), 0);
-        self.gathered[at..at + BLOCK].copy_from_slice(sealed);
-        let mut kept = [0; RESERVE];
-        kept.copy_from_slice(trailer);
-        let index = block as usize;
-        if self.trailers.len() <= index {
-            self.trailers.resize(index + 1, None);
-        }
-        self.trailers[index] = Some(kept);
-        Ok(())
-    }
-
+    /// Seals and writes what is gathered.
     fn flush(&mut self, base: &impl Storage) -> Result<()> {
-        if !self.gathered.is_empty() {
-            base.write(&self.gathered, self.first * BLOCK as u64)?;
-            self.gathered.clear();
+        if self.gathered.is_empty() {
+            return Ok(());
         }
+        let blocks = self.gathered.len() / BLOCK;
+        let mut trailers = [None; GATHERED / BLOCK];
+        self.image.resize(self.gathered.len() + RESERVE, 0);
+        for (index, plain) in self.gathered.chunks_exact(BLOCK).enumerate() {
+            // The trailer lies where the next block begins.
+            let sealed = &mut self.image[index * BLOCK..(index + 1) * BLOCK + RESERVE];
+            self.cipher.seal(self.first + index as u64, plain, sealed)?;
+            trailers[index] = sealed.last_chunk().copied();
+        }
+        base.write(&self.image[..self.gathered.len()], self.first * BLOCK as u64)?;
+        let (first, end) = (self.first as usize, self.first as usize + blocks);
+        if self.trailers.len() < end {
+            self.trailers.resize(end, None);
+        }
+        self.trailers[first..end].copy_from_slice(&trailers[..blocks]);
+        self.gathered.clear();
         Ok(())
     }
-}
-
-/// Where `block` is among `gathered`, which begin with block `first`.
-fn place(gathered: &[u8], first: u64, block: u64) -> Option<usize> {
-    let at = usize::try_from(block.checked_sub(first)?).ok()?.checked_mul(BLOCK)?;
-    (at < gathered.len()).then_some(at)
 }
 
 /// The share of one block in a read or write.
@@ -353,7 +331,7 @@ mod tests {
                     }
                 }
                 prop_assert_eq!(scratch.size(), model.size().unwrap());
-                prop_assert!(scratch.gathered.capacity() <= GATHERED);
+                prop_assert!(scratch.gathered.len() <= GATHERED);
             }
             base.fail.set(false);
             check(&mut scratch, &base, &model, 0..0);
