@@ -223,7 +223,7 @@ mod tests {
     use crate::file::memory::Memory;
     use proptest::prelude::*;
 
-    /// Writes, and then says that it did not, where `fail` is set.
+    /// Fails where `fail` is set, after half of what was to be written.
     struct Failing {
         base: Memory,
         fail: std::cell::Cell<bool>,
@@ -234,8 +234,9 @@ mod tests {
             self.base.read(buf, at)
         }
         fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-            self.base.write(bytes, at)?;
-            if self.fail.get() { Err(Error::Base(1)) } else { Ok(()) }
+            let fail = self.fail.get();
+            self.base.write(&bytes[..if fail { bytes.len() / 2 } else { bytes.len() }], at)?;
+            if fail { Err(Error::Base(1)) } else { Ok(()) }
         }
         fn truncate(&self, size: u64) -> Result<()> {
             if self.fail.get() { Err(Error::Base(1)) } else { self.base.truncate(size) }
