@@ -69,6 +69,13 @@ const UPDATE: Workload = Workload {
     ],
 };
 
+/// Nothing is synced: the order of the calls alone is what a process that dies leaves.
+const UNSYNCED: Workload = Workload {
+    name: "without syncs",
+    settings: "PRAGMA cache_size=5; PRAGMA synchronous=OFF",
+    ..UPDATE
+};
+
 const VACUUM: Workload = Workload {
     name: "vacuum",
     setup: TABLES,
@@ -478,6 +485,11 @@ fn create_and_insert() {
 #[test]
 fn update_spill_and_roll_back() {
     survives(&UPDATE, &MODES, false);
+}
+
+#[test]
+fn without_syncs() {
+    survives(&UNSYNCED, &MODES, false);
 }
 
 #[test]

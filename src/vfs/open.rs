@@ -43,10 +43,10 @@ fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
     if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
 }
 
-/// The open log `file` of a database, or none.
+/// The open log or journal `file` of a database, or none.
 fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
-    // SAFETY: a log tells its database when it closes, and while SQLite is in a call on the database
-    // it is in none on the log.
+    // SAFETY: it tells its database when it closes, and while SQLite is in a call on the database it
+    // is in none on the log or journal.
     unsafe { TdeFile::of(file) }
 }
 
@@ -103,6 +103,8 @@ pub(super) struct OpenFile {
     pub(super) log: *mut ffi::sqlite3_file,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
     checkpoint_end: Option<u32>,
+    /// The open rollback journal of a database file; null where there is none.
+    journal: *mut ffi::sqlite3_file,
 }
 
 impl OpenFile {
@@ -125,6 +127,7 @@ impl OpenFile {
             parent,
             log: std::ptr::null_mut(),
             checkpoint_end: None,
+            journal: std::ptr::null_mut(),
         }
     }
 
@@ -216,6 +219,7 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(db) => db.before_sync(&self.base)?,
             Content::Wal(wal) => wal.before_sync(&self.base, parent_of(self.parent)?)?,
+            Content::Journal(journal) => journal.flush(&self.base)?,
             _ => {}
         }
         Ok(self.base.sync_with(flags))
@@ -377,6 +381,15 @@ impl OpenFile {
         }
     }
 
+    /// The database file is about to change: what its journal gathered is brought to the base, or the
+    /// error is that of the change.
+    fn flush_journal(&self) -> Result<()> {
+        match log_of(self.journal) {
+            Some(OpenFile { base, content: Content::Journal(journal), .. }) => journal.flush(base),
+            _ => Ok(()),
+        }
+    }
+
     /// A checkpoint begins.
     pub(super) fn checkpoint_starts(&mut self) {
         self.checkpoint_end = self.shm.checkpoint_end();
@@ -409,6 +422,7 @@ impl OpenFile {
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
+        self.flush_journal()?;
         // Without a wal-index in shared memory, nothing else tells when a recovery is over.
         if !self.log.is_null() && self.shm.pages().is_none() {
             self.seal_holes()?;
@@ -419,14 +433,18 @@ impl OpenFile {
     }
 
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
+        self.flush_journal()?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         db.truncate(&self.base, size, &mut || least_pages(self.log))
     }
 
-    /// The file is open as `file`: a database learns of its log.
+    /// The file is open as `file`: a database learns of its log and of its journal.
     pub(super) fn opened(&self, file: *mut ffi::sqlite3_file) {
-        if let (Content::Wal(_), Ok(parent)) = (&self.content, parent_of(self.parent)) {
-            parent.log = file;
+        let Ok(parent) = parent_of(self.parent) else { return };
+        match &self.content {
+            Content::Wal(_) => parent.log = file,
+            Content::Journal(_) => parent.journal = file,
+            _ => {}
         }
     }
 
@@ -438,7 +456,12 @@ impl OpenFile {
                     parent.log = std::ptr::null_mut();
                 }
             }
-            Content::Journal(_) => rollback_ends(self.parent),
+            Content::Journal(_) => {
+                rollback_ends(self.parent);
+                if let Ok(parent) = parent_of(self.parent) {
+                    parent.journal = std::ptr::null_mut();
+                }
+            }
             _ => {}
         }
     }

@@ -1,0 +1,539 @@
+//! The rollback journal of an encrypted database.
+//!
+//! ```text
+//! 0        sector     + stride
+//! | header | record 0 | record 1 | ... | end mark   record = a sector of SQLite's journal + 48
+//!
+//! header:  0      16        20            24     40        56      60
+//!          | magic | format | key version | salt | file id | grain | zeros to 512 |
+//! ```
+//! SQLite's journal, cut into sectors, each sealed as a block of its own: SQLite starts every synced
+//! part of a journal on a sector, so writing one part never rewrites bytes that an earlier sync made
+//! durable. A sector is 512 bytes where the base overwrites powersafely, and else what a torn write
+//! spoils, the base's own: then no two records share one either. `grain` is 1 or that sector, and
+//! `stride` is the length of a record, a multiple of `grain`. The salt is new for each journal, also where
+//! PERSIST reuses the file, and so is the key: old records cannot pass as new ones.
+//!
+//! Records are always whole, for SQLite may go on at the next sector and never come back to the one
+//! it left half filled. After the last record come as many zeros, 1 to 512, as that record holds of
+//! SQLite's journal: its size stays exact, and the file only ever grows while a journal does.
+//!
+//! A record that does not authenticate is, after a crash, one that never reached the disk. SQLite
+//! must then see the end of the journal, and must not take zeros for a page: its own checksum
+//! samples one byte in 200. So a read of a page over such a record is a *short read*, which ends the
+//! playback. A shorter read (magic, page number, checksum, name of a super-journal) answers zeros,
+//! which no header, no page record and no name starts with: SQLite takes a short read of a name for
+//! an error of the disk.
+//!
+//! # What is gathered
+//!
+//! SQLite writes a page in three pieces. They are gathered in plaintext ([`tail`]), and each record is
+//! sealed once. They are in the base
+//! 1. when a sync of the journal returns;
+//! 2. before anything of the database file is written or cut ([`Journal::flush`]), whether SQLite syncs
+//!    or not. What a killed process loses is therefore of pages that the database still has as they
+//!    were: the journal then ends with a record before them, and one that was never flushed is a file as
+//!    it was before, empty or with the zeros of PERSIST at its start, which SQLite does not play back;
+//! 3. when SQLite returns from writing a field of the first header, zeros there that commit among them,
+//!    or the end of a super-journal's name: other files count on those;
+//! 4. where they are more than [`tail::GATHERED`].
+//!
+//! An emptied file is empty at once. Whoever reads through this handle gets what it wrote, in the base or
+//! not. Bytes that could not be flushed stay here, are tried again each time that they are needed there,
+//! and are read in the rollback; the database was not touched after them. A journal that is closed is done with,
+//! or is what the next one to open the database plays back: of pages that were written, all is in the base.
+
+pub(super) mod layout;
+mod tail;
+#[cfg(test)]
+mod tests;
+
+use std::os::raw::c_int;
+use std::sync::Arc;
+
+use self::layout::{HEADER_LEN, Header, Image, Layout, MAGIC_LEN, SECTOR};
+use self::tail::Tail;
+use super::tuning::Tuning;
+use super::{Filled, Storage};
+use crate::error::{Error, Result};
+use crate::key::cipher::{Cipher, Subkey};
+use crate::key::keyring::{FileId, Keyring, cached};
+use crate::secret::fill_random;
+
+/// The smallest page; whatever is shorter is a field.
+const SMALLEST_PAGE: usize = 1024;
+/// What a playback reads at once.
+const READ_AHEAD: usize = 32 << 10;
+/// What SQLite's headers begin with, and the name of a super-journal ends with.
+const SQLITE_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+
+/// What SQLite's look at the journal of another database finds.
+pub(crate) enum Another {
+    /// No journal of ours.
+    NotOurs,
+    Readable(Box<Journal>),
+    /// A journal whose database is not open in this process.
+    NoKey,
+}
+
+/// A failed write that has to be undone.
+#[derive(Clone, Copy)]
+struct Spoilt {
+    /// SQLite's code for the failure.
+    code: c_int,
+    /// The size that the file had.
+    size: u64,
+}
+
+pub(crate) struct Journal {
+    keyring: Option<Arc<Keyring>>,
+    cipher: Option<Cipher>,
+    layout: Layout,
+    /// Grain of a journal that this handle starts.
+    grain: usize,
+    tuning: Tuning,
+    /// The header of the journal that this handle started, until it is in the base.
+    header: Option<[u8; HEADER_LEN]>,
+    tail: Tail,
+    /// Bytes of this journal known to be ours: in the base, by this handle, under the present salt.
+    written: u64,
+    /// Size of the file, while a journal that this handle started is the only thing that changes it.
+    base_size: Option<u64>,
+    /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
+    spoilt: Option<Spoilt>,
+    plain: Vec<u8>,
+    sealed: Vec<u8>,
+    /// The record that `plain` holds, as the base has it.
+    held: Option<u64>,
+    ahead: Image,
+    /// The records of one write, and those it changes in part as they were before.
+    image: Image,
+    changed: Changed,
+}
+
+impl Journal {
+    /// A journal of the database that `keyring` opens, on storage of which a torn write spoils
+    /// `grain` bytes. Without a keyring it can only be looked at, and holds nothing: no database was
+    /// ever created beside it.
+    pub(crate) fn open(
+        base: &impl Storage,
+        keyring: Option<Arc<Keyring>>,
+        grain: usize,
+        tuning: Tuning,
+    ) -> Result<Self> {
+        let mut journal = Self {
+            keyring,
+            cipher: None,
+            layout: Layout { grain },
+            grain,
+            tuning,
+            header: None,
+            tail: Tail::default(),
+            written: 0,
+            base_size: None,
+            spoilt: None,
+            plain: Vec::new(),
+            sealed: Vec::new(),
+            held: None,
+            ahead: Image::default(),
+            image: Image::default(),
+            changed: Changed::default(),
+        };
+        journal.set_layout(grain);
+        let mut header = [0; HEADER_LEN];
+        if base.read_whole(&mut header, 0)? {
+            journal.read_header(&header)?;
+        }
+        Ok(journal)
+    }
+
+    fn set_layout(&mut self, grain: usize) {
+        self.layout = Layout { grain };
+        self.plain.resize(self.layout.sector(), 0);
+        self.sealed.resize(self.layout.record(), 0);
+        self.held = None;
+    }
+
+    /// The journal of another database than the one whose transaction is rolled back: SQLite looks
+    /// whether it still names the super-journal, and opens it as if it were one.
+    pub(crate) fn open_of_another(base: &impl Storage, grain: usize) -> Result<Another> {
+        let mut header = [0; HEADER_LEN];
+        if !base.read_whole(&mut header, 0)? || !layout::is_ours(&header) {
+            return Ok(Another::NotOurs);
+        }
+        match cached(&layout::file_id(&header)) {
+            Some(keyring) => Ok(Another::Readable(Box::new(Self::open(
+                base,
+                Some(keyring),
+                grain,
+                Tuning::OFF,
+            )?))),
+            None => Ok(Another::NoKey),
+        }
+    }
+
+    /// Finds the key. The torn or foreign header of a journal that holds nothing for this database
+    /// leads to none.
+    fn read_header(&mut self, header: &[u8; HEADER_LEN]) -> Result<()> {
+        let Some(keyring) = &self.keyring else { return Ok(()) };
+        let Some(Header { version, salt, grain, .. }) = Header::decode(header) else {
+            return Ok(());
+        };
+        if keyring.has(version)? {
+            self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt }));
+            self.set_layout(grain);
+        }
+        Ok(())
+    }
+
+    /// Starts a new journal in this file: new salt, new key.
+    fn begin(&mut self) -> Result<()> {
+        let keyring = self.keyring.as_ref().ok_or_else(|| {
+            Error::Usage("a journal was written before its database was locked".into())
+        })?;
+        let mut salt = FileId::default();
+        fill_random(&mut salt)?;
+        let version = keyring.version()?;
+        let header = Header { version, salt, file_id: *keyring.file_id(), grain: self.grain };
+        self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt }));
+        self.header = Some(header.encode());
+        self.set_layout(self.grain);
+        self.tail.start();
+        self.written = 0;
+        self.base_size = None;
+        self.spoilt = None;
+        Ok(())
+    }
+
+    /// Nothing of the journal is left, in the base or here.
+    fn forget(&mut self) {
+        self.cipher = None;
+        self.header = None;
+        self.written = 0;
+        self.spoilt = None;
+        self.rest();
+    }
+
+    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+        let size = self.base_size.map_or_else(|| base.size(), Ok)?;
+        Ok(self.layout.logical_size(size).max(self.tail.end()))
+    }
+
+    pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        if at == 0 && buf.len() == 1 && self.is_foreign(base)? {
+            return Ok(if base.read(buf, 0)? { Filled::Full } else { Filled::Short });
+        }
+        let field = buf.len() < SMALLEST_PAGE;
+        let inside = self.size(base)?.saturating_sub(at).min(buf.len() as u64) as usize;
+        let mut done = 0;
+        while done < inside {
+            let (record, within) = self.layout.locate(at + done as u64);
+            let len = (self.layout.sector() - within).min(inside - done);
+            let part = &mut buf[done..done + len];
+            if self.tail.read(part, at + done as u64) {
+                done += len;
+                continue;
+            }
+            if !self.load(base, record, !field)? {
+                // This handle wrote it: no crash explains that, and SQLite would roll back half.
+                if record * (self.layout.sector() as u64) < self.written {
+                    return Err(Error::JournalAuthentication { record });
+                }
+                buf[done..].fill(0);
+                return Ok(if field { Filled::Full } else { Filled::Short });
+            }
+            part.copy_from_slice(&self.plain[within..within + len]);
+            done += len;
+        }
+        buf[inside..].fill(0);
+        Ok(if inside == buf.len() { Filled::Full } else { Filled::Short })
+    }
+
+    /// Whether the file does not begin as a journal of ours. Its first byte is what SQLite looks at
+    /// to tell a hot journal: it finds nothing to play back in a foreign one, and deletes it.
+    fn is_foreign(&self, base: &impl Storage) -> Result<bool> {
+        let mut magic = [0; MAGIC_LEN];
+        Ok(self.cipher.is_none() && base.read(&mut magic, 0)? && !layout::is_ours(&magic))
+    }
+
+    pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        // A whole sector at the start is the header of a new journal; fields of it are rewritten in
+        // shorter pieces.
+        if at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() {
+            self.begin()?;
+        }
+        if self.tail.is_full(bytes.len()) {
+            self.flush_records(base)?;
+        }
+        if !self.tail.takes(at, self.layout.sector()) {
+            self.rewrite(base, bytes, at)?;
+            if voids(bytes, at) {
+                self.rest();
+            }
+            return Ok(());
+        }
+        let end = self.tail.end();
+        self.tail.put(bytes, at);
+        if self.tuning.gather_writes && !goes_through(bytes, at) {
+            return Ok(());
+        }
+        self.flush(base).inspect_err(|_| self.tail.cut(end))
+    }
+
+    /// The transaction is over, and its journal void.
+    fn rest(&mut self) {
+        self.held = None;
+        self.base_size = None;
+        self.tail.forget();
+        self.image.forget();
+        self.ahead.forget();
+    }
+
+    /// Brings everything that was written to the base.
+    ///
+    /// # Errors
+    /// Those of the base. Then all of it stays here, to be read, and the base has what it had before.
+    pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
+        self.flush_until(base, self.tail.end())
+    }
+
+    /// Makes room: brings all records but one that SQLite goes on with to the base.
+    fn flush_records(&mut self, base: &impl Storage) -> Result<()> {
+        let end = self.tail.end();
+        let whole = end - self.layout.locate(end).1 as u64;
+        self.flush_until(base, whole)?;
+        self.tail.let_go(whole);
+        Ok(())
+    }
+
+    fn flush_until(&mut self, base: &impl Storage, end: u64) -> Result<()> {
+        self.mend(base)?;
+        let clean = self.tail.clean_end();
+        if clean >= end && self.header.is_none() {
+            return Ok(());
+        }
+        let had = self.know_size(base)?;
+        let (first, within) = self.layout.locate(clean);
+        self.held = None;
+        self.changed.clear();
+        if within > 0 && self.tail.read_clean(&mut self.plain, clean - within as u64) {
+            self.changed.remember(first, &self.plain);
+        }
+        match &self.header {
+            Some(header) => {
+                self.image.start(0);
+                self.image.bytes.extend_from_slice(header);
+            }
+            None => self.image.start(self.layout.position(first)),
+        }
+        for record in first..end.div_ceil(self.layout.sector() as u64) {
+            self.tail.read(&mut self.plain, record * self.layout.sector() as u64);
+            self.push(record)?;
+        }
+        self.put_image(base, end, had)?;
+        self.header = None;
+        self.tail.flushed(end);
+        Ok(())
+    }
+
+    /// Changes what is in the base already, or what another handle wrote.
+    fn rewrite(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        self.flush(base)?;
+        self.mend(base)?;
+        let had = self.know_size(base)?;
+        self.image.start(self.layout.position(self.layout.locate(at).0));
+        self.changed.clear();
+        let mut done = 0;
+        while done < bytes.len() {
+            let (record, within) = self.layout.locate(at + done as u64);
+            let len = (self.layout.sector() - within).min(bytes.len() - done);
+            if len < self.layout.sector() && self.load_for_change(base, record)? {
+                self.changed.remember(record, &self.plain);
+            }
+            self.held = None;
+            self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
+            self.push(record)?;
+            done += len;
+        }
+        self.put_image(base, at + bytes.len() as u64, had)?;
+        self.tail.patch(bytes, at);
+        Ok(())
+    }
+
+    /// Adds `plain`, sealed as `record`, to the image.
+    fn push(&mut self, record: u64) -> Result<()> {
+        let Some(cipher) = &self.cipher else {
+            return Err(Error::JournalAuthentication { record });
+        };
+        let plain = &self.plain;
+        self.image.push(self.layout, record, |sealed| cipher.seal(record, plain, sealed))
+    }
+
+    /// Writes the image, with which SQLite's journal has bytes up to `end`, to a file of `had` bytes.
+    fn put_image(&mut self, base: &impl Storage, end: u64, had: u64) -> Result<()> {
+        if end > self.layout.logical_size(had) {
+            self.image.end(self.layout, end);
+        }
+        self.ahead.bytes.clear();
+        let Image { position, bytes } = &self.image;
+        let size = had.max(position + bytes.len() as u64);
+        let written = base.write(bytes, *position);
+        if let Err(Error::Base(code)) = written
+            && self.undo(base, had).is_err()
+        {
+            self.spoilt = Some(Spoilt { code, size: had });
+        }
+        written?;
+        self.base_size = Some(size);
+        self.written = self.written.max(end);
+        Ok(())
+    }
+
+    /// Size of the file, which only this handle changes from now on.
+    fn know_size(&mut self, base: &impl Storage) -> Result<u64> {
+        let size = self.base_size.map_or_else(|| base.size(), Ok)?;
+        self.base_size = Some(size);
+        Ok(size)
+    }
+
+    /// Puts back what a failed write may have torn: SQLite goes on reading the journal of the
+    /// transaction that it now rolls back, and bytes before the write must be as they were.
+    fn undo(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        let Some(cipher) = &self.cipher else { return Ok(()) };
+        let plain = self.changed.plain.chunks_exact(self.layout.sector());
+        for (&record, plain) in self.changed.records.iter().zip(plain) {
+            cipher.seal(record, plain, &mut self.sealed)?;
+            base.write(&self.sealed, self.layout.position(record))?;
+        }
+        base.truncate(size)
+    }
+
+    /// Undoes a failed write that could not be undone at once; the disk may work again.
+    fn mend(&mut self, base: &impl Storage) -> Result<()> {
+        let Some(Spoilt { code, size }) = self.spoilt else { return Ok(()) };
+        self.undo(base, size).map_err(|_| Error::Base(code))?;
+        self.spoilt = None;
+        Ok(())
+    }
+
+    pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        if size == 0 {
+            self.forget();
+            return base.truncate(0);
+        }
+        self.flush(base)?;
+        self.rest();
+        self.written = self.written.min(size);
+        base.truncate(self.layout.physical_size(size))
+    }
+
+    /// Puts `record` into `plain`, as the base has it; `false` where it does not authenticate. `on` tells
+    /// that those after it will be asked for.
+    fn load(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
+        if self.held == Some(record) {
+            return Ok(true);
+        }
+        self.mend(base)?;
+        self.held = None;
+        if self.cipher.is_none() || !self.fetch(base, record, on)? {
+            return Ok(false);
+        }
+        let Some(cipher) = &self.cipher else { return Ok(false) };
+        let at = (self.layout.position(record) - self.ahead.position) as usize;
+        let sealed = &self.ahead.bytes[at..at + self.layout.record()];
+        let opened = cipher.open(record, sealed, &mut self.plain)?;
+        self.held = opened.then_some(record);
+        Ok(opened)
+    }
+
+    /// Has `record` read from the base, where it is all there.
+    fn fetch(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
+        let (at, len) = (self.layout.position(record), self.layout.record());
+        let Image { position, bytes } = &mut self.ahead;
+        if *position <= at && at + len as u64 <= *position + bytes.len() as u64 {
+            return Ok(true);
+        }
+        bytes.clear();
+        let mut more = len;
+        if on && self.tuning.read_ahead {
+            let size = self.base_size.map_or_else(|| base.size(), Ok)?;
+            more = READ_AHEAD.min(size.saturating_sub(at) as usize).max(len);
+        }
+        self.ahead.position = at;
+        let whole = self.read_ahead(base, more, len);
+        if !matches!(whole, Ok(true)) {
+            self.ahead.bytes.clear();
+        }
+        whole
+    }
+
+    /// Reads `more` bytes, or else only `len`.
+    fn read_ahead(&mut self, base: &impl Storage, more: usize, len: usize) -> Result<bool> {
+        let Image { position, bytes } = &mut self.ahead;
+        bytes.resize(more, 0);
+        if more > len && base.read(bytes, *position)? {
+            return Ok(true);
+        }
+        bytes.resize(len, 0);
+        base.read_whole(bytes, *position)
+    }
+
+    /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not reached
+    /// it yet.
+    fn load_for_change(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
+        let at = record * self.layout.sector() as u64;
+        self.held = None;
+        if self.tail.read(&mut self.plain, at) || self.load(base, record, false)? {
+            return Ok(true);
+        }
+        if at < self.written {
+            return Err(Error::JournalAuthentication { record });
+        }
+        self.plain.fill(0);
+        Ok(false)
+    }
+}
+
+/// Whether this write ends a transaction under PERSIST: zeros in place of the first header's magic.
+fn voids(bytes: &[u8], at: u64) -> bool {
+    at == 0 && bytes.first() == Some(&0)
+}
+
+/// Whether other files may count on this write as soon as it returns. The end of a super-journal's name
+/// is the last thing that SQLite writes of a journal before the commit of another database may count
+/// on it, and it may be that of a database with nothing left to write.
+fn goes_through(bytes: &[u8], at: u64) -> bool {
+    at == 0 && bytes.len() < SECTOR || bytes == SQLITE_MAGIC
+}
+
+/// Records as they were before a write that changes part of them: at most its first and its last.
+#[derive(Default)]
+struct Changed {
+    records: Vec<u64>,
+    plain: Vec<u8>,
+}
+
+impl Changed {
+    fn remember(&mut self, record: u64, plain: &[u8]) {
+        self.records.push(record);
+        self.plain.extend_from_slice(plain);
+    }
+
+    fn clear(&mut self) {
+        self.records.clear();
+        self.plain.clear();
+    }
+}
+
+/// The end of a journal that names the super-journal `name`, as SQLite writes it: name, length,
+/// checksum, magic. It stands in for a journal that cannot be read: SQLite then keeps the
+/// super-journal, which the other database may need to roll back.
+pub(crate) fn naming(name: &[u8]) -> Vec<u8> {
+    // SQLite adds up C's `char`s, which have a sign on some platforms.
+    let add = |sum: u32, &byte: &u8| sum.wrapping_add(byte as std::ffi::c_char as u32);
+    let mut end = name.to_vec();
+    end.extend_from_slice(&(name.len() as u32).to_be_bytes());
+    end.extend_from_slice(&name.iter().fold(0, add).to_be_bytes());
+    end.extend_from_slice(&SQLITE_MAGIC);
+    end
+}
