@@ -43,7 +43,7 @@ use subtle::ConstantTimeEq;
 use crate::error::{Error, Result};
 use crate::provider::Wrapped;
 use crate::secret::Secret;
-use crate::secret::stack::without_trace;
+use crate::secret::stack::{HASHES, without_trace};
 use crate::suite::SuiteId;
 
 /// First bytes of every encrypted database.
@@ -417,7 +417,7 @@ fn reason(error: Error) -> String {
 
 /// HMAC takes keys of any length, so this is never `None`.
 fn mac(key: &Secret, bytes: &[u8]) -> Option<[u8; 32]> {
-    without_trace(|| {
+    without_trace::<HASHES, _>(|| {
         let mac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
         Some(mac.chain_update(bytes).finalize().into_bytes().into())
     })
