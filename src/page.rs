@@ -126,9 +126,9 @@ impl PageCipher {
         }
     }
 
-    /// A write transaction begins: draw new nonces.
+    /// A write transaction begins: its nonces are of an epoch of their own.
     pub(crate) fn begin(&mut self) {
-        self.nonces.renew();
+        self.nonces.begin();
     }
 
     /// Seals `plain` as block `number` into `block`, which is [`RESERVE`] bytes longer.
