@@ -359,8 +359,13 @@ impl Unverified {
 /// neither has the magic, else [`Error::EnvelopeDamaged`] naming what is wrong with each.
 pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
     let (a, b) = copies(header);
-    match (Unverified::decode(a), Unverified::decode(b)) {
-        (Ok(a), Ok(b)) if a == b => Ok(vec![a]),
+    let first = Unverified::decode(a);
+    if a == b
+        && let Ok(only) = first
+    {
+        return Ok(vec![only]);
+    }
+    match (first, Unverified::decode(b)) {
         (Ok(a), Ok(b)) if b.generation() > a.generation() => Ok(vec![b, a]),
         (Ok(a), Ok(b)) => Ok(vec![a, b]),
         (Ok(only), Err(_)) | (Err(_), Ok(only)) => Ok(vec![only]),
