@@ -104,7 +104,7 @@ impl Schedules {
         nonce: &[u8],
     ) -> &'s Schedule {
         let chooser = (version, key.choice(nonce));
-        if !last.as_ref().is_some_and(|(have, _)| *have == chooser) {
+        if last.as_ref().is_none_or(|(have, _)| *have != chooser) {
             let schedule = self.0.get_or_insert(chooser, || key.schedule(&chooser.1)).clone();
             *last = Some((chooser, schedule));
         }
