@@ -47,7 +47,7 @@ impl Options {
         }
         protectors.access = config.access.clone();
         protectors.rotation = Rotation(config.rotation);
-        protectors.policy = config.policy.clone();
+        protectors.policy = Arc::new(config.policy.clone());
         protectors.auditor.log = config.open_audit()?;
         self.wishes.suite = config.cipher.unwrap_or(self.wishes.suite);
         self.wishes.plaintext |= config.allow_plaintext;
@@ -57,7 +57,7 @@ impl Options {
 
     /// What an operator forbids.
     pub fn policy(mut self, policy: Policy) -> Self {
-        self.wishes.protectors.policy = policy;
+        self.wishes.protectors.policy = Arc::new(policy);
         self
     }
 

@@ -19,14 +19,13 @@ use lru::LruCache;
 
 use crate::error::Result;
 use crate::nonce::NonceSequence;
-use crate::suite::{Schedule, Suite, SuiteId, SuiteKey, Unauthentic};
+use crate::suite::{Choice, Schedule, Suite, SuiteId, SuiteKey, Unauthentic};
 
 /// Bytes that a sealed block adds to its plaintext, and SQLite's reserve bytes on each page.
 pub const RESERVE: usize = 48;
 const VERSION_LEN: usize = size_of::<u32>();
 const AAD_LEN: usize = 16 + 1 + 8 + 4 + VERSION_LEN;
-const PREFIX_LEN: usize = 12;
-/// Key schedules kept for reading, each under 1 KiB: one per write transaction whose pages are read.
+/// Key schedules kept at hand, each under 1 KiB: one for each run of nonces whose pages are read.
 const SCHEDULES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 const _: () = assert!(RESERVE <= u8::MAX as usize, "SQLite keeps it in one byte");
@@ -76,8 +75,44 @@ impl BlockKeys {
 pub(crate) struct PageCipher {
     keys: Arc<BlockKeys>,
     nonces: NonceSequence,
-    sealing: Option<([u8; PREFIX_LEN], Schedule)>,
-    opening: LruCache<(KeyVersion, [u8; PREFIX_LEN]), Schedule>,
+    schedules: Schedules,
+    /// The schedules used last, which are likely to be used next.
+    sealing: Option<Chosen>,
+    opening: Option<Chosen>,
+}
+
+/// A schedule, and what chose it.
+type Chosen = ((KeyVersion, Choice), Schedule);
+
+/// Those of late, by what chose them.
+struct Schedules(LruCache<(KeyVersion, Choice), Schedule>);
+
+impl Schedules {
+    /// Room for [`SCHEDULES`], which is taken as they come: most files need but one.
+    fn new() -> Self {
+        let mut schedules = LruCache::unbounded();
+        schedules.resize(SCHEDULES);
+        Self(schedules)
+    }
+
+    /// The schedule for `nonce`, at `last` if it is the same as before.
+    #[inline]
+    fn choose<'s>(
+        &mut self,
+        last: &'s mut Option<Chosen>,
+        (version, key): (KeyVersion, &SuiteKey),
+        nonce: &[u8],
+    ) -> &'s Schedule {
+        let chooser = (version, key.choice(nonce));
+        if last.as_ref().is_none_or(|(have, _)| *have != chooser) {
+            let schedule = self.0.get_or_insert(chooser, || key.schedule(&chooser.1)).clone();
+            *last = Some((chooser, schedule));
+        }
+        match last {
+            Some((_, schedule)) => schedule,
+            None => unreachable!("it was just put there"),
+        }
+    }
 }
 
 impl PageCipher {
@@ -85,14 +120,15 @@ impl PageCipher {
         Self {
             nonces: NonceSequence::new(keys.current.1.id()),
             keys,
+            schedules: Schedules::new(),
             sealing: None,
-            opening: LruCache::new(SCHEDULES),
+            opening: None,
         }
     }
 
-    /// A write transaction begins: draw new nonces.
+    /// A write transaction begins: its nonces are of an epoch of their own.
     pub(crate) fn begin(&mut self) {
-        self.nonces.renew();
+        self.nonces.begin();
     }
 
     /// Seals `plain` as block `number` into `block`, which is [`RESERVE`] bytes longer.
@@ -110,12 +146,8 @@ impl PageCipher {
         head[VERSION_LEN..].copy_from_slice(&nonce[..nonce_len]);
         zeros.fill(0);
 
-        let prefix = prefix_of(&nonce);
-        let schedule = match &mut self.sealing {
-            Some((have, schedule)) if *have == prefix => schedule,
-            slot => &mut slot.insert((prefix, key.schedule(&nonce[..nonce_len]))).1,
-        };
-        schedule
+        self.schedules
+            .choose(&mut self.sealing, (version, key), &nonce)
             .seal(&nonce[..nonce_len], &aad, plain, cipher, tag)
             .map_err(|_| crate::error::Error::Unsupported("the cipher refused to seal".into()))
     }
@@ -142,8 +174,8 @@ impl PageCipher {
             return Err(Unauthentic);
         }
         let aad = self.keys.aad(number, block.len(), version);
-        self.opening
-            .get_or_insert((version, prefix_of(nonce)), || key.schedule(nonce))
+        self.schedules
+            .choose(&mut self.opening, (version, key), nonce)
             .open(nonce, &aad, cipher, tag, plain)
     }
 
@@ -181,20 +213,14 @@ impl PageCipher {
             return Err(Unauthentic);
         }
         let aad = self.keys.aad(number, block.len(), version);
-        self.opening
-            .get_or_insert((version, prefix_of(nonce)), || key.schedule(nonce))
+        self.schedules
+            .choose(&mut self.opening, (version, key), nonce)
             .open_in_place(nonce, &aad, tag, block, len)
     }
 }
 
 const fn lengths(suite: SuiteId) -> (usize, usize) {
     (suite.nonce_len(), suite.tag_len())
-}
-
-fn prefix_of(nonce: &[u8]) -> [u8; PREFIX_LEN] {
-    let mut prefix = [0; PREFIX_LEN];
-    prefix.copy_from_slice(&nonce[..PREFIX_LEN]);
-    prefix
 }
 
 #[cfg(test)]

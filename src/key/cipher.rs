@@ -32,7 +32,7 @@ impl Cipher {
         Self { keyring, subkey, slot }
     }
 
-    /// A write transaction begins: draw new nonces.
+    /// As [`PageCipher::begin`].
     pub(crate) fn begin(&self) {
         if let Some(cipher) = &mut *lock(&self.slot) {
             cipher.begin();

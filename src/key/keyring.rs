@@ -20,7 +20,8 @@ use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, Purpose};
 use crate::provider::Context;
 use crate::secret::{Secret, fill_random};
-use crate::suite::{SuiteId, SuiteKey, hkdf};
+use crate::suite::hkdf::Extracted;
+use crate::suite::{SuiteId, SuiteKey};
 
 const PAGE: &[u8] = b"sqlite-tde v1 page";
 const WAL: &[u8] = b"sqlite-tde v1 wal";
@@ -55,11 +56,28 @@ pub(crate) struct Keyring {
     pub(super) looked: Mutex<Option<Instant>>,
 }
 
+/// A DEK, and what its subkeys are expanded from.
+struct Held {
+    dek: Dek,
+    extracted: Extracted,
+}
+
+impl Held {
+    fn new(file_id: &FileId, dek: Dek) -> Self {
+        Self { extracted: Extracted::new(&dek.key, file_id), dek }
+    }
+
+    fn subkey(&self, label: &[&[u8]]) -> (KeyVersion, SuiteKey) {
+        let subkey = self.extracted.expand(label);
+        (self.dek.version, SuiteKey::new(self.dek.suite, &subkey))
+    }
+}
+
 /// The keys themselves. Nobody holds the lock around them while a provider is asked.
 struct Unlocked {
-    current: Dek,
+    current: Held,
     /// DEKs that pages, journals and logs may still be under.
-    retired: Vec<Dek>,
+    retired: Vec<Held>,
     page: Arc<BlockKeys>,
     wal: Arc<BlockKeys>,
     mac: Secret,
@@ -69,30 +87,29 @@ struct Unlocked {
 
 impl Unlocked {
     fn new(file_id: FileId, current: Dek, retired: Vec<Dek>) -> Self {
-        let subkey = |dek: &Dek, label| {
-            let subkey = hkdf::derive(&dek.key, &file_id, &[label]);
-            (dek.version, SuiteKey::new(dek.suite, &subkey))
-        };
+        let current = Held::new(&file_id, current);
+        let retired: Vec<Held> = retired.into_iter().map(|dek| Held::new(&file_id, dek)).collect();
         let blocks = |purpose, label| {
             Arc::new(BlockKeys {
                 file_id,
                 purpose,
-                current: subkey(&current, label),
-                retired: retired.iter().map(|dek| subkey(dek, label)).collect(),
+                current: current.subkey(&[label]),
+                retired: retired.iter().map(|held| held.subkey(&[label])).collect(),
             })
         };
         Self {
             page: blocks(Purpose::Page, PAGE),
             wal: blocks(Purpose::Wal, WAL),
-            mac: hkdf::derive(&current.key, &file_id, &[ENVELOPE]),
+            mac: current.extracted.expand(&[ENVELOPE]),
             current,
             retired,
             through: BTreeSet::new(),
         }
     }
 
-    fn find(&self, version: KeyVersion) -> Option<&Dek> {
-        std::iter::once(&self.current).chain(&self.retired).find(|dek| dek.version == version)
+    fn find(&self, version: KeyVersion) -> Option<&Held> {
+        let mut all = std::iter::once(&self.current).chain(&self.retired);
+        all.find(|held| held.dek.version == version)
     }
 }
 
@@ -278,14 +295,13 @@ impl Keyring {
             Subkey::Page => Ok(Arc::clone(&keys.page)),
             Subkey::Wal => Ok(Arc::clone(&keys.wal)),
             Subkey::Journal { version, salt } => {
-                let dek = keys.find(version).ok_or_else(|| {
+                let held = keys.find(version).ok_or_else(|| {
                     Error::Unsupported(format!("key version {version} is on no keyring"))
                 })?;
-                let subkey = hkdf::derive(&dek.key, &self.file_id, &[JOURNAL, &salt]);
                 Ok(Arc::new(BlockKeys {
                     file_id: self.file_id,
                     purpose: Purpose::Journal,
-                    current: (version, SuiteKey::new(dek.suite, &subkey)),
+                    current: held.subkey(&[JOURNAL, &salt]),
                     retired: Vec::new(),
                 }))
             }
@@ -305,7 +321,7 @@ impl Keyring {
 
     /// The current DEK's version.
     pub(crate) fn version(&self) -> Result<KeyVersion> {
-        self.with_keys(|keys| keys.current.version)
+        self.with_keys(|keys| keys.current.dek.version)
     }
 
     /// Whether a journal or log of this version can be read.
@@ -316,7 +332,10 @@ impl Keyring {
     /// The current DEK, to be wrapped again, and what its wrapping is bound to.
     pub(crate) fn dek(&self) -> Result<(Secret, Context)> {
         let context = |version| Context { file_id: self.file_id, dek_version: version };
-        self.with_keys(|keys| (keys.current.key.duplicate(), context(keys.current.version)))
+        self.with_keys(|keys| {
+            let dek = &keys.current.dek;
+            (dek.key.duplicate(), context(dek.version))
+        })
     }
 
     /// The envelope, if the holder of these keys wrote it.

@@ -22,12 +22,12 @@ pub(crate) const KEYSTORE: &str = "keystore";
 /// The providers known to one registration of the VFS, and how they are asked.
 #[derive(Default, Clone)]
 pub(crate) struct Protectors {
-    providers: BTreeMap<String, Arc<dyn KeyProvider>>,
-    default: Option<String>,
+    providers: Arc<BTreeMap<String, Arc<dyn KeyProvider>>>,
+    default: Option<Arc<str>>,
     pub(crate) access: AccessPolicy,
     pub(crate) rotation: Rotation,
     pub(crate) auditor: Auditor,
-    pub(crate) policy: Policy,
+    pub(crate) policy: Arc<Policy>,
 }
 
 /// How often a newer version of a protector's key is looked for; `None` for never.
@@ -42,7 +42,7 @@ impl Default for Rotation {
 
 impl Protectors {
     pub(crate) fn add(&mut self, name: &str, provider: Arc<dyn KeyProvider>) {
-        self.providers.insert(name.to_owned(), provider);
+        Arc::make_mut(&mut self.providers).insert(name.to_owned(), provider);
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -50,7 +50,7 @@ impl Protectors {
     }
 
     pub(crate) fn set_default(&mut self, name: &str) {
-        self.default = Some(name.to_owned());
+        self.default = Some(name.into());
     }
 
     /// Makes every provider drop what it keeps of keys and passphrases.

@@ -11,6 +11,8 @@
 //! AAD = context length 4 | context | name length 4 | key name | key version 4, all big-endian
 //! ```
 
+use std::sync::Arc;
+
 use crate::provider::{Context, ProviderError};
 use crate::secret::{KEY_LEN, Secret, fill_random};
 use crate::suite::Suite;
@@ -64,7 +66,7 @@ pub(super) fn open(kek: &Secret, aad: &[u8], blob: &[u8]) -> Option<Secret> {
 }
 
 /// The AES-GCM key that the first half of the nonce chooses.
-fn schedule(kek: &Secret, nonce: &[u8; NONCE_LEN]) -> Schedule {
+fn schedule(kek: &Secret, nonce: &[u8; NONCE_LEN]) -> Arc<Schedule> {
     Key::new(kek).schedule(&std::array::from_fn(|at| nonce[at]))
 }
 

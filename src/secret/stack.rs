@@ -7,13 +7,18 @@
 
 use std::hint::black_box;
 
-/// More than the deepest frames here need: wide AES works on 64 blocks at a time, in several copies.
-const DEPTH: usize = 16384;
+/// Twice what the deepest frames of SHA-256, HMAC and HKDF need.
+pub(crate) const HASHES: usize = 4096;
+/// Twice what those of AES on single blocks need, and of an AES-GCM key that is made.
+pub(crate) const BLOCKS: usize = 8192;
+/// What those of AES on many blocks need: it works on 64 at a time, in several copies.
+pub(crate) const STREAMS: usize = 16384;
 
-/// Does `work` and wipes the stack that it used. What it answers must not hold a key itself.
-pub(crate) fn without_trace<T>(work: impl FnOnce() -> T) -> T {
+/// Does `work` and wipes the stack that it used, `DEPTH` bytes deep. What it answers must not hold a
+/// key itself.
+pub(crate) fn without_trace<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {
     let answer = apart(work);
-    wipe();
+    wipe::<DEPTH>();
     answer
 }
 
@@ -24,6 +29,46 @@ fn apart<T>(work: impl FnOnce() -> T) -> T {
 }
 
 #[inline(never)]
-fn wipe() {
+fn wipe<const DEPTH: usize>() {
     black_box(&mut [0_u8; DEPTH]);
+}
+
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    const PAINTED: usize = 1 << 16;
+    const PAINT: u8 = 0xa5;
+    /// Below the paint, so that nothing here lies in it.
+    const MARGIN: usize = 4096;
+
+    #[inline(never)]
+    fn paint() {
+        black_box(&mut [PAINT; PAINTED]);
+    }
+
+    /// How deep below the caller's frame `work` writes to the stack.
+    #[inline(never)]
+    pub(crate) fn depth_of(mut work: impl FnMut()) -> usize {
+        // Libraries find out at the first time what the processor can do.
+        work();
+        let here = 0_u8;
+        let top = std::ptr::from_ref(black_box(&here)).addr();
+        let memory = File::open("/proc/self/mem").unwrap();
+        let mut seen = vec![0; PAINTED - MARGIN];
+        paint();
+        apart(&mut work);
+        let bottom = top - seen.len();
+        memory.read_exact_at(&mut seen, bottom as u64).unwrap();
+        seen.len() - seen.iter().take_while(|byte| **byte == PAINT).count()
+    }
+
+    #[test]
+    fn the_depth_is_what_was_used() {
+        for (deep, least) in [(depth_of(wipe::<BLOCKS>), BLOCKS), (depth_of(|| {}), 0)] {
+            assert!((least..least + 1024).contains(&deep), "{deep}, not {least}");
+        }
+    }
 }

@@ -13,9 +13,10 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-use super::{Suite, Unauthentic, hkdf};
+use super::hkdf::Extracted;
+use super::{Suite, Unauthentic};
 use crate::secret::Secret;
-use crate::secret::stack::without_trace;
+use crate::secret::stack::{BLOCKS, STREAMS, without_trace};
 
 /// The first counter block, AES's block in length.
 pub(crate) const NONCE_LEN: usize = 16;
@@ -35,38 +36,50 @@ pub(crate) struct Key {
 impl Key {
     /// Made in its place on the heap, which it is wiped from when it is dropped.
     pub(crate) fn new(subkey: &Secret) -> Arc<Self> {
-        without_trace(|| Arc::new(Self::expand(subkey)))
+        without_trace::<BLOCKS, _>(|| Arc::new(Self::expand(subkey)))
     }
 
     fn expand(subkey: &Secret) -> Self {
-        let mac = hkdf::derive(subkey, &[], &[HMAC]);
+        let extracted = Extracted::new(subkey, &[]);
+        let mac = extracted.expand(&[HMAC]);
         Self {
-            aes: Aes256::new(hkdf::derive(subkey, &[], &[CTR]).expose().into()),
+            aes: Aes256::new(extracted.expand(&[CTR]).expose().into()),
             // A 32-byte key is shorter than the 64-byte block that this constructor takes.
             hmac: Hmac::new((&*block(mac.expose())).into()),
         }
     }
 
     fn apply(&self, nonce: &[u8], from: &[u8], to: &mut [u8]) -> Result<(), Unauthentic> {
+        let mut keystream = self.keystream(nonce)?;
+        keystream.try_apply_keystream_b2b(from, to).map_err(|_| Unauthentic)
+    }
+
+    /// It borrows the expanded key, of which no copy is made here.
+    fn keystream(&self, nonce: &[u8]) -> Result<Ctr128BE<&Aes256>, Unauthentic> {
         let nonce = nonce.try_into().map_err(|_| Unauthentic)?;
-        without_trace(|| {
-            let core = ctr::CtrCore::inner_iv_init(self.aes.clone(), nonce);
-            let mut keystream = Ctr128BE::<Aes256>::from_core(core);
-            keystream.try_apply_keystream_b2b(from, to).map_err(|_| Unauthentic)
-        })
+        Ok(Ctr128BE::from_core(ctr::CtrCore::inner_iv_init(&self.aes, nonce)))
     }
 
     fn tag(&self, nonce: &[u8], aad: &[u8], cipher: &[u8]) -> [u8; TAG_LEN] {
-        without_trace(|| {
-            let mut mac = self.hmac.clone();
-            mac.update(aad);
-            mac.update(nonce);
-            mac.update(cipher);
-            mac.update(&(aad.len() as u64 * 8).to_be_bytes());
-            let mut tag = [0; TAG_LEN];
-            tag.copy_from_slice(&mac.finalize().into_bytes()[..TAG_LEN]);
-            tag
-        })
+        let mut mac = self.hmac.clone();
+        mac.update(aad);
+        mac.update(nonce);
+        mac.update(cipher);
+        mac.update(&(aad.len() as u64 * 8).to_be_bytes());
+        let mut tag = [0; TAG_LEN];
+        tag.copy_from_slice(&mac.finalize().into_bytes()[..TAG_LEN]);
+        tag
+    }
+
+    fn verify(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        cipher: &[u8],
+        tag: &[u8],
+    ) -> Result<(), Unauthentic> {
+        let same = bool::from(self.tag(nonce, aad, cipher)[..].ct_eq(tag));
+        if same { Ok(()) } else { Err(Unauthentic) }
     }
 }
 
@@ -89,9 +102,11 @@ impl Suite for Key {
         if tag.len() != TAG_LEN || cipher.len() != plain.len() {
             return Err(Unauthentic);
         }
-        self.apply(nonce, plain, cipher)?;
-        tag.copy_from_slice(&self.tag(nonce, aad, cipher));
-        Ok(())
+        without_trace::<STREAMS, _>(|| {
+            self.apply(nonce, plain, cipher)?;
+            tag.copy_from_slice(&self.tag(nonce, aad, cipher));
+            Ok(())
+        })
     }
 
     fn open(
@@ -105,10 +120,10 @@ impl Suite for Key {
         if nonce.len() != NONCE_LEN || cipher.len() != plain.len() {
             return Err(Unauthentic);
         }
-        if !bool::from(self.tag(nonce, aad, cipher)[..].ct_eq(tag)) {
-            return Err(Unauthentic);
-        }
-        self.apply(nonce, cipher, plain)
+        without_trace::<STREAMS, _>(|| {
+            self.verify(nonce, aad, cipher, tag)?;
+            self.apply(nonce, cipher, plain)
+        })
     }
 
     fn open_in_place(
@@ -120,14 +135,9 @@ impl Suite for Key {
         len: usize,
     ) -> Result<(), Unauthentic> {
         let cipher = block.get_mut(..len).ok_or(Unauthentic)?;
-        if !bool::from(self.tag(nonce, aad, cipher)[..].ct_eq(tag)) {
-            return Err(Unauthentic);
-        }
-        let nonce = nonce.try_into().map_err(|_| Unauthentic)?;
-        without_trace(|| {
-            let core = ctr::CtrCore::inner_iv_init(self.aes.clone(), nonce);
-            let mut keystream = Ctr128BE::<Aes256>::from_core(core);
-            keystream.try_apply_keystream(cipher).map_err(|_| Unauthentic)
+        without_trace::<STREAMS, _>(|| {
+            self.verify(nonce, aad, cipher, tag)?;
+            self.keystream(nonce)?.try_apply_keystream(cipher).map_err(|_| Unauthentic)
         })
     }
 }
@@ -136,6 +146,24 @@ impl Suite for Key {
 mod tests {
     use super::*;
     use crate::suite::tests::hex;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_stack_is_wiped_to_its_depth() {
+        use crate::secret::stack::tests::depth_of;
+        let subkey = Secret::from_slice(&[1; 32]).unwrap();
+        let key = Key::expand(&subkey);
+        let deep = depth_of(|| drop(Arc::new(Key::expand(&subkey))));
+        assert!((1..BLOCKS).contains(&deep), "expanding: {deep}");
+        for len in [16, 1000, 4048, 65536 + 24] {
+            let (from, mut to) = (vec![1; len], vec![0; len]);
+            let apply = depth_of(|| key.apply(&[9; NONCE_LEN], &from, &mut to).unwrap());
+            let tag = depth_of(|| _ = key.tag(&[9; NONCE_LEN], b"aad", &from));
+            for deep in [apply, tag] {
+                assert!((1..STREAMS).contains(&deep), "{len} bytes: {deep}");
+            }
+        }
+    }
 
     /// NIST SP 800-38A, F.5.5, CTR-AES256.Encrypt.
     #[test]

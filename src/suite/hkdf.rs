@@ -4,25 +4,48 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroize;
 
-use crate::secret::stack::without_trace;
+use crate::secret::stack::{HASHES, without_trace};
 use crate::secret::{KEY_LEN, Secret};
 
 /// The subkey of `key` for `salt` and the concatenated parts of `info`.
 pub(crate) fn derive(key: &Secret, salt: &[u8], info: &[&[u8]]) -> Secret {
-    without_trace(|| derive_from(key.expose(), salt, info))
+    Extracted::new(key, salt).expand(info)
 }
 
-/// [`derive`] for input of any length, which the RFC's vectors need.
-fn derive_from(input: &[u8], salt: &[u8], info: &[&[u8]]) -> Secret {
-    let (mut prk, hkdf) = Hkdf::<Sha256>::extract(Some(salt), input);
-    // The library wipes its own state, not this copy, from which every subkey follows.
-    prk.as_mut_slice().zeroize();
-    let filled = Secret::fill_with(|subkey: &mut [u8; KEY_LEN]| {
-        hkdf.expand_multi_info(info, subkey.as_mut_slice())
-    });
-    match filled {
-        Ok(subkey) => subkey,
-        Err(_) => unreachable!("HKDF-SHA-256 expands to up to 8,160 bytes; 32 were asked for"),
+/// A pseudorandom key: what subkeys are expanded from, all those of one key and salt.
+pub(crate) struct Extracted(Secret);
+
+impl Extracted {
+    pub(crate) fn new(key: &Secret, salt: &[u8]) -> Self {
+        without_trace::<HASHES, _>(|| Self::from(key.expose(), salt))
+    }
+
+    /// [`Extracted::new`] for input of any length, which the RFC's vectors need.
+    fn from(input: &[u8], salt: &[u8]) -> Self {
+        let (mut prk, _) = Hkdf::<Sha256>::extract(Some(salt), input);
+        let extracted = Secret::from_slice(&prk);
+        // The library wipes its own state, not this copy, from which every subkey follows.
+        prk.as_mut_slice().zeroize();
+        match extracted {
+            Some(extracted) => Self(extracted),
+            None => unreachable!("a SHA-256 hash has the length of a key"),
+        }
+    }
+
+    /// The subkey for the concatenated parts of `info`.
+    pub(crate) fn expand(&self, info: &[&[u8]]) -> Secret {
+        without_trace::<HASHES, _>(|| self.to(info))
+    }
+
+    fn to(&self, info: &[&[u8]]) -> Secret {
+        let filled = Secret::fill_with(|subkey: &mut [u8; KEY_LEN]| {
+            let hkdf = Hkdf::<Sha256>::from_prk(self.0.expose()).map_err(|_| ())?;
+            hkdf.expand_multi_info(info, subkey.as_mut_slice()).map_err(|_| ())
+        });
+        match filled {
+            Ok(subkey) => subkey,
+            Err(()) => unreachable!("HKDF-SHA-256 takes a hash and expands to 8,160 bytes"),
+        }
     }
 }
 
@@ -59,7 +82,7 @@ mod tests {
             ),
         ] {
             let (start, end) = info.split_at(info.len() / 2);
-            let got = derive_from(&input, &salt, &[start, end]);
+            let got = Extracted::from(&input, &salt).expand(&[start, end]);
             assert_eq!(got.expose().to_vec(), hex(want), "{name}");
         }
     }
@@ -76,6 +99,18 @@ mod tests {
             for b in &subkeys[i + 1..] {
                 assert_ne!(a.expose(), b.expose());
             }
+        }
+    }
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_stack_is_wiped_to_its_depth() {
+        use crate::secret::stack::tests::depth_of;
+        let key = Secret::from_slice(&[1; 32]).unwrap();
+        let extracted = Extracted::from(key.expose(), &[2; 16]);
+        let extract = depth_of(|| drop(Extracted::from(key.expose(), &[2; 16])));
+        let expand = depth_of(|| drop(extracted.to(&[b"label", &[3; 16]])));
+        for deep in [extract, expand] {
+            assert!((1..HASHES).contains(&deep), "{deep}");
         }
     }
 }

@@ -121,9 +121,13 @@ pub(crate) enum SuiteKey {
     CtrHmac(Arc<ctr_hmac::Key>),
 }
 
-/// What seals and opens under one nonce, or one run of them.
+/// What of a nonce chooses the schedule; zeros where there is but one.
+pub(crate) type Choice = [u8; xaes::PREFIX_LEN];
+
+/// What seals and opens under one nonce, or one run of them. Its clones are one and the same.
+#[derive(Clone)]
 pub(crate) enum Schedule {
-    Gcm(xaes::Schedule),
+    Gcm(Arc<xaes::Schedule>),
     CtrHmac(Arc<ctr_hmac::Key>),
 }
 
@@ -142,16 +146,21 @@ impl SuiteKey {
         }
     }
 
-    /// The schedule for nonces that share the first 12 bytes of `nonce`, and for no others: GCM's
-    /// tag does not cover the half of the nonce that chose its key.
-    pub(crate) fn schedule(&self, nonce: &[u8]) -> Schedule {
+    /// The bytes of `nonce` that choose the schedule: those of the same choice have the same one, and
+    /// others another, for GCM's tag does not cover the half of the nonce that chose its key.
+    #[inline]
+    pub(crate) fn choice(&self, nonce: &[u8]) -> Choice {
         match self {
-            Self::Gcm(key) => {
-                let mut prefix = [0; xaes::PREFIX_LEN];
-                // Too short a nonce is refused where it is used, so it need not be refused here.
-                prefix.iter_mut().zip(nonce).for_each(|(to, from)| *to = *from);
-                Schedule::Gcm(key.schedule(&prefix))
-            }
+            // Too short a nonce is refused where it is used, so it need not be refused here.
+            Self::Gcm(_) => nonce.first_chunk().copied().unwrap_or_default(),
+            Self::CtrHmac(_) => Choice::default(),
+        }
+    }
+
+    /// The schedule of `choice`.
+    pub(crate) fn schedule(&self, choice: &Choice) -> Schedule {
+        match self {
+            Self::Gcm(key) => Schedule::Gcm(key.schedule(choice)),
             Self::CtrHmac(key) => Schedule::CtrHmac(Arc::clone(key)),
         }
     }
@@ -168,7 +177,7 @@ impl Suite for Schedule {
         tag: &mut [u8],
     ) -> Result<(), Unauthentic> {
         match self {
-            Self::Gcm(schedule) => Suite::seal(schedule, nonce, aad, plain, cipher, tag),
+            Self::Gcm(schedule) => schedule.seal(nonce, aad, plain, cipher, tag),
             Self::CtrHmac(key) => key.seal(nonce, aad, plain, cipher, tag),
         }
     }
@@ -183,7 +192,7 @@ impl Suite for Schedule {
         plain: &mut [u8],
     ) -> Result<(), Unauthentic> {
         match self {
-            Self::Gcm(schedule) => Suite::open(schedule, nonce, aad, cipher, tag, plain),
+            Self::Gcm(schedule) => schedule.open(nonce, aad, cipher, tag, plain),
             Self::CtrHmac(key) => key.open(nonce, aad, cipher, tag, plain),
         }
     }
@@ -243,7 +252,7 @@ pub(crate) mod tests {
             let plain = *b"forty bytes of plaintext, no more of it.";
             let good_nonce = vec![9; suite.nonce_len()];
             let (mut cipher, mut tag) = ([0; 40], vec![0; suite.tag_len()]);
-            let schedule = key.schedule(&good_nonce);
+            let schedule = key.schedule(&key.choice(&good_nonce));
             schedule.seal(&good_nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
             // What each suite leaves of a buffer that held 0xee.
             let left = match suite {
@@ -257,7 +266,8 @@ pub(crate) mod tests {
                     now[part][bit / 8] ^= 1 << (bit % 8);
                     let [cipher, nonce, tag, aad] = &now;
                     let mut out = [0xee; 40];
-                    let result = key.schedule(nonce).open(nonce, aad, cipher, tag, &mut out);
+                    let schedule = key.schedule(&key.choice(nonce));
+                    let result = schedule.open(nonce, aad, cipher, tag, &mut out);
                     assert_eq!(result, Err(Unauthentic), "{suite:?} part {part} bit {bit}");
                     assert_eq!(out, left, "{suite:?} part {part} bit {bit}");
                 }
@@ -278,7 +288,7 @@ pub(crate) mod tests {
                 lens[part] = wrong;
                 let [nonce, from, to, mut tag] = lens.map(|len| vec![9; len]);
                 let mut to = to;
-                let schedule = key.schedule(&nonce);
+                let schedule = key.schedule(&key.choice(&nonce));
                 let name = format!("{suite:?} nonce, from, to, tag: {lens:?}");
                 let sealed = schedule.seal(&nonce, b"", &from, &mut to, &mut tag);
                 assert_eq!(sealed, Err(Unauthentic), "{name}");
@@ -297,7 +307,7 @@ pub(crate) mod tests {
             for len in [0, 1, 15, 16, 17, 4048, 65488] {
                 let (nonce, plain) = (vec![9; suite.nonce_len()], vec![0x5a; len]);
                 let (mut cipher, mut tag) = (vec![0; len], vec![0; suite.tag_len()]);
-                let schedule = key.schedule(&nonce);
+                let schedule = key.schedule(&key.choice(&nonce));
                 schedule.seal(&nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
                 let mut back = vec![0; len];
                 schedule.open(&nonce, b"aad", &cipher, &tag, &mut back).unwrap();

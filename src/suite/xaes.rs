@@ -7,13 +7,15 @@
 //! ```
 //! The derivation is NIST SP 800-108's counter mode with CMAC-AES-256, two blocks for 256 bits.
 
+use std::sync::Arc;
+
 use aes::Aes256;
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{Suite, Unauthentic};
-use crate::secret::stack::without_trace;
+use crate::secret::stack::{BLOCKS, without_trace};
 use crate::secret::{KEY_LEN, Secret};
 
 /// The whole nonce: C2SP's N.
@@ -35,7 +37,7 @@ pub(crate) struct Key {
 
 impl Key {
     pub(crate) fn new(key: &Secret) -> Self {
-        without_trace(|| Self::expand(key))
+        without_trace::<BLOCKS, _>(|| Self::expand(key))
     }
 
     fn expand(key: &Secret) -> Self {
@@ -50,9 +52,10 @@ impl Key {
         Self { key: key.duplicate(), k1 }
     }
 
-    /// The GCM key for nonces that begin with `prefix`.
-    pub(crate) fn schedule(&self, prefix: &[u8; PREFIX_LEN]) -> Schedule {
-        without_trace(|| self.derive(prefix))
+    /// The GCM key for nonces that begin with `prefix`. It is made on the heap and stays there:
+    /// moving it would leave a copy.
+    pub(crate) fn schedule(&self, prefix: &[u8; PREFIX_LEN]) -> Arc<Schedule> {
+        without_trace::<BLOCKS, _>(|| Arc::new(self.derive(prefix)))
     }
 
     fn derive(&self, prefix: &[u8; PREFIX_LEN]) -> Schedule {
@@ -152,6 +155,19 @@ fn gcm_nonce(nonce: &[u8]) -> Result<Nonce, Unauthentic> {
 mod tests {
     use super::*;
     use crate::suite::tests::hex;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_stack_is_wiped_to_its_depth() {
+        use crate::secret::stack::tests::depth_of;
+        let secret = Secret::from_slice(&[1; 32]).unwrap();
+        let key = Key::expand(&secret);
+        let expand = depth_of(|| drop(Key::expand(&secret)));
+        let derive = depth_of(|| drop(Arc::new(key.derive(&[2; PREFIX_LEN]))));
+        for deep in [expand, derive] {
+            assert!((1..BLOCKS).contains(&deep), "{deep}");
+        }
+    }
 
     /// The vectors of C2SP's specification.
     #[test]

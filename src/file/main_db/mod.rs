@@ -113,16 +113,17 @@ impl MainDb {
         if len == 0 {
             return Ok(());
         }
-        let mut header = vec![0; ENVELOPE_LEN.min(len as usize)];
-        base.read(&mut header, 0)?;
-        if let Some(plain) = self.look_for_plaintext(&header, len)? {
+        let mut header = [0; ENVELOPE_LEN];
+        let header = &mut header[..ENVELOPE_LEN.min(len as usize)];
+        base.read(header, 0)?;
+        if let Some(plain) = self.look_for_plaintext(header, len)? {
             self.state = plain;
             return Ok(());
         }
-        if envelope::is_unfinished(&header, len) {
+        if envelope::is_unfinished(header, len) {
             return Ok(());
         }
-        let copies = envelope::candidates(&header)?;
+        let copies = envelope::candidates(header)?;
         let wanted = self.wishes.protector.as_deref();
         let Opened { keyring, envelope, through } =
             Keyring::open(copies, &self.wishes.protectors, wanted)?;

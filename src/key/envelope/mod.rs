@@ -43,7 +43,7 @@ use subtle::ConstantTimeEq;
 use crate::error::{Error, Result};
 use crate::provider::Wrapped;
 use crate::secret::Secret;
-use crate::secret::stack::without_trace;
+use crate::secret::stack::{HASHES, without_trace};
 use crate::suite::SuiteId;
 
 /// First bytes of every encrypted database.
@@ -359,8 +359,13 @@ impl Unverified {
 /// neither has the magic, else [`Error::EnvelopeDamaged`] naming what is wrong with each.
 pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
     let (a, b) = copies(header);
-    match (Unverified::decode(a), Unverified::decode(b)) {
-        (Ok(a), Ok(b)) if a == b => Ok(vec![a]),
+    let first = Unverified::decode(a);
+    if a == b
+        && let Ok(only) = first
+    {
+        return Ok(vec![only]);
+    }
+    match (first, Unverified::decode(b)) {
         (Ok(a), Ok(b)) if b.generation() > a.generation() => Ok(vec![b, a]),
         (Ok(a), Ok(b)) => Ok(vec![a, b]),
         (Ok(only), Err(_)) | (Err(_), Ok(only)) => Ok(vec![only]),
@@ -417,7 +422,7 @@ fn reason(error: Error) -> String {
 
 /// HMAC takes keys of any length, so this is never `None`.
 fn mac(key: &Secret, bytes: &[u8]) -> Option<[u8; 32]> {
-    without_trace(|| {
+    without_trace::<HASHES, _>(|| {
         let mac = Hmac::<Sha256>::new_from_slice(key.expose()).ok()?;
         Some(mac.chain_update(bytes).finalize().into_bytes().into())
     })

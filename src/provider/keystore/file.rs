@@ -169,8 +169,7 @@ fn check_mode(_: &Path, _: &fs::Metadata, _: u32) -> Result<()> {
 }
 
 fn unreachable(path: &Path) -> impl FnOnce(io::Error) -> ProviderError {
-    let path = path.display().to_string();
-    move |error| ProviderError::Unreachable(format!("keystore file {path}: {error}"))
+    move |error| ProviderError::Unreachable(format!("keystore file {}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -140,26 +140,27 @@ fn mac(unlocked: &Unlocked, body: &[u8]) -> String {
 }
 
 fn push_hex(text: &mut String, bytes: &[u8]) {
-    bytes.iter().for_each(|byte| text.push_str(&format!("{byte:02x}")));
+    text.push_str(&base16ct::lower::encode_string(bytes));
 }
 
 /// The keys in `text`, which was read from `path`. What serde says of an error stays unsaid: it
 /// may quote the text.
 pub(super) fn decode(path: &Path, text: &[u8]) -> Result<Unverified, ProviderError> {
+    let found = if is_sealed(text) { serde_json::from_slice(text).ok() } else { None };
+    found.filter(Unverified::is_sound).ok_or_else(|| refusal(path, text))
+}
+
+/// Why `text` is not what this software writes. A later format may have other fields and another
+/// seal.
+fn refusal(path: &Path, text: &[u8]) -> ProviderError {
     #[derive(Deserialize)]
     struct Probe {
         format: u32,
     }
-    // Before the seal, because a later format may have another.
-    let probe: Probe = serde_json::from_slice(text).map_err(|_| damaged(path))?;
-    if probe.format > FORMAT_WITH_RULES {
-        return Err(too_new(path, probe.format));
+    match serde_json::from_slice(text) {
+        Ok(Probe { format }) if format > FORMAT_WITH_RULES => too_new(path, format),
+        _ => damaged(path),
     }
-    if !is_sealed(text) {
-        return Err(damaged(path));
-    }
-    let found: Unverified = serde_json::from_slice(text).map_err(|_| damaged(path))?;
-    if found.is_sound() { Ok(found) } else { Err(damaged(path)) }
 }
 
 fn is_sealed(text: &[u8]) -> bool {
