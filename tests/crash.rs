@@ -38,7 +38,7 @@ struct Plan {
 impl Plan {
     fn new() -> Self {
         let seed = std::env::var("SQLITE_TDE_SEED").ok().and_then(|text| text.parse().ok());
-        let (images, mixed) = if is_full() { (600, 5) } else { (22, 2) };
+        let (images, mixed) = if is_full() { (1000, 5) } else { (22, 2) };
         let wanted = std::env::var("SQLITE_TDE_IMAGES").ok().and_then(|text| text.parse().ok());
         let images = wanted.unwrap_or(images);
         let only = std::env::var("SQLITE_TDE_ONLY").ok();
