@@ -190,8 +190,7 @@ pub(super) fn auto_rotate(target: &mut impl Target, on: bool) -> Result<Change> 
 /// Writes what a background check wrapped in advance, if the envelope is free at the moment.
 pub(crate) fn apply_pending(target: &mut impl Target) -> Result<()> {
     let (db, _) = target.parts()?;
-    let Some(keyring) = db.keyring() else { return Ok(()) };
-    let pending = keyring.take_pending();
+    let pending = db.take_pending();
     if pending.is_empty() || db.is_read_only() {
         return Ok(());
     }
@@ -205,7 +204,9 @@ pub(crate) fn apply_pending(target: &mut impl Target) -> Result<()> {
     let (db, _) = target.parts()?;
     let _ = record(db, &envelope, &steps, "ends; by itself", &done);
     if let Err(Error::Busy(_)) = done {
-        keyring.set_pending(pending);
+        if let Some(keyring) = db.keyring() {
+            keyring.set_pending(pending);
+        }
         return Ok(());
     }
     done.map(|_| ())

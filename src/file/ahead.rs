@@ -11,6 +11,8 @@ use super::Storage;
 
 /// Bytes of the largest window.
 const LIMIT: usize = 65536;
+/// Reads in a row that make a run. Opening a database takes fewer.
+const RUN: usize = 4;
 
 /// A part of a file that was read before it was asked for. It allocates when it is first filled.
 #[derive(Default)]
@@ -22,6 +24,8 @@ pub(crate) struct Ahead {
     valid: Range<u64>,
     /// Where the next read lies if it goes on with a run.
     next: Option<u64>,
+    /// Reads in a row so far.
+    run: usize,
     /// Pieces of the last window of the run.
     pieces: usize,
 }
@@ -37,11 +41,11 @@ impl Ahead {
         len: usize,
         stride: usize,
     ) -> Option<&[u8]> {
-        let goes_on = self.goes_on(at, stride);
+        self.run = if self.goes_on(at, stride) { self.run + 1 } else { 1 };
         self.next = Some(at + stride as u64);
         if !self.holds(at, len) {
             let most = (LIMIT / stride).max(1);
-            self.pieces = if goes_on { (2 * self.pieces.max(1)).min(most) } else { 1 };
+            self.pieces = if self.run < RUN { 1 } else { (2 * self.pieces.max(1)).min(most) };
             if self.pieces == 1 {
                 return None;
             }
@@ -70,8 +74,7 @@ impl Ahead {
     fn fill(&mut self, base: &impl Storage, at: u64, len: usize) {
         self.clear_window();
         if self.bytes.len() < len {
-            // At once as large as it can become.
-            self.bytes.resize(len.max(LIMIT), 0);
+            self.bytes.resize(len, 0);
         }
         if base.read(&mut self.bytes[..len], at).is_ok() {
             (self.start, self.valid) = (at, at..at + len as u64);
@@ -152,9 +155,11 @@ mod tests {
     #[test]
     fn windows_grow_with_a_run_and_nothing_is_read_twice() {
         let (base, mut ahead) = (base(), Ahead::default());
-        assert_eq!(piece(&mut ahead, &base, 3), None, "a first read is no run");
+        for number in 0..3 {
+            assert_eq!(piece(&mut ahead, &base, number), None, "some reads are no run");
+        }
         assert!(ahead.bytes.is_empty());
-        for number in 4..64 {
+        for number in 3..64 {
             assert_eq!(piece(&mut ahead, &base, number), Some(number as u8));
         }
         let reads = base.reads.borrow();
@@ -167,7 +172,8 @@ mod tests {
     #[test]
     fn reads_here_and_there_are_not_ahead() {
         // Which piece, and how many are read for it.
-        let rows = [(5, 0), (3, 0), (4, 2), (9, 0), (7, 0), (8, 2), (9, 0), (1, 0), (4, 0)];
+        let before = [(5, 0), (3, 0), (4, 0), (5, 0), (6, 2), (7, 0), (20, 0), (7, 0)];
+        let rows = before.into_iter().chain([(8, 0), (9, 0), (10, 2), (11, 0), (1, 0), (4, 0)]);
         let (base, mut ahead) = (base(), Ahead::default());
         for (number, read) in rows {
             base.reads.borrow_mut().clear();
@@ -183,8 +189,9 @@ mod tests {
     fn a_run_may_skip_what_comes_ahead() {
         let (base, mut ahead) = (base(), Ahead::default());
         // Windows of 2, 4, 8 and twice 16 pieces; then a skip too long.
-        let run = [1, 2, 4, 8, 12, 13, 20, 36, 37].map(|number| (number, true));
-        for (number, there) in [(0, false)].into_iter().chain(run).chain([(60, false)]) {
+        let run = [3, 4, 6, 10, 14, 15, 22, 38, 39].map(|number| (number, true));
+        let before = [0, 1, 2].map(|number| (number, false));
+        for (number, there) in before.into_iter().chain(run).chain([(62, false)]) {
             let got = piece(&mut ahead, &base, number);
             assert_eq!(got.is_some(), there, "piece {number}");
         }
@@ -202,7 +209,7 @@ mod tests {
         ] {
             let (base, mut ahead) = (base(), Ahead::default());
             // Windows of pieces 5 and 6, and of 7 to 10.
-            (4..=7).for_each(|number| _ = piece(&mut ahead, &base, number));
+            (2..=7).for_each(|number| _ = piece(&mut ahead, &base, number));
             ahead.forget(written.start * STRIDE as u64..written.end * STRIDE as u64);
             for number in 7..11 {
                 let there = ahead.holds(number * STRIDE as u64, LEN);
@@ -216,11 +223,11 @@ mod tests {
     #[test]
     fn a_window_that_cannot_be_read_is_nobodys_error() {
         let (base, mut ahead) = (base(), Ahead::default());
-        assert_eq!(piece(&mut ahead, &base, 1), None);
+        (1..=3).for_each(|number| assert_eq!(piece(&mut ahead, &base, number), None));
         base.fails.set(true);
-        assert_eq!(piece(&mut ahead, &base, 2), None);
+        assert_eq!(piece(&mut ahead, &base, 4), None);
         base.fails.set(false);
-        assert_eq!(piece(&mut ahead, &base, 3), Some(3));
+        assert_eq!(piece(&mut ahead, &base, 5), Some(5));
     }
 
     #[test]

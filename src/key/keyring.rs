@@ -7,6 +7,7 @@
 //! A journal adds its own 16-byte salt to the label, so each journal has its own key.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
 
@@ -52,6 +53,8 @@ pub(crate) struct Keyring {
     pub(crate) access: Access,
     /// Records that newer ones are to replace, until a connection writes that into the envelope.
     pub(super) pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
+    /// There may be some: looked at by each transaction, without the lock.
+    pub(super) is_pending: AtomicBool,
     /// When newer versions of the protectors' keys were last looked for.
     pub(super) looked: Mutex<Option<Instant>>,
 }
@@ -135,6 +138,7 @@ impl Keyring {
             slots: Mutex::default(),
             access: Access::new(),
             pending: Mutex::default(),
+            is_pending: AtomicBool::new(false),
             looked: Mutex::default(),
         })
     }

@@ -2,6 +2,7 @@
 //! whether they have newer versions of their own. Whoever asks waits for them, so transactions leave it to
 //! a thread.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::access::Loss;
@@ -96,12 +97,19 @@ impl Keyring {
 
     /// Leaves records for a connection to put into the envelope.
     pub(crate) fn set_pending(&self, pending: Vec<(ProtectorRecord, ProtectorRecord)>) {
-        *lock(&self.pending) = pending;
+        let mut slot = lock(&self.pending);
+        self.is_pending.store(!pending.is_empty(), Ordering::Release);
+        *slot = pending;
     }
 
     /// Takes what is left to be put into the envelope.
     pub(crate) fn take_pending(&self) -> Vec<(ProtectorRecord, ProtectorRecord)> {
-        std::mem::take(&mut *lock(&self.pending))
+        if !self.is_pending.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut slot = lock(&self.pending);
+        self.is_pending.store(false, Ordering::Release);
+        std::mem::take(&mut *slot)
     }
 }
 

@@ -53,6 +53,14 @@ impl MainDb {
         }
     }
 
+    /// What a background check left to be put into the envelope.
+    pub(crate) fn take_pending(&self) -> Vec<(ProtectorRecord, ProtectorRecord)> {
+        match &self.state {
+            State::Encrypted(pages) => pages.keyring.take_pending(),
+            State::Empty(_) | State::Plain => Vec::new(),
+        }
+    }
+
     /// The envelope as it is on disk now: another connection may have written it since.
     pub(crate) fn refresh_envelope(&mut self, base: &impl Storage) -> Result<&Envelope> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
