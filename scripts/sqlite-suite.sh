@@ -11,6 +11,7 @@
 #
 # Needs cargo, and on Debian the right to install packages. SQLITE_TDE_SUITE says where the tools for
 # the suite are (default ../shared/suite), SUITE_VERSION which SQLite, SUITE_JOBS how many at once.
+# SQLITE_TDE_SHORTCUTS=off does without reading ahead and without joining writes.
 # The fixture, SQLite's test program, is built once, in some minutes, in the user's cache.
 #
 # tests/suites/sqlite.tsv, and sqlite-crash.tsv for "crash", have the cases that fail, each with its
@@ -53,6 +54,11 @@ chmod -R a+rX "$stage/src" "$stage/tools"
 chmod 755 "$stage/testfixture" "$stage/$(basename "$library")"
 chown nobody "$stage/keys"
 chmod 700 "$stage/keys"
+if [ "${SQLITE_TDE_SHORTCUTS:-on}" = off ]; then
+  printf '[io]\nread_ahead = false\ngather_writes = false\n' >"$stage/keys/config.toml"
+  chown nobody "$stage/keys/config.toml"
+  chmod 600 "$stage/keys/config.toml"
+fi
 
 # run NAME PERMUTATION LIST [PRELUDE]: leaves its results in $out/NAME.
 run() {

@@ -100,9 +100,9 @@ fn others_go_on_while_a_protector_rotates() {
         let home = tempfile::tempdir().unwrap();
         let bank = Bank::at(home.path().to_owned(), mode, false);
         bank.create();
+        let db = bank.open(OpenFlags::default()).unwrap();
         let workers: Vec<Process> =
             (1..=4).map(|seed| start("works_at_the_bank", WORK, &bank, seed)).collect();
-        let db = bank.open(OpenFlags::default()).unwrap();
         let keystore = Keystore::at(bank.dir.join("keys"));
         let started = Instant::now();
         for number in 0..rotations {

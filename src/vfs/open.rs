@@ -38,6 +38,14 @@ fn rollback_ends(parent: *mut ffi::sqlite3_file) {
     }
 }
 
+/// The journal of the database file `parent` is written: by a transaction, and not by one that is over.
+fn transaction_goes_on(parent: *mut ffi::sqlite3_file) {
+    rollback_ends(parent);
+    if let Ok(open) = parent_of(parent) {
+        open.asked = false;
+    }
+}
+
 /// Where the connection has the file for itself, nothing but its reads tells of a transaction.
 fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
     if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
@@ -105,6 +113,9 @@ pub(super) struct OpenFile {
     checkpoint_end: Option<u32>,
     /// The open rollback journal of a database file; null where there is none.
     journal: *mut ffi::sqlite3_file,
+    /// SQLite has asked for what this transaction wrote. If more comes, as from a VFS above that held
+    /// it back, nobody asks again.
+    asked: bool,
 }
 
 impl OpenFile {
@@ -128,6 +139,7 @@ impl OpenFile {
             log: std::ptr::null_mut(),
             checkpoint_end: None,
             journal: std::ptr::null_mut(),
+            asked: false,
         }
     }
 
@@ -183,7 +195,7 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
-                rollback_ends(self.parent);
+                transaction_goes_on(self.parent);
                 journal.write(&self.base, bytes, at)?;
             }
             Content::Wal(wal) => {
@@ -246,6 +258,7 @@ impl OpenFile {
             return Ok(code);
         }
         let held = std::mem::replace(&mut self.lock, level);
+        self.asked = false;
         if let Content::Db(db) = &mut self.content {
             db.lock_changed();
             if held == ffi::SQLITE_LOCK_NONE
@@ -375,6 +388,7 @@ impl OpenFile {
     /// SQLite asks for what was written to be with the operating system, in each transaction that wrote
     /// to the database file and before it commits, whatever `synchronous` says.
     pub(super) fn flush(&mut self) -> Result<()> {
+        self.asked = true;
         match &mut self.content {
             Content::Db(db) => db.flush(&self.base),
             _ => Ok(()),
@@ -415,7 +429,7 @@ impl OpenFile {
             return false;
         }
         if self.log.is_null() {
-            return self.lock == ffi::SQLITE_LOCK_EXCLUSIVE;
+            return self.lock == ffi::SQLITE_LOCK_EXCLUSIVE && !self.asked;
         }
         let page = at / len.max(1) as u64 + 1;
         self.checkpoint_end.is_some_and(|last| page < u64::from(last))

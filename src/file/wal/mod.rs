@@ -119,6 +119,9 @@ pub(crate) struct Frames {
 struct Pending {
     frame: u32,
     filled: usize,
+    /// It was begun under another lock. Only its very rest can still come, from a VFS above that held it
+    /// back; else it was taken back.
+    left_over: bool,
 }
 
 pub(crate) struct Wal {
@@ -282,7 +285,9 @@ impl Wal {
         self.transaction.end();
         self.outgoing.clear();
         self.ahead.clear();
-        self.pending = None;
+        if let Some(pending) = &mut self.pending {
+            pending.left_over = true;
+        }
         self.held = None;
     }
 

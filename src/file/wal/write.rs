@@ -83,7 +83,7 @@ impl Wal {
         let appends = continues || within == 0 && self.held != Some(frame);
         if appends {
             self.gathered[within..end].copy_from_slice(bytes);
-            self.pending = Some(Pending { frame, filled: end });
+            self.pending = Some(Pending { frame, filled: end, left_over: false });
             if end < layout.frame() {
                 return Ok(());
             }
@@ -209,6 +209,10 @@ impl Wal {
     /// Where there is none, no frame was finished, and it waits for its rest.
     pub(super) fn settle(&mut self, base: &impl Storage) -> Result<()> {
         let (Some(pending), Some(layout)) = (self.pending, self.layout) else { return Ok(()) };
+        if pending.left_over {
+            self.pending = None;
+            return Ok(());
+        }
         if !self.load(base, layout, pending.frame)? {
             return Ok(());
         }
