@@ -151,6 +151,35 @@ fn a_changed_layout_is_the_end_of_the_log_and_takes_no_frame() {
 }
 
 /// Guarantee 9: the write that completes a frame has put all of it into the base.
+/// A VFS above may hold back the rest of a frame that was cut in two at a sync, until the next
+/// transaction syncs. Anything else after another lock is of another transaction.
+#[test]
+fn the_rest_of_a_frame_may_come_under_another_lock() {
+    for tuning in TUNINGS {
+        for (what, from) in [("its rest", 500), ("bytes of the frame before", 24)] {
+            let (base, keyring, mut wal) = two_frames_with(1, tuning);
+            let mut db = Db::default();
+            let third = frame(9, 7, 6, 0xcc);
+            wal.write(&base, &db, &third[..500], at(3)).unwrap();
+            db.locks += 1;
+            if from == 500 {
+                wal.write(&base, &db, &third[500..], at(3) + 500).unwrap();
+            } else {
+                let page = [0xdd; PAGE];
+                wal.write(&base, &db, &page, at(2) + FRAME_HEADER as u64).unwrap();
+            }
+            wal.before_sync(&base, &db).unwrap();
+            let mut other = Wal::new(Some(keyring), 1, tuning);
+            let (result, got) = read(&mut other, &base, &mut db, at(3), FRAME);
+            if from == 500 {
+                assert_eq!((result.unwrap(), got), (Filled::Full, third), "{what}, {tuning:?}");
+            } else {
+                assert_eq!(result.unwrap(), Filled::Short, "{what}, {tuning:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
     for grain in [1, 512, 4096] {
