@@ -33,7 +33,7 @@ pub(crate) struct Ahead {
 impl Ahead {
     /// The `len` bytes at `at`, from a window, which is filled where a run of reads goes on, one each
     /// `stride` bytes. `None` where they are to be read by themselves: outside of runs, and where the
-    /// window could not be read. What lies past the end of the file are zeros.
+    /// window could not be read or the file ends before.
     pub(crate) fn read(
         &mut self,
         base: &impl Storage,
@@ -76,9 +76,13 @@ impl Ahead {
         if self.bytes.len() < len {
             self.bytes.resize(len, 0);
         }
-        if base.read(&mut self.bytes[..len], at).is_ok() {
-            (self.start, self.valid) = (at, at..at + len as u64);
-        }
+        // What the file does not reach reads as zeros, as which a record's last bytes may pass.
+        let there = match base.read(&mut self.bytes[..len], at) {
+            Ok(true) => len as u64,
+            Ok(false) => base.size().unwrap_or(0).saturating_sub(at).min(len as u64),
+            Err(_) => 0,
+        };
+        (self.start, self.valid) = (at, at..at + there);
     }
 
     /// The bytes at `written` are about to change. What lies before them is forgotten, too.
