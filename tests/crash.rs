@@ -288,7 +288,7 @@ fn committed_transactions_survive_power_loss() {
     let total = report("encrypted", &rows, tallies);
     eprintln!("seed {}, {:.1} s", plan.seed, started.elapsed().as_secs_f64());
     assert_none(&total.failures, total.images + total.second);
-    let wanted = if is_full() { 90_000 } else { 5_000 };
+    let wanted = if is_full() { 100_000 } else { 5_500 };
     assert!(plan.only.is_some() || total.images >= wanted, "{} images", total.images);
 }
 
