@@ -538,3 +538,58 @@ fn plain_sqlite_survives_too() {
         survives(workload, &LOG, true);
     }
 }
+
+/// A disk that is full and stays so: the transaction is rolled back, and the connection goes on with
+/// what was committed, without any room.
+#[test]
+fn a_disk_that_stays_full_loses_nothing_but_the_transaction() {
+    for (mode, locking) in
+        MODES.iter().flat_map(|mode| ["NORMAL", "EXCLUSIVE"].map(|locking| (*mode, locking)))
+    {
+        for plain in [false, true] {
+            let vfs = TestVfs::new();
+            let home = Home::with(|options| options.base(vfs.name));
+            let workload = &UPDATE;
+            let run = Run { home: &home, workload, mode, plain: plain.then_some(vfs.name) };
+            let template = home.path("template");
+            std::fs::create_dir(&template).unwrap();
+            run.connect(&template.join("main.db")).unwrap().execute_batch(TABLES).unwrap();
+            let open = |name: &str| {
+                let dir = home.path(name);
+                copy(&template, &dir);
+                let db = run.open(&dir).unwrap();
+                db.execute_batch(&format!("PRAGMA locking_mode={locking}")).unwrap();
+                db
+            };
+            let spills =
+                "BEGIN; UPDATE n SET k = k + 1; UPDATE t SET b = b || '!', c = c || b; COMMIT";
+            let db = open("count");
+            let before = run.state(&db).unwrap();
+            vfs.clear();
+            db.execute_batch(spills).unwrap();
+            let after = run.state(&db).unwrap();
+            let count = vfs.calls().len();
+            drop(db);
+            let mut met = 0;
+            for at in 0..count {
+                let what = format!("{mode}, {locking}, plain {plain}, call {at} of {count}");
+                let db = open(&format!("{at}"));
+                run.state(&db).unwrap();
+                vfs.fail(at, Kind::NoRoom);
+                let done = db.execute_batch(spills);
+                if done.is_err() && !db.is_autocommit() {
+                    let _ = db.execute_batch("ROLLBACK");
+                }
+                let seen = run.state(&db).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                met += usize::from(vfs.clear() > 0);
+                assert!(
+                    seen == if done.is_ok() { &after } else { &before }[..],
+                    "{what}: {done:?}"
+                );
+                drop(db);
+                std::fs::remove_dir_all(home.path(&format!("{at}"))).unwrap();
+            }
+            assert!(met > 5, "{mode}, {locking}, plain {plain}: only {met} met it");
+        }
+    }
+}

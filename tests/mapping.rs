@@ -79,6 +79,7 @@ fn the_file_grows_and_shrinks_under_a_mapping() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn a_change_to_a_mapped_page_is_found() {
     use std::os::unix::fs::FileExt;

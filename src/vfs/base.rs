@@ -11,7 +11,7 @@ use crate::file::Storage;
 /// An open file of the base VFS. Made only by [`BaseFile::new`], closed by [`BaseFile::close`].
 pub(crate) struct BaseFile {
     file: *mut ffi::sqlite3_file,
-    /// The base was asked to map the file into memory.
+    /// The base has the file, or what of it SQLite asked for last, mapped into memory.
     mapped: bool,
 }
 
@@ -101,26 +101,19 @@ impl BaseFile {
         self.file
     }
 
-    /// Notes the size that `SQLITE_FCNTL_MMAP_SIZE` sets; a negative one sets none.
-    pub(super) fn set_mapping(&mut self, size: i64) {
-        if size >= 0 {
-            self.mapped = size > 0 && self.version() >= 3;
-        }
+    /// Has the base map the file, where it was told to; it then reads from there. The page itself is
+    /// given back at once: others can change what lies in a mapping at any moment, so it is copied
+    /// before it is verified.
+    pub(super) fn map(&mut self, at: i64, len: c_int) -> Result<()> {
+        let mut page = std::ptr::null_mut();
+        done(call!(self, xFetch, at, len, &mut page))?;
+        self.mapped = !page.is_null();
+        if self.mapped { done(call!(self, xUnfetch, at, page)) } else { Ok(()) }
     }
 
-    /// Copies from the mapping; `false` where that does not reach. What lies in it others can change at
-    /// any moment, so it is copied before it is verified.
-    fn read_mapped(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        let mut page = std::ptr::null_mut();
-        done(call!(self, xFetch, at as i64, buf.len() as c_int, &mut page))?;
-        if page.is_null() {
-            return Ok(false);
-        }
-        // SAFETY: "xFetch returns a pointer to iAmt bytes", which stay until xUnfetch; they are copied as
-        // memory that another process may write to, of which no reference is made.
-        unsafe { std::ptr::copy_nonoverlapping(page.cast::<u8>(), buf.as_mut_ptr(), buf.len()) };
-        done(call!(self, xUnfetch, at as i64, page))?;
-        Ok(true)
+    /// The base gives up its mapping, or may.
+    pub(super) fn unmap(&mut self) {
+        self.mapped = false;
     }
 
     pub(super) fn shm_barrier(&self) {
@@ -208,9 +201,6 @@ fn done(code: c_int) -> Result<()> {
 
 impl Storage for BaseFile {
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        if self.mapped && self.read_mapped(buf, at)? {
-            return Ok(true);
-        }
         match call!(self, xRead, buf.as_mut_ptr().cast(), buf.len() as c_int, at as i64) {
             ffi::SQLITE_OK => Ok(true),
             ffi::SQLITE_IOERR_SHORT_READ => Ok(false),

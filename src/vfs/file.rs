@@ -229,11 +229,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
             ffi::SQLITE_FCNTL_SYNC => open.flush()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
-            // It asks for a mapping of every file that it sorts in, too, of any size; that stays unused.
-            // SAFETY: it is 8 bytes in and out, and negative where nothing is to be set.
-            ffi::SQLITE_FCNTL_MMAP_SIZE if open.is_database() => {
-                open.base.set_mapping(*arg.cast::<i64>())
-            }
+            ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.unmap(),
             // Growing the file ahead of its pages would leave pages that nobody sealed.
             ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
                 if !open.passes_through() =>
@@ -348,7 +344,8 @@ unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
     })
 }
 
-/// A page of ours is never in the file as SQLite sees it, so there is nothing to point to.
+/// A page of ours is never in the file as SQLite sees it, so there is nothing to point to; but SQLite
+/// wants a mapping, and what it reads next comes from there.
 unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_void) -> c_int {
     // SAFETY: see `opened`; `out` points to a pointer.
     guard(|| unsafe {
@@ -357,6 +354,10 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
         if open.passes_through() {
             return Ok(call!(open.base, xFetch, at, len, out));
         }
+        // It asks for one of every file that it sorts in, too, of any size.
+        if open.is_database() {
+            open.base.map(at, len)?;
+        }
         Ok(ffi::SQLITE_OK)
     })
 }
@@ -364,7 +365,11 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
 /// Without a page it tells that the file may have changed, so that the mapping is made anew.
 unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(call!(opened(file).base, xUnfetch, at, page)) })
+    guard(|| unsafe {
+        let base = &mut opened(file).base;
+        base.unmap();
+        Ok(call!(base, xUnfetch, at, page))
+    })
 }
 
 fn length(len: c_int) -> Result<usize> {

@@ -6,6 +6,7 @@
 //! | `file.rs` | the methods of an open file |
 //! | `content.rs` | what stands in an open file |
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
+//! | `waiting.rs` | which writes may wait for those that follow |
 //! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
 //! | `names.rs` | the open database files by name, for their journals and logs |
@@ -29,6 +30,7 @@ mod open;
 pub(crate) mod routines;
 mod shm;
 mod table;
+mod waiting;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

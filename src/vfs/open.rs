@@ -52,7 +52,7 @@ fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
 }
 
 /// The open log or journal `file` of a database, or none.
-fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
+pub(super) fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
     // SAFETY: it tells its database when it closes, and while SQLite is in a call on the database it
     // is in none on the log or journal.
     unsafe { TdeFile::of(file) }
@@ -110,12 +110,12 @@ pub(super) struct OpenFile {
     /// The open log of a database file; null where there is none.
     pub(super) log: *mut ffi::sqlite3_file,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
-    checkpoint_end: Option<u32>,
+    pub(super) checkpoint_end: Option<u32>,
     /// The open rollback journal of a database file; null where there is none.
-    journal: *mut ffi::sqlite3_file,
+    pub(super) journal: *mut ffi::sqlite3_file,
     /// SQLite has asked for what this transaction wrote. If more comes, as from a VFS above that held
     /// it back, nobody asks again.
-    asked: bool,
+    pub(super) asked: bool,
 }
 
 impl OpenFile {
@@ -231,7 +231,7 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(db) => db.before_sync(&self.base)?,
             Content::Wal(wal) => wal.before_sync(&self.base, parent_of(self.parent)?)?,
-            Content::Journal(journal) => journal.flush(&self.base)?,
+            Content::Journal(journal) => journal.require(&self.base)?,
             _ => {}
         }
         Ok(self.base.sync_with(flags))
@@ -371,68 +371,6 @@ impl OpenFile {
     fn check_size(&self) -> Result<()> {
         let Content::Db(db) = &self.content else { return Ok(()) };
         db.check_size(&self.base, &mut || least_pages(self.log))
-    }
-
-    /// A transaction that wrote is over. SQLite has asked for what waited to be written before it
-    /// committed (`SQLITE_FCNTL_SYNC`); if it is still there, that failed, and the journal tells whoever
-    /// comes next what to put back.
-    fn end_writing(&mut self) {
-        if let Content::Db(db) = &mut self.content {
-            if let Err(error) = db.flush(&self.base) {
-                api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
-            }
-            db.drop_outgoing();
-        }
-    }
-
-    /// SQLite asks for what was written to be with the operating system, in each transaction that wrote
-    /// to the database file and before it commits, whatever `synchronous` says.
-    pub(super) fn flush(&mut self) -> Result<()> {
-        self.asked = true;
-        match &mut self.content {
-            Content::Db(db) => db.flush(&self.base),
-            _ => Ok(()),
-        }
-    }
-
-    /// The database file is about to change: what its journal gathered is brought to the base, or the
-    /// error is that of the change.
-    fn flush_journal(&self) -> Result<()> {
-        match log_of(self.journal) {
-            Some(OpenFile { base, content: Content::Journal(journal), .. }) => journal.flush(base),
-            _ => Ok(()),
-        }
-    }
-
-    /// A checkpoint begins.
-    pub(super) fn checkpoint_starts(&mut self) {
-        self.checkpoint_end = self.shm.checkpoint_end();
-    }
-
-    /// A checkpoint has written what it will write, or was given up. In the first case nothing waits;
-    /// in the second the log has it all.
-    pub(super) fn checkpoint_ends(&mut self) {
-        self.checkpoint_end = None;
-        self.end_writing();
-    }
-
-    /// Whether the page at `at` may wait to be written together with those that follow it. It may where
-    /// a later call is certain to come that can report an error before anybody counts on the page.
-    ///
-    /// | what writes | that call | told by |
-    /// |---|---|---|
-    /// | a transaction with a rollback journal | `SQLITE_FCNTL_SYNC`, before it commits | its lock |
-    /// | a checkpoint, in the order of pages | the write of its last page | [`Shm::checkpoint_end`] |
-    fn may_wait(&self, at: u64, len: usize) -> bool {
-        let Content::Db(db) = &self.content else { return false };
-        if !db.tuning().gather_writes {
-            return false;
-        }
-        if self.log.is_null() {
-            return self.lock == ffi::SQLITE_LOCK_EXCLUSIVE && !self.asked;
-        }
-        let page = at / len.max(1) as u64 + 1;
-        self.checkpoint_end.is_some_and(|last| page < u64::from(last))
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {

@@ -70,6 +70,8 @@ pub enum Kind {
     FullOnce,
     /// It fails, and every later write.
     FullFrom,
+    /// From here on the disk is full: what makes a file longer fails, and what overwrites does not.
+    NoRoom,
     /// Half is written, then `SQLITE_FULL`.
     ShortWrite,
     /// Half is read, as where the file was cut off.
@@ -103,6 +105,8 @@ enum Verdict {
     Pass,
     Fail(c_int),
     Short,
+    /// Only what the file has room for.
+    Inside,
 }
 
 impl State {
@@ -121,6 +125,7 @@ impl State {
             Kind::From if number >= at => Verdict::Fail(method.failure()),
             Kind::FullOnce if number == at && write => Verdict::Fail(ffi::SQLITE_FULL),
             Kind::FullFrom if number >= at && write => Verdict::Fail(ffi::SQLITE_FULL),
+            Kind::NoRoom if number >= at && write => return Verdict::Inside,
             Kind::ShortWrite if number == at && write => Verdict::Short,
             Kind::ShortRead if number == at && method == Method::Read => Verdict::Short,
             _ => Verdict::Pass,
@@ -454,6 +459,14 @@ unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
     }
 }
 
+/// Whether a write up to `end` makes the file longer.
+unsafe fn grows(file: *mut ffi::sqlite3_file, end: i64) -> bool {
+    let mut size = 0;
+    // SAFETY: the file is open.
+    let code = unsafe { (*(*below(file)).pMethods).xFileSize.unwrap()(below(file), &mut size) };
+    code == ffi::SQLITE_OK && end > size
+}
+
 unsafe extern "C" fn write(
     file: *mut ffi::sqlite3_file,
     buf: *const c_void,
@@ -467,7 +480,11 @@ unsafe extern "C" fn write(
         let (len, code) = match verdict {
             Verdict::Fail(code) => return code,
             Verdict::Short => (len / 2, ffi::SQLITE_FULL),
-            Verdict::Pass => (len, ffi::SQLITE_OK),
+            Verdict::Inside if grows(file, at + i64::from(len)) => {
+                state.inner().hits += 1;
+                return ffi::SQLITE_FULL;
+            }
+            Verdict::Inside | Verdict::Pass => (len, ffi::SQLITE_OK),
         };
         {
             let mut inner = state.inner();

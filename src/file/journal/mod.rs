@@ -43,7 +43,9 @@
 //! and are read in the rollback; the database was not touched after them. A journal that is closed is done with,
 //! or is what the next one to open the database plays back: of pages that were written, all is in the base.
 
+mod changed;
 pub(super) mod layout;
+mod read;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -51,10 +53,13 @@ mod tests;
 use std::os::raw::c_int;
 use std::sync::Arc;
 
-use self::layout::{HEADER_LEN, Header, Image, Layout, MAGIC_LEN, SECTOR};
+use libsqlite3_sys as ffi;
+
+use self::changed::Changed;
+use self::layout::{HEADER_LEN, Header, Image, Layout, SECTOR};
 use self::tail::Tail;
+use super::Storage;
 use super::tuning::Tuning;
-use super::{Filled, Storage};
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::keyring::{FileId, Keyring, cached};
@@ -99,6 +104,8 @@ pub(crate) struct Journal {
     written: u64,
     /// Size of the file, while a journal that this handle started is the only thing that changes it.
     base_size: Option<u64>,
+    /// SQLite was told that the journal does not reach the disk, and is rolling back.
+    given_up: bool,
     /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
     spoilt: Option<Spoilt>,
     plain: Vec<u8>,
@@ -131,6 +138,7 @@ impl Journal {
             tail: Tail::default(),
             written: 0,
             base_size: None,
+            given_up: false,
             spoilt: None,
             plain: Vec::new(),
             sealed: Vec::new(),
@@ -219,58 +227,21 @@ impl Journal {
         Ok(self.layout.logical_size(size).max(self.tail.end()))
     }
 
-    pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
-        if at == 0 && buf.len() == 1 && self.is_foreign(base)? {
-            return Ok(if base.read(buf, 0)? { Filled::Full } else { Filled::Short });
-        }
-        let field = buf.len() < SMALLEST_PAGE;
-        let inside = self.size(base)?.saturating_sub(at).min(buf.len() as u64) as usize;
-        let mut done = 0;
-        while done < inside {
-            let (record, within) = self.layout.locate(at + done as u64);
-            let len = (self.layout.sector() - within).min(inside - done);
-            let part = &mut buf[done..done + len];
-            if self.tail.read(part, at + done as u64) {
-                done += len;
-                continue;
-            }
-            if !self.load(base, record, !field)? {
-                // This handle wrote it: no crash explains that, and SQLite would roll back half.
-                if record * (self.layout.sector() as u64) < self.written {
-                    return Err(Error::JournalAuthentication { record });
-                }
-                buf[done..].fill(0);
-                return Ok(if field { Filled::Full } else { Filled::Short });
-            }
-            part.copy_from_slice(&self.plain[within..within + len]);
-            done += len;
-        }
-        buf[inside..].fill(0);
-        Ok(if inside == buf.len() { Filled::Full } else { Filled::Short })
-    }
-
-    /// Whether the file does not begin as a journal of ours. Its first byte is what SQLite looks at
-    /// to tell a hot journal: it finds nothing to play back in a foreign one, and deletes it.
-    fn is_foreign(&self, base: &impl Storage) -> Result<bool> {
-        let mut magic = [0; MAGIC_LEN];
-        Ok(self.cipher.is_none() && base.read(&mut magic, 0)? && !layout::is_ours(&magic))
-    }
-
     pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         // A whole sector at the start is the header of a new journal; fields of it are rewritten in
         // shorter pieces.
         if at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() {
             self.begin()?;
         }
+        self.given_up = false;
+        if voids(bytes, at) {
+            return self.void(base, bytes);
+        }
         if self.tail.is_full(bytes.len()) {
             self.flush_records(base)?;
         }
         if !self.tail.takes(at, self.layout.sector()) {
-            self.rewrite(base, bytes, at)?;
-            if voids(bytes, at) {
-                self.rest();
-            }
-            return Ok(());
+            return self.rewrite(base, bytes, at);
         }
         let end = self.tail.end();
         self.tail.put(bytes, at);
@@ -280,8 +251,23 @@ impl Journal {
         self.flush(base).inspect_err(|_| self.tail.cut(end))
     }
 
+    /// SQLite ends the transaction with zeros over the first header. What was gathered is of no use any
+    /// more: a rollback on a full disk comes here as well.
+    fn void(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
+        if self.header.is_some() {
+            // Nothing of this journal is in the base.
+            self.forget();
+            return Ok(());
+        }
+        self.tail.cut(self.tail.clean_end());
+        self.rewrite(base, zeros, 0)?;
+        self.rest();
+        Ok(())
+    }
+
     /// The transaction is over, and its journal void.
     fn rest(&mut self) {
+        self.given_up = false;
         self.held = None;
         self.base_size = None;
         self.tail.forget();
@@ -295,6 +281,24 @@ impl Journal {
     /// Those of the base. Then all of it stays here, to be read, and the base has what it had before.
     pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
         self.flush_until(base, self.tail.end())
+    }
+
+    /// The journal is synced, or the database file about to be written: everything is brought to the base,
+    /// as with [`Journal::flush`].
+    ///
+    /// After an error of these calls that SQLite takes for one of the disk, it writes to the database only to roll the
+    /// whole transaction back (`pager_error`, `sqlite3VdbeHalt`). What is still here is of pages that the
+    /// database has as they were, and where it syncs, SQLite leaves alone those whose records it could not
+    /// (`isSynced` in `pager_playback_one_page`). So a rollback that is cut off can do without it, and it
+    /// must be able to where the disk is full.
+    pub(crate) fn require(&mut self, base: &impl Storage) -> Result<()> {
+        if self.given_up {
+            return Ok(());
+        }
+        let flushed = self.flush(base);
+        let of_disk = |code: c_int| matches!(code & 0xff, ffi::SQLITE_FULL | ffi::SQLITE_IOERR);
+        self.given_up = matches!(flushed, Err(Error::Base(code)) if of_disk(code));
+        flushed
     }
 
     /// Makes room: brings all records but one that SQLite goes on with to the base.
@@ -426,77 +430,11 @@ impl Journal {
         self.written = self.written.min(size);
         base.truncate(self.layout.physical_size(size))
     }
-
-    /// Puts `record` into `plain`, as the base has it; `false` where it does not authenticate. `on` tells
-    /// that those after it will be asked for.
-    fn load(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
-        if self.held == Some(record) {
-            return Ok(true);
-        }
-        self.mend(base)?;
-        self.held = None;
-        if self.cipher.is_none() || !self.fetch(base, record, on)? {
-            return Ok(false);
-        }
-        let Some(cipher) = &self.cipher else { return Ok(false) };
-        let at = (self.layout.position(record) - self.ahead.position) as usize;
-        let sealed = &self.ahead.bytes[at..at + self.layout.record()];
-        let opened = cipher.open(record, sealed, &mut self.plain)?;
-        self.held = opened.then_some(record);
-        Ok(opened)
-    }
-
-    /// Has `record` read from the base, where it is all there.
-    fn fetch(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
-        let (at, len) = (self.layout.position(record), self.layout.record());
-        let Image { position, bytes } = &mut self.ahead;
-        if *position <= at && at + len as u64 <= *position + bytes.len() as u64 {
-            return Ok(true);
-        }
-        bytes.clear();
-        let mut more = len;
-        if on && self.tuning.read_ahead {
-            let size = self.base_size.map_or_else(|| base.size(), Ok)?;
-            more = READ_AHEAD.min(size.saturating_sub(at) as usize).max(len);
-        }
-        self.ahead.position = at;
-        let whole = self.read_ahead(base, more, len);
-        if !matches!(whole, Ok(true)) {
-            self.ahead.bytes.clear();
-        }
-        whole
-    }
-
-    /// Reads `more` bytes, or else only `len`.
-    fn read_ahead(&mut self, base: &impl Storage, more: usize, len: usize) -> Result<bool> {
-        let Image { position, bytes } = &mut self.ahead;
-        bytes.resize(more, 0);
-        if more > len && base.read(bytes, *position)? {
-            return Ok(true);
-        }
-        bytes.resize(len, 0);
-        base.read_whole(bytes, *position)
-    }
-
-    /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not reached
-    /// it yet.
-    fn load_for_change(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
-        let at = record * self.layout.sector() as u64;
-        self.held = None;
-        if self.tail.read(&mut self.plain, at) || self.load(base, record, false)? {
-            return Ok(true);
-        }
-        if at < self.written {
-            return Err(Error::JournalAuthentication { record });
-        }
-        self.plain.fill(0);
-        Ok(false)
-    }
 }
 
 /// Whether this write ends a transaction under PERSIST: zeros in place of the first header's magic.
 fn voids(bytes: &[u8], at: u64) -> bool {
-    at == 0 && bytes.first() == Some(&0)
+    at == 0 && bytes.len() < SECTOR && bytes.first() == Some(&0)
 }
 
 /// Whether other files may count on this write as soon as it returns. The end of a super-journal's name
@@ -504,25 +442,6 @@ fn voids(bytes: &[u8], at: u64) -> bool {
 /// on it, and it may be that of a database with nothing left to write.
 fn goes_through(bytes: &[u8], at: u64) -> bool {
     at == 0 && bytes.len() < SECTOR || bytes == SQLITE_MAGIC
-}
-
-/// Records as they were before a write that changes part of them: at most its first and its last.
-#[derive(Default)]
-struct Changed {
-    records: Vec<u64>,
-    plain: Vec<u8>,
-}
-
-impl Changed {
-    fn remember(&mut self, record: u64, plain: &[u8]) {
-        self.records.push(record);
-        self.plain.extend_from_slice(plain);
-    }
-
-    fn clear(&mut self) {
-        self.records.clear();
-        self.plain.clear();
-    }
 }
 
 /// The end of a journal that names the super-journal `name`, as SQLite writes it: name, length,

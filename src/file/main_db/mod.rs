@@ -400,6 +400,7 @@ impl MainDb {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Findings> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
+        pages.outgoing.flush(base)?;
         let mut findings = Findings::default();
         let size = logical_size(base.size()?);
         findings.pages = size.div_ceil(pages.page_size as u64);

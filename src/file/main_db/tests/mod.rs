@@ -316,7 +316,7 @@ fn a_mad_freelist_ends() {
     }
 }
 
-/// Invariant 5: pages cut off the file beside a hot journal do not come back as zeros.
+/// Invariant 6: pages cut off the file beside a hot journal do not come back as zeros.
 #[test]
 fn a_rollback_does_not_make_up_pages_that_were_cut_off() {
     let (base, mut db) = with_free_pages(10);
@@ -346,7 +346,7 @@ fn recovery_seals_holes_where_the_log_has_grown_the_file() {
     }
 }
 
-/// Invariant 5: a file that was cut below what its log allows is neither read nor filled up.
+/// Invariant 6: a file that was cut below what its log allows is neither read nor filled up.
 #[test]
 fn a_file_shorter_than_its_log_allows_is_refused() {
     let (base, mut db) = with_free_pages(10);
