@@ -1,6 +1,7 @@
 //! Reads as a plain file does, whatever fails; what a crash or an attacker leaves is not taken.
 
 use super::*;
+use crate::file::Filled;
 use crate::file::main_db::tests::{keyring, keyring_and_next};
 use crate::file::memory::Memory;
 use crate::page::RESERVE;
