@@ -182,12 +182,16 @@ unsafe fn ask_for_reserve(file: File) -> Result<()> {
         open.wants_reserve().then_some(open.connection)
     };
     let name = connection.map_or(ptr::null(), |_| names::name_of(file));
-    match connection {
-        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
-        // its name.
-        Some(connection) if !name.is_null() => unsafe { api::reserve_bytes_of(*connection, name) },
-        _ => Ok(()),
-    }
+    let Some(connection) = connection.filter(|_| !name.is_null()) else { return Ok(()) };
+    // A pager that has a lock and changes its page size calls xFileSize before it is done.
+    // SAFETY: see `opened`; the borrow ends before SQLite is called back.
+    unsafe { opened(file).reserves = true };
+    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does its
+    // name.
+    let told = unsafe { api::reserve_bytes_of(*connection, name) };
+    // SAFETY: see `opened`.
+    unsafe { opened(file).reserves = false };
+    told
 }
 
 unsafe extern "C" fn unlock(file: File, level: c_int) -> c_int {

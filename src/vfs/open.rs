@@ -116,6 +116,8 @@ pub(super) struct OpenFile {
     /// SQLite has asked for what this transaction wrote. If more comes, as from a VFS above that held
     /// it back, nobody asks again.
     pub(super) asked: bool,
+    /// SQLite is being told to reserve bytes, and may ask for the file's size meanwhile.
+    pub(super) reserves: bool,
 }
 
 impl OpenFile {
@@ -140,6 +142,7 @@ impl OpenFile {
             checkpoint_end: None,
             journal: std::ptr::null_mut(),
             asked: false,
+            reserves: false,
         }
     }
 
@@ -421,7 +424,9 @@ impl OpenFile {
     /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
     /// and on first writing SQLite takes the layout that it has in mind by then.
     pub(super) fn wants_reserve(&self) -> bool {
-        matches!(&self.content, Content::Db(db) if db.has_no_page()) && !self.connection.is_null()
+        matches!(&self.content, Content::Db(db) if db.has_no_page())
+            && !self.connection.is_null()
+            && !self.reserves
     }
 
     pub(super) fn device_characteristics(&self) -> c_int {
