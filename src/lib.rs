@@ -48,6 +48,7 @@ pub mod error;
 #[allow(unsafe_code)]
 mod extension;
 mod file;
+mod forks;
 #[doc(hidden)]
 pub mod internals;
 mod key;

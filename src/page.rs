@@ -126,11 +126,6 @@ impl PageCipher {
         }
     }
 
-    /// A write transaction begins: its nonces are of an epoch of their own.
-    pub(crate) fn begin(&mut self) {
-        self.nonces.begin();
-    }
-
     /// Seals `plain` as block `number` into `block`, which is [`RESERVE`] bytes longer.
     pub(crate) fn seal(&mut self, number: u64, plain: &[u8], block: &mut [u8]) -> Result<()> {
         assert_eq!(block.len(), plain.len() + RESERVE, "a block is its plaintext and a trailer");

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::cipher::lock;
 use crate::error::{Error, Result};
-use crate::nonce::FORKS;
+use crate::forks;
 
 /// How the loss of a key provider, or of its consent, is met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +91,7 @@ struct State {
     outage: Option<String>,
     /// A locked database asked its provider at this time.
     asked: Option<Instant>,
-    /// Someone is asking, in the process that had so many forks behind it.
+    /// The process in which someone is asking.
     asking: Option<u64>,
 }
 
@@ -126,14 +126,14 @@ impl Access {
             self.look_again_after(PAUSE);
             return Ok(Standing::Good);
         };
-        let forks = FORKS.load(Ordering::Relaxed);
-        if state.granted.elapsed() < interval || state.asking == Some(forks) {
+        let process = forks::process();
+        if state.granted.elapsed() < interval || state.asking == Some(process) {
             // While an answer is under way, transactions need not look at each turn.
             let rest = interval.saturating_sub(state.granted.elapsed());
             self.look_again_after(rest.max(LOOK));
             return Ok(Standing::Good);
         }
-        state.asking = Some(forks);
+        state.asking = Some(process);
         Ok(Standing::Due)
     }
 

@@ -32,13 +32,6 @@ impl Cipher {
         Self { keyring, subkey, slot }
     }
 
-    /// As [`PageCipher::begin`].
-    pub(crate) fn begin(&self) {
-        if let Some(cipher) = &mut *lock(&self.slot) {
-            cipher.begin();
-        }
-    }
-
     /// As [`PageCipher::seal`].
     ///
     /// # Errors

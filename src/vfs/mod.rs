@@ -25,6 +25,7 @@ pub(crate) mod connection;
 mod content;
 mod exclusion;
 mod file;
+mod forks;
 mod names;
 mod open;
 pub(crate) mod routines;
@@ -37,8 +38,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use libsqlite3_sys as ffi;
 
@@ -99,7 +99,7 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
         }
     }
     set_log(api::log);
-    watch_forks();
+    forks::watch();
     Ok(())
 }
 
@@ -140,23 +140,6 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<&'static mut
         xNextSystemCall: below.xNextSystemCall.map(|_| next_system_call as _),
     };
     Ok(Box::leak(Box::new(vfs)))
-}
-
-/// Makes a forked child draw nonces of its own.
-fn watch_forks() {
-    static WATCH: Once = Once::new();
-    WATCH.call_once(|| {
-        #[cfg(unix)]
-        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child.
-        unsafe {
-            libc::pthread_atfork(None, None, Some(in_forked_child));
-        }
-    });
-}
-
-#[cfg(unix)]
-unsafe extern "C" fn in_forked_child() {
-    crate::nonce::FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Runs one callback. Nothing unwinds into SQLite.

@@ -271,9 +271,6 @@ impl OpenFile {
                 self.unlock(held);
                 return Err(error);
             }
-            if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
-                db.new_nonces();
-            }
         }
         Ok(code)
     }

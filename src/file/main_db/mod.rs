@@ -190,13 +190,6 @@ impl MainDb {
         Ok(())
     }
 
-    /// A write transaction begins.
-    pub(crate) fn new_nonces(&mut self) {
-        if let State::Encrypted(pages) = &mut self.state {
-            pages.cipher.begin();
-        }
-    }
-
     /// A lock was taken or given back: others may have changed the file's size in between.
     pub(crate) fn lock_changed(&mut self) {
         self.known_size = None;

@@ -211,7 +211,6 @@ impl Wal {
         let mut image = vec![0; layout.sector() + HEADER_LEN];
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
-        cipher.begin();
         let record_0 = layout.sector()..layout.sector() + RECORD_0 + RESERVE;
         cipher.seal(layout.record_0(), &record, &mut image[record_0])?;
         let from = if kept.is_some() { layout.sector() } else { 0 };

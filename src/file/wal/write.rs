@@ -177,9 +177,6 @@ impl Wal {
             self.ahead.forget(at..at + self.sealed.len() as u64);
             base.write(&self.sealed, at)?;
         }
-        if commits && let Some(cipher) = &self.cipher {
-            cipher.begin();
-        }
         Ok(())
     }
 

@@ -1,0 +1,101 @@
+//! Random bytes, of more than one source.
+//!
+//! ```text
+//! operating system 32 | processor 32 | time 16 | process 4 | count 8 --HKDF-SHA-256--> bytes
+//! ```
+//! The operating system's generator alone is enough for bytes that nobody can guess. The others keep
+//! clones of a running machine apart, in which that generator may say the same until it is told of the
+//! cloning (Linux is, where the machine has a VM generation id). The processor's generator, where it has
+//! one, is not part of what is cloned. Time, process and count add what little they can: HKDF's extraction
+//! (RFC 5869) takes nothing away from the best of its inputs by mixing in others.
+//!
+//! Nothing is kept from one call to the next but the count: there is no state that a fork could copy.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hkdf::Hkdf;
+use sha2::Sha256;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::stack::{HASHES, without_trace};
+use crate::error::{Error, Result};
+
+const LABEL: &[u8] = b"sqlite-tde v1 random";
+
+/// Bytes of each of both generators: as many as the hash has.
+const LEN: usize = 32;
+
+/// What the bytes are made of.
+struct Sources {
+    system: Zeroizing<[u8; LEN]>,
+    processor: Zeroizing<[u8; LEN]>,
+    time: u128,
+    process: u32,
+    count: u64,
+}
+
+/// Fills `bytes` with random ones.
+///
+/// # Errors
+/// [`Error::Random`] where the operating system has none to give.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut system = Zeroizing::new([0; LEN]);
+    getrandom::fill(&mut *system).map_err(|source| Error::Random(source.to_string()))?;
+    let sources = Sources {
+        system,
+        processor: of_processor(),
+        time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos()),
+        process: std::process::id(),
+        count: COUNT.fetch_add(1, Ordering::Relaxed),
+    };
+    without_trace::<HASHES, _>(|| sources.mix(bytes))
+}
+
+impl Sources {
+    fn mix(&self, bytes: &mut [u8]) -> Result<()> {
+        let mut input = Zeroizing::new([0; 2 * LEN + 16 + 4 + 8]);
+        let parts: [&[u8]; 5] = [
+            &*self.system,
+            &*self.processor,
+            &self.time.to_be_bytes(),
+            &self.process.to_be_bytes(),
+            &self.count.to_be_bytes(),
+        ];
+        let mut rest = &mut input[..];
+        for part in parts {
+            let (place, after) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = after;
+        }
+        let (mut prk, hkdf) = Hkdf::<Sha256>::extract(Some(LABEL), &*input);
+        prk.as_mut_slice().zeroize();
+        hkdf.expand(&[], bytes).map_err(|_| Error::Random("too many at once".into()))
+    }
+}
+
+/// From the processor's own generator; zeros where it has none.
+fn of_processor() -> Zeroizing<[u8; LEN]> {
+    #[allow(unused_mut)]
+    let mut bytes = Zeroizing::new([0; LEN]);
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64"))]
+    if let Some(mut generator) = *GENERATOR {
+        use rand_core::TryRng;
+        // What it could not give stays zeros.
+        let _ = generator.try_fill_bytes(&mut *bytes);
+    }
+    bytes
+}
+
+/// The processor is asked once whether it has a generator: in a virtual machine that question costs
+/// more than many answers.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64"))]
+static GENERATOR: std::sync::LazyLock<Option<rdrand::RdRand>> = std::sync::LazyLock::new(|| {
+    // Before the kernel knows of the generator, looking for it may be an illegal instruction.
+    #[cfg(target_arch = "aarch64")]
+    if !std::arch::is_aarch64_feature_detected!("rand") {
+        return None;
+    }
+    rdrand::RdRand::new().ok()
+});
