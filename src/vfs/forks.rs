@@ -6,7 +6,7 @@ use std::sync::Once;
 use crate::forks;
 
 /// Watches forks from now on.
-pub(super) fn watch() {
+pub(crate) fn watch() {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
         #[cfg(any(target_os = "linux", target_os = "android"))]

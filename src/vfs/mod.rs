@@ -25,7 +25,7 @@ pub(crate) mod connection;
 mod content;
 mod exclusion;
 mod file;
-mod forks;
+pub(crate) mod forks;
 mod names;
 mod open;
 pub(crate) mod routines;
