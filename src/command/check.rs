@@ -34,7 +34,7 @@ pub struct ProtectorCheck {
 }
 
 /// Checks every protector: provider configured, reachable, key present, unwraps, equal to the one
-/// in use.
+/// in use. After them come protectors that were removed, if that was cut off and the file still has them.
 ///
 /// Where the keys are gone it goes by what the file says, which is not authenticated then.
 pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<ProtectorCheck>> {
@@ -51,8 +51,20 @@ pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<Protecto
         Err(error) => return Err(error),
     };
     let check = |record| check_one(db, record, dek.as_ref(), &context);
-    Ok(records.iter().map(check).collect())
+    let mut checks: Vec<ProtectorCheck> = records.iter().map(check).collect();
+    if dek.is_some() {
+        // One that was removed is named once, whether or not its provider still gives the key.
+        checks.extend(
+            db.cut_off_protectors(base)?
+                .iter()
+                .map(|record| ProtectorCheck { error: Some(CUT_OFF.into()), ..check(record) }),
+        );
+    }
+    Ok(checks)
 }
+
+const CUT_OFF: &str = "it was removed or replaced, and that was cut off: one copy of the envelope still \
+    has it, until the database is opened for writing";
 
 fn check_one(
     db: &MainDb,

@@ -21,7 +21,7 @@ impl Keyring {
     pub(crate) fn revalidate(&self, protectors: &Protectors, envelope: &Envelope) {
         let Ok((current, context)) = self.dek() else { return };
         let mut order: Vec<&ProtectorRecord> = envelope.protectors.iter().collect();
-        order.sort_by_key(|record| !self.was_given_by(&record.name));
+        order.sort_by_key(|record| !self.was_given_by(record));
         let personal = |record: &&ProtectorRecord| {
             let provider = protectors.provider_of(record);
             provider.is_some_and(|provider| provider.waits_for() == WaitsFor::Person)
@@ -38,7 +38,7 @@ impl Keyring {
         };
         match answer {
             Ok((dek, record)) if dek.is(&current) => {
-                self.gave(&record.name);
+                self.gave(record);
                 self.confirm();
                 self.look_for_newer(protectors, envelope);
             }

@@ -37,8 +37,10 @@ use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
-use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
-use crate::key::keyring::{Keyring, Opened};
+use crate::key::envelope::{self, COPY_LEN, Envelope, ProtectorRecord};
+use crate::key::identity::{FileId, wrong_file};
+use crate::key::keyring::Keyring;
+use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, now};
 use crate::suite::SuiteId;
 
@@ -50,6 +52,10 @@ pub(crate) struct Wishes {
     pub(crate) suite: SuiteId,
     pub(crate) plaintext: bool,
     pub(crate) tuning: Tuning,
+    /// The database that the file must be.
+    pub(crate) file_id: Option<FileId>,
+    /// Nothing is ever written to the file: it was opened so, or is said never to change.
+    pub(crate) read_only: bool,
 }
 
 /// One open handle of a main database file.
@@ -66,6 +72,10 @@ pub(crate) struct MainDb {
     opened: u64,
     /// Protectors that this handle has removed.
     removed: Vec<ProtectorRecord>,
+    /// Protectors whose removal was cut off, and finished by this handle.
+    finished: Vec<ProtectorRecord>,
+    /// The copies of the envelope were not equal when last read.
+    copies_differ: bool,
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
 }
@@ -91,6 +101,8 @@ impl MainDb {
             restored: false,
             opened: now(),
             removed: Vec::new(),
+            finished: Vec::new(),
+            copies_differ: false,
             tampering_noted: false,
         };
         let looked = db.look(base);
@@ -109,28 +121,36 @@ impl MainDb {
         if !self.has_no_page() {
             return Ok(());
         }
-        let len = base.size()?;
+        let (protectors, file_id) = (self.wishes.protectors.clone(), self.wishes.file_id);
+        let wanted = self.wishes.protector.clone();
+        let mut opening = Opening::new(&protectors, wanted.as_deref(), file_id);
+        keys::steadily(base, |header, len| self.look_at(header, len, &mut opening))
+    }
+
+    /// [`MainDb::look`] at the beginning of a file of `len` bytes.
+    fn look_at(&mut self, header: &[u8], len: u64, opening: &mut Opening<'_>) -> Result<()> {
         if len == 0 {
-            return Ok(());
+            return self.expect_none("none, for the file is empty");
         }
-        let mut header = [0; ENVELOPE_LEN];
-        let header = &mut header[..ENVELOPE_LEN.min(len as usize)];
-        base.read(header, 0)?;
         if let Some(plain) = self.look_for_plaintext(header, len)? {
+            self.expect_none("none, for the database is not encrypted")?;
             self.state = plain;
             return Ok(());
         }
         if envelope::is_unfinished(header, len) {
-            return Ok(());
+            return self.expect_none("none, for the database was never finished");
         }
-        let copies = envelope::candidates(header)?;
-        let wanted = self.wishes.protector.as_deref();
-        let Opened { keyring, envelope, through } =
-            Keyring::open(copies, &self.wishes.protectors, wanted)?;
+        let Opened { keyring, envelope, through } = opening.open(&envelope::candidates(header)?)?;
+        self.copies_differ = !envelope::copies_are_equal(header);
         let mut pages = Pages::new(keyring, envelope, through);
         pages.blank = logical_size(len) == 0;
         self.state = State::Encrypted(Box::new(pages));
         Ok(())
+    }
+
+    /// Refuses a file that has no file id where one is expected.
+    fn expect_none(&self, found: &str) -> Result<()> {
+        self.wishes.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
     }
 
     fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
@@ -404,7 +424,7 @@ impl MainDb {
         let mut findings = Findings::default();
         let size = logical_size(base.size()?);
         findings.pages = size.div_ceil(pages.page_size as u64);
-        findings.bad_copies = pages.bad_copies(base)?;
+        (findings.bad_copies, findings.stale_copies) = keys::faulty_copies(base, &pages.keyring)?;
         for page in 1..=findings.pages {
             let counts = !is_lock_page(page, pages.page_size) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
@@ -435,6 +455,8 @@ pub(crate) struct Findings {
     pub(crate) bad_pages: Vec<u32>,
     pub(crate) bad_count: u64,
     pub(crate) bad_copies: Vec<char>,
+    /// Authentic copies of the envelope that are older than the other one.
+    pub(crate) stale_copies: Vec<char>,
 }
 
 const LISTED: usize = 1 << 16;
@@ -450,6 +472,9 @@ impl Findings {
 
 impl Wishes {
     fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
+        if let Some(expected) = self.file_id {
+            return Err(wrong_file("none, for the file is empty", &[expected]));
+        }
         Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now())
     }
 }
