@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::envelope::ProtectorRecord;
+use crate::key::opening::Spent;
 use crate::key::protector::check_time;
-use crate::provider::{Context, ProviderError};
+use crate::provider::{Context, Cost, ProviderError};
 use crate::secret::Secret;
 
 /// Whether one protector gives the key in use, as far as it went.
@@ -50,8 +51,14 @@ pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<Protecto
         }
         Err(error) => return Err(error),
     };
-    let check = |record| check_one(db, record, dek.as_ref(), &context);
-    let mut checks: Vec<ProtectorCheck> = records.iter().map(check).collect();
+    // What the file says of costs is bounded as in an opening, where nothing authenticates it.
+    let mut spent = Spent::default();
+    let mut check = |record| {
+        let cost = db.protectors().derivation(record).filter(|_| dek.is_none());
+        let too_dear = cost.filter(|cost| !spent.take(*cost, &db.protectors().access));
+        check_one(db, record, dek.as_ref(), &context, too_dear)
+    };
+    let mut checks: Vec<ProtectorCheck> = records.iter().map(&mut check).collect();
     if dek.is_some() {
         // One that was removed is named once, whether or not its provider still gives the key.
         checks.extend(
@@ -71,10 +78,16 @@ fn check_one(
     record: &ProtectorRecord,
     dek: Option<&Secret>,
     context: &Context,
+    too_dear: Option<Cost>,
 ) -> ProtectorCheck {
     let protectors = db.protectors();
     let newest = protectors.newest_version(record);
-    let unwrapped = protectors.unwrap(&[record], context).map(|(dek, _)| dek);
+    let unwrapped = match too_dear {
+        None => protectors.unwrap(&[record], context).map(|(dek, _)| dek),
+        Some(cost) => Err(ProviderError::Denied(format!(
+            "not tried: it asks for {cost}; [access.derivation] in config.toml allows more"
+        ))),
+    };
     let error = unwrapped.as_ref().err();
     let configured = protectors.provider_of(record).is_some();
     let reachable = configured && !matches!(error, Some(ProviderError::Unreachable(_)));

@@ -67,6 +67,12 @@ impl NewProtector {
         Self { name: name.into(), not_after: 0, read_only: false }
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Ends it at this time, in Unix seconds.
     pub fn not_after(mut self, seconds: u64) -> Self {
         self.not_after = seconds;
@@ -318,7 +324,8 @@ fn finished(db: &MainDb, steps: &[Step], done: bool) -> Result<bool> {
     let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
     if done && db.copies_differ() && steps.iter().any(removes) {
         return Err(Error::Unfinished(
-            "the change stands, but one copy of the envelope could not be written and still has what was              before: say it again once the disk works, or open the database for writing"
+            "the change stands, but one copy of the envelope could not be written and still has what \
+             was before: say it again once the disk works, or open the database for writing"
                 .into(),
         ));
     }

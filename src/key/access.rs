@@ -106,6 +106,9 @@ pub(crate) struct Access {
     due: AtomicU64,
     start: Instant,
     state: Mutex<State>,
+    /// Runs at the beginning of the next [`Access::granted`].
+    #[cfg(test)]
+    pub(super) before_granted: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 struct State {
@@ -123,7 +126,13 @@ impl Access {
     pub(super) fn new() -> Self {
         let start = Instant::now();
         let state = State { granted: start, loss: None, outage: None, asked: None, asking: None };
-        Self { due: AtomicU64::new(0), start, state: Mutex::new(state) }
+        Self {
+            due: AtomicU64::new(0),
+            start,
+            state: Mutex::new(state),
+            #[cfg(test)]
+            before_granted: Mutex::default(),
+        }
     }
 
     /// What a transaction has to do first.
@@ -163,6 +172,10 @@ impl Access {
 
     /// The provider gave the keys.
     pub(super) fn granted(&self) {
+        #[cfg(test)]
+        if let Some(run) = lock(&self.before_granted).take() {
+            run();
+        }
         let mut state = lock(&self.state);
         *state =
             State { granted: Instant::now(), loss: None, outage: None, asked: None, asking: None };

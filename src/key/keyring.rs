@@ -6,6 +6,7 @@
 //! ```
 //! A journal adds its own 16-byte salt to the label, so each journal has its own key.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
@@ -201,14 +202,14 @@ impl Keyring {
     /// that were seen of this database before. Gives back the keyring that all connections of this process share.
     pub(super) fn unlock(
         self: Arc<Self>,
-        copy: Unverified,
+        copy: &Unverified,
         newer: &[Unverified],
         dek: Dek,
         record: &ProtectorRecord,
     ) -> Result<(Arc<Self>, Envelope)> {
         let unlocked = Unlocked::new(self.file_id, dek, Vec::new());
         let envelope = copy.verify(&unlocked.mac)?;
-        if let Some(newer) = newer.iter().find_map(|copy| copy.clone().verify(&unlocked.mac).ok()) {
+        if let Some(newer) = newer.iter().find_map(|copy| copy.verify(&unlocked.mac).ok()) {
             return Err(replaced(&newer, &record.name));
         }
         check_protector(&envelope, &record.name)?;
@@ -224,7 +225,8 @@ impl Keyring {
         match &*seen {
             Some(seen) if !seen.is(&check) => {
                 return Err(Error::EnvelopeDamaged(format!(
-                    "protector {} gives another key than that of the database with this file id which                      is open in this process",
+                    "protector {} gives another key than that of the database with this file id \
+                     which is open in this process",
                     record.name
                 )));
             }
@@ -341,8 +343,8 @@ impl Keyring {
     }
 
     /// The envelope, if the holder of these keys wrote it.
-    pub(crate) fn verify(&self, copy: Unverified) -> Result<Envelope> {
-        self.with_keys(|keys| copy.verify(&keys.mac))?
+    pub(crate) fn verify(&self, copy: impl Borrow<Unverified>) -> Result<Envelope> {
+        self.with_keys(|keys| copy.borrow().verify(&keys.mac))?
     }
 
     /// One copy of `envelope`.

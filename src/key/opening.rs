@@ -47,6 +47,8 @@ pub(crate) struct Opening<'a> {
 struct Asked {
     record: ProtectorRecord,
     context: Context,
+    /// A key was derived for it.
+    derived: bool,
     answer: Result<Secret, ProviderError>,
 }
 
@@ -54,14 +56,14 @@ struct Asked {
 #[derive(Default)]
 pub(crate) struct Spent {
     /// Kibibytes filled by derivations.
-    pub(crate) work_kib: u64,
+    work_kib: u64,
     /// Waiting for services.
-    pub(crate) waited: Duration,
+    waited: Duration,
 }
 
 impl Spent {
     /// Whether `cost` fits into what is left, which is less then.
-    fn take(&mut self, cost: Cost, policy: &AccessPolicy) -> bool {
+    pub(crate) fn take(&mut self, cost: Cost, policy: &AccessPolicy) -> bool {
         let work_kib = self.work_kib.saturating_add(cost.work_kib());
         let budget = policy.derivation;
         let fits = cost.memory_kib <= budget.memory_kib && work_kib <= budget.work_kib;
@@ -121,10 +123,10 @@ impl<'a> Opening<'a> {
         };
         let (keyring, envelope, through) = match records.iter().find(known) {
             Some(record) => {
-                let envelope = keyring.verify(copy.clone())?;
+                let envelope = keyring.verify(copy)?;
                 check_protector(&envelope, &record.name)?;
                 for newer in newer {
-                    match keyring.verify(newer.clone()) {
+                    match keyring.verify(newer) {
                         Ok(newer) => return Err(replaced(&newer, &record.name)),
                         Err(error @ Error::Inaccessible(_)) => return Err(error),
                         Err(_) => {}
@@ -138,7 +140,7 @@ impl<'a> Opening<'a> {
                     self.ask(&records, &Context { file_id, dek_version: version })?;
                 let dek = Dek { version, suite, key };
                 self.check_identity(&dek, file_id)?;
-                let (keyring, envelope) = keyring.unlock(copy.clone(), newer, dek, record)?;
+                let (keyring, envelope) = keyring.unlock(copy, newer, dek, record)?;
                 (keyring, envelope, record.name.clone())
             }
         };
@@ -168,6 +170,9 @@ impl<'a> Opening<'a> {
         for &record in records {
             let same = |asked: &&Asked| asked.is(record, context);
             if let Some(asked) = self.asked.iter().find(same) {
+                if asked.derived {
+                    derives.insert(record.provider.as_str());
+                }
                 match &asked.answer {
                     // Another copy that has this record failed otherwise.
                     Ok(dek) => return Ok((dek.duplicate(), record)),
@@ -176,14 +181,14 @@ impl<'a> Opening<'a> {
                 continue;
             }
             let Some(cost) = self.protectors.derivation(record) else {
-                plan.push(record);
+                plan.push((record, false));
                 continue;
             };
             let is_first = derives.insert(record.provider.as_str());
             if self.wanted.is_none() && !is_first {
                 left.push(format!("{} (one of a provider is)", record.name.escape_debug()));
             } else if self.spent.take(cost, &self.protectors.access) {
-                plan.push(record);
+                plan.push((record, true));
             } else {
                 left.push(format!(
                     "{} (it asks for {cost}: [access.derivation] in config.toml allows more)",
@@ -191,6 +196,7 @@ impl<'a> Opening<'a> {
                 ));
             }
         }
+        let (plan, derived): (Vec<_>, Vec<_>) = plan.into_iter().unzip();
         let mut errors = vec![None; plan.len()];
         let (answer, late) =
             self.protectors.unwrap_within(&plan, context, &mut self.spent.waited, &mut errors);
@@ -199,15 +205,21 @@ impl<'a> Opening<'a> {
             format!("{} (no time was left of {spent:?})", record.name.escape_debug())
         });
         left.extend(late);
-        for (record, error) in plan.iter().zip(errors) {
-            if let Some(error) = error {
-                first.get_or_insert_with(|| error.clone());
-                self.asked.push(Asked::new(record, context, Err(error)));
-            }
+        for ((record, derived), error) in plan.iter().zip(derived).zip(errors) {
+            let given = answer.as_ref().filter(|(_, from)| std::ptr::eq(*from, *record));
+            let answer = match (given, error) {
+                (Some((dek, _)), _) => Ok(dek.duplicate()),
+                (None, Some(error)) => {
+                    first.get_or_insert_with(|| error.clone());
+                    Err(error)
+                }
+                (None, None) => continue,
+            };
+            let (record, context) = ((*record).clone(), context.clone());
+            self.asked.push(Asked { record, context, derived, answer });
         }
-        if let Some((dek, record)) = answer {
-            self.asked.push(Asked::new(record, context, Ok(dek.duplicate())));
-            return Ok((dek, record));
+        if let Some(answer) = answer {
+            return Ok(answer);
         }
         let error = first.unwrap_or_else(|| {
             ProviderError::Denied("each protector costs more than is allowed".into())
@@ -217,14 +229,6 @@ impl<'a> Opening<'a> {
 }
 
 impl Asked {
-    fn new(
-        record: &ProtectorRecord,
-        context: &Context,
-        answer: Result<Secret, ProviderError>,
-    ) -> Self {
-        Self { record: record.clone(), context: context.clone(), answer }
-    }
-
     fn is(&self, record: &ProtectorRecord, context: &Context) -> bool {
         self.context == *context && self.record.is_same_wrap(record)
     }
@@ -252,3 +256,6 @@ pub(super) fn check_protector(envelope: &Envelope, name: &str) -> Result<()> {
     let record = envelope.protectors.iter().find(|record| record.name == name);
     Ok(record.map_or(Ok(()), check_time)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -214,7 +214,7 @@ impl Protectors {
     }
 
     /// What deriving a key for `record` would cost, where that is what unwrapping it takes.
-    pub(super) fn derivation(&self, record: &ProtectorRecord) -> Option<Cost> {
+    pub(crate) fn derivation(&self, record: &ProtectorRecord) -> Option<Cost> {
         let provider = self.provider_of(record).filter(|_| self.policy.allows(&record.provider))?;
         provider.derivation(&record.key_id, &record.wrapped)
     }

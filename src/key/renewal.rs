@@ -179,6 +179,41 @@ mod tests {
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
     }
 
+    /// Somebody locks between the look whether the keys are still there and the note that they were granted.
+    #[test]
+    fn a_lock_beside_a_consent_is_not_forgotten() {
+        let (keyring, envelope, protectors, _) = database();
+        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Due);
+        let (locker, (done, is_done)) = (Arc::clone(&keyring), std::sync::mpsc::channel());
+        *lock(&keyring.access.before_granted) = Some(Box::new(move || {
+            std::thread::spawn(move || {
+                locker.lock(Loss::Request);
+                done.send(()).unwrap();
+            });
+            // It waits for the consent to be noted; were it not made to, it would be done by now.
+            _ = is_done.recv_timeout(std::time::Duration::from_millis(300));
+        }));
+        keyring.revalidate(&protectors, &envelope);
+        while keyring.dek().is_ok() {
+            std::thread::yield_now();
+        }
+        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Locked);
+    }
+
+    /// A provider that is down is no reason to put off asking for keys that were locked meanwhile.
+    #[test]
+    fn an_outage_after_a_lock_does_not_hide_it() {
+        let (keyring, envelope, protectors, keeper) = database();
+        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Due);
+        let locker = Arc::clone(&keyring);
+        *lock(&keeper.meanwhile) = Some(Box::new(move || {
+            locker.lock(Loss::Request);
+            Err(ProviderError::Unreachable("down".into()))
+        }));
+        keyring.revalidate(&protectors, &envelope);
+        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Locked);
+    }
+
     #[test]
     fn what_the_provider_answers_decides() {
         type Answer = fn() -> ProviderError;

@@ -319,9 +319,9 @@ unsafe fn is_never_written(
 ) -> bool {
     // SAFETY: as above.
     let (opened, immutable) = unsafe {
-        (out_flags.as_ref().copied().unwrap_or(flags), api::uri_parameter(name, c"immutable"))
+        (out_flags.as_ref().copied().unwrap_or(0), api::uri_parameter(name, c"immutable"))
     };
-    opened & ffi::SQLITE_OPEN_READWRITE == 0
+    (flags | opened) & ffi::SQLITE_OPEN_READONLY != 0
         || immutable.is_some_and(|value| is_true(&value))
         || base.device_characteristics() & ffi::SQLITE_IOCAP_IMMUTABLE != 0
 }

@@ -414,20 +414,24 @@ pub(super) fn steadily<T>(
     base: &impl Storage,
     mut look: impl FnMut(&[u8], u64) -> Result<T>,
 ) -> Result<T> {
-    let mut before = None;
-    for attempt in 1.. {
+    let mut before: Option<Vec<u8>> = None;
+    let mut attempt = 1;
+    loop {
         let len = base.size()?;
-        let mut header = vec![0; ENVELOPE_LEN.min(usize::try_from(len).unwrap_or(ENVELOPE_LEN))];
-        base.read(&mut header, 0)?;
-        match look(&header, len) {
-            Err(_) if attempt < ATTEMPTS && before.as_ref() != Some(&header) => {
-                before = Some(header);
+        let mut header = [0; ENVELOPE_LEN];
+        let header = &mut header[..ENVELOPE_LEN.min(usize::try_from(len).unwrap_or(ENVELOPE_LEN))];
+        if len > 0 {
+            base.read(header, 0)?;
+        }
+        match look(header, len) {
+            Err(_) if attempt < ATTEMPTS && before.as_deref() != Some(header) => {
+                before = Some(header.to_vec());
+                attempt += 1;
                 std::thread::sleep(PAUSE);
             }
             answer => return answer,
         }
     }
-    unreachable!("the last attempt answers")
 }
 
 /// The envelope in force.

@@ -121,50 +121,15 @@ impl MainDb {
         if !self.has_no_page() {
             return Ok(());
         }
-        let (protectors, file_id) = (self.wishes.protectors.clone(), self.wishes.file_id);
-        let wanted = self.wishes.protector.clone();
-        let mut opening = Opening::new(&protectors, wanted.as_deref(), file_id);
-        keys::steadily(base, |header, len| self.look_at(header, len, &mut opening))
-    }
-
-    /// [`MainDb::look`] at the beginning of a file of `len` bytes.
-    fn look_at(&mut self, header: &[u8], len: u64, opening: &mut Opening<'_>) -> Result<()> {
-        if len == 0 {
-            return self.expect_none("none, for the file is empty");
+        let wishes = &self.wishes;
+        let wanted = wishes.protector.as_deref();
+        let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
+        let found = keys::steadily(base, |header, len| wishes.look(header, len, &mut opening))?;
+        if let Some((state, copies_differ)) = found {
+            self.state = state;
+            self.copies_differ = copies_differ;
         }
-        if let Some(plain) = self.look_for_plaintext(header, len)? {
-            self.expect_none("none, for the database is not encrypted")?;
-            self.state = plain;
-            return Ok(());
-        }
-        if envelope::is_unfinished(header, len) {
-            return self.expect_none("none, for the database was never finished");
-        }
-        let Opened { keyring, envelope, through } = opening.open(&envelope::candidates(header)?)?;
-        self.copies_differ = !envelope::copies_are_equal(header);
-        let mut pages = Pages::new(keyring, envelope, through);
-        pages.blank = logical_size(len) == 0;
-        self.state = State::Encrypted(Box::new(pages));
         Ok(())
-    }
-
-    /// Refuses a file that has no file id where one is expected.
-    fn expect_none(&self, found: &str) -> Result<()> {
-        self.wishes.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
-    }
-
-    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
-        let encrypted = header.starts_with(envelope::MAGIC)
-            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
-            || envelope::is_unfinished(header, len);
-        match (encrypted, self.wishes.plaintext) {
-            (true, _) => Ok(None),
-            (false, true) => Ok(Some(State::Plain)),
-            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
-            (false, false) => Err(Error::NotADatabase(
-                "the file is neither an encrypted nor an SQLite database".into(),
-            )),
-        }
     }
 
     /// Whether SQLite may still choose the layout of the pages.
@@ -471,6 +436,50 @@ impl Findings {
 }
 
 impl Wishes {
+    /// What a file of `len` bytes is that begins with `header`, and whether the copies of its envelope differ;
+    /// nothing where it is none yet.
+    fn look(
+        &self,
+        header: &[u8],
+        len: u64,
+        opening: &mut Opening<'_>,
+    ) -> Result<Option<(State, bool)>> {
+        if len == 0 {
+            return self.expect_none("none, for the file is empty").map(|()| None);
+        }
+        if let Some(plain) = self.look_for_plaintext(header, len)? {
+            self.expect_none("none, for the database is not encrypted")?;
+            return Ok(Some((plain, false)));
+        }
+        if envelope::is_unfinished(header, len) {
+            return self.expect_none("none, for the database was never finished").map(|()| None);
+        }
+        let Opened { keyring, envelope, through } = opening.open(&envelope::candidates(header)?)?;
+        let mut pages = Pages::new(keyring, envelope, through);
+        pages.blank = logical_size(len) == 0;
+        let copies_differ = !envelope::copies_are_equal(header);
+        Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
+    }
+
+    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
+        let encrypted = header.starts_with(envelope::MAGIC)
+            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
+            || envelope::is_unfinished(header, len);
+        match (encrypted, self.plaintext) {
+            (true, _) => Ok(None),
+            (false, true) => Ok(Some(State::Plain)),
+            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
+            (false, false) => Err(Error::NotADatabase(
+                "the file is neither an encrypted nor an SQLite database".into(),
+            )),
+        }
+    }
+
+    /// Refuses a file that has no file id where one is expected.
+    fn expect_none(&self, found: &str) -> Result<()> {
+        self.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
+    }
+
     fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
         if let Some(expected) = self.file_id {
             return Err(wrong_file("none, for the file is empty", &[expected]));

@@ -349,10 +349,10 @@ impl Unverified {
     ///
     /// # Errors
     /// [`Error::EnvelopeDamaged`] where the MAC is another.
-    pub fn verify(self, mac_key: &Secret) -> Result<Envelope> {
+    pub fn verify(&self, mac_key: &Secret) -> Result<Envelope> {
         mac(mac_key, &self.authenticated)
             .filter(|tag| bool::from(tag.ct_eq(&self.tag)))
-            .map(|_| self.envelope)
+            .map(|_| self.envelope.clone())
             .ok_or_else(|| Error::EnvelopeDamaged("the MAC does not match".to_owned()))
     }
 }
