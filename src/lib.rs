@@ -73,12 +73,13 @@ pub use command::{
 pub use connection::{OpenOptions, open, open_with, verify};
 pub use error::{Error, Result, last_error};
 pub use file::tuning::Tuning;
-pub use key::access::AccessPolicy;
+pub use key::access::{AccessPolicy, Derivation};
 pub use key::auditor::AuditPolicy;
+pub use key::identity::FileId;
 #[cfg(feature = "rusqlite")]
 pub use keys::{
-    add_protector, lock, protectors, remove_protector, rotate_protector, set_auto_rotate, status,
-    verify_protectors,
+    add_protector, lock, protectors, remove_protector, rotate_protector, set_auto_rotate,
+    set_protectors, status, verify_protectors,
 };
 pub use options::Options;
 #[cfg(not(feature = "extension"))]

@@ -143,20 +143,22 @@ impl<'a> Campaign<'a> {
         self.tally.images += 1;
         self.tally.torn += usize::from(image.torn > 0);
         let creating = self.subject.workload.setup.is_empty() && self.done(point) == 0;
-        match self.check(&image, &spans, creating) {
+        match self.check(&image, &spans, &spans, creating) {
             Err(error) => self.fail(&name, &error),
             Ok(found) if self.plan.lie.is_none() && rng.below(5) == 0 => {
-                self.lose_power_again(&image.files, &found, creating, &name, &mut rng);
+                let found = (found, &spans[..]);
+                self.lose_power_again(&image.files, found, creating, &name, &mut rng);
             }
             Ok(_) => {}
         }
     }
 
-    /// The power fails again while the next process recovers, or goes on from there.
+    /// The power fails again while the next process recovers, or goes on from there. `before` is what the
+    /// first loss allowed: a key that it left may still be there.
     fn lose_power_again(
         &mut self,
         files: &Files,
-        found: &check::Found,
+        (found, before): (check::Found, &[Span]),
         creating: bool,
         name: &str,
         rng: &mut Rng,
@@ -170,17 +172,29 @@ impl<'a> Campaign<'a> {
             let image = history.image(number, rng);
             self.tally.second += 1;
             self.tally.torn += usize::from(image.torn > 0);
-            if let Err(error) = self.check(&image, &found.spans, creating) {
+            if let Err(error) = self.check(&image, &found.spans, before, creating) {
                 let what = format!("{name}, again at {point} of {}", found.log.len());
                 self.fail(&what, &error);
             }
         }
     }
 
-    fn check(&self, image: &Image, spans: &[Span], creating: bool) -> Result<check::Found, String> {
+    /// `before` are the spans in which keys may still be in the file.
+    fn check(
+        &self,
+        image: &Image,
+        spans: &[Span],
+        before: &[Span],
+        creating: bool,
+    ) -> Result<check::Found, String> {
         let states = &self.recording.states;
-        catch_unwind(AssertUnwindSafe(|| self.subject.check(image, states, spans, creating)))
-            .unwrap_or_else(|_| Err("a panic".into()))
+        catch_unwind(AssertUnwindSafe(|| {
+            if let (true, Some(keys)) = (self.subject.has_keys(), before.last()) {
+                self.subject.parties(image, states, *keys)?;
+            }
+            self.subject.check(image, states, spans, creating)
+        }))
+        .unwrap_or_else(|_| Err("a panic".into()))
     }
 
     fn fail(&mut self, name: &str, error: &str) {

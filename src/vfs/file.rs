@@ -309,6 +309,7 @@ unsafe extern "C" fn shm_map(
 unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
     /// SQLite holds this one of its locks while it recovers a log, and else never exclusively.
     const RECOVER: c_int = 2;
+    const WRITE: c_int = 0;
     // SAFETY: see `opened`.
     guard(|| unsafe {
         let open = opened(file);
@@ -323,7 +324,12 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         let code = call!(open.base, xShmLock, offset, n, flags);
         match code {
             ffi::SQLITE_OK if unlock => open.shm_unlocked(n),
-            ffi::SQLITE_OK => open.shm_locked(n),
+            ffi::SQLITE_OK => {
+                open.shm_locked(n);
+                if exclusive && (offset..offset + n).contains(&WRITE) {
+                    open.writing_starts();
+                }
+            }
             _ => {}
         }
         Ok(code)

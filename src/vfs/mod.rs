@@ -46,6 +46,7 @@ use crate::error::{Error, Result, set_last, set_log};
 use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::file::tuning::switch;
+use crate::key::identity::FileId;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
 use content::Content;
@@ -216,7 +217,7 @@ unsafe fn open_inside(
     let kind = FileKind::from_flags(flags, !name.is_null());
     // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
     let wishes = || unsafe { wishes_for(vfs, name) };
-    let wishes = match kind {
+    let mut wishes = match kind {
         FileKind::MainDb => wishes()?,
         // SAFETY: SQLite passes the VFS that was registered.
         _ => Wishes { tuning: unsafe { registered_wishes(vfs) }.tuning, ..Wishes::default() },
@@ -249,6 +250,10 @@ unsafe fn open_inside(
     // SAFETY: it was just opened, and is closed below or by xClose.
     let base = unsafe { BaseFile::new(below) };
     let version = base.version();
+    if kind == FileKind::MainDb {
+        // SAFETY: `out_flags` is NULL or points to an int; `name` is that of a main database.
+        wishes.read_only = unsafe { is_never_written(&base, name, flags, out_flags) };
+    }
     let path = name;
     // SAFETY: a name that is not NULL ends with a NUL.
     let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
@@ -262,6 +267,7 @@ unsafe fn open_inside(
             };
             open.opened(file);
             if kind == FileKind::MainDb {
+                open.mend_envelope();
                 open.rotate_by_itself();
             }
             if open.is_read_only() {
@@ -280,6 +286,35 @@ unsafe fn open_inside(
             base.close();
             Err(error)
         }
+    }
+}
+
+/// Whether nothing is ever to be written to a main database: it could be opened for reading alone, or its
+/// URI or the base says that it never changes, where SQLite takes no locks either.
+///
+/// # Safety
+/// `name` and `flags` were passed to xOpen, and `out_flags`, which is NULL or points to an int, came back.
+unsafe fn is_never_written(
+    base: &BaseFile,
+    name: *const c_char,
+    flags: c_int,
+    out_flags: *const c_int,
+) -> bool {
+    // SAFETY: as above.
+    let (opened, immutable) = unsafe {
+        (out_flags.as_ref().copied().unwrap_or(0), api::uri_parameter(name, c"immutable"))
+    };
+    (flags | opened) & ffi::SQLITE_OPEN_READONLY != 0
+        || immutable.is_some_and(|value| is_true(&value))
+        || base.device_characteristics() & ffi::SQLITE_IOCAP_IMMUTABLE != 0
+}
+
+/// Whether SQLite takes `value` for true: as its sqlite3GetBoolean does, a number counts by its low byte.
+fn is_true(value: &str) -> bool {
+    let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
+    match digits.parse::<u64>() {
+        Ok(number) => number != 0,
+        Err(_) => ["on", "yes", "true", "full", "extra"].contains(&value.to_lowercase().as_str()),
     }
 }
 
@@ -320,6 +355,16 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
             return Err(Error::Usage(format!("tde_plaintext={other}: expected allow or refuse")));
         }
     }
+    let pinned = wishes.protectors.pins.at(Path::new(&path));
+    let asked = parameter(c"tde_file_id").map(|id| id.parse::<FileId>()).transpose()?;
+    if let (Some(asked), Some(pinned)) = (asked, pinned)
+        && asked != pinned
+    {
+        return Err(Error::Usage(format!(
+            "tde_file_id={asked}: the configuration expects {pinned} at this path"
+        )));
+    }
+    wishes.file_id = asked.or(pinned);
     let tuning = &mut wishes.tuning;
     for (key, setting) in [
         (c"tde_read_ahead", &mut tuning.read_ahead),

@@ -271,6 +271,9 @@ impl OpenFile {
                 self.unlock(held);
                 return Err(error);
             }
+            if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
+                self.mend_envelope();
+            }
         }
         Ok(code)
     }
@@ -309,6 +312,14 @@ impl OpenFile {
         }
     }
 
+    /// Finishes a change of the protectors that was cut off, where this file may be written. Whoever opens
+    /// it asked for something else, so an error goes to the log.
+    pub(super) fn mend_envelope(&mut self) {
+        if let Err(error) = command::mend(self, std::time::Duration::ZERO) {
+            api::log(error.sqlite_code(), &format!("sqlite-tde: the envelope: {error}"));
+        }
+    }
+
     pub(super) fn unlock(&mut self, level: c_int) -> c_int {
         if level < ffi::SQLITE_LOCK_RESERVED {
             self.end_writing();
@@ -334,6 +345,11 @@ impl OpenFile {
     /// `count` locks on the wal-index were given back.
     pub(super) fn shm_unlocked(&mut self, count: c_int) {
         self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
+    }
+
+    /// The wal-index's lock of writers was taken: a write transaction begins.
+    pub(super) fn writing_starts(&mut self) {
+        self.mend_envelope();
     }
 
     /// `count` locks on the wal-index were taken.

@@ -1,6 +1,6 @@
 //! A workload on a disk that writes down what happens, and the next process on what is left.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::fallible_iterator::FallibleIterator;
@@ -185,6 +185,70 @@ impl<'a> Subject<'a> {
         self.encrypted && self.workload.keys
     }
 
+    /// Who can open the image, before anybody has mended it: `span` is the first and the last step whose
+    /// protectors may be in force. The bytes must hold no wrapped key but those of these steps, whatever
+    /// software reads them; and of all parties that ever had a protector, those of one of the steps open
+    /// the database, for reading alone, and all see the same. That writes nothing.
+    pub fn parties(
+        &self,
+        image: &Image,
+        states: &[Vec<String>],
+        (first, last): Span,
+    ) -> Result<(), String> {
+        let keys = |step: usize| states[step].last().map_or("", String::as_str);
+        let bytes = &image.files[DATABASES[0].1];
+        let allowed: HashSet<u64> =
+            (first..=last).flat_map(|step| handles(keys(step))).map(|handle| handle.1).collect();
+        let envelope = &bytes[..bytes.len().min(ENVELOPE)];
+        for at in 0..envelope.len().saturating_sub(HANDLE.len() + 8) {
+            if !envelope[at..].starts_with(HANDLE) {
+                continue;
+            }
+            let number = &envelope[at + HANDLE.len()..at + HANDLE.len() + 8];
+            let number = u64::from_be_bytes(number.try_into().unwrap());
+            if !allowed.contains(&number) {
+                let of: Vec<usize> = (0..states.len())
+                    .filter(|&step| handles(keys(step)).any(|handle| handle.1 == number))
+                    .collect();
+                return Err(format!(
+                    "byte {at} has a key of the protectors after steps {of:?}, not {first} to {last}"
+                ));
+            }
+        }
+        self.insert(image.files.clone(), None);
+        let all: BTreeSet<String> =
+            states.iter().flat_map(|state| handles(&state[state.len() - 1])).map(|h| h.0).collect();
+        let seen = self.who(None)?;
+        if !(first..=last).any(|step| keys(step) == seen) {
+            return Err(format!("{seen} are in force, not those after steps {first} to {last}"));
+        }
+        for party in all {
+            let is_in = handles(&seen).any(|handle| handle.0 == party);
+            match self.who(Some(&party)) {
+                Ok(found) if is_in && found == seen => {}
+                Err(_) if !is_in => {}
+                other => return Err(format!("{seen} are in force; as {party}: {other:?}")),
+            }
+        }
+        let written = self.vfs.with(|disk| disk.log.len());
+        self.vfs.insert(Disk::default());
+        if written == 0 { Ok(()) } else { Err(format!("a reader wrote {written} times")) }
+    }
+
+    /// The protectors that are in force, as who opens the database through `party` alone is told.
+    fn who(&self, party: Option<&str>) -> Result<String, String> {
+        let mut options = OpenOptions::new().vfs(&self.tde);
+        options = options.flags(OpenFlags::SQLITE_OPEN_READ_ONLY);
+        if let Some(party) = party {
+            options = options.protector(party);
+        }
+        let db = sqlite_tde::open_with(DATABASES[0].1, &options).map_err(|e| e.to_string())?;
+        let status = sqlite_tde::status(&db, "main").map_err(|e| e.to_string())?;
+        let all: Vec<String> =
+            status.protectors.iter().map(|p| format!("{} {}", p.name, p.key_version)).collect();
+        Ok(all.join(",") + if status.auto_rotate { "on" } else { "off" })
+    }
+
     /// Opens `image` as the next process would. Each database must be in a state of its span, all in
     /// the same one where a transaction over several is atomic. `creating`: no transaction was done
     /// yet, so that there may be no whole envelope.
@@ -199,11 +263,19 @@ impl<'a> Subject<'a> {
         let spans = self.look(states, spans, creating);
         let (log, exhausted) =
             self.vfs.with(|disk| (std::mem::take(&mut disk.log), disk.is_exhausted()));
+        let files = self.vfs.with(|disk| disk.files());
         self.vfs.insert(Disk::default());
         if exhausted {
             return Err("it does not end".into());
         }
-        Ok(Found { spans: spans?, log })
+        let spans = spans?;
+        for (_, path) in self.databases().iter().filter(|_| self.encrypted) {
+            let (a, b) = files[*path][..ENVELOPE].split_at(ENVELOPE / 2);
+            if a != b {
+                return Err(format!("{path}: the copies of the envelope differ afterwards"));
+            }
+        }
+        Ok(Found { spans, log })
     }
 
     fn look(
@@ -355,6 +427,21 @@ fn verified(db: &Connection, schema: &str, creating: bool) -> Result<(), String>
     }
 }
 
+/// Bytes of both copies of the envelope.
+const ENVELOPE: usize = 16384;
+
+/// Before the number in each handle, so that it is found in a file.
+const HANDLE: &[u8] = b"a handle of the service: ";
+
+/// The protectors in what [`KEYS`] answers, each with the number of its handle.
+fn handles(keys: &str) -> impl Iterator<Item = (String, u64)> {
+    let all = keys.trim_end_matches("on").trim_end_matches("off");
+    all.split(',').filter_map(|one| {
+        let (name, number) = one.rsplit_once(' ')?;
+        Some((name.to_owned(), number.parse().ok()?))
+    })
+}
+
 /// Keys that a key service has handed out handles for. It outlives the processes that ask it.
 #[derive(Default)]
 struct Keys(Mutex<HashMap<Vec<u8>, (Vec<u8>, Secret)>>);
@@ -366,7 +453,7 @@ impl KeyProvider for Service {
     fn wrap(&self, _: &str, dek: &Secret, context: &Context) -> Result<Wrapped, ProviderError> {
         let mut keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let version = keys.len() as u64;
-        let handle = version.to_be_bytes().to_vec();
+        let handle = [HANDLE, &version.to_be_bytes()].concat();
         let copy = Secret::from_slice(dek.expose()).unwrap();
         keys.insert(handle.clone(), (context.encode(), copy));
         let key_version = version.to_string();

@@ -133,6 +133,7 @@ fn code(error: &Error) -> u8 {
         | Error::PlaintextRefused
         | Error::EnvelopeDamaged(_)
         | Error::FormatTooNew { .. }
+        | Error::WrongFile { .. }
         | Error::PageAuthentication { .. }
         | Error::FrameAuthentication { .. }
         | Error::JournalAuthentication { .. } => UNEXPECTED,
@@ -175,6 +176,11 @@ fn hint(error: &Error) -> Option<String> {
         Error::EnvelopeDamaged(_) => "without its envelope the file cannot be read: put back a \
              backup"
             .into(),
+        Error::WrongFile { .. } => {
+            "somebody put another file in its place, or [pins] in config.toml \
+            has to be changed"
+                .into()
+        }
         Error::FormatTooNew { .. } => "use a newer sqlite-tde".into(),
         Error::NotEncrypted => "`sqlite-tde encrypt SRC DST` makes an encrypted copy".into(),
         _ => return None,

@@ -37,8 +37,10 @@ use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
-use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
-use crate::key::keyring::{Keyring, Opened};
+use crate::key::envelope::{self, COPY_LEN, Envelope, ProtectorRecord};
+use crate::key::identity::{FileId, wrong_file};
+use crate::key::keyring::Keyring;
+use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, now};
 use crate::suite::SuiteId;
 
@@ -50,6 +52,10 @@ pub(crate) struct Wishes {
     pub(crate) suite: SuiteId,
     pub(crate) plaintext: bool,
     pub(crate) tuning: Tuning,
+    /// The database that the file must be.
+    pub(crate) file_id: Option<FileId>,
+    /// Nothing is ever written to the file: it was opened so, or is said never to change.
+    pub(crate) read_only: bool,
 }
 
 /// One open handle of a main database file.
@@ -66,6 +72,10 @@ pub(crate) struct MainDb {
     opened: u64,
     /// Protectors that this handle has removed.
     removed: Vec<ProtectorRecord>,
+    /// Protectors whose removal was cut off, and finished by this handle.
+    finished: Vec<ProtectorRecord>,
+    /// The copies of the envelope were not equal when last read.
+    copies_differ: bool,
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
 }
@@ -91,6 +101,8 @@ impl MainDb {
             restored: false,
             opened: now(),
             removed: Vec::new(),
+            finished: Vec::new(),
+            copies_differ: false,
             tampering_noted: false,
         };
         let looked = db.look(base);
@@ -109,42 +121,15 @@ impl MainDb {
         if !self.has_no_page() {
             return Ok(());
         }
-        let len = base.size()?;
-        if len == 0 {
-            return Ok(());
+        let wishes = &self.wishes;
+        let wanted = wishes.protector.as_deref();
+        let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
+        let found = keys::steadily(base, |header, len| wishes.look(header, len, &mut opening))?;
+        if let Some((state, copies_differ)) = found {
+            self.state = state;
+            self.copies_differ = copies_differ;
         }
-        let mut header = [0; ENVELOPE_LEN];
-        let header = &mut header[..ENVELOPE_LEN.min(len as usize)];
-        base.read(header, 0)?;
-        if let Some(plain) = self.look_for_plaintext(header, len)? {
-            self.state = plain;
-            return Ok(());
-        }
-        if envelope::is_unfinished(header, len) {
-            return Ok(());
-        }
-        let copies = envelope::candidates(header)?;
-        let wanted = self.wishes.protector.as_deref();
-        let Opened { keyring, envelope, through } =
-            Keyring::open(copies, &self.wishes.protectors, wanted)?;
-        let mut pages = Pages::new(keyring, envelope, through);
-        pages.blank = logical_size(len) == 0;
-        self.state = State::Encrypted(Box::new(pages));
         Ok(())
-    }
-
-    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
-        let encrypted = header.starts_with(envelope::MAGIC)
-            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
-            || envelope::is_unfinished(header, len);
-        match (encrypted, self.wishes.plaintext) {
-            (true, _) => Ok(None),
-            (false, true) => Ok(Some(State::Plain)),
-            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
-            (false, false) => Err(Error::NotADatabase(
-                "the file is neither an encrypted nor an SQLite database".into(),
-            )),
-        }
     }
 
     /// Whether SQLite may still choose the layout of the pages.
@@ -397,7 +382,7 @@ impl MainDb {
         let mut findings = Findings::default();
         let size = logical_size(base.size()?);
         findings.pages = size.div_ceil(pages.page_size as u64);
-        findings.bad_copies = pages.bad_copies(base)?;
+        (findings.bad_copies, findings.stale_copies) = keys::faulty_copies(base, &pages.keyring)?;
         for page in 1..=findings.pages {
             let counts = !is_lock_page(page, pages.page_size) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
@@ -428,6 +413,8 @@ pub(crate) struct Findings {
     pub(crate) bad_pages: Vec<u32>,
     pub(crate) bad_count: u64,
     pub(crate) bad_copies: Vec<char>,
+    /// Authentic copies of the envelope that are older than the other one.
+    pub(crate) stale_copies: Vec<char>,
 }
 
 const LISTED: usize = 1 << 16;
@@ -442,7 +429,54 @@ impl Findings {
 }
 
 impl Wishes {
+    /// What a file of `len` bytes is that begins with `header`, and whether the copies of its envelope differ;
+    /// nothing where it is none yet.
+    fn look(
+        &self,
+        header: &[u8],
+        len: u64,
+        opening: &mut Opening<'_>,
+    ) -> Result<Option<(State, bool)>> {
+        if len == 0 {
+            return self.expect_none("none, for the file is empty").map(|()| None);
+        }
+        if let Some(plain) = self.look_for_plaintext(header, len)? {
+            self.expect_none("none, for the database is not encrypted")?;
+            return Ok(Some((plain, false)));
+        }
+        if envelope::is_unfinished(header, len) {
+            return self.expect_none("none, for the database was never finished").map(|()| None);
+        }
+        let Opened { keyring, envelope, through } = opening.open(&envelope::candidates(header)?)?;
+        let mut pages = Pages::new(keyring, envelope, through);
+        pages.blank = logical_size(len) == 0;
+        let copies_differ = !envelope::copies_are_equal(header);
+        Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
+    }
+
+    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
+        let encrypted = header.starts_with(envelope::MAGIC)
+            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
+            || envelope::is_unfinished(header, len);
+        match (encrypted, self.plaintext) {
+            (true, _) => Ok(None),
+            (false, true) => Ok(Some(State::Plain)),
+            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
+            (false, false) => Err(Error::NotADatabase(
+                "the file is neither an encrypted nor an SQLite database".into(),
+            )),
+        }
+    }
+
+    /// Refuses a file that has no file id where one is expected.
+    fn expect_none(&self, found: &str) -> Result<()> {
+        self.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
+    }
+
     fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
+        if let Some(expected) = self.file_id {
+            return Err(wrong_file("none, for the file is empty", &[expected]));
+        }
         Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now())
     }
 }

@@ -1,5 +1,6 @@
 //! The pages of an encrypted file: sealing, opening, filling up, and mending after a crash.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::super::ahead::Ahead;
@@ -40,6 +41,9 @@ pub(super) struct Pages {
     pub(super) envelope: Envelope,
     /// Name of the protector that gave the keys.
     pub(super) through: String,
+    /// How many times the keyring had been locked when that protector was last known to have given
+    /// its keys.
+    pub(super) lockings: Cell<u64>,
     pub(super) cipher: Cipher,
     pub(super) page_size: usize,
     pub(super) outgoing: Outgoing,
@@ -61,6 +65,7 @@ impl Pages {
         let page_size = envelope.page_size as usize;
         Self {
             cipher: keyring.cipher(Subkey::Page),
+            lockings: Cell::new(keyring.lockings()),
             keyring,
             envelope,
             through,

@@ -1,5 +1,6 @@
 //! What the bytes of a main database mean, on storage in memory.
 
+mod copies;
 mod waiting;
 
 use super::layout::*;
