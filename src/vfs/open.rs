@@ -467,7 +467,7 @@ impl OpenFile {
             Some(last) => last,
             None => wal.last_commit(base)?,
         };
-        let frames = wal.frames(base, last)?;
+        let frames = wal.frames(base, self, last)?;
         // Where all was in the database already, another process may have begun a log meanwhile.
         Ok(if self.shm.salts() == salts { frames } else { Frames::default() })
     }

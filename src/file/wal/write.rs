@@ -27,7 +27,7 @@ impl Wal {
         let Some(layout) = self.layout.filter(|_| at >= WAL_HEADER as u64) else {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         };
-        if !self.authentic {
+        if self.start.is_none() {
             return Err(Error::FrameAuthentication { frame: 0 });
         }
         let mut done = 0;
@@ -47,13 +47,16 @@ impl Wal {
         size: u64,
     ) -> Result<()> {
         self.before_sync(base, parent)?;
+        if size > 0 {
+            self.refresh(base, parent)?;
+        }
         self.ahead.clear();
         self.pending = None;
         self.held = None;
         match self.layout {
             Some(layout) if size > 0 => base.truncate(layout.physical_size(size)),
             _ => {
-                (self.layout, self.authentic) = (None, false);
+                (self.layout, self.start, self.end) = (None, None, None);
                 base.truncate(0)
             }
         }
@@ -141,6 +144,7 @@ impl Wal {
         }
         if commits {
             self.transaction.commit();
+            self.end = Some(frame);
         } else {
             self.held = Some(frame);
         }
@@ -165,14 +169,14 @@ impl Wal {
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame })?;
         let plain = &self.plain[..layout.frame()];
         if self.outgoing.takes(frame) {
-            cipher.seal(u64::from(frame), plain, self.outgoing.place(layout, frame))?;
+            cipher.seal(layout.block(frame), plain, self.outgoing.place(layout, frame))?;
             self.outgoing.took(frame);
             if commits || !self.tuning.gather_writes || self.outgoing.is_full(layout) {
                 self.flush(base, layout)?;
             }
         } else {
             self.sealed.resize(layout.record(), 0);
-            cipher.seal(u64::from(frame), plain, &mut self.sealed)?;
+            cipher.seal(layout.block(frame), plain, &mut self.sealed)?;
             let at = layout.position(frame);
             self.ahead.forget(at..at + self.sealed.len() as u64);
             base.write(&self.sealed, at)?;
