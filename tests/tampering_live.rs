@@ -38,8 +38,9 @@ struct Live {
     /// The log before the present one.
     older: Vec<u8>,
     /// The present log with frames of transactions that were rolled back: one that wrote other pages
-    /// first, and one that wrote the pages that the last commits wrote.
-    rolled_back: [Vec<u8>; 2],
+    /// first, one that wrote the pages that the last commits wrote, and one that overwrote its frames
+    /// and left others without salts.
+    rolled_back: [Vec<u8>; 3],
     /// The present log.
     now: Vec<u8>,
     frames: usize,
@@ -78,8 +79,11 @@ impl Live {
         let older = std::fs::read(&log).unwrap();
         writer.execute_batch("PRAGMA wal_checkpoint(RESTART)").unwrap();
         set(2, true);
-        let rolled_back = ["INSERT INTO other VALUES(printf('%.9000c', 'x'));", ""].map(|first| {
-            writer.execute_batch(&format!("BEGIN; {first} UPDATE t SET b = upper(b)")).unwrap();
+        let update = "UPDATE t SET b = upper(b);";
+        let twice = format!("{update} INSERT INTO other VALUES(printf('%.9000c', 'x'));");
+        let firsts = ["INSERT INTO other VALUES(printf('%.9000c', 'x'));", "", &twice];
+        let rolled_back = firsts.map(|first| {
+            writer.execute_batch(&format!("BEGIN; {first} {update}")).unwrap();
             let bytes = std::fs::read(&log).unwrap();
             writer.execute_batch("ROLLBACK").unwrap();
             bytes
@@ -212,7 +216,7 @@ fn a_record_of_a_rolled_back_transaction_is_no_other_page() {
     for cipher in CIPHERS {
         let live = Live::new(cipher);
         let mut tally = Tally::default();
-        let both = (1..=live.frames).flat_map(|frame| [(frame, 0), (frame, 1)]);
+        let both = (1..=live.frames).flat_map(|frame| [(frame, 0), (frame, 1), (frame, 2)]);
         for (frame, which) in both {
             let at = FRAMES_AT as usize + frame * RECORD;
             let Some(bytes) = live.rolled_back[which].get(at - RECORD..at) else { continue };
@@ -329,6 +333,10 @@ fn a_frame_that_the_index_takes_for_another_page_is_noticed() {
                         Err(Error::Sqlite(error)) => panic!("{row}: {error}"),
                         Err(error) => panic!("{row}: {error:?}"),
                     }
+                }
+                if wrong == pages[0] {
+                    let found = sqlite_tde::verify(&live.reader(), "main", |_, _| ()).unwrap();
+                    assert!(found.bad_frames.contains(&(frame as u32)), "{row}: {found:?}");
                 }
                 tally.add(match (failed, later) {
                     (true, _) => "authentication error",
