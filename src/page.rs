@@ -9,9 +9,9 @@
 //!                                    aes-256-gcm | aes-256-ctr-hmac-sha256
 //! ```
 //!
-//! The associated data binds a block to its place, so that it authenticates nowhere else:
-//! file id (16), purpose (1), number (8), length of the whole block (4), key version (4), and of a
-//! log's records the id of their log (16). No two places have the same associated data: the purpose,
+//! The associated data binds a block to its place, so that it authenticates nowhere else: file id
+//! (16), purpose (1), number (8), length of the whole block (4), key version (4), and of a log's
+//! records the id of their log (16). No two places have the same associated data: the purpose,
 //! which is at a fixed place in it, says how long it is.
 
 use std::num::NonZeroUsize;

@@ -1,5 +1,6 @@
-//! An encrypted database costs at most 4 MiB of resident memory per open connection more than a plain
-//! one: what was highest in processes that do the same work on both. Linux tells it as `VmHWM`.
+//! An encrypted database costs at most 4 MiB of resident memory per open connection more than a
+//! plain one: what was highest in processes that do the same work on both. Linux tells it as
+//! `VmHWM`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -17,8 +18,8 @@ const TASK: &str = "SQLITE_TDE_TEST_PEAK_MEMORY";
 const PER_CONNECTION_KIB: u64 = 4 * 1024;
 const ROWS: u64 = 60_000;
 
-/// Frames in the log of a small and of a large transaction; what SQLite itself needs of memory for the
-/// latter is its wal-index.
+/// Frames in the log of a small and of a large transaction; what SQLite itself needs of memory for
+/// the latter is its wal-index.
 const FRAMES: [u64; 2] = [2_000, 70_000];
 /// What the large one may cost more than the small one, beside what it costs on a plain database.
 const GROWTH_KIB: u64 = 512;
@@ -105,8 +106,8 @@ fn transaction(path: &Path, plain: bool, frames: u64, end: &str) {
          INSERT INTO t SELECT zeroblob(3900) FROM i; {end}"
     ))
     .unwrap();
-    let rows: u64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
-    assert_eq!(rows, if end == "COMMIT" { frames } else { 0 });
+    let rows: i64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows as u64, if end == "COMMIT" { frames } else { 0 });
 }
 
 /// The most memory that this process had, in KiB.

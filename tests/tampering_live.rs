@@ -28,7 +28,8 @@ const HASH_AT: u64 = 16384;
 const HASH_SLOTS: u32 = 8192;
 const ROWS: i64 = 12;
 
-/// A database with a row on each of some pages, all of them in the log, and a reader with a snapshot.
+/// A database with a row on each of some pages, all of them in the log, and a reader with a
+/// snapshot.
 struct Live {
     _home: Home,
     writer: Connection,
@@ -37,9 +38,9 @@ struct Live {
     index: File,
     /// The log before the present one.
     older: Vec<u8>,
-    /// The present log with frames of transactions that were rolled back: one that wrote other pages
-    /// first, one that wrote the pages that the last commits wrote, and one that overwrote its frames
-    /// and left others without salts.
+    /// The present log with frames of transactions that were rolled back: one that wrote other
+    /// pages first, one that wrote the pages that the last commits wrote, and one that overwrote
+    /// its frames and left others without salts.
     rolled_back: [Vec<u8>; 3],
     /// The present log.
     now: Vec<u8>,
@@ -143,8 +144,8 @@ impl Live {
         (1..=ROWS).map(|a| db.query_row(sql, [a], |row| row.get(0)).map_err(Error::from)).collect()
     }
 
-    /// Each row is right, or reading it failed as one of the log's frames or a page of the database.
-    /// How many failed.
+    /// Each row is right, or reading it failed as one of the log's frames or a page of the
+    /// database. How many failed.
     fn assert_right_or_error(&self, db: &Connection, row: &str) -> usize {
         let mut failed = 0;
         for (a, found) in (1..).zip(self.read(db)) {
@@ -209,8 +210,8 @@ fn a_record_replaced_under_a_reader_is_never_a_page() {
     }
 }
 
-/// A record of a transaction that was rolled back has the salts of the present log. It is told by its
-/// page, and where the page is the same, it is replay: the documented limit.
+/// A record of a transaction that was rolled back has the salts of the present log. It is told by
+/// its page, and where the page is the same, it is replay: the documented limit.
 #[test]
 fn a_record_of_a_rolled_back_transaction_is_no_other_page() {
     for cipher in CIPHERS {

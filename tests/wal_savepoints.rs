@@ -1,11 +1,11 @@
-//! Transactions that outgrow the cache and are partly taken back, in WAL mode, beside the same work on
-//! plain SQLite of the same version.
+//! Transactions that outgrow the cache and are partly taken back, in WAL mode, beside the same work
+//! on plain SQLite of the same version.
 //!
-//! SQLite overwrites the frames that a transaction has in the log already, and chains the checksums of
-//! its frames anew when it commits. Before 3.50 it forgets to where it has to go back for that once
-//! `ROLLBACK TO` took back the first frame that it had overwritten: it commits frames without salts and
-//! without checksums. It reads and checkpoints them by the wal-index, and loses them only in a crash.
-//! `scripts/test-system-sqlite.sh` runs this over such a version.
+//! SQLite overwrites the frames that a transaction has in the log already, and chains the checksums
+//! of its frames anew when it commits. Before 3.50 it forgets to where it has to go back for that
+//! once `ROLLBACK TO` took back the first frame that it had overwritten: it commits frames without
+//! salts and without checksums. It reads and checkpoints them by the wal-index, and loses them only
+//! in a crash. `scripts/test-system-sqlite.sh` runs this over such a version.
 
 mod common;
 
@@ -258,12 +258,13 @@ const SHAPES: &[(&str, &str)] = &[
     (
         "savepoints in savepoints",
         "BEGIN; SAVEPOINT s; b: 1; SAVEPOINT u; c: a > 10; SAVEPOINT v; d: a > 5; ROLLBACK TO v;
-         e: a < 30; ROLLBACK TO u; f: a > 50; RELEASE u; ROLLBACK TO s; g: a BETWEEN 20 AND 25; COMMIT",
+         e: a < 30; ROLLBACK TO u; f: a > 50; RELEASE u; ROLLBACK TO s; g: a BETWEEN 20 AND 25;
+         COMMIT",
     ),
     (
         "taken back twice",
-        "BEGIN; SAVEPOINT s; b: 1; c: 1; ROLLBACK TO s; d: a < 50; e: a > 9; ROLLBACK TO s; f: a > 50;
-         COMMIT",
+        "BEGIN; SAVEPOINT s; b: 1; c: 1; ROLLBACK TO s; d: a < 50; e: a > 9; ROLLBACK TO s;
+         f: a > 50; COMMIT",
     ),
     ("nothing is taken back", "BEGIN; SAVEPOINT s; b: 1; c: a > 3; RELEASE s; d: a > 55; COMMIT"),
     (
@@ -277,8 +278,10 @@ const SHAPES: &[(&str, &str)] = &[
     ),
     (
         "others follow it",
-        "BEGIN; SAVEPOINT s; b: 1; c: a >= 3; ROLLBACK TO s; d: a > 55; COMMIT; BEGIN; e: a < 9; COMMIT;
-         BEGIN; SAVEPOINT s; b: 1; c: a >= 3; ROLLBACK TO s; f: a BETWEEN 20 AND 25; COMMIT; g: a = 60",
+        "BEGIN; SAVEPOINT s; b: 1; c: a >= 3; ROLLBACK TO s; d: a > 55; COMMIT;
+         BEGIN; e: a < 9; COMMIT;
+         BEGIN; SAVEPOINT s; b: 1; c: a >= 3; ROLLBACK TO s; f: a BETWEEN 20 AND 25; COMMIT;
+         g: a = 60",
     ),
     (
         "the database shrinks",

@@ -336,6 +336,13 @@ impl OpenFile {
         self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
     }
 
+    /// The lock under which the log is written was given back.
+    pub(super) fn write_lock_given_back(&self) {
+        if let Some(OpenFile { content: Content::Wal(wal), .. }) = log_of(self.log) {
+            wal.lock_given_back();
+        }
+    }
+
     /// `count` locks on the wal-index were taken.
     pub(super) fn shm_locked(&mut self, count: c_int) {
         self.shm.locks += 1;

@@ -1,4 +1,5 @@
-//! Where the records of a log lie, and the header that says so; the picture is in the parent module.
+//! Where the records of a log lie, and the header that says so; the picture is in the parent
+//! module.
 
 use super::{FRAME_HEADER, RECORD_0, WAL_HEADER};
 use crate::error::{Error, Result};
@@ -47,8 +48,8 @@ impl Layout {
         2 * self.sector() as u64 + u64::from(frame - 1) * self.stride() as u64
     }
 
-    /// The place of record 0 as a block. Its number says the layout, and no frame has it: the grain is
-    /// at least 1, and a frame's number below 2^32.
+    /// The place of record 0 as a block. Its number says the layout, and no frame has it: the grain
+    /// is at least 1, and a frame's number below 2^32.
     pub(super) fn record_0(self) -> Place {
         Place { number: (self.grain as u64) << 32 | self.page_size as u64, log: Some(self.log) }
     }
@@ -129,7 +130,8 @@ impl Layout {
     }
 }
 
-/// Whether this is what fills up the header and record 0, of which no byte can be changed unnoticed.
+/// Whether this is what fills up the header and record 0, of which no byte can be changed
+/// unnoticed.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
 }

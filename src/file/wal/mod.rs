@@ -9,40 +9,42 @@
 //! record 0: SQLite's WAL header 32, pages of the database 4, trailer 48
 //! frame:    SQLite's frame header 24, page, trailer 48
 //! ```
-//! Each record is sealed as a block of its own, numbered as its frame, record 0 as
-//! grain * 2^32 + page size, which no frame is, and bound to the log id; SQLite's bytes are kept as they
-//! are, because its checksums cover them. `grain` is what a torn write spoils: 1 byte where the base
+//! Each record is sealed as a block of its own, numbered as its frame, record 0 as grain * 2^32 +
+//! page size, which no frame is, and bound to the log id; SQLite's bytes are kept as they are,
+//! because its checksums cover them. `grain` is what a torn write spoils: 1 byte where the base
 //! overwrites powersafely, else the base's sector, and then no two records share one. `sector` is
 //! `grain`, at least 512; `stride` is the length of a frame's record, a multiple of `grain`.
 //!
-//! The log id is drawn at random each time SQLite begins a log, and is in the associated data of every
-//! record: what an earlier log left in the file, and a copy of the file that goes its own way from then
-//! on, authenticates nowhere. It is in the associated data and not the salt of a key, as a journal's is,
-//! because a log's records may be under several DEKs, and because a key for each log would cost each
-//! reader a key derivation for each log.
+//! The log id is drawn at random each time SQLite begins a log, and is in the associated data of
+//! every record: what an earlier log left in the file, and a copy of the file that goes its own way
+//! from then on, authenticates nowhere. It is in the associated data and not the salt of a key, as
+//! a journal's is, because a log's records may be under several DEKs, and because a key for each
+//! log would cost each reader a key derivation for each log.
 //!
-//! Header and record 0 are written anew in one write whenever a log begins. A crash may leave either of
-//! them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and the log is the
-//! earlier one, of which the write touches no frame. Neither loses anything, since SQLite begins a log
-//! only where the database has all of the earlier one, synced. Until SQLite has synced the header it
-//! writes no frame.
+//! Header and record 0 are written anew in one write whenever a log begins. A crash may leave
+//! either of them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and
+//! the log is the earlier one, of which the write touches no frame. Neither loses anything, since
+//! SQLite begins a log only where the database has all of the earlier one, synced, and syncs the
+//! header before it writes a frame.
 //!
 //! SQLite writes a frame as header and page, sometimes cut in two at a sync. Both are gathered here
-//! and sealed with the write that completes them: until then no reader can take the frame for a valid
-//! one. Later it may overwrite the page, or the header after it read the frame.
+//! and sealed with the write that completes them: until then no reader can take the frame for a
+//! valid one. Later it may overwrite the page, or the header after it read the frame.
 //!
-//! Records of frames that follow each other are gathered in `outgoing`, and reach the base in one write:
-//! with the frame that commits, whose xWrite reports an error; before a sync; when there are many. Before
-//! the commit nobody but this handle can ask for those frames, and it gets them from memory. Taken back
-//! as a whole, they are forgotten: another handle may have written frames in their places since, and
-//! the lock for which [`Parent::locks`] counts comes before whatever this handle does next.
+//! Records of frames that follow each other are gathered in `outgoing`, and reach the base in one
+//! write: with the frame that commits, whose xWrite reports an error; before a sync; when there are
+//! many. Before the commit nobody but this handle can ask for those frames, and it gets them from
+//! memory. Taken back as a whole, they are forgotten: another handle may have written frames in
+//! their places since, and the lock for which [`Parent::locks`] counts comes before whatever this
+//! handle does next.
 //!
-//! Reads are served from a window where they follow each other ([`super::ahead`]). SQLite asks for a
-//! frame only if it was committed when the transaction at hand took its lock, or if this handle wrote
-//! it since. The first kind stays as it is for as long as that lock is held: frames are only added behind,
-//! and a log starts over only where nobody reads it. So what was read since then is the frame, whether or
-//! not it was asked for yet; and the window is forgotten with each lock taken, each own write over it, and
-//! each new layout. A record that fails is read again by itself, before it counts.
+//! Reads are served from a window where they follow each other ([`super::ahead`]). SQLite asks for
+//! a frame only if it was committed when the transaction at hand took its lock, or if this handle
+//! wrote it since. The first kind stays as it is for as long as that lock is held: frames are only
+//! added behind, and a log starts over only where nobody reads it. So what was read since then is
+//! the frame, whether or not it was asked for yet; and the window is forgotten with each lock
+//! taken, each own write over it, and each new layout. A record that fails is read again by itself,
+//! before it counts.
 //!
 //! Invariants
 //! 1. A record is sealed and written whole, under a nonce of its own.
@@ -51,18 +53,18 @@
 //!    other read is of a frame that SQLite believes in, and fails; so does one of a frame that this
 //!    handle wrote in the transaction at hand.
 //! 3. A page is handed out only if its frame header has the page number that the wal-index has for
-//!    the frame: records of a transaction that was rolled back authenticate at the same place. SQLite's
-//!    salts and checksums are not looked at. Recovery looks at them, and SQLite before 3.50 commits
-//!    frames without any, for which the wal-index alone vouches. A wal-index in the heap cannot be
-//!    asked; then no other process has the log open.
-//! 4. The header is a property of the file, authenticated with record 0: without that no frame is read
-//!    or written. It changes only with SQLite's salts: where those are the same again, nothing was
-//!    committed, and the file stays as it is. So a handle that sees the salts of its record 0 in the
-//!    wal-index has the right header.
-//! 5. What is outgoing are frames of the transaction at hand, none of them lost. Nothing is outgoing
-//!    after a frame that commits, after a sync, after a lock was given back, or without record 0.
-//!    A frame that could not be written is an error to read, and no frame follows it, until SQLite has
-//!    taken it back.
+//!    the frame: records of a transaction that was rolled back authenticate at the same place.
+//!    SQLite's salts and checksums are not looked at. Recovery looks at them, and SQLite before
+//!    3.50 commits frames without any, for which the wal-index alone vouches. A wal-index in the
+//!    heap cannot be asked; then no other process has the log open.
+//! 4. The header is a property of the file, authenticated with record 0: without that no frame is
+//!    read or written. It changes only with SQLite's salts: where those are the same again, nothing
+//!    was committed, and the file stays as it is. So a handle that sees the salts of its record 0
+//!    in the wal-index has the right header.
+//! 5. What is outgoing are frames of the transaction at hand, none of them lost. Nothing is
+//!    outgoing after a frame that commits, after a sync, after a lock was given back, or without
+//!    record 0. A frame that could not be written is an error to read, and no frame follows it,
+//!    until SQLite has taken it back.
 //!
 //! Builds with debug assertions check the last one at each return to SQLite.
 
@@ -139,8 +141,8 @@ pub(crate) struct Frames {
 struct Pending {
     frame: u32,
     filled: usize,
-    /// It was begun under another lock. Only its very rest can still come, from a VFS above that held it
-    /// back; else it was taken back.
+    /// It was begun under another lock. Only its very rest can still come, from a VFS above that
+    /// held it back; else it was taken back.
     left_over: bool,
 }
 
@@ -204,8 +206,8 @@ pub(crate) struct Wal {
 }
 
 impl Wal {
-    /// The log of the database that `keyring` opens, on storage of which a torn write spoils `grain`
-    /// bytes. Without a keyring there is no database yet, and no log.
+    /// The log of the database that `keyring` opens, on storage of which a torn write spoils
+    /// `grain` bytes. Without a keyring there is no database yet, and no log.
     pub(crate) fn new(keyring: Option<Arc<Keyring>>, grain: usize, tuning: Tuning) -> Self {
         Self {
             cipher: keyring.as_ref().map(|keyring| keyring.cipher(Subkey::Wal)),
@@ -263,7 +265,8 @@ impl Wal {
         }
         let mut log = LogId::default();
         fill_random(&mut log)?;
-        // Another grain would lay record 0 over frames of the earlier log, to which a crash may lead back.
+        // Another grain would lay record 0 over frames of the earlier log, to which a crash may
+        // lead back.
         let grain = kept.map_or(self.grain, |layout| layout.grain);
         let layout = Layout { page_size, grain, log };
         let mut image = vec![0; layout.sector() + HEADER_LEN];
@@ -330,6 +333,29 @@ impl Wal {
             (self.locks, self.current) = (locks, false);
             self.forget_transaction();
         }
+    }
+
+    /// SQLite gave back the lock under which it writes the log: what it did not commit is taken
+    /// back.
+    pub(crate) fn lock_given_back(&mut self) {
+        self.forget_transaction();
+        self.check();
+    }
+
+    /// Invariant 5, at a return to SQLite. It is of what this handle does, whatever the disk says.
+    fn check(&self) {
+        let (Some(first), Some(last)) = (self.outgoing.first(), self.outgoing.last()) else {
+            return;
+        };
+        debug_assert!(self.start.is_some() && self.layout.is_some(), "frames without record 0");
+        debug_assert!(self.transaction.has(first), "frame {first} is of no transaction");
+        debug_assert!(!self.transaction.has_lost(last), "frame {last} is lost and outgoing");
+    }
+
+    /// Invariant 5, where nothing may be outgoing.
+    fn check_nothing_outgoing(&self, after: &str) {
+        let first = self.outgoing.first();
+        debug_assert!(first.is_none(), "{first:?} and on are outgoing after {after}");
     }
 
     fn forget_transaction(&mut self) {

@@ -10,12 +10,25 @@ use crate::file::{Filled, Storage};
 impl Wal {
     pub(crate) fn size(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<u64> {
         self.refresh(base, parent)?;
+        self.check();
         let Some(layout) = self.layout else { return Ok(0) };
         let outgoing = self.outgoing.end(layout).unwrap_or(0);
         Ok(layout.logical_size(base.size()?.max(outgoing)))
     }
 
     pub(crate) fn read(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        buf: &mut [u8],
+        at: u64,
+    ) -> Result<Filled> {
+        let filled = self.read_bytes(base, parent, buf, at);
+        self.check();
+        filled
+    }
+
+    fn read_bytes(
         &mut self,
         base: &impl Storage,
         parent: &impl Parent,
@@ -61,8 +74,8 @@ impl Wal {
     }
 
     /// Reads of SQLite's WAL header: the whole in recovery, its checksum when a transaction that
-    /// started the log has overwritten frames. Recovery may come after another handle began a log, and
-    /// before the wal-index says so.
+    /// started the log has overwritten frames. Recovery may come after another handle began a log,
+    /// and before the wal-index says so.
     fn read_header(&mut self, base: &impl Storage, buf: &mut [u8], at: usize) -> Result<Filled> {
         let end = at + buf.len();
         if end > WAL_HEADER {

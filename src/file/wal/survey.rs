@@ -1,6 +1,6 @@
-//! What others ask of the whole log. They do so under any lock or none, so nothing that was read ahead
-//! for SQLite counts, and only frames that are in the file. A frame of this log counts also without
-//! SQLite's salts: those that it commits without them are read and checkpointed as others.
+//! What others ask of the whole log. They do so under any lock or none, so nothing that was read
+//! ahead for SQLite counts, and only frames that are in the file. A frame of this log counts also
+//! without SQLite's salts: those that it commits without them are read and checkpointed as others.
 
 use super::layout::Layout;
 use super::{Frames, Parent, Wal, number};
@@ -47,8 +47,8 @@ impl Wal {
         Ok(frames)
     }
 
-    /// The frame of the last commit, where no wal-index is in shared memory: the one that this handle
-    /// recovered or wrote, or else the last one in the file.
+    /// The frame of the last commit, where no wal-index is in shared memory: the one that this
+    /// handle recovered or wrote, or else the last one in the file.
     pub(crate) fn last_commit(&mut self, base: &impl Storage) -> Result<u32> {
         self.load_layout(base)?;
         if let Some(end) = self.end {

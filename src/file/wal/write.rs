@@ -15,6 +15,18 @@ impl Wal {
         bytes: &[u8],
         at: u64,
     ) -> Result<()> {
+        let written = self.write_bytes(base, parent, bytes, at);
+        self.check();
+        written
+    }
+
+    fn write_bytes(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        bytes: &[u8],
+        at: u64,
+    ) -> Result<()> {
         let looked = self.refresh(base, parent)?;
         if at == 0
             && let Ok(header) = <&[u8; WAL_HEADER]>::try_from(bytes)
@@ -66,7 +78,11 @@ impl Wal {
     pub(crate) fn before_sync(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
         self.notice_locks(parent);
         self.settle(base)?;
-        self.layout.map_or(Ok(()), |layout| self.flush(base, layout))
+        if let Some(layout) = self.layout {
+            self.flush(base, layout)?;
+        }
+        self.check_nothing_outgoing("a sync");
+        Ok(())
     }
 
     fn write_part(
@@ -93,8 +109,8 @@ impl Wal {
             self.pending = None;
             self.held = None;
             std::mem::swap(&mut self.gathered, &mut self.plain);
-            self.transaction.append(frame);
-            if !self.outgoing.takes(frame) {
+            let begins = self.transaction.append(frame);
+            if begins || !self.outgoing.takes(frame) {
                 self.flush(base, layout)?;
             }
         } else {
@@ -145,6 +161,7 @@ impl Wal {
         if commits {
             self.transaction.commit();
             self.end = Some(frame);
+            self.check_nothing_outgoing("a frame that commits");
         } else {
             self.held = Some(frame);
         }

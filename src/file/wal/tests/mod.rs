@@ -151,7 +151,6 @@ fn a_changed_layout_is_the_end_of_the_log_and_takes_no_frame() {
     }
 }
 
-/// Guarantee 9: the write that completes a frame has put all of it into the base.
 /// A VFS above may hold back the rest of a frame that was cut in two at a sync, until the next
 /// transaction syncs. Anything else after another lock is of another transaction.
 #[test]
@@ -199,7 +198,7 @@ fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
     }
 }
 
-/// T6: the page of a frame is overwritten in its transaction; then SQLite reads each frame and
+/// The page of a frame is overwritten in its transaction; then SQLite reads each frame and
 /// rewrites its header, the last one with nothing after it.
 #[test]
 fn pages_and_headers_are_rewritten_in_place() {
