@@ -176,7 +176,7 @@ impl File {
                 let _ = wal.before_sync(&self.base, &self.index);
                 let _ = wal.least_pages(&self.base);
                 let _ = wal.is_foreign(&self.base);
-                let _ = wal.frames(&self.base, u32::MAX);
+                let _ = wal.frames(&self.base, &self.index, u32::MAX);
             }
             Some(Open::Database(db)) => {
                 let _ = db.seal_holes(&self.base, 1..=u32::MAX);

@@ -307,9 +307,10 @@ unsafe extern "C" fn shm_map(
 }
 
 unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
-    /// SQLite holds this one of its locks while it recovers a log, and else never exclusively.
-    const RECOVER: c_int = 2;
+    /// SQLite writes a log under this one of its locks.
     const WRITE: c_int = 0;
+    /// It holds this one while it recovers a log, and else never exclusively.
+    const RECOVER: c_int = 2;
     // SAFETY: see `opened`.
     guard(|| unsafe {
         let open = opened(file);
@@ -321,12 +322,18 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         if !unlock {
             open.before_shm_lock()?;
         }
+        let writes = exclusive && (offset..offset + n).contains(&WRITE);
         let code = call!(open.base, xShmLock, offset, n, flags);
         match code {
-            ffi::SQLITE_OK if unlock => open.shm_unlocked(n),
+            ffi::SQLITE_OK if unlock => {
+                open.shm_unlocked(n);
+                if writes {
+                    open.write_lock_given_back();
+                }
+            }
             ffi::SQLITE_OK => {
                 open.shm_locked(n);
-                if exclusive && (offset..offset + n).contains(&WRITE) {
+                if writes {
                     open.writing_starts();
                 }
             }

@@ -352,6 +352,13 @@ impl OpenFile {
         self.mend_envelope();
     }
 
+    /// The lock under which the log is written was given back.
+    pub(super) fn write_lock_given_back(&self) {
+        if let Some(OpenFile { content: Content::Wal(wal), .. }) = log_of(self.log) {
+            wal.lock_given_back();
+        }
+    }
+
     /// `count` locks on the wal-index were taken.
     pub(super) fn shm_locked(&mut self, count: c_int) {
         self.shm.locks += 1;
@@ -485,7 +492,7 @@ impl OpenFile {
             Some(last) => last,
             None => wal.last_commit(base)?,
         };
-        let frames = wal.frames(base, last)?;
+        let frames = wal.frames(base, self, last)?;
         // Where all was in the database already, another process may have begun a log meanwhile.
         Ok(if self.shm.salts() == salts { frames } else { Frames::default() })
     }
