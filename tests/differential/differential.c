@@ -14,6 +14,8 @@
 #include "differential.h"
 
 static const char *library;
+static int excused, lost, verbose;
+static char last_error[400];
 static char base_dir[150];
 static char now_running[300];
 
@@ -67,16 +69,31 @@ static int has_faults(const struct script *script) {
   return 0;
 }
 
-static int excused, lost;
+/* What the library says of its last error. */
+static void explain(char into[400]) {
+  sqlite3 *db = 0;
+  sqlite3_stmt *said = 0;
+  into[0] = 0;
+  if (sqlite3_open_v2(":memory:", &db, SQLITE_OPEN_READWRITE, 0) == SQLITE_OK
+      && sqlite3_prepare_v2(db, "SELECT tde_last_error()", -1, &said, 0) == SQLITE_OK
+      && sqlite3_step(said) == SQLITE_ROW && sqlite3_column_text(said, 0)) {
+    snprintf(into, 400, "; its last error: %s", sqlite3_column_text(said, 0));
+  }
+  sqlite3_finalize(said);
+  sqlite3_close(db);
+}
 
 static struct verdict judge(const struct script *script, int trace) {
   struct verdict verdict;
   alarm(60);
   verdict = run_history(script, 0, -1, trace);
+  if (verdict.failed) explain(last_error);
   if (verdict.plain_lost) lost++;
+  if (verdict.plain_lost && verbose) printf("%s: %s (step %d)\n", now_running, verdict.why, verdict.step);
   if (verdict.failed && has_faults(script) && plain_fails_too(script)) {
     verdict.failed = 0;
     excused++;
+    if (verbose) printf("%s: excused: %s (step %d)\n", now_running, verdict.why, verdict.step);
   }
   alarm(0);
   return verdict;
@@ -166,8 +183,8 @@ static int one(struct script *script, const char *name, int shrinking, int trace
   verdict = judge(script, trace);
   if (trace && verdict.plain_lost) printf("plain lost: step %d: %s\n", verdict.step, verdict.why);
   if (!verdict.failed) return 0;
-  printf("SQLite %s: %s: step %d (%s): %s\n", sqlite3_libversion(), name, verdict.step,
-    verdict.step > 0 ? script->lines[verdict.step - 1] : "", verdict.why);
+  printf("SQLite %s: %s: step %d (%s): %s%s\n", sqlite3_libversion(), name, verdict.step,
+    verdict.step > 0 ? script->lines[verdict.step - 1] : "", verdict.why, last_error);
   fflush(stdout);
   return 1;
 }
@@ -190,6 +207,7 @@ int main(int count, char **arguments) {
     const char *option = arguments[i], *value = i + 1 < count ? arguments[i + 1] : "";
     if (!strcmp(option, "--shrink")) shrinking = 1;
     else if (!strcmp(option, "--trace")) trace = 1;
+    else if (!strcmp(option, "--verbose")) verbose = 1;
     else if (!strcmp(option, "--print")) print = 1;
     else if (!strcmp(option, "--replay")) { replay = i + 1; break; }
     else if (!strcmp(option, "--histories")) histories = atol(value), i++;

@@ -49,7 +49,7 @@ struct side {
   int twin_known;                        /* the twin holds what this side must hold */
   int open_question;                     /* a ROLLBACK TO failed: unknown until the transaction ends */
   struct content committed, maybe;       /* maybe: of a commit that failed with an I/O error */
-  int has_maybe;
+  int has_maybe, unsure;                 /* unsure: which of the two it is now */
   struct content past[PAST];             /* every committed content */
   int past_count;
   struct content snap[CONNECTIONS];
@@ -63,8 +63,7 @@ struct side {
 static struct run {
   const struct script *script;
   int only_plain, other, trace;
-  int diverged, with_twin, images, armed;
-  int has_rollback_to;
+  int diverged, with_twin, images, armed, has_log;
   int page_size;
   struct verdict verdict;
   struct side sides[SIDES];
@@ -146,6 +145,19 @@ static struct outcome run_sql(sqlite3 *db, const char *sql) {
 
 /* ---- the model of one side ---- */
 
+/* The journal modes of both databases of connection 0. */
+static void note_modes(struct side *side) {
+  static const char *const asks[] = {"PRAGMA main.journal_mode", "PRAGMA aux.journal_mode"};
+  side->mode_off = side->mode_loses = side->wal = 0;
+  for (int i = 0; i < 2; i++) {
+    struct outcome mode = run_sql(side->db[0], asks[i]);
+    int off = !strcmp(mode.first, "off");
+    side->mode_off |= off;
+    side->mode_loses |= off || !strcmp(mode.first, "memory");
+    side->wal |= !strcmp(mode.first, "wal");
+  }
+}
+
 static void note_committed(struct side *side) {
   if (!side->twin || !side->twin_known || !sqlite3_get_autocommit(side->twin)) return;
   side->committed = read_content(side->twin, 0);
@@ -170,6 +182,8 @@ static int left_to_files(const char *sql) {
   return is_word(sql, "PRAGMA") || is_word(sql, "VACUUM") || is_word(sql, "ATTACH")
     || is_word(sql, "DETACH") || is_word(sql, "REINDEX") || is_word(sql, "SELECT");
 }
+
+static void must_be_own(int s);
 
 /* The statement `sql` of connection `c` ended as `outcome`: the twin follows. */
 static void follow(int s, int c, const char *sql, const struct outcome *outcome) {
@@ -203,18 +217,45 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
   if (failed && is_word(sql, "ROLLBACK") && !outcome->autocommit) side->open_question = 1;
   if ((primary == SQLITE_OK || primary == SQLITE_CONSTRAINT) && !left_to_files(sql)) {
     model = run_sql(side->twin, sql);
+    if ((model.code & 0xff) != primary && side->unsure) {
+      side->twin_known = 0;
+      return;
+    }
     if ((model.code & 0xff) != primary && !side->open_question) {
       fault_of(s, "%s: code %d where its own statements so far lead to %d: %s", name_of(s),
         outcome->code, model.code, model.error);
       return;
     }
   }
-  if (primary == SQLITE_IOERR && outcome->autocommit && !left_to_files(sql)) note_maybe(side, sql);
+  if (primary == SQLITE_IOERR && outcome->autocommit && !left_to_files(sql)) {
+    note_maybe(side, sql);
+    side->unsure = 1;
+  }
   if (outcome->autocommit && !sqlite3_get_autocommit(side->twin)) {
     sqlite3_exec(side->twin, "ROLLBACK", 0, 0, 0);
   }
   if (outcome->autocommit) side->open_question = side->error_in_transaction = 0;
-  if (outcome->code == SQLITE_OK && outcome->autocommit && !outcome->readonly) side->has_maybe = 0;
+  if (outcome->code == SQLITE_OK && outcome->autocommit && !outcome->readonly && !left_to_files(sql)
+      && !side->unsure) {
+    side->has_maybe = 0;
+  }
+  note_committed(side);
+  if (side->unsure) {
+    disks[s].paused++;
+    must_be_own(s);
+    disks[s].paused--;
+  }
+}
+
+/* An error in any call may have rolled the transaction back. */
+static void follow_rollback(int s) {
+  struct side *side = &run.sides[s];
+  if (!side->twin || !side->db[0] || !sqlite3_get_autocommit(side->db[0])
+      || sqlite3_get_autocommit(side->twin)) {
+    return;
+  }
+  sqlite3_exec(side->twin, "ROLLBACK", 0, 0, 0);
+  side->open_question = side->error_in_transaction = 0;
   note_committed(side);
 }
 
@@ -251,7 +292,10 @@ static void must_be_own(int s) {
   }
   if (!side->twin || !side->twin_known || side->open_question) return;
   model = read_content(side->twin, 0);
-  if (same_content(&found, &model)) return;
+  if (same_content(&found, &model)) {
+    side->unsure = side->unsure && same_content(&model, &side->maybe);
+    return;
+  }
   if (side->has_maybe && same_content(&found, &side->maybe)) {
     side->twin_known = 0;
     return;
@@ -296,25 +340,15 @@ static void say(int s, const struct outcome *outcome) {
 
 /* ---- steps ---- */
 
-static void note_modes(struct side *side, const char *sql, const struct outcome *outcome) {
-  if (outcome->code != SQLITE_OK) return;
-  if (sqlite3_strnicmp(sql, "PRAGMA journal_mode", 19) == 0
-      || sqlite3_strnicmp(sql, "PRAGMA main.journal_mode", 24) == 0) {
-    side->mode_off = sqlite3_stricmp(outcome->first, "off") == 0;
-    side->mode_loses = side->mode_off || sqlite3_stricmp(outcome->first, "memory") == 0;
-    side->wal = sqlite3_stricmp(outcome->first, "wal") == 0;
-  }
-  if (sqlite3_strnicmp(sql, "PRAGMA synchronous=", 19) == 0) side->sync_off = sql[19] == 'O';
-}
-
 static void step_sql(int c, const char *sql, int with_rows) {
   struct outcome both[SIDES] = {0};
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
-    if (!side->db[c]) return;
+    if (!side->db[c]) continue;
     current_side = s;
     both[s] = run_sql(side->db[c], sql);
-    if (c == 0) note_modes(side, sql, &both[s]);
+    if (c == 0 && both[s].code == SQLITE_OK && strstr(sql, "journal_mode=")) note_modes(side);
+    if (c == 0 && !strncmp(sql, "PRAGMA synchronous=", 19)) side->sync_off = sql[19] == 'O';
     say(s, &both[s]);
     follow(s, c, sql, &both[s]);
   }
@@ -333,7 +367,7 @@ static void step_blob(int c, const char *arguments) {
     static unsigned char bytes[60000];
     sqlite3_blob *blob = 0;
     int code;
-    if (!side->db[c]) return;
+    if (!side->db[c]) continue;
     current_side = s;
     memset(bytes, seed, (size_t)count);
     code = sqlite3_blob_open(side->db[c], schema, table, "v", id, 1, &blob);
@@ -369,7 +403,7 @@ static void step_cursor(int c, const char *sql) {
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
     int code;
-    if (!side->db[c]) return;
+    if (!side->db[c]) continue;
     current_side = s;
     sqlite3_finalize(side->cursor[c]);
     side->cursor[c] = 0;
@@ -387,7 +421,7 @@ static void step_next(int c, int count) {
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
     int code = SQLITE_ROW;
-    if (!side->cursor[c]) return;
+    if (!side->cursor[c]) continue;
     current_side = s;
     while (count > both[s].rows && (code = sqlite3_step(side->cursor[c])) == SQLITE_ROW) {
       take_row(&both[s], side->cursor[c]);
@@ -421,7 +455,7 @@ static void step_backup(int pages) {
   int ended = 0;
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
-    if (!side->db[0] || (pages == 0 && !side->backup)) return;
+    if (!side->db[0] || (pages == 0 && !side->backup)) continue;
     current_side = s;
     if (!side->backup) {
       int code = world_open_backup(s, &side->backup_db);
@@ -463,7 +497,7 @@ static void step_snap(int c, char what) {
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
     struct content found;
-    if (!side->db[c]) return;
+    if (!side->db[c]) continue;
     current_side = s;
     if (what == 's' && !side->has_snap[c] && sqlite3_get_autocommit(side->db[c])) {
       both[s] = run_sql(side->db[c], "BEGIN");
@@ -499,6 +533,7 @@ static void close_connection(int s, int c) {
     }
     if (side->mode_off && !sqlite3_get_autocommit(side->db[c])) side->twin_known = 0;
     side->open_question = side->mode_loses = side->mode_off = side->sync_off = 0;
+    side->wal = 0;
   }
   side->has_snap[c] = 0;
   sqlite3_close(side->db[c]);
@@ -508,8 +543,13 @@ static void close_connection(int s, int c) {
 static void step_open(int c) {
   struct outcome both[SIDES] = {0};
   EACH_SIDE(s) {
-    if (run.sides[s].db[c]) return;
+    if (run.sides[s].db[c]) continue;
     both[s].code = world_open(s, &run.sides[s].db[c]);
+    if (both[s].code != SQLITE_OK) {
+      sqlite3_close(run.sides[s].db[c]);
+      run.sides[s].db[c] = 0;
+    }
+    if (c == 0 && both[s].code == SQLITE_OK) note_modes(&run.sides[s]);
     say(s, &both[s]);
   }
   compare(both, 0);
@@ -518,9 +558,10 @@ static void step_open(int c) {
 static void step_attach(int c) {
   struct outcome both[SIDES] = {0};
   EACH_SIDE(s) {
-    if (!run.sides[s].db[c]) return;
+    if (!run.sides[s].db[c]) continue;
     current_side = s;
     conclude(&both[s], run.sides[s].db[c], world_attach(s, run.sides[s].db[c]));
+    if (c == 0) note_modes(&run.sides[s]);
     say(s, &both[s]);
   }
   compare(both, 0);
@@ -530,7 +571,7 @@ static void step_memory(int c, int flush) {
   struct outcome both[SIDES] = {0};
   EACH_SIDE(s) {
     sqlite3 *db = run.sides[s].db[c];
-    if (!db) return;
+    if (!db) continue;
     current_side = s;
     conclude(&both[s], db, flush ? sqlite3_db_cacheflush(db) : sqlite3_db_release_memory(db));
     if (!flush) both[s].code = SQLITE_OK;
@@ -660,9 +701,9 @@ static int is_allowed(const struct side *side, const struct image *image, const 
     for (int k = 0; k < 2; k++) each[k] |= image->any[i].schema[k] == found->schema[k];
   }
   if (!image->joint && each[0] && each[1]) return 1;
-  /* Before 3.50 SQLite forgets to write the checksums of some frames after ROLLBACK TO: a kill loses
-  ** what was committed from there on. */
-  if (sqlite3_libversion_number() < 3050000 && run.has_rollback_to) {
+  /* Before 3.50 SQLite forgets to write the checksums of some frames after a savepoint or a statement
+  ** was rolled back: a kill loses what was committed from there on. */
+  if (sqlite3_libversion_number() < 3050000 && run.has_log) {
     for (int i = 0; i < side->past_count && i < PAST; i++) {
       if (same_content(&side->past[i], found)) return 1;
     }
@@ -688,7 +729,7 @@ static struct content recover_image(int s, int number) {
     after = fresh_content(s, 1);
     if (!same_content(&after, &found)) {
       found.code = after.code ? after.code : SQLITE_INTERNAL;
-      snprintf(found.problem, sizeof found.problem, "after it went on: %s", after.problem);
+      snprintf(found.problem, sizeof found.problem, "after it went on: %.100s", after.problem);
     }
   }
   return found;
@@ -764,6 +805,7 @@ static void step(const char *line) {
     if (word[0] == 'l') step_limit(kind, number);
     else step_fault(kind, number);
   }
+  EACH_SIDE(s) follow_rollback(s);
   if (armed >= 0 && !over()) disarm_images();
 }
 
@@ -779,7 +821,7 @@ static void start(const struct script *script) {
     if (!strncmp(line, "limit", 5) || !strncmp(line, "fault", 5) || !strncmp(line, "image", 5)) {
       run.with_twin = 1;
     }
-    if (strstr(line, "ROLLBACK TO")) run.has_rollback_to = 1;
+    if (strstr(line, "WAL")) run.has_log = 1;
   }
   for (int s = 0; s < SIDES; s++) {
     struct side *side = &run.sides[s];

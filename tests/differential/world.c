@@ -8,6 +8,9 @@
 char tde_uri[200], both_uri[200];
 
 static const char *const side_names[SIDES] = {"p", "t"};
+/* The library's code for an ATTACH that creates, on a host that cannot. */
+enum { CREATES_NOT = SQLITE_CANTOPEN | 117 << 8 };
+
 static char base_dir[150];
 
 static void path_of(int side, int image, char into[300]) {
@@ -105,9 +108,27 @@ static int open_named(int side, const char *name, sqlite3 **db) {
 int world_open(int side, sqlite3 **db) { return open_named(side, "a.db", db); }
 int world_open_backup(int side, sqlite3 **db) { return open_named(side, "c.db", db); }
 
+static int is_empty(int side, const char *name) {
+  char path[300];
+  struct stat status;
+  snprintf(path, sizeof path, "%s/%s", disks[side].dir, name);
+  return stat(path, &status) != 0 || status.st_size == 0;
+}
+
+/* Before 3.39 ATTACH cannot create an encrypted database: there it is made on both sides first. */
+static void make_second(int side) {
+  sqlite3 *db = 0;
+  if (sqlite3_libversion_number() >= 3039000 || !is_empty(side, "b.db")) return;
+  if (open_named(side, "b.db", &db) == SQLITE_OK) {
+    sqlite3_exec(db, "PRAGMA user_version=1", 0, 0, 0);
+  }
+  sqlite3_close(db);
+}
+
 int world_attach(int side, sqlite3 *db) {
   char text[900], *sql;
   int code;
+  make_second(side);
   uri(side, "b.db", text);
   sql = sqlite3_mprintf("ATTACH %Q AS aux", text);
   code = sqlite3_exec(db, sql, 0, 0, 0);
@@ -205,10 +226,10 @@ struct content read_content(sqlite3 *db, int with_integrity) {
 struct content fresh_content(int side, int with_integrity) {
   struct content content = {0};
   sqlite3 *db = 0;
-  char aux[300];
   content.code = world_open(side, &db);
-  snprintf(aux, sizeof aux, "%s/b.db", disks[side].dir);
-  if (content.code == SQLITE_OK && access(aux, F_OK) == 0) content.code = world_attach(side, db);
+  if (content.code == SQLITE_OK && !is_empty(side, "b.db")) content.code = world_attach(side, db);
+  /* The creation of the second one failed: there is nothing in it. */
+  if (content.code == CREATES_NOT) content.code = SQLITE_OK;
   if (content.code == SQLITE_OK) {
     content = read_content(db, with_integrity);
   } else {
