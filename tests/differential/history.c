@@ -56,7 +56,7 @@ struct side {
   int has_snap[CONNECTIONS];
   int mode_loses, mode_off;              /* the journal is in memory, or there is none */
   int sync_off, wal;
-  int error_in_transaction;
+  int lossy;                             /* an error met a database without a journal */
   struct image images[MAX_IMAGES];
 };
 
@@ -192,6 +192,8 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
   int failed = primary == SQLITE_FULL || primary == SQLITE_IOERR || primary == SQLITE_NOMEM
     || primary == SQLITE_CANTOPEN || primary == SQLITE_ABORT;
   struct outcome model;
+  if (side->mode_off && run.diverged && (failed || is_word(sql, "ROLLBACK"))) side->lossy = 1;
+  if (side->lossy) return;
   if (primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB) {
     fault_of(s, "%s: code %d: %s", name_of(s), outcome->code, outcome->error);
     return;
@@ -200,6 +202,7 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
     fault_of(s, "%s: code %d without a cause: %s", name_of(s), outcome->code, outcome->error);
     return;
   }
+  if (side->mode_off && is_word(sql, "ROLLBACK")) side->twin_known = 0;
   if (!side->twin || !side->twin_known) return;
   if (c != 0) {
     if (outcome->readonly || outcome->code != SQLITE_OK || left_to_files(sql)) return;
@@ -208,8 +211,6 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
       return;
     }
   }
-  if (failed) side->error_in_transaction = 1;
-  if (side->mode_off && (failed || is_word(sql, "ROLLBACK"))) side->twin_known = 0;
   if (outcome->code == SQLITE_OK && side->open_question && ends && outcome->autocommit) {
     side->twin_known = 0;
   }
@@ -234,7 +235,7 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
   if (outcome->autocommit && !sqlite3_get_autocommit(side->twin)) {
     sqlite3_exec(side->twin, "ROLLBACK", 0, 0, 0);
   }
-  if (outcome->autocommit) side->open_question = side->error_in_transaction = 0;
+  if (outcome->autocommit) side->open_question = 0;
   if (outcome->code == SQLITE_OK && outcome->autocommit && !outcome->readonly && !left_to_files(sql)
       && !side->unsure) {
     side->has_maybe = 0;
@@ -255,20 +256,20 @@ static void follow_rollback(int s) {
     return;
   }
   sqlite3_exec(side->twin, "ROLLBACK", 0, 0, 0);
-  side->open_question = side->error_in_transaction = 0;
+  side->open_question = 0;
   note_committed(side);
 }
 
 /* Whether `found` is what the side's model allows a reader outside of the transaction to find. */
 static void must_be_committed(int s, const struct content *found, const char *who, int strict) {
   struct side *side = &run.sides[s];
+  if (side->lossy) return;
   if (found->code != SQLITE_OK) {
     if (strict || !may_come_of_an_error(found->code)) {
       fault_of(s, "%s: %s: code %d: %s", name_of(s), who, found->code, found->problem);
     }
     return;
   }
-  if (!side->twin_known && side->mode_off) return;
   if (found->problem[0]) fault_of(s, "%s: %s: %s", name_of(s), who, found->problem);
   if (!side->twin || !side->twin_known) return;
   if (same_content(found, &side->committed)) return;
@@ -282,7 +283,7 @@ static void must_be_committed(int s, const struct content *found, const char *wh
 static void must_be_own(int s) {
   struct side *side = &run.sides[s];
   struct content found, model;
-  if (!side->db[0]) return;
+  if (!side->db[0] || side->lossy) return;
   found = read_content(side->db[0], 0);
   if (found.code != SQLITE_OK) {
     if (!may_come_of_an_error(found.code)) {
@@ -509,7 +510,7 @@ static void step_snap(int c, char what) {
       found = read_content(side->db[c], 0);
       both[s].code = found.code;
       if (found.code == SQLITE_OK && !same_content(&found, &side->snap[c])) {
-        fault_of(s, "%s: a snapshot changed", name_of(s));
+        if (!side->mode_off) fault_of(s, "%s: a snapshot changed", name_of(s));
       }
     } else if (what == 'u' && side->has_snap[c]) {
       both[s] = run_sql(side->db[c], "ROLLBACK");
@@ -531,7 +532,7 @@ static void close_connection(int s, int c) {
       sqlite3_exec(side->twin, "ROLLBACK", 0, 0, 0);
       note_committed(side);
     }
-    if (side->mode_off && !sqlite3_get_autocommit(side->db[c])) side->twin_known = 0;
+    if (side->mode_off && !sqlite3_get_autocommit(side->db[c])) side->lossy = 1;
     side->open_question = side->mode_loses = side->mode_off = side->sync_off = 0;
     side->wal = 0;
   }
@@ -649,7 +650,7 @@ static void step_image(void) {
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
     struct image *image = &side->images[run.images];
-    if (kill_loses(side) || (side->mode_off && run.diverged)) continue;
+    if (kill_loses(side) || side->lossy) continue;
     memset(image, 0, sizeof *image);
     image->joint = image->taken = 1;
     image->step = run.verdict.step;
@@ -672,7 +673,7 @@ static void arm_images(int after) {
     struct side *side = &run.sides[s];
     struct image *image = &side->images[run.armed];
     memset(image, 0, sizeof *image);
-    if (side->mode_loses || !side->twin_known) continue;
+    if (side->mode_loses || side->lossy || !side->twin_known) continue;
     image->step = run.verdict.step + 1;
     image->joint = !side->wal && !side->sync_off;
     allow(image, &side->committed);
@@ -687,7 +688,7 @@ static void disarm_images(void) {
     struct image *image = &side->images[run.armed];
     disks[s].image_in = 0;
     if (!image->taken) continue;
-    if (side->mode_loses || !side->twin_known) image->taken = 0;
+    if (side->mode_loses || side->lossy || !side->twin_known) image->taken = 0;
     else expect_image(side, image);
     if (side->wal) image->joint = 0;
   }
@@ -845,6 +846,11 @@ static void finish(void) {
     disks[s].limit = NO_LIMIT;
     disks[s].fault = OP_NONE;
   }
+  /* An image that no step was left for is none. */
+  EACH_SIDE(s) {
+    disks[s].image_in = 0;
+    if (run.armed >= 0) run.sides[s].images[run.armed].taken = 0;
+  }
   for (int c = 0; c < CONNECTIONS; c++) step_snap(c, 'u');
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
@@ -863,8 +869,8 @@ static void finish(void) {
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
     found[s] = fresh_content(s, 1);
-    if (run.diverged) must_be_committed(s, &found[s], "the end", side->twin_known || !side->mode_off);
-    if (found[s].code == SQLITE_OK && !over()) {
+    if (run.diverged) must_be_committed(s, &found[s], "the end", 1);
+    if (found[s].code == SQLITE_OK && !side->lossy && !over()) {
       int code = every_page(s);
       if (code != SQLITE_OK) fault_of(s, "%s: reading every page: code %d", name_of(s), code);
     }
