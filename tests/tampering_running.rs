@@ -10,7 +10,7 @@
 //! `tampering_running/judge.rs`; all of it is in `docs/threat-model.md`.
 //!
 //! `SQLITE_TDE_FULL=1` takes every call and row, otherwise a sample.
-//! `SQLITE_TDE_ONLY='NAME AS IN THE FAILURE'` repeats one.
+//! `SQLITE_TDE_ONLY='NAME AS IN THE FAILURE'` repeats one, and `SQLITE_TDE_TRACE=1` prints the calls.
 
 #![cfg(unix)]
 
@@ -23,6 +23,8 @@ mod history;
 mod judge;
 #[path = "tampering_running/stage.rs"]
 mod stage;
+#[path = "tampering_running/targeted.rs"]
+mod targeted;
 #[path = "tampering_running/vfs.rs"]
 mod vfs;
 #[path = "tampering_running/watch.rs"]
@@ -132,17 +134,25 @@ fn campaign(file: File, mode: &'static str) {
         if calls.is_empty() {
             continue;
         }
-        for row in changes::rows(file, &mut random, full() || only.is_some()) {
+        let sample = !full() && only.is_none();
+        for (turn, row) in changes::rows(file, &mut random, !sample).into_iter().enumerate() {
             let mut chosen = calls.clone();
-            if !full() && only.is_none() {
+            if sample {
+                // Each row in every other configuration.
+                if (turn + seed as usize).is_multiple_of(2) && file != File::Index {
+                    continue;
+                }
                 let pick = |_| calls[random.below(calls.len() as u64) as usize];
                 let tries = if file == File::Index { 12 } else { 4 };
                 chosen = (0..tries).map(pick).collect();
             }
+            let most = if matches!(row.change, changes::Change::Cut(_)) { 2 } else { 1 };
             let mut done = 0;
             for at in chosen {
                 let name = format!("{config}: call {at}: {row}");
-                if only.as_ref().is_some_and(|only| *only != name) || !full() && done == 1 {
+                if only.as_ref().is_some_and(|only| !only.starts_with(&name))
+                    || sample && done == most
+                {
                     continue;
                 }
                 let panics = PANICS.load(Ordering::SeqCst);

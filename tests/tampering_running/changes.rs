@@ -92,7 +92,11 @@ pub enum Change {
     Cut(Cut),
     Grow(Growth),
     Zero(Part),
+    /// From there to the end: cut and made as long as it was.
+    ZeroFrom(Part),
     Flip(Part, Spot),
+    /// The same byte of both copies of the envelope.
+    FlipBoth(u64),
     Exchange(Part),
     PutBack(Part, When),
     PutBackAll(When),
@@ -147,9 +151,12 @@ pub fn rows(file: File, random: &mut Random, each: bool) -> Vec<Row> {
     }
     if file == File::Database {
         parts.extend([CopyA, CopyB]);
+        // Magic, generation, file id, page size, a protector.
+        changes.extend([0, 25, 40, 50, 120].map(Change::FlipBoth));
     }
     for part in parts {
         changes.push(Change::Zero(part));
+        changes.push(Change::ZeroFrom(part));
         let spots = [Spot::Start, Spot::Middle, Spot::Trailer, Spot::End];
         changes.extend(spots.map(|spot| Change::Flip(part, spot)));
         changes.push(Change::Exchange(part));
@@ -302,6 +309,10 @@ impl Row {
                 let Some(place) = place(part) else { return false };
                 bytes[place].fill(0);
             }
+            Change::ZeroFrom(part) => {
+                let Some(place) = place(part) else { return false };
+                bytes[place.start..].fill(0);
+            }
             Change::Flip(part, spot) => {
                 let Some(place) = place(part) else { return false };
                 let at = match spot {
@@ -311,6 +322,12 @@ impl Row {
                     Spot::End => place.end - 1,
                 };
                 bytes[at] ^= 0x10;
+            }
+            Change::FlipBoth(at) => {
+                for at in [at as usize, (COPY + at) as usize] {
+                    let Some(byte) = bytes.get_mut(at) else { return false };
+                    *byte ^= 0x10;
+                }
             }
             Change::Exchange(part) => {
                 let Some(place) = place(part) else { return false };

@@ -169,6 +169,7 @@ pub fn steps(config: Config) -> Vec<Step> {
     let seen = script.begin(Reader);
     script.sql(Reader, seen, "BEGIN");
     script.sql(Reader, seen, "SELECT a, b FROM t WHERE a < 5");
+    script.quiet(ROTATING);
     let small = script.begin(Writer);
     script.sql(Writer, small, "BEGIN IMMEDIATE");
     script.sql(Writer, small, "UPDATE t SET b = replace(b, 'v1', 'v2') WHERE a IN (2, 7)");
@@ -253,6 +254,8 @@ pub fn steps(config: Config) -> Vec<Step> {
     script.steps
 }
 
+/// Writes the envelope, once in each history. To plain SQLite it means nothing.
+pub const ROTATING: &str = "PRAGMA tde_rotate_protector";
 pub const TRUNCATING: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
 /// What a step answered.

@@ -3,7 +3,7 @@
 //! | file | accepted, beside errors and plain SQLite's rows | documented as |
 //! |---|---|---|
 //! | any, put back | pages of other times, each as SQLite wrote it | replay |
-//! | envelope, put back | nothing: it has no rows | replay |
+//! | envelope, put back | an older envelope, which has no rows | replay |
 //! | database, emptied | an empty database, for a connection that is opened afterwards | an empty file |
 //! | log | if it is recovered afterwards: the last commits are gone; where a part of it was checkpointed, pages of several times | a log that ends earlier |
 //! | journal | once it is needed: pages of several times | a damaged hot journal |
@@ -19,7 +19,7 @@ use std::ptr;
 use rusqlite::{Connection, ffi};
 
 use super::changes::{Change, Cut, Part, Row};
-use super::history::{Answer, Do, Plan, Step, TRUNCATING};
+use super::history::{Answer, Do, Plan, ROTATING, Step, TRUNCATING};
 use super::stage::{Ran, Stage};
 use super::vfs::{File, Method};
 use super::watch::{Seen, content};
@@ -83,7 +83,7 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
                 return ran.step;
             }
             let rolls_back = |number: usize| match &stage.steps[number].what {
-                Do::Sql(sql) => sql.starts_with("ROLLBACK") || fails(number),
+                Do::Sql(sql) => sql == "ROLLBACK" || fails(number),
                 Do::Quiet(_) => fails(number),
                 Do::Kill | Do::Reopen => true,
                 Do::Mark => false,
@@ -172,6 +172,9 @@ pub fn judge(stage: &Stage, ran: &Ran, row: Row) -> Result<&'static str, String>
         if let Answer::Failed(code, words) = answer
             && number < mixed
             && !TELLING.contains(&(code & 0xff))
+            // A refused PRAGMA answers SQLITE_ERROR, with the words themselves.
+            && !(stage.steps[number].what == Do::Quiet(ROTATING.into())
+                && (words.contains("failed authentication") || words.contains("damaged")))
         {
             return Err(format!("step {number}, {}: error {code}: {words}", name(stage, number)));
         }
@@ -182,7 +185,8 @@ pub fn judge(stage: &Stage, ran: &Ran, row: Row) -> Result<&'static str, String>
         File::Log if ran.step <= kill && mixed > kill => Some(kill),
         _ => None,
     };
-    let mut first: Option<usize> = None;
+    // The step furthest on that the best plan does not explain.
+    let mut first: Option<(usize, Plan)> = None;
     let mut fits = false;
     'plans: for plan in plans(stage, ran) {
         let until = boundary.unwrap_or(mixed).min(mixed);
@@ -200,11 +204,11 @@ pub fn judge(stage: &Stage, ran: &Ran, row: Row) -> Result<&'static str, String>
                 fits = true;
                 break 'plans;
             }
-            Some(at) => first = first.max(Some(at)),
+            Some(at) => first = first.max(Some((at, plan))),
         }
     }
-    if let (false, Some(at)) = (fits, first) {
-        let want = stage.model.answers(&Plan::new());
+    if let (false, Some((at, plan))) = (fits, first) {
+        let want = stage.model.answers(&plan);
         let difference = first_difference(&ran.answers[at], &want[at]);
         return Err(format!("step {at}, {}: {difference}", name(stage, at)));
     }
@@ -223,8 +227,8 @@ fn name(stage: &Stage, number: usize) -> String {
 
 fn first_difference(ours: &Answer, want: &Answer) -> String {
     let short = |text: &str| {
-        let text: String = text.chars().take(60).collect();
-        text.replace('\0', "\\0")
+        let zeros = text.bytes().filter(|&byte| byte == 0).count();
+        format!("{text:.30}, {} bytes, {zeros} of them zeros", text.len())
     };
     match (ours, want) {
         (Answer::Rows(ours), Answer::Rows(want)) => {
@@ -242,7 +246,12 @@ fn first_difference(ours: &Answer, want: &Answer) -> String {
 /// Each page that is authentic afterwards has content that SQLite wrote there, or is one that never was
 /// on the disk. Answers whether anything is bad or missing.
 fn pages(stage: &Stage, ran: &Ran, row: Row, emptied: bool) -> Result<bool, String> {
+    let both = matches!(row.change, Change::FlipBoth(_) | Change::Zero(Part::Head));
+    let written = stage.steps[ran.step].what == Do::Quiet(ROTATING.into());
     let mut db = match stage.reopen(&ran.dir) {
+        Ok(_) if row.file == File::Database && both && !written => {
+            return Err("at the end: the envelope was written anew".into());
+        }
         Ok(db) => db,
         Err(error) if TELLING.contains(&(error.sqlite_code() & 0xff)) => return Ok(true),
         Err(error) => return Err(format!("opened again: {error}")),
@@ -267,7 +276,10 @@ fn pages(stage: &Stage, ran: &Ran, row: Row, emptied: bool) -> Result<bool, Stri
         let zeros = content.iter().all(|&byte| byte == 0);
         // A shorter file that is put back has no such page.
         let gone = matches!(row.change, Change::PutBackAll(_)) && page > ran.left;
-        let never = gone || !ran.existed.contains(&page);
+        // What only the log had may be lost with it.
+        let logged =
+            matches!(row.file, File::Database | File::Index) && ran.book.logged.contains(&page);
+        let never = gone || !ran.existed.contains(&page) && !logged;
         let freed = !stage.config.has_log() && free.contains(&page);
         // A log that could not be copied has what a recovery sealed.
         let in_log = stage.config.has_log() && !checkpointed && row.file != File::Database;

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rusqlite::Connection;
+use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, Tuning};
 
 use super::changes::{Moment, Row};
 use super::common::Home;
 use super::history::{
-    Answer, CHANGE, Config, Files, Model, Plan, SETUP, Step, World, run, settings, steps,
+    Answer, CHANGE, Config, Files, Model, Plan, ROTATING, SETUP, Step, World, run, settings, steps,
 };
 use super::vfs::register;
 use super::watch::{Book, Bottom, Seen, Top};
@@ -55,7 +56,7 @@ impl Stage {
         let top: &'static Top = Box::leak(Box::default());
         let tuning = if config.shortcuts { Tuning::default() } else { Tuning::OFF };
         let base = register("unix", bottom);
-        let home = Home::with(|options| options.base(base).tuning(tuning));
+        let home = Home::with(|options| options.base(base).tuning(tuning).auto_rotate(None));
         let above = register(&home.vfs, top);
         let options = home.options().cipher(config.cipher).vfs(above);
         let dir = super::in_memory();
@@ -81,7 +82,11 @@ impl Stage {
             db.execute_batch("COMMIT").unwrap();
             before
         };
-        let _: String = db.query_row("PRAGMA tde_rotate_protector", [], |row| row.get(0)).unwrap();
+        // The envelope is older there than at the start, and newer at the end of the history.
+        let keystore = Keystore::at(home.path("keys"));
+        keystore.rotate("default").unwrap();
+        let _: String = db.query_row(ROTATING, [], |row| row.get(0)).unwrap();
+        keystore.rotate("default").unwrap();
         let book = top.book();
         let start = if config.has_log() {
             Files::of(&at)

@@ -140,8 +140,11 @@ pub struct Book {
     pub written: HashMap<u32, HashSet<Content>>,
     /// Pages that SQLite has put into the database file, and not cut off since.
     pub pages: HashSet<u32>,
-    /// SQLite's log.
+    /// Pages of the committed database that are in the log since it was begun, or before.
+    pub logged: HashSet<u32>,
+    /// SQLite's log, and its last frame that commits.
     log: Vec<u8>,
+    committed: usize,
 }
 
 /// Watches above `tde`.
@@ -209,6 +212,10 @@ impl Book {
     }
 
     fn add_frames(&mut self, at: usize, bytes: &[u8]) {
+        if at == 0 {
+            // The log is begun anew.
+            self.committed = 0;
+        }
         if self.log.len() < at + bytes.len() {
             self.log.resize(at + bytes.len(), 0);
         }
@@ -218,8 +225,21 @@ impl Book {
             let start = LOG_HEADER + number * (FRAME_HEADER + PAGE);
             let Some(whole) = self.log.get(start..start + FRAME_HEADER + PAGE) else { continue };
             let page = u32::from_be_bytes([whole[0], whole[1], whole[2], whole[3]]);
+            let size = u32::from_be_bytes([whole[4], whole[5], whole[6], whole[7]]);
             let bytes = content(&whole[FRAME_HEADER..]);
             self.written.entry(page).or_default().insert(bytes);
+            if size > 0 && number >= self.committed {
+                let of_tx = self.committed..=number;
+                self.committed = number + 1;
+                let pages: Vec<u32> = of_tx.filter_map(|frame| self.page_of(frame)).collect();
+                self.logged.extend(pages);
+                self.logged.retain(|&page| page <= size);
+            }
         }
+    }
+
+    fn page_of(&self, frame: usize) -> Option<u32> {
+        let start = LOG_HEADER + frame * (FRAME_HEADER + PAGE);
+        self.log.get(start..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
     }
 }
