@@ -9,7 +9,8 @@
 //!    services end when [`AccessPolicy::open_time_out`] is used up.
 //! 3. The newest copy that the DEK authenticates is the envelope in force. A protector that only an
 //!    older copy has was removed: a crash kept the older copy from being overwritten.
-//! 4. Keys that are in this process already serve a record only if that very record gave them.
+//! 4. Keys that are in this process already serve a record only if that very record gave them. They refuse a copy
+//!    that their holder did not write, and no provider is asked then.
 //! 5. The file id is that of the DEK, and one that the caller expects.
 
 use std::collections::BTreeSet;
@@ -118,32 +119,33 @@ impl<'a> Opening<'a> {
             return Err(wrong_file(&FileId(file_id).to_string(), others));
         }
         let keyring = cached(&file_id).unwrap_or_else(|| Keyring::locked(file_id));
+        // Keys that are here tell whether their holder wrote the copy, before any provider is asked for it.
+        let verified = match keyring.verify(copy) {
+            Ok(envelope) => Some(envelope),
+            Err(Error::Inaccessible(_)) => None,
+            Err(error) => return Err(error),
+        };
         let known = |record: &&&ProtectorRecord| {
             self.protectors.policy.allows(&record.provider) && keyring.was_given_by(record)
         };
-        let (keyring, envelope, through) = match records.iter().find(known) {
-            Some(record) => {
-                let envelope = keyring.verify(copy)?;
-                check_protector(&envelope, &record.name)?;
-                for newer in newer {
-                    match keyring.verify(newer) {
-                        Ok(newer) => return Err(replaced(&newer, &record.name)),
-                        Err(error @ Error::Inaccessible(_)) => return Err(error),
-                        Err(_) => {}
-                    }
+        if let (Some(envelope), Some(record)) = (verified, records.iter().find(known)) {
+            check_protector(&envelope, &record.name)?;
+            for newer in newer {
+                match keyring.verify(newer) {
+                    Ok(newer) => return Err(replaced(&newer, &record.name)),
+                    Err(error @ Error::Inaccessible(_)) => return Err(error),
+                    Err(_) => {}
                 }
-                (keyring, envelope, record.name.clone())
             }
-            None => {
-                let (version, suite) = copy.current();
-                let (key, record) =
-                    self.ask(&records, &Context { file_id, dek_version: version })?;
-                let dek = Dek { version, suite, key };
-                self.check_identity(&dek, file_id)?;
-                let (keyring, envelope) = keyring.unlock(copy, newer, dek, record)?;
-                (keyring, envelope, record.name.clone())
-            }
-        };
+            let through = record.name.clone();
+            return Ok(Opened { keyring, envelope, through });
+        }
+        let (version, suite) = copy.current();
+        let (key, record) = self.ask(&records, &Context { file_id, dek_version: version })?;
+        let dek = Dek { version, suite, key };
+        self.check_identity(&dek, file_id)?;
+        let through = record.name.clone();
+        let (keyring, envelope) = keyring.unlock(copy, newer, dek, record)?;
         Ok(Opened { keyring, envelope, through })
     }
 

@@ -165,7 +165,6 @@ impl Protectors {
     /// [`Protectors::unwrap`] while `waited`, the time spent on services, is below the limit of one
     /// opening. Puts the errors into `errors`, one for each record, and answers which records were
     /// never tried.
-    #[expect(clippy::type_complexity, reason = "the answer, and what is left")]
     pub(super) fn unwrap_within<'r>(
         &self,
         records: &[&'r ProtectorRecord],

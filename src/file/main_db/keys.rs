@@ -491,10 +491,11 @@ pub(super) fn faulty_copies(
     keyring: &Keyring,
 ) -> Result<(Vec<char>, Vec<char>)> {
     const LOOKS: usize = 10;
-    let (mut bad, mut stale) = (Vec::new(), Vec::new());
+    let (mut bad, mut stale, mut before) = (Vec::new(), Vec::new(), Vec::new());
     for look in 0..LOOKS {
         if look > 0 {
-            std::thread::sleep(10 * PAUSE);
+            // A read that meets a write is torn for microseconds; between the two writes is a sync.
+            std::thread::sleep(if bad.is_empty() { 10 * PAUSE } else { PAUSE / 10 });
         }
         (bad, stale) = (Vec::new(), Vec::new());
         let header = read_copies(base)?;
@@ -516,9 +517,11 @@ pub(super) fn faulty_copies(
         if envelope::copies_are_equal(&header) {
             stale.clear();
         }
-        if bad.is_empty() && stale.is_empty() {
+        let is_as_before = header == before;
+        if bad.is_empty() && stale.is_empty() || !bad.is_empty() && is_as_before {
             break;
         }
+        before = header;
     }
     Ok((bad, stale))
 }
