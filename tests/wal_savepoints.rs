@@ -5,7 +5,7 @@
 //! of its frames anew when it commits. Before 3.50 it forgets to where it has to go back for that
 //! once `ROLLBACK TO` took back the first frame that it had overwritten: it commits frames without
 //! salts and without checksums. It reads and checkpoints them by the wal-index, and loses them only
-//! in a crash. `scripts/test-system-sqlite.sh` runs this over such a version.
+//! in a crash. `scripts/on-sqlite.sh` runs this over such a version.
 
 mod common;
 
