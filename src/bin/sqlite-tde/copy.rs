@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::{Error, OpenOptions, RESERVE};
+use sqlite_tde::{Error, FILES_BESIDE, OpenOptions, RESERVE};
 use tempfile::{TempDir, TempPath};
 
 use crate::failure::{Failure, OTHER, UNEXPECTED, USAGE, say};
@@ -75,7 +75,7 @@ impl Ends {
         if !self.force && self.dst.symlink_metadata().is_ok() {
             return Err(self.taken());
         }
-        for suffix in ["-journal", "-wal"] {
+        for suffix in FILES_BESIDE.iter().filter(|suffix| **suffix != "-shm") {
             let beside = with_suffix(&self.dst, suffix);
             if beside.symlink_metadata().is_ok() {
                 let failure = Failure::new(OTHER, "would be taken for a part of DST");
