@@ -15,6 +15,7 @@ mod stranger;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::BufRead;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use common::{one, plain, rows};
@@ -273,14 +274,14 @@ impl Site {
     }
 
     /// The stranger does what it does. No file changes meanwhile.
-    fn look(&self, case: &Case, ask: &mut dyn FnMut(&str) -> String) {
+    fn look(&self, case: &Case, program: Program, ask: &mut dyn FnMut(&str) -> String) {
         let before = files(&self.dir());
         let (mut told, out) = (String::new(), self.home.path().join("out.db"));
         for line in ACTIONS[case.action].1 {
             let line = line
                 .replace("DB", self.path().to_str().unwrap())
                 .replace("OUT", out.to_str().unwrap());
-            let line = match (case.program, line.as_str()) {
+            let line = match (program, line.as_str()) {
                 (Program::Inside, line) if line.starts_with('.') => "SELECT 1 FROM sqlite_schema",
                 (Program::Inside, line) => line,
                 (Program::Python, line) if line.starts_with('.') => "SELECT 1 FROM sqlite_schema",
@@ -318,14 +319,16 @@ impl Site {
             if moment == case.comes {
                 match (case.program, application.as_mut()) {
                     (Program::Inside, Some(application)) => {
-                        self.look(case, &mut |line| application.ask(&format!("plain {line}")));
+                        self.look(case, Program::Inside, &mut |line| {
+                            application.ask(&format!("plain {line}"))
+                        });
                     }
                     (program, _) => {
-                        let mut peer = match program {
-                            Program::Python => Peer::python(&path),
-                            _ => Peer::shell(&path),
+                        let (program, mut peer) = match program {
+                            Program::Python => (program, Peer::python(&path)),
+                            _ => (Program::Shell, Peer::shell(&path)),
                         };
-                        self.look(case, &mut |line| peer.ask(line));
+                        self.look(case, program, &mut |line| peer.ask(line));
                         stranger = Some(peer);
                     }
                 }
@@ -385,12 +388,14 @@ fn nothing_is_lost_beside_a_stranger() {
     let mut site = Site::new();
     let only = std::env::var("SQLITE_TDE_ONLY").ok();
     let every = if full() || only.is_some() { 1 } else { 11 };
-    let mut done = 0;
+    let (mut done, mut bad) = (0, Vec::new());
     for case in cases().iter().skip(3 % every).step_by(every) {
         if only.as_ref().is_none_or(|only| case.name() == *only) {
-            site.run(case);
             done += 1;
+            let ran = catch_unwind(AssertUnwindSafe(|| site.run(case)));
+            bad.extend(ran.is_err().then(|| case.name()));
         }
     }
     eprintln!("{done} orders");
+    assert!(bad.is_empty(), "{} of {done} orders are bad:\n{}", bad.len(), bad.join("\n"));
 }

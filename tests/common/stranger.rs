@@ -3,7 +3,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+/// Longer than any answer takes.
+const TOO_LONG: Duration = Duration::from_secs(60);
 
 /// The last line of each answer.
 pub const END: &str = "@end";
@@ -25,7 +30,7 @@ for line in sys.stdin:
 pub struct Peer {
     child: Child,
     input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+    output: Receiver<String>,
     prompt: &'static str,
 }
 
@@ -57,7 +62,18 @@ impl Peer {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it is installed");
         let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let (send, output) = channel();
+        std::thread::spawn(move || {
+            loop {
+                let mut bytes = Vec::new();
+                let len = out.read_until(b'\n', &mut bytes).unwrap_or(0);
+                let line = String::from_utf8_lossy(&bytes).into_owned();
+                if len == 0 || send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
         Self { child, input, output, prompt }
     }
 
@@ -67,11 +83,12 @@ impl Peer {
         writeln!(input, "{line}{}", self.prompt).and_then(|()| input.flush()).unwrap();
         let mut said = String::new();
         loop {
-            let mut bytes = Vec::new();
-            let len = self.output.read_until(b'\n', &mut bytes).unwrap();
-            let text = String::from_utf8_lossy(&bytes);
-            if len == 0 || text.trim_end() == END {
-                return said;
+            let text = self
+                .output
+                .recv_timeout(TOO_LONG)
+                .unwrap_or_else(|error| panic!("{line}: {error} after {said}"));
+            if let Some(last) = text.trim_end().strip_suffix(END) {
+                return said + last;
             }
             said.push_str(&text);
         }
