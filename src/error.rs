@@ -72,6 +72,18 @@ pub enum Error {
         /// Record number, from 0.
         record: u64,
     },
+    /// A rollback journal was begun on an earlier state of the database than the one it lies beside.
+    #[error(
+        "the rollback journal beside the database belongs to an earlier state of it (change counter \
+         {begun}, now {found}) and is not played back: if the database is as it should be, move the \
+         file NAME-journal away"
+    )]
+    JournalOutdated {
+        /// SQLite's change counter when the journal was begun; 0 where the database had no page.
+        begun: u32,
+        /// The change counter that the database has now.
+        found: u32,
+    },
     /// A block of a scratch file changed under the process that wrote it.
     #[error("scratch block {block} failed authentication")]
     ScratchAuthentication {
@@ -228,6 +240,7 @@ impl Error {
             Self::PageAuthentication { .. }
             | Self::FrameAuthentication { .. }
             | Self::JournalAuthentication { .. }
+            | Self::JournalOutdated { .. }
             | Self::ScratchAuthentication { .. } => ffi::SQLITE_IOERR_DATA,
             Self::FormatTooNew { .. } => extended(ffi::SQLITE_NOTADB, 1),
             Self::PlaintextRefused => extended(ffi::SQLITE_NOTADB, 2),

@@ -72,6 +72,7 @@ pub use command::{
 #[cfg(feature = "rusqlite")]
 pub use connection::{OpenOptions, open, open_with, verify};
 pub use error::{Error, Result, last_error};
+pub use file::beside::FILES_BESIDE;
 pub use file::tuning::Tuning;
 pub use key::access::{AccessPolicy, Derivation};
 pub use key::auditor::AuditPolicy;

@@ -217,7 +217,7 @@ impl<'a> Campaign<'a> {
         let done = self.done(point);
         let in_flight = usize::from(point > marks[done] && done + 1 < states.len());
         let span = |(_, path): &(&str, &str)| {
-            let name = format!("{path}-wal");
+            let name = format!("{path}{}", self.subject.log_suffix());
             let is_sync = |entry: &Entry| entry.op == Op::Sync && *entry.name == name;
             let synced = log[..point].iter().rposition(is_sync).unwrap_or(0);
             // With synchronous=NORMAL a log is synced by checkpoints only.
@@ -333,8 +333,8 @@ fn a_disk_that_lies_is_noticed() {
         ("/main.db", "WAL", restarts),
         ("/main.db-journal", "DELETE", spills),
         ("/main.db-journal", "PERSIST", spills),
-        ("/main.db-wal", "WAL", spills),
-        ("/main.db-wal", "WAL", restarts),
+        ("/main.db-tdewal", "WAL", spills),
+        ("/main.db-tdewal", "WAL", restarts),
     ] {
         let plan = Plan { images: 40, lie: Some(Lie(file)), only: None, ..Plan::new() };
         let rows = rows(|workload, mode| {

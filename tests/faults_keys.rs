@@ -141,7 +141,7 @@ fn a_change_that_fails_has_changed_nothing() {
             let firsts = [first(Method::Write), first(Method::Sync)];
             for (at, call) in calls.iter().enumerate() {
                 for &kind in call.0.kinds() {
-                    for suffix in ["", "-wal", "-shm", "-journal"] {
+                    for suffix in ["", "-tdewal", "-shm", "-journal"] {
                         let _ = std::fs::remove_file(home.path(&format!("copy.db{suffix}")));
                     }
                     std::fs::copy(&template, &path).unwrap();

@@ -424,7 +424,7 @@ fn survives(plain: bool, rounds: u64, modes: &[&'static str]) {
         known.hear(&lines).unwrap_or_else(|error| panic!("{what}: {error}"));
         commits += lines.iter().filter(|line| line.starts_with("commit")).count();
         let left = |name| dir.join(name).metadata().is_ok_and(|file| file.len() > 512);
-        hot += u32::from(left("main.db-journal") || left("main.db-wal"));
+        hot += u32::from(left("main.db-journal") || left("main.db-wal") || left("main.db-tdewal"));
         if !plain {
             let shown = found_in_files(&dir, MARKER.as_bytes());
             assert!(shown.is_none(), "{what}: {shown:?} shows the marker");

@@ -76,7 +76,7 @@ impl Live {
             }
         };
         set(1, false);
-        let log = beside(&path, "-wal");
+        let log = beside(&path, "-tdewal");
         let older = std::fs::read(&log).unwrap();
         writer.execute_batch("PRAGMA wal_checkpoint(RESTART)").unwrap();
         set(2, true);
@@ -91,8 +91,8 @@ impl Live {
         });
         set(3, false);
         let open = |suffix| OpenOptions::new().read(true).write(true).open(beside(&path, suffix));
-        let (log, index) = (open("-wal").unwrap(), open("-shm").unwrap());
-        let now = std::fs::read(beside(&path, "-wal")).unwrap();
+        let (log, index) = (open("-tdewal").unwrap(), open("-shm").unwrap());
+        let now = std::fs::read(beside(&path, "-tdewal")).unwrap();
         let mut live = Self {
             _home: home,
             writer,

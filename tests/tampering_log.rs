@@ -585,7 +585,7 @@ fn absurd_lengths_cost_neither_memory_nor_disk() {
     let subject = Subject::new(CIPHERS[0], true);
     let before = resident_kib();
     for (what, suffix, expect) in [
-        ("log", "-wal", subject.now.plain.clone()),
+        ("log", "-tdewal", subject.now.plain.clone()),
         ("database", "", subject.now.plain.clone()),
         ("journal", "-journal", subject.now.plain.clone()),
     ] {

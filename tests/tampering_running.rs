@@ -42,7 +42,7 @@ use vfs::File;
 /// Names and layouts of the files, as docs/format.md has them.
 pub const DATABASE: &str = "h.db";
 pub const JOURNAL: &str = "-journal";
-pub const LOG: &str = "-wal";
+pub const LOG: &str = "-tdewal";
 pub const INDEX: &str = "-shm";
 pub const PAGE: usize = 1024;
 pub const TRAILER: usize = 48;

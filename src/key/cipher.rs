@@ -5,16 +5,19 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::keyring::{FileId, Keyring};
+use super::keyring::Keyring;
 use crate::error::Result;
 use crate::page::{KeyVersion, PageCipher, Place};
+
+/// What the subkey of a journal is derived from, besides its DEK.
+pub(crate) type JournalSalt = [u8; 36];
 
 /// Which of a database's subkeys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subkey {
     Page,
     Wal,
-    Journal { version: KeyVersion, salt: FileId },
+    Journal { version: KeyVersion, salt: JournalSalt },
 }
 
 /// Where one open file has its subkeys while the keyring is not locked.

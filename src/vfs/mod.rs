@@ -9,7 +9,7 @@
 //! | `waiting.rs` | which writes may wait for those that follow |
 //! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
-//! | `names.rs` | the open database files by name, for their journals and logs |
+//! | `names.rs` | the open database files by name, for their journals and logs, and what a log is called |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
 //! | `table.rs` | the table-valued functions |
 //! | `base.rs` | a file of the base VFS |
@@ -38,6 +38,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use libsqlite3_sys as ffi;
@@ -230,12 +231,18 @@ unsafe fn open_inside(
     };
     // SAFETY: the database file stays open while its journal or log is, and SQLite is in no call on it.
     let parent = Content::before_open(kind, unsafe { TdeFile::of(parent_file) }, flags)?;
+    let called = match (kind, &parent) {
+        // SAFETY: `name` is that of a log.
+        (FileKind::Wal, Some(db)) if !db.is_plain() => unsafe { names::log_of(name) },
+        _ => None,
+    };
     let below = TdeFile::base(file);
     // SAFETY: `file` has room for the base VFS's file behind ours; the other arguments are passed
-    // on as they came, `name` above all.
+    // on as they came, `name` above all. Another name lives as long as the file is open.
     let code = unsafe {
         (*below).pMethods = ptr::null();
         let base = base_of(vfs);
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
         base.xOpen.map_or(ffi::SQLITE_CANTOPEN, |open| open(base, name, below, flags, out_flags))
     };
     if code != ffi::SQLITE_OK {
@@ -254,17 +261,17 @@ unsafe fn open_inside(
         // SAFETY: `out_flags` is NULL or points to an int; `name` is that of a main database.
         wishes.read_only = unsafe { is_never_written(&base, name, flags, out_flags) };
     }
-    let path = name;
-    // SAFETY: a name that is not NULL ends with a NUL.
-    let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
-    match Content::new(&base, kind, name, wishes, parent) {
+    match Content::new(&base, kind, wishes, parent) {
         Ok(content) => {
             // SAFETY: `parent_file` is the database of a journal or log, else null; both were passed to
             // the base's xOpen.
             let mut open = unsafe {
-                let place = Place::new(base_of(vfs), path);
+                let place = Place::new(base_of(vfs), name);
                 OpenFile::new(base, content, place, parent_file)
             };
+            open.called = called;
+            let plain = Arc::clone(&open.plain);
+            plain.store(open.passes_through(), Ordering::Release);
             open.opened(file);
             if kind == FileKind::MainDb {
                 open.mend_envelope();
@@ -277,8 +284,13 @@ unsafe fn open_inside(
             // SAFETY: `file` has room for a `TdeFile`.
             unsafe { TdeFile::install(file, open, version) };
             if kind == FileKind::MainDb {
-                // SAFETY: `path` is what was passed to xOpen, and xClose forgets the file.
-                unsafe { names::remember(file, path) };
+                // SAFETY: `name` is what was passed to xOpen, and xClose forgets the file.
+                unsafe {
+                    if !plain.load(Ordering::Acquire) {
+                        warn_of_plain_log(base_of(vfs), name);
+                    }
+                    names::remember(file, name, plain);
+                }
             }
             Ok(ffi::SQLITE_OK)
         }
@@ -315,6 +327,31 @@ fn is_true(value: &str) -> bool {
     match digits.parse::<u64>() {
         Ok(number) => number != 0,
         Err(_) => ["on", "yes", "true", "full", "extra"].contains(&value.to_lowercase().as_str()),
+    }
+}
+
+/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the library
+/// would take for its log.
+///
+/// # Safety
+/// `name` is that of a main database, as SQLite passed it to xOpen, and `base` is a registered VFS.
+unsafe fn warn_of_plain_log(base: &mut ffi::sqlite3_vfs, name: *const c_char) {
+    let mut exists = 0;
+    // SAFETY: as above.
+    let (code, log) = unsafe {
+        let [_, log] = api::journal_or_log_names(name);
+        let access =
+            base.xAccess.map(|access| access(base, log, ffi::SQLITE_ACCESS_EXISTS, &mut exists));
+        (access, CStr::from_ptr(log).to_string_lossy())
+    };
+    if code == Some(ffi::SQLITE_OK) && exists != 0 {
+        api::log(
+            ffi::SQLITE_WARNING,
+            &format!(
+                "sqlite-tde: {log} is not the write-ahead log of this database, which is encrypted: \
+                 remove it, for a program without sqlite-tde would copy it into the database"
+            ),
+        );
     }
 }
 
@@ -377,6 +414,33 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
     Ok(wishes)
 }
 
+unsafe extern "C" fn delete(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    sync_dir: c_int,
+) -> c_int {
+    // SAFETY: the arguments are those of xDelete.
+    guard(|| unsafe {
+        let (base, called) = (base_of(vfs), names::log_of(name));
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
+        Ok(base.xDelete.map_or(ffi::SQLITE_IOERR_DELETE, |delete| delete(base, name, sync_dir)))
+    })
+}
+
+unsafe extern "C" fn access(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    flags: c_int,
+    out: *mut c_int,
+) -> c_int {
+    // SAFETY: the arguments are those of xAccess.
+    guard(|| unsafe {
+        let (base, called) = (base_of(vfs), names::log_of(name));
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
+        Ok(base.xAccess.map_or(ffi::SQLITE_IOERR_ACCESS, |access| access(base, name, flags, out)))
+    })
+}
+
 /// Passes a call on to the base VFS as it is.
 macro_rules! pass {
     ($name:ident => $method:ident ($($arg:ident: $type:ty),*) -> $result:ty, $missing:expr) => {
@@ -393,8 +457,6 @@ macro_rules! pass {
     };
 }
 
-pass!(delete => xDelete(name: *const c_char, sync_dir: c_int) -> c_int, ffi::SQLITE_IOERR_DELETE);
-pass!(access => xAccess(name: *const c_char, flags: c_int, out: *mut c_int) -> c_int, ffi::SQLITE_IOERR_ACCESS);
 pass!(full_pathname => xFullPathname(name: *const c_char, len: c_int, out: *mut c_char) -> c_int, ffi::SQLITE_CANTOPEN);
 pass!(dl_open => xDlOpen(name: *const c_char) -> *mut c_void, ptr::null_mut());
 pass!(dl_error => xDlError(len: c_int, out: *mut c_char) -> (), ());

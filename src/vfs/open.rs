@@ -1,16 +1,20 @@
 //! An open file: what each of SQLite's calls means for each kind of file.
 
 use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
 use super::base::{BaseFile, Place};
-use super::content::{Content, read_from};
+use super::content::Content;
 use super::file::TdeFile;
+use super::names::LogName;
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
+use crate::file::journal::Begun;
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
@@ -43,6 +47,14 @@ fn transaction_goes_on(parent: *mut ffi::sqlite3_file) {
     rollback_ends(parent);
     if let Ok(open) = parent_of(parent) {
         open.asked = false;
+    }
+}
+
+/// The state that the database file `parent` of a journal is in.
+fn state_of(parent: *mut ffi::sqlite3_file) -> Result<Begun> {
+    match parent_of(parent)? {
+        OpenFile { content: Content::Db(db), base, .. } => db.state_for_journal(base),
+        _ => Ok(Begun::Unknown),
     }
 }
 
@@ -99,6 +111,10 @@ pub(super) struct OpenFile {
     pub(super) base: BaseFile,
     pub(super) content: Content,
     pub(super) place: Place,
+    /// What the base calls the file, where SQLite calls it otherwise. The base may keep the pointer.
+    pub(super) called: Option<Arc<LogName>>,
+    /// Whether this is a plaintext database, for calls that come without the file.
+    pub(super) plain: Arc<AtomicBool>,
     /// The lock that SQLite holds through this file.
     pub(super) lock: c_int,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
@@ -134,6 +150,8 @@ impl OpenFile {
             base,
             content,
             place,
+            called: None,
+            plain: Arc::default(),
             lock: ffi::SQLITE_LOCK_NONE,
             connection: std::ptr::null_mut(),
             shm: Shm::default(),
@@ -175,7 +193,12 @@ impl OpenFile {
                 }
                 filled
             }
-            Content::Journal(journal) => journal.read(&self.base, buf, at)?,
+            Content::Journal(journal) => {
+                if journal.starts_playback(buf.len(), at) {
+                    journal.check_begun(state_of(self.parent)?)?;
+                }
+                journal.read(&self.base, buf, at)?
+            }
             Content::Wal(wal) => {
                 let parent = parent_of(self.parent)?;
                 if let Content::Db(db) = &mut parent.content {
@@ -184,7 +207,6 @@ impl OpenFile {
                 wal.read(&self.base, parent, buf, at)?
             }
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
-            Content::StandIn(bytes) => read_from(bytes, buf, at),
             Content::Through if self.base.read(buf, at)? => Filled::Full,
             Content::Through => Filled::Short,
         };
@@ -199,6 +221,9 @@ impl OpenFile {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
                 transaction_goes_on(self.parent);
+                if journal.begins(bytes, at) {
+                    journal.begin_on(state_of(self.parent)?);
+                }
                 journal.write(&self.base, bytes, at)?;
             }
             Content::Wal(wal) => {
@@ -209,7 +234,6 @@ impl OpenFile {
                 wal.write(&self.base, parent, bytes, at)?;
             }
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
-            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.write(bytes, at)?,
         }
         Ok(ffi::SQLITE_OK)
@@ -224,7 +248,6 @@ impl OpenFile {
             }
             Content::Wal(wal) => wal.truncate(&self.base, parent_of(self.parent)?, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
-            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.truncate(size)?,
         }
         Ok(ffi::SQLITE_OK)
@@ -249,7 +272,6 @@ impl OpenFile {
             Content::Journal(journal) => journal.size(&self.base),
             Content::Wal(wal) => wal.size(&self.base, parent_of(self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
-            Content::StandIn(bytes) => Ok(bytes.len() as u64),
             Content::Through => self.base.size(),
         }
     }
@@ -271,6 +293,7 @@ impl OpenFile {
                 self.unlock(held);
                 return Err(error);
             }
+            self.plain.store(db.is_plain(), Ordering::Release);
             if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
                 self.mend_envelope();
             }
@@ -464,7 +487,7 @@ impl OpenFile {
             Content::Through => true,
             Content::Db(db) => db.is_plain(),
             Content::Journal(_) | Content::Wal(_) => false,
-            Content::Scratch(_) | Content::StandIn(_) => false,
+            Content::Scratch(_) => false,
         }
     }
 

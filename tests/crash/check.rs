@@ -63,6 +63,11 @@ impl<'a> Subject<'a> {
         format!("{} [{journal} {sync} {page_size} {kind}{disk}]", self.workload.name)
     }
 
+    /// What the name of a database's log ends with.
+    pub fn log_suffix(&self) -> &'static str {
+        if self.encrypted { "-tdewal" } else { "-wal" }
+    }
+
     /// Schemas and paths.
     pub fn databases(&self) -> &'static [(&'static str, &'static str)] {
         &DATABASES[..1 + usize::from(self.workload.attached)]

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::{Cipher, Error, NewProtector, OpenOptions, ProtectorStatus, RESERVE, Status};
+use sqlite_tde::{
+    Cipher, Error, FILES_BESIDE, NewProtector, OpenOptions, ProtectorStatus, RESERVE, Status,
+};
 use tempfile::{TempDir, TempPath};
 
 use crate::failure::{Failure, KEY, OTHER, UNEXPECTED, USAGE, say};
@@ -137,7 +139,7 @@ impl Ends {
         if !self.force && self.dst.symlink_metadata().is_ok() {
             return Err(self.taken());
         }
-        for suffix in ["-journal", "-wal"] {
+        for suffix in FILES_BESIDE.iter().filter(|suffix| **suffix != "-shm") {
             let beside = with_suffix(&self.dst, suffix);
             if beside.symlink_metadata().is_ok() {
                 let failure = Failure::new(OTHER, "would be taken for a part of DST");

@@ -136,7 +136,8 @@ fn code(error: &Error) -> u8 {
         | Error::WrongFile { .. }
         | Error::PageAuthentication { .. }
         | Error::FrameAuthentication { .. }
-        | Error::JournalAuthentication { .. } => UNEXPECTED,
+        | Error::JournalAuthentication { .. }
+        | Error::JournalOutdated { .. } => UNEXPECTED,
         Error::Sqlite(error) => match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => UNEXPECTED,
             _ => OTHER,

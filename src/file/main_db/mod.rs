@@ -32,7 +32,8 @@ use std::sync::Arc;
 
 use self::layout::{is_lock_page, logical_size, physical_size};
 pub(crate) use self::pages::LeastPages;
-use self::pages::{Found, Pages, SQLITE_MAGIC, check_page_1, first_page_size};
+use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
+use super::journal::Begun;
 use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
@@ -78,6 +79,9 @@ pub(crate) struct MainDb {
     copies_differ: bool,
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
+    /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of page 1
+    /// raises it by one.
+    change_counter: u32,
 }
 
 /// Where and how SQLite looks whether its cache still holds: at the change counter and what follows.
@@ -104,6 +108,7 @@ impl MainDb {
             finished: Vec::new(),
             copies_differ: false,
             tampering_noted: false,
+            change_counter: 0,
         };
         let looked = db.look(base);
         if looked.is_err() || db.envelope().is_some() {
@@ -256,6 +261,27 @@ impl MainDb {
         })
     }
 
+    /// The state of the file, for a journal that begins or is about to be played back.
+    pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Begun> {
+        let State::Encrypted(pages) = &mut self.state else {
+            return Ok(Begun::NoPage(self.change_counter));
+        };
+        Ok(match pages.load(base, 1)? {
+            // A transaction that creates a database may write its first page last, over zeros.
+            Found::Good if pages.has_header() => Begun::Page1(pages.counters()),
+            Found::Good | Found::Missing => Begun::NoPage(self.change_counter),
+            Found::Bad => Begun::Unknown,
+        })
+    }
+
+    /// Notes the change counter where SQLite does: with each page 1 that it reads or writes.
+    fn note_change_counter(&mut self, page: &[u8], at: u64) {
+        const AT: usize = CHANGE_COUNTER.0 as usize;
+        if at == 0 && page.len() > SQLITE_HEADER {
+            self.change_counter = page[AT..].first_chunk().map_or(0, |n| u32::from_be_bytes(*n));
+        }
+    }
+
     /// Pages in the file of an encrypted database.
     pub(crate) fn pages(&self, base: &impl Storage) -> Result<u32> {
         let State::Encrypted(pages) = &self.state else { return Ok(0) };
@@ -263,6 +289,16 @@ impl MainDb {
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        let filled = self.read_state(base, buf, at);
+        match filled {
+            Ok(_) => self.note_change_counter(buf, at),
+            Err(_) if at == 0 && buf.len() > SQLITE_HEADER => self.change_counter = u32::MAX,
+            Err(_) => {}
+        }
+        filled
+    }
+
+    fn read_state(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
         match &mut self.state {
             State::Encrypted(pages) => {
                 if (at, buf.len()) == CHANGE_COUNTER {
@@ -280,6 +316,19 @@ impl MainDb {
     }
 
     pub(crate) fn write(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        may_wait: bool,
+        least: LeastPages<'_>,
+    ) -> Result<()> {
+        self.write_state(base, bytes, at, may_wait, least)?;
+        self.note_change_counter(bytes, at);
+        Ok(())
+    }
+
+    fn write_state(
         &mut self,
         base: &impl Storage,
         bytes: &[u8],
@@ -458,11 +507,13 @@ impl Wishes {
         let encrypted = header.starts_with(envelope::MAGIC)
             || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
             || envelope::is_unfinished(header, len);
-        match (encrypted, self.plaintext) {
-            (true, _) => Ok(None),
-            (false, true) => Ok(Some(State::Plain)),
-            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
-            (false, false) => Err(Error::NotADatabase(
+        // What is neither must not pass as plaintext: SQLite would look for a hot journal and a log
+        // beside the file, and delete them, before it reads a page.
+        match (encrypted, header.starts_with(SQLITE_MAGIC), self.plaintext) {
+            (true, ..) => Ok(None),
+            (false, true, true) => Ok(Some(State::Plain)),
+            (false, true, false) => Err(Error::PlaintextRefused),
+            (false, false, _) => Err(Error::NotADatabase(
                 "the file is neither an encrypted nor an SQLite database".into(),
             )),
         }

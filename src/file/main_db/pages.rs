@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::super::ahead::Ahead;
+use super::super::journal::Counters;
 use super::super::{Filled, Storage};
 use super::keys;
 use super::layout::{is_lock_page, logical_size, physical, physical_size};
@@ -16,7 +17,7 @@ use crate::page::RESERVE;
 
 /// SQLite's database header, of which page 1 is checked before it is written.
 pub(super) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
-const SQLITE_HEADER: usize = 100;
+pub(super) const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
@@ -325,6 +326,19 @@ impl Pages {
         }
         sealed?;
         if may_wait { Ok(()) } else { self.outgoing.flush(base) }
+    }
+
+    /// Whether page 1, which is in `plain`, is one that SQLite wrote.
+    pub(super) fn has_header(&self) -> bool {
+        self.plain.starts_with(SQLITE_MAGIC)
+    }
+
+    /// What SQLite compares of page 1, which is in `plain`, to see whether its cache still holds.
+    pub(super) fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        let len = counters.len();
+        counters.copy_from_slice(&self.plain[CHANGES_AT..CHANGES_AT + len]);
+        counters
     }
 
     /// Whether page 1, which is in `plain`, says that the database is in WAL mode.
