@@ -226,7 +226,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
                 }
             }
             ffi::SQLITE_FCNTL_PDB => open.connection = arg.cast(),
-            ffi::SQLITE_FCNTL_SYNC => open.flush()?,
+            ffi::SQLITE_FCNTL_SYNC => open.before_commit()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
             ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.unmap(),
@@ -319,7 +319,7 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         let code = call!(open.base, xShmLock, offset, n, flags);
         match code {
             ffi::SQLITE_OK if unlock => open.shm_unlocked(n),
-            ffi::SQLITE_OK => open.shm_locked(n),
+            ffi::SQLITE_OK => open.shm_locked(offset, n),
             _ => {}
         }
         Ok(code)

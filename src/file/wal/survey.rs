@@ -1,6 +1,8 @@
 //! What others ask of the whole log. They do so under any lock or none, so nothing that was read ahead
 //! for SQLite counts, and only frames that are in the file.
 
+use std::collections::BTreeSet;
+
 use super::layout::Layout;
 use super::{Frames, SALTS_AT, Wal, number};
 use crate::error::Result;
@@ -8,16 +10,22 @@ use crate::file::Storage;
 
 impl Wal {
     /// The smallest size in pages that the database file may have: what it had when the log was
-    /// begun, or what a checkpoint cut it to since.
-    pub(crate) fn least_pages(&mut self, base: &impl Storage) -> Result<u32> {
+    /// begun, or what a checkpoint cut it to since; and each page of the frames up to `in_file`, which
+    /// checkpoints have brought there, as far as no commit made the database smaller.
+    pub(crate) fn least_pages(&mut self, base: &impl Storage, in_file: u32) -> Result<u32> {
         self.load_layout(base)?;
-        let mut least = if self.layout.is_some() { self.pages } else { 0 };
-        self.survey(base, u32::MAX, |wal, _, good| {
+        let begun = if self.layout.is_some() { self.pages } else { 0 };
+        let (mut smallest, mut written) = (u32::MAX, BTreeSet::new());
+        self.survey(base, u32::MAX, |wal, frame, good| {
             if good {
-                least = wal.commit().map_or(least, |pages| least.min(pages));
+                smallest = wal.commit().map_or(smallest, |pages| smallest.min(pages));
+                if frame <= in_file && wal.plain[SALTS_AT..].starts_with(&wal.salts) {
+                    written.insert(number(&wal.plain));
+                }
             }
         })?;
-        Ok(least)
+        let written = written.range(..=smallest).next_back().copied().unwrap_or(0);
+        Ok(begun.min(smallest).max(written))
     }
 
     /// Authenticates the frames up to `last`, that of the last commit.
