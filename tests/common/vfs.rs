@@ -90,7 +90,8 @@ pub struct Written {
 struct Inner {
     calls: Vec<(Method, c_int)>,
     fault: Option<(usize, Kind)>,
-    /// The kind of file whose calls alone are numbered and fail; none for all.
+    /// The kind of file of which writes, truncations and syncs alone are numbered and fail; none for
+    /// every call on all of them.
     only: Option<&'static str>,
     /// Calls on files of that kind so far.
     numbered: usize,
@@ -125,7 +126,8 @@ impl State {
     fn call(&self, method: Method, flags: c_int) -> Verdict {
         let mut inner = self.inner();
         inner.calls.push((method, flags));
-        if inner.only.is_some_and(|only| only != kind_of_file(flags)) {
+        let changes = matches!(method, Method::Write | Method::Truncate | Method::Sync);
+        if inner.only.is_some_and(|only| !changes || only != kind_of_file(flags)) {
             return Verdict::Pass;
         }
         let number = inner.numbered;
@@ -223,7 +225,8 @@ impl TestVfs {
         *self.state.inner() = Inner { fault: Some((at, kind)), ..Inner::default() };
     }
 
-    /// As [`TestVfs::fail`], where calls on files of the kind `only` count and fail.
+    /// As [`TestVfs::fail`], where writes, truncations and syncs of files of the kind `only` count and
+    /// fail.
     pub fn fail_on(&self, only: &'static str, at: usize, kind: Kind) {
         let fault = Some((at, kind));
         *self.state.inner() = Inner { fault, only: Some(only), ..Inner::default() };
