@@ -1,5 +1,5 @@
-//! SQLite's unix VFS masks the length of a call with 0x1ffff: 128 KiB write nothing. So no call on the
-//! base is longer than 64 KiB, whatever is gathered, whatever pages and sectors are.
+//! SQLite's unix VFS masks the length of a call with 0x1ffff: 128 KiB write nothing. So no call on
+//! the base is longer than 64 KiB, whatever is gathered, whatever pages and sectors are.
 
 mod common;
 #[path = "common/vfs.rs"]

@@ -50,8 +50,8 @@ pub(super) fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFil
     unsafe { TdeFile::of(file) }
 }
 
-/// The smallest size in pages that the log `file` allows its database, of which `shm` is the wal-index;
-/// `None` where there is no log.
+/// The smallest size in pages that the log `file` allows its database, of which `shm` is the
+/// wal-index; `None` where there is no log.
 fn least_pages(file: *mut ffi::sqlite3_file, shm: &Shm) -> Result<Option<u32>> {
     match log_of(file) {
         Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
@@ -332,9 +332,9 @@ impl OpenFile {
         self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
     }
 
-    /// `count` locks on the wal-index were taken. No checkpoint of another connection changes the size of
-    /// the file while this one reads or checkpoints, but for pages that it finds in the log; when it
-    /// begins a checkpoint, SQLite asks for the size once more.
+    /// `count` locks on the wal-index were taken. No checkpoint of another connection makes the file
+    /// shorter than this one knows it while it reads or checkpoints; when it begins a checkpoint,
+    /// SQLite asks for the size once more.
     pub(super) fn shm_locked(&mut self, offset: c_int, count: c_int) {
         /// What a writer takes beside its read lock.
         const WRITE: c_int = 0;
@@ -389,8 +389,8 @@ impl OpenFile {
         Ok(())
     }
 
-    /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that the
-    /// journal's header has, or comes after the commit.
+    /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
+    /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
         self.pay()?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };

@@ -91,8 +91,8 @@ impl Shm {
         self.word(0, BACKFILL_WORD)
     }
 
-    /// Pages of the database, where all frames of the log are in the database file: a checkpoint that
-    /// takes the whole log gives the file that size before it says so.
+    /// Pages of the database, where all frames of the log are in the database file: a checkpoint
+    /// that takes the whole log gives the file that size before it says so.
     pub(super) fn pages_if_all_in_file(&self) -> Option<u32> {
         let (frames, pages) = self.last_commit()?;
         (self.frames_in_file()? == frames).then_some(pages)

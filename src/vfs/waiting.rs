@@ -1,21 +1,19 @@
-//! Which bytes wait, and which later call reports that they could not be written. No others do: what
-//! SQLite wrote is in the base when its call returns.
+//! Which bytes wait, and which later call reports that they could not be written. No others do:
+//! what SQLite wrote is in the base when its call returns.
 //!
 //! Invariants; the first two are checked at the returns to SQLite where debug assertions are on
-//! 1. A page of a database file waits only in a checkpoint, before the write of the last page that the
-//!    wal-index has for it. That write brings all to the base and reports an error. The log has each
-//!    page meanwhile. If the wal-index promised a page that never comes, the truncation and the sync
-//!    that follow the checkpoint report it.
-//! 2. In a transaction with a rollback journal no page waits: SQLite's rollback begins with a look at
-//!    the size and a truncation, whose errors it ignores, and `sqlite3_db_cacheflush` promises that
-//!    pages are in the file. Records of the journal wait until its sync or the first write to the
-//!    database file after them, which fails if they cannot be written: after a write to the database
-//!    that succeeded, the base has the journal, or SQLite was told that it has not.
-//! 3. Frames of a log wait for the frame that commits, or for that one of them which SQLite rewrites
-//!    last; see [`crate::file::wal`].
+//! 1. A page of a database file waits only in a checkpoint, before the write of the last page that
+//!    the wal-index has for it. That write brings all to the base and reports an error. The log has
+//!    each page meanwhile. If the wal-index promised a page that never comes, the truncation and
+//!    the sync that follow the checkpoint report it.
+//! 2. In a transaction with a rollback journal no page waits: SQLite's rollback begins with a look
+//!    at the size and a truncation, whose errors it ignores, and `sqlite3_db_cacheflush` promises
+//!    that pages are in the file. Records of the journal wait until its sync or the first write to
+//!    the database file after them, which fails if they cannot be written: after a write to the
+//!    database that succeeded, the base has the journal, or SQLite was told that it has not.
+//! 3. Frames of a log wait for the frame that commits, or for that one of them which SQLite
+//!    rewrites last; see [`crate::file::wal`].
 //! 4. Blocks of a scratch file wait in memory, and are read from there: nobody else reads them.
-
-use libsqlite3_sys as ffi;
 
 use super::api;
 use super::content::Content;
@@ -23,8 +21,8 @@ use super::open::{OpenFile, log_of};
 use crate::error::{Error, Result};
 
 impl OpenFile {
-    /// SQLite asks for what was written to be with the operating system, in each transaction that wrote
-    /// to the database file and before it commits, whatever `synchronous` says.
+    /// SQLite asks for what was written to be with the operating system, in each transaction that
+    /// wrote to the database file and before it commits, whatever `synchronous` says.
     pub(super) fn before_commit(&mut self) -> Result<()> {
         match &mut self.content {
             Content::Db(db) => db.before_commit(&self.base),
@@ -32,8 +30,8 @@ impl OpenFile {
         }
     }
 
-    /// The database file is about to change: what its journal gathered is brought to the base, or the
-    /// error is that of the change.
+    /// The database file is about to change: what its journal gathered is brought to the base, or
+    /// the error is that of the change.
     pub(super) fn flush_journal(&self) -> Result<()> {
         match log_of(self.journal) {
             Some(OpenFile { base, content: Content::Journal(journal), .. }) => {
@@ -49,8 +47,9 @@ impl OpenFile {
         self.checkpoint_end = self.shm.checkpoint_end();
     }
 
-    /// A checkpoint has written what it will write, or was given up. In the first case nothing waits,
-    /// unless the wal-index has more pages than SQLite wrote; in the second the log has it all.
+    /// A checkpoint has written what it will write, or was given up. In the first case nothing
+    /// waits, unless the wal-index has more pages than SQLite wrote; in the second the log has it
+    /// all.
     pub(super) fn checkpoint_ends(&mut self) {
         self.checkpoint_end = None;
         let Content::Db(db) = &mut self.content else { return };
@@ -71,9 +70,7 @@ impl OpenFile {
     pub(super) fn may_wait(&self, at: u64, len: usize) -> bool {
         let Content::Db(db) = &self.content else { return false };
         let page = at / len.max(1) as u64 + 1;
-        db.tuning().gather_writes
-            && self.lock < ffi::SQLITE_LOCK_RESERVED
-            && self.checkpoint_end.is_some_and(|last| page < u64::from(last))
+        db.tuning().gather_writes && self.checkpoint_end.is_some_and(|last| page < u64::from(last))
     }
 
     /// The invariants above, as far as this file can see them.

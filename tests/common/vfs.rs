@@ -197,13 +197,12 @@ impl TestVfs {
         unsafe {
             let base = ffi::sqlite3_vfs_find(c"unix".as_ptr());
             assert!(!base.is_null(), "the platform's VFS");
-            let state: &'static State =
-                Box::leak(Box::new(State {
-                    base,
-                    inner: Mutex::default(),
-                    longest: AtomicI32::new(c_int::MAX),
-                    sector: AtomicI32::new(0),
-                }));
+            let state: &'static State = Box::leak(Box::new(State {
+                base,
+                inner: Mutex::default(),
+                longest: AtomicI32::new(c_int::MAX),
+                sector: AtomicI32::new(0),
+            }));
             let mut vfs = *base;
             vfs.pNext = ptr::null_mut();
             vfs.szOsFile += size_of::<File>() as c_int;

@@ -4,25 +4,26 @@
 //!   copy A, sync | pages ... | first commit: copy B, sync; copy A | SQLite's own sync
 //!   no pages                                has pages  has pages
 //! ```
-//! A rollback of the first transaction empties the file. A crash leaves a copy A that says that there
-//! are no pages, alone or beside pages that are rolled back. Once both copies say that there are, they
-//! are on disk: a file that ends before its first page was cut.
+//! A rollback of the first transaction empties the file. A crash leaves a copy A that says that
+//! there are no pages, alone or beside pages that are rolled back. Once both copies say that there
+//! are, they are on disk: a file that ends before its first page was cut.
 
 use std::sync::Arc;
 
 use super::super::Storage;
-use super::{MainDb, Pages, State, check_page_1, first_page_size};
+use super::layout::logical_size;
+use super::{MainDb, Pages, State, check_page_1, first_page_size, keys};
 use crate::error::Result;
 use crate::key::envelope::{COPY_LEN, Envelope};
 use crate::key::keyring::Keyring;
 
 impl MainDb {
-    /// Writes the envelope of a database whose first page is about to be written. It decides on the
-    /// page size.
+    /// Writes the envelope of a database that has none yet, of which a page is about to be written.
+    /// The first one decides on the page size.
     pub(super) fn create(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        let State::Empty(prepared) = &mut self.state else { return Ok(()) };
         let page_size = first_page_size(bytes, at)?;
         check_page_1(bytes, at, page_size)?;
-        let State::Empty(prepared) = &mut self.state else { return Ok(()) };
         let (keyring, mut envelope) = match prepared.take() {
             Some(keys) => keys,
             None => self.wishes.create()?,
@@ -39,18 +40,24 @@ impl MainDb {
         Ok(())
     }
 
-    /// Before a commit, of the first transaction perhaps: the envelope then says that there are pages.
-    /// SQLite asks for this whatever `synchronous` says, and syncs the file next if it syncs at all.
+    /// Before a commit, of the first transaction perhaps: the envelope then says that there are
+    /// pages. SQLite asks for this whatever `synchronous` says, and syncs the file next if it syncs
+    /// at all. It does so at the end of a rollback, too, which may have left no page.
     pub(crate) fn before_commit(&mut self, base: &impl Storage) -> Result<()> {
         match &mut self.state {
             State::Encrypted(pages) if !pages.envelope.has_pages && !self.rolling_back => {
-                let mut envelope = pages.envelope.clone();
+                if logical_size(base.size()?) == 0 {
+                    return Ok(());
+                }
+                // Where a crash left it so, another connection may have changed the protectors
+                // since.
+                let (mut envelope, in_use) = keys::current(base, &pages.keyring)?;
                 envelope.has_pages = true;
                 envelope.generation += 1;
                 let copy = pages.keyring.encode(&envelope)?;
-                base.write(&copy, COPY_LEN as u64)?;
+                base.write(&copy, (COPY_LEN - in_use) as u64)?;
                 base.sync()?;
-                base.write(&copy, 0)?;
+                base.write(&copy, in_use as u64)?;
                 pages.envelope = envelope;
                 Ok(())
             }
@@ -58,8 +65,8 @@ impl MainDb {
         }
     }
 
-    /// The first transaction is rolled back: no page is left, and no envelope, which takes no writing.
-    /// Its keys serve the next attempt of this handle.
+    /// The first transaction is rolled back: no page is left, and no envelope, which takes no
+    /// writing. Its keys serve the next attempt of this handle.
     pub(super) fn undo_creation(&mut self, base: &impl Storage) -> Result<()> {
         base.truncate(0)?;
         self.start_over();

@@ -12,21 +12,22 @@
 //! 1. Every page of the file is sealed; a write past the end fills what it skips with sealed zeros.
 //! 2. The envelope is on disk, synced, before the first page is written.
 //! 3. The page size never changes once page 1 was written.
-//! 4. Where a log or a hot journal was recovered, every page is sealed again. Power loss leaves holes
-//!    and torn pages that SQLite neither restores nor reads: it never wrote them, or had freed them.
+//! 4. Where a log or a hot journal was recovered, every page is sealed again. Power loss leaves
+//!    holes and torn pages that SQLite neither restores nor reads: it never wrote them, or had
+//!    freed them.
 //! 5. What was read ahead belongs to the read transaction at hand: it is dropped whenever a lock is
-//!    taken or given back, at each write, and where SQLite looks whether its own cache still holds. In
-//!    between no page that SQLite reads from this file changes. Others write here under a lock that
-//!    shuts readers out, or as a checkpoint: pages that this reader finds in the log, or frames that were
-//!    all in the file before it began.
-//! 6. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
-//!    a rollback needs it to end, and not under locks that keep others from changing its size.
-//!    `known_size` is the size that SQLite was told or has made since it took them. A page within it
-//!    that is not there is an error to read, and nothing within it is filled up.
-//! 7. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is a
-//!    checkpoint, before the write of its last page: the log has what waits. A rollback therefore finds
-//!    nothing to flush: the size that it asks for and the truncation that follows, whose errors it
-//!    ignores, fail only where the base does.
+//!    taken or given back, at each write, and where SQLite looks whether its own cache still holds.
+//!    In between no page that SQLite reads from this file changes. Others write here under a lock
+//!    that shuts readers out, or as a checkpoint: pages that this reader finds in the log, or
+//!    frames that were all in the file before it began.
+//! 6. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint
+//!    or a rollback needs it to end, and not under locks that keep others from changing its size.
+//!    `known_size` is the size that SQLite was told or has made since it took them. A page within
+//!    it that is not there is an error to read, and nothing within it is filled up.
+//! 7. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
+//!    a checkpoint, before the write of its last page: the log has what waits. A rollback therefore
+//!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
+//!    errors it ignores, fail only where the base does.
 
 mod creation;
 mod keys;
@@ -63,8 +64,8 @@ pub(crate) struct Wishes {
 pub(crate) struct MainDb {
     wishes: Wishes,
     state: State,
-    /// Size in SQLite's bytes, as SQLite was told or has made it, while no other connection can have
-    /// changed it.
+    /// Size in SQLite's bytes, as SQLite was told or has made it, while no other connection can
+    /// have changed it.
     known_size: Option<u64>,
     /// A hot journal is being played back into the file.
     rolling_back: bool,
@@ -78,7 +79,8 @@ pub(crate) struct MainDb {
     tampering_noted: bool,
 }
 
-/// Where and how SQLite looks whether its cache still holds: at the change counter and what follows.
+/// Where and how SQLite looks whether its cache still holds: at the change counter and what
+/// follows.
 const CHANGE_COUNTER: (u64, usize) = (24, 16);
 
 enum State {
@@ -111,9 +113,9 @@ impl MainDb {
         Ok(db)
     }
 
-    /// Finds out what the file is, if no transaction had been committed to it when last seen. Another
-    /// connection may have created the database since, with pages of another size, or given that up;
-    /// what was prepared or seen before is then void.
+    /// Finds out what the file is, if no transaction had been committed to it when last seen.
+    /// Another connection may have created the database since, with pages of another size, or given
+    /// that up; what was prepared or seen before is then void.
     pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
         let was_seen = match &self.state {
             State::Empty(_) => false,
@@ -211,8 +213,8 @@ impl MainDb {
         }
     }
 
-    /// A lock was taken or given back. Where it is `first` or last, others may have changed the file's
-    /// size in between.
+    /// A lock was taken or given back. Where it is `first` or last, others may have changed the
+    /// file's size in between.
     pub(crate) fn lock_changed(&mut self, first: bool) {
         if first {
             self.known_size = None;
@@ -237,11 +239,12 @@ impl MainDb {
         matches!(&self.state, State::Encrypted(pages) if !pages.outgoing.is_empty())
     }
 
-    /// A log was recovered: seals the holes that an interrupted checkpoint left where the file grew.
+    /// A log was recovered: seals the holes that an interrupted checkpoint left where the file
+    /// grew.
     ///
     /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
-    /// is in the log, or SQLite never wrote it. Pages before were synced before the log was begun: if
-    /// one of them is bad, somebody changed it, and it stays as it is.
+    /// is in the log, or SQLite never wrote it. Pages before were synced before the log was begun:
+    /// if one of them is bad, somebody changed it, and it stays as it is.
     pub(crate) fn seal_holes(
         &mut self,
         base: &impl Storage,
@@ -267,8 +270,8 @@ impl MainDb {
         self.rolling_back = false;
     }
 
-    /// Before a sync. At the end of a playback it seals the free pages that are bad: the transaction
-    /// may have written to one, and SQLite does not restore what has no content.
+    /// Before a sync. At the end of a playback it seals the free pages that are bad: the
+    /// transaction may have written to one, and SQLite does not restore what has no content.
     pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
         self.flush(base)?;
         let over = self.rolling_back && self.restored;
@@ -286,8 +289,9 @@ impl MainDb {
         }
     }
 
-    /// The size that SQLite is told. Where the file was cut under its locks it is told what it knows:
-    /// it then meets each missing page as such, and a rollback restores what the journal has.
+    /// The size that SQLite is told. Where the file was cut under its locks it is told what it
+    /// knows: it then meets each missing page as such, and a rollback restores what the journal
+    /// has.
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
         let State::Encrypted(pages) = &self.state else {
@@ -427,7 +431,8 @@ impl MainDb {
             progress(page, findings.pages);
         }
         if !findings.bad_pages.is_empty() && pages.has_log(base)? {
-            // A shared lock keeps no checkpoint away: a page that was just being written is whole now.
+            // A shared lock keeps no checkpoint away: a page that was just being written is whole
+            // now.
             let suspects = std::mem::take(&mut findings.bad_pages);
             findings.bad_count -= suspects.len() as u64;
             std::thread::sleep(std::time::Duration::from_millis(10));

@@ -31,7 +31,8 @@ impl Outgoing {
         self.bytes.get(from..)?.get(..len)
     }
 
-    /// Room for `len` bytes at `at` of the file. What waits and does not end there is written first.
+    /// Room for `len` bytes at `at` of the file. What waits and does not end there is written
+    /// first.
     pub(super) fn room(&mut self, base: &impl Storage, at: u64, len: usize) -> Result<&mut [u8]> {
         if self.end() != at || self.bytes.len() + len > MOST {
             self.flush(base)?;

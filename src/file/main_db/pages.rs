@@ -30,8 +30,8 @@ const FORMAT_WAL: u8 = 2;
 /// Smallest and largest page: 512 would leave 464 of the 480 usable bytes that SQLite needs.
 const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
 
-/// Tells the smallest size in pages that the file of a database with a log may have; `None` where it
-/// has no log. It may take a look at the whole log.
+/// Tells the smallest size in pages that the file of a database with a log may have; `None` where
+/// it has no log. It may take a look at the whole log.
 pub(crate) type LeastPages<'a> = &'a mut dyn FnMut() -> Result<Option<u32>>;
 
 /// The pages of an encrypted file.
@@ -116,8 +116,8 @@ impl Pages {
         Ok(Filled::Full)
     }
 
-    /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read ahead or
-    /// can be now.
+    /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read
+    /// ahead or can be now.
     fn load_ahead(&mut self, base: &impl Storage, page: u64, part: &mut [u8]) -> Result<bool> {
         let usable = self.page_size - RESERVE;
         if part.len() < usable || !self.outgoing.is_empty() {
@@ -155,7 +155,11 @@ impl Pages {
         if let Some(sealed) = self.outgoing.get(at, self.page_size) {
             let (body, reserve) = plain.split_at_mut(self.page_size - RESERVE);
             reserve.fill(0);
-            return Ok(if self.cipher.open(page, sealed, body)? { Found::Good } else { Found::Bad });
+            return Ok(if self.cipher.open(page, sealed, body)? {
+                Found::Good
+            } else {
+                Found::Bad
+            });
         }
         let whole = base.read(plain, at)?;
         if whole && self.cipher.open_in_place(page, plain)? {
@@ -165,9 +169,9 @@ impl Pages {
         Ok(if !whole && base.size()? <= at { Found::Missing } else { Found::Bad })
     }
 
-    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn first
-    /// page. It takes the page size and the reserve bytes from it, and whether its cache is of another
-    /// time; everything else it takes from page 1 once that reads well.
+    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn
+    /// first page. It takes the page size and the reserve bytes from it, and whether its cache is
+    /// of another time; everything else it takes from page 1 once that reads well.
     fn made_up_header(&self, buf: &mut [u8], at: usize) {
         let mut header = [0; SQLITE_HEADER];
         header[..SQLITE_MAGIC.len()].copy_from_slice(SQLITE_MAGIC);
@@ -224,8 +228,9 @@ impl Pages {
     }
 
     /// A rollback gives the file the size that it had before. SQLite writes zeros as the last page,
-    /// and what the journal has over all of them later; of the others it needs none. They stay holes,
-    /// so that nobody takes a page that was cut off for one of zeros; see [`Self::seal_free`].
+    /// and what the journal has over all of them later; of the others it needs none. They stay
+    /// holes, so that nobody takes a page that was cut off for one of zeros; see
+    /// [`Self::seal_free`].
     pub(super) fn regrow(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         if bytes.iter().all(|&byte| byte == 0) {
             base.truncate(physical_size(at + bytes.len() as u64))
@@ -286,8 +291,9 @@ impl Pages {
         Ok(())
     }
 
-    /// Seals zeros over each bad page that is free: past the end of the database, where a shorter one
-    /// was committed and the file not yet cut, or a leaf of the freelist, whose content means nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
+    /// Seals zeros over each bad page that is free: past the end of the database, where a shorter
+    /// one was committed and the file not yet cut, or a leaf of the freelist, whose content means
+    /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
     pub(super) fn seal_free(&mut self, base: &impl Storage) -> Result<()> {
         let count = self.count(base)?;
         if self.load(base, 1)? != Found::Good {
@@ -313,16 +319,16 @@ impl Pages {
         Ok(())
     }
 
-    /// Pages of the database as page 1, which is in `plain`, has them; `None` where an old version of
-    /// SQLite wrote it last and did not count.
+    /// Pages of the database as page 1, which is in `plain`, has them; `None` where an old version
+    /// of SQLite wrote it last and did not count.
     fn used(&self) -> Option<u32> {
         let at = |at: usize| be_u32(&self.plain[at..]);
         let counts = at(VALID_FOR_AT) == at(CHANGES_AT) && at(COUNT_AT) > 0;
         counts.then(|| at(COUNT_AT))
     }
 
-    /// Seals `bytes` as the page at `at` and writes it, with what waits before it. Where it `may_wait`
-    /// itself, that is when what follows does not fit to it.
+    /// Seals `bytes` as the page at `at` and writes it, with what waits before it. Where it
+    /// `may_wait` itself, that is when what follows does not fit to it.
     pub(super) fn store(
         &mut self,
         base: &impl Storage,

@@ -7,9 +7,9 @@
 //! ```
 //! A trailer of zeros is that of a block never written. The trailers of recently used groups are at
 //! hand; those of others are sealed and written when their place is needed, under a number of their
-//! own that is used once in the life of the file. Memory keeps that number for each group, so whoever
-//! can write the file cannot put an older block back with its older trailer: a sorter or a savepoint
-//! that is fed old rows would write them into the database as new ones.
+//! own that is used once in the life of the file. Memory keeps that number for each group, so
+//! whoever can write the file cannot put an older block back with its older trailer: a sorter or a
+//! savepoint that is fed old rows would write them into the database as new ones.
 //!
 //! Invariants
 //! 1. What is at hand is right. What is not has the number in `sealed_as`, or no trailer at all.
@@ -25,7 +25,8 @@ pub(super) const PER_GROUP: u64 = 84;
 const TRAILERS: usize = PER_GROUP as usize * RESERVE;
 /// Bytes that are sealed as the trailers of a group.
 const PLAIN: usize = BLOCK - RESERVE;
-/// Groups at hand: 22 MB of the file, at 4 KiB each. A merge of the sorter reads 16 places in turns.
+/// Groups at hand: 22 MB of the file, at 4 KiB each. A merge of the sorter reads 16 places in
+/// turns.
 const AT_HAND: usize = 64;
 /// Numbers of trailers are no numbers of blocks.
 const OF_TRAILERS: u64 = 1 << 63;
@@ -53,10 +54,6 @@ pub(super) struct Group {
 }
 
 impl Group {
-    fn new(number: u64) -> Self {
-        Self { number, used: 0, changed: false, trailers: vec![0; PLAIN].into() }
-    }
-
     /// Takes the trailers of the blocks from `first` on.
     pub(super) fn set(&mut self, first: u64, trailers: &[[u8; RESERVE]]) {
         let from = (first % PER_GROUP) as usize * RESERVE;
@@ -120,49 +117,48 @@ impl Groups {
         let found = self.at_hand.iter().position(|group| group.number == number);
         let place = match found {
             Some(place) => place,
-            None => self.fetch(base, cipher, number)?,
+            None => {
+                self.make_room(base, cipher)?;
+                self.fetch(base, cipher, number)?
+            }
         };
         let group = &mut self.at_hand[place];
         group.used = self.clock;
         Ok(group)
     }
 
-    /// Reads the trailers of group `number` into a place that is free, or is made so.
+    /// Leaves room for one more at hand: writes the trailers used longest ago.
+    fn make_room(&mut self, base: &impl Storage, cipher: &mut PageCipher) -> Result<()> {
+        while self.at_hand.len() >= self.most {
+            let groups = self.at_hand.iter().enumerate();
+            let Some((oldest, _)) = groups.min_by_key(|(_, group)| group.used) else { break };
+            self.write(base, cipher, oldest)?;
+            self.at_hand.swap_remove(oldest);
+        }
+        Ok(())
+    }
+
+    /// Reads the trailers of group `number`, and tells their place.
     fn fetch(
         &mut self,
         base: &impl Storage,
         cipher: &mut PageCipher,
         number: u64,
     ) -> Result<usize> {
-        let least = self.at_hand.iter().enumerate().min_by_key(|(_, group)| group.used);
-        let mut group = match least {
-            Some((place, _)) if self.at_hand.len() >= self.most => {
-                self.write(base, cipher, place)?;
-                self.at_hand.swap_remove(place)
-            }
-            _ => Group::new(number),
-        };
-        group.number = number;
-        match self.sealed_as.get(number as usize).copied().unwrap_or(0) {
-            0 => group.trailers.fill(0),
-            sealed_as => {
-                base.read(&mut self.sealed, position_of_trailers(number))?;
-                cipher
-                    .open(OF_TRAILERS | sealed_as, &self.sealed, &mut group.trailers)
-                    .map_err(|_| Error::ScratchAuthentication { block: number * PER_GROUP })?;
-            }
+        let mut group = Group { number, used: 0, changed: false, trailers: vec![0; PLAIN].into() };
+        let sealed_as = self.sealed_as.get(number as usize).copied().unwrap_or(0);
+        if sealed_as > 0 {
+            base.read(&mut self.sealed, position_of_trailers(number))?;
+            cipher
+                .open(OF_TRAILERS | sealed_as, &self.sealed, &mut group.trailers)
+                .map_err(|_| Error::ScratchAuthentication { block: number * PER_GROUP })?;
         }
         self.at_hand.push(group);
         Ok(self.at_hand.len() - 1)
     }
 
     /// Writes the trailers at `place`, if they have changed.
-    fn write(
-        &mut self,
-        base: &impl Storage,
-        cipher: &mut PageCipher,
-        place: usize,
-    ) -> Result<()> {
+    fn write(&mut self, base: &impl Storage, cipher: &mut PageCipher, place: usize) -> Result<()> {
         let group = &mut self.at_hand[place];
         if !group.changed {
             return Ok(());
@@ -180,17 +176,20 @@ impl Groups {
     }
 
     /// The file is about to be cut to `blocks`: the group that this cuts in two is at hand then, for
-    /// what the file has of its trailers goes.
+    /// what the file has of its trailers goes. Nothing is written for it: a rollback on a full disk
+    /// comes here.
     pub(super) fn before_cut(
         &mut self,
         base: &impl Storage,
         cipher: &mut PageCipher,
         blocks: u64,
     ) -> Result<()> {
-        if blocks.is_multiple_of(PER_GROUP) {
+        let number = blocks / PER_GROUP;
+        let at_hand = self.at_hand.iter().any(|group| group.number == number);
+        if at_hand || blocks.is_multiple_of(PER_GROUP) {
             return Ok(());
         }
-        self.load(base, cipher, blocks).map(|_| ())
+        self.fetch(base, cipher, number).map(|_| ())
     }
 
     /// The file was cut to `blocks`.

@@ -4,15 +4,18 @@
 //! | 84 blocks | their trailers | 84 blocks | their trailers | ...
 //! ```
 //! Blocks have [`BLOCK`] bytes of ciphertext; their trailers lie behind each group of them, see
-//! [`groups`]. The key is random and in memory only, and so is the size: nobody reopens such a file. A
-//! block never written reads as zeros, as a hole of a plain file does. What memory has of the file is
-//! bounded, but for 8 bytes a group: 2.4 MB for 100 GB.
+//! [`groups`]. The key is random and in memory only, and so is the size: nobody reopens such a
+//! file. A block never written reads as zeros, as a hole of a plain file does. What memory has of
+//! the file is bounded, but for 8 bytes a group: 2.4 MB for 100 GB.
 //!
-//! Nobody else looks into such a file, and it need not survive anything. So up to [`GATHERED`] bytes of
-//! neighbouring blocks are gathered in plaintext, sealed and written at once. What could not be written
-//! stays here, is read from here, and the call that tried gets the error; so does each that tries again.
+//! Nobody else looks into such a file, and it need not survive anything. So up to [`GATHERED`]
+//! bytes of neighbouring blocks are gathered in plaintext, sealed and written at once. What could
+//! not be written stays here, is read from here, and the call that tried gets the error; so does
+//! each that tries again.
 
 mod groups;
+
+use std::collections::BTreeMap;
 
 use self::groups::{Groups, PER_GROUP, position};
 use super::tuning::Tuning;
@@ -34,9 +37,12 @@ pub(crate) struct Scratch {
     /// Blocks from `first` on that are newer than the base.
     gathered: Vec<u8>,
     first: u64,
+    /// Blocks that were cut within and not written since: what is behind reads as zeros.
+    cut: BTreeMap<u64, usize>,
     /// The gathered blocks in sealed form, and room for one trailer.
     image: Vec<u8>,
-    /// The plaintext of one block that is in the base, and its number: what small reads in a row ask for.
+    /// The plaintext of one block that is in the base, and its number: what small reads in a row
+    /// ask for.
     held: Option<u64>,
     plain: Box<[u8]>,
     sealed: Box<[u8]>,
@@ -51,6 +57,7 @@ impl Scratch {
             size: 0,
             gathered: Vec::new(),
             first: 0,
+            cut: BTreeMap::new(),
             image: Vec::new(),
             held: None,
             plain: vec![0; BLOCK].into(),
@@ -91,22 +98,25 @@ impl Scratch {
     }
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
-        let whole = size / BLOCK as u64;
-        let rest = (size % BLOCK as u64) as usize;
-        if size < self.size && rest > 0 {
-            let place = self.gather(base, whole, false)?;
-            self.gathered[place + rest..place + BLOCK].fill(0);
-            self.settle(base)?;
-        }
         let blocks = size.div_ceil(BLOCK as u64);
         self.groups.before_cut(base, &mut self.cipher, blocks)?;
         base.truncate(position(blocks))?;
         self.groups.cut(blocks);
-        self.held = self.held.filter(|&held| held < blocks);
+        let (last, within) = (size / BLOCK as u64, (size % BLOCK as u64) as usize);
+        self.held = self.held.filter(|&held| held < last);
         self.gathered.truncate(blocks.saturating_sub(self.first) as usize * BLOCK);
+        self.cut.split_off(&blocks);
         if size == 0 {
             self.gathered = Vec::new();
             self.image = Vec::new();
+        } else if within > 0 && size < self.size {
+            match self.place(last) {
+                Some(place) => self.gathered[place + within..place + BLOCK].fill(0),
+                None => {
+                    let cut = self.cut.entry(last).or_insert(within);
+                    *cut = within.min(*cut);
+                }
+            }
         }
         self.size = size;
         Ok(())
@@ -141,6 +151,7 @@ impl Scratch {
         let place = self.gathered.len();
         // If `whole`, whatever is in it is overwritten at once.
         self.gathered.extend_from_slice(&self.plain);
+        self.cut.remove(&block);
         if self.held == Some(block) {
             self.held = None;
         }
@@ -171,7 +182,11 @@ impl Scratch {
         base.read(&mut self.sealed[..BLOCK], position(block))?;
         self.cipher
             .open(block, &self.sealed, plain)
-            .map_err(|_| Error::ScratchAuthentication { block })
+            .map_err(|_| Error::ScratchAuthentication { block })?;
+        if let Some(&cut) = self.cut.get(&block) {
+            plain[cut..].fill(0);
+        }
+        Ok(())
     }
 
     /// Seals and writes what is gathered, one write for each group that it lies in.

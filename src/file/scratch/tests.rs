@@ -189,15 +189,44 @@ fn write_three_groups(scratch: &mut Scratch, base: &Memory, fill: u8) {
     scratch.flush(base).unwrap();
 }
 
+/// A rollback of a temporary database on a full disk begins with a truncation.
+#[test]
+fn a_truncation_writes_nothing() {
+    let base = Failing { base: Memory::default(), fail: false.into() };
+    let mut scratch = Scratch::new(Tuning::default()).unwrap();
+    scratch.groups = Groups::with(1);
+    for block in 0..3 * PER_GROUP {
+        scratch.write(&base, &[1; BLOCK], block * BLOCK as u64).unwrap();
+    }
+    let whole = base.base.0.borrow().clone();
+    for at in [5 * BLOCK + 1000, 4 * BLOCK + 500, 4 * BLOCK] {
+        scratch.truncate(&base, at as u64).unwrap();
+        let len = base.base.size().unwrap() as usize;
+        assert!(base.base.0.borrow()[..] == whole[..len], "cut at {at}");
+        assert_eq!(scratch.size(), at as u64);
+    }
+    // What was cut off within a block reads as zeros once the file is longer again.
+    scratch.write(&base, &[2; BLOCK], 0).unwrap();
+    scratch.truncate(&base, 2 * BLOCK as u64 + 7).unwrap();
+    scratch.write(&base, &[3], 9 * BLOCK as u64).unwrap();
+    let mut got = vec![9; 2 * BLOCK];
+    scratch.read(&base, &mut got, 2 * BLOCK as u64).unwrap();
+    assert!(got[..7] == [1; 7] && got[7..].iter().all(|&byte| byte == 0));
+}
+
 /// Whoever can write the file changes nothing that goes unnoticed, and puts nothing older back.
 #[test]
 fn neither_blocks_nor_trailers_can_be_put_back() {
     let block = |number: u64| position(number) as usize..position(number) as usize + BLOCK;
-    let trailers = |group: u64| block(PER_GROUP * (group + 1)).start - BLOCK..position((group + 1) * PER_GROUP) as usize;
+    let trailers = |group: u64| {
+        block(PER_GROUP * (group + 1)).start - BLOCK..position((group + 1) * PER_GROUP) as usize
+    };
     type Attack = fn(&mut [u8], &[u8], [std::ops::Range<usize>; 3]);
     let attacks: [(&str, Attack); 6] = [
         ("a bit of a trailer", |now, _, [_, trailers, _]| now[trailers.start + 30] ^= 1),
-        ("a bit of the trailers' own trailer", |now, _, [_, trailers, _]| now[trailers.end - 20] ^= 1),
+        ("a bit of the trailers' own trailer", |now, _, [_, trailers, _]| {
+            now[trailers.end - 20] ^= 1
+        }),
         ("an older block", |now, old, [block, ..]| now[block.clone()].copy_from_slice(&old[block])),
         ("older trailers", |now, old, [_, trailers, _]| {
             now[trailers.clone()].copy_from_slice(&old[trailers]);

@@ -389,12 +389,12 @@ pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
 /// Creation writes copy A, syncs it, writes pages, and at the first commit copy B, syncs that, and
 /// copy A again. Both then say that there are pages, and the pages are on disk. So this is so where
 /// 1. the file has no page: it ends with the envelope or before, at a multiple of a sector;
-/// 2. copy A, whole or torn, is of no later format and says that there are no pages, or is zeros and
-///    so is all that follows;
+/// 2. copy A, whole or torn, is of no later format and says that there are no pages, or is zeros
+///    and so is all that follows;
 /// 3. copy B is zeros, or begins as one.
 ///
-/// Nothing here is authenticated: whoever can write the file can empty it, too. What this tells apart
-/// is a crash, and a file that was cut.
+/// Nothing here is authenticated: whoever can write the file can empty it, too. What this tells
+/// apart is a crash, and a file that was cut.
 #[must_use]
 pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     // A header shorter than the file leaves bytes unseen; a longer one was filled up by its reader.
@@ -411,7 +411,11 @@ pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     };
     let (a, b) = copies(header);
     let no_pages = a.get(FLAGS_AT).is_some_and(|flags| flags & HAS_PAGES == 0);
-    if is_zero(a) { !a.is_empty() && is_zero(b) } else { no_pages && begins(a) && (is_zero(b) || begins(b)) }
+    if is_zero(a) {
+        !a.is_empty() && is_zero(b)
+    } else {
+        no_pages && begins(a) && (is_zero(b) || begins(b))
+    }
 }
 
 /// Copies A and B, as far as `header` has them.

@@ -128,15 +128,25 @@ fn a_creation_cut_off_is_begun_anew_or_completed() {
         ("half of copy A", first[..512].to_vec(), 0),
         ("copy A", first[..COPY_LEN].to_vec(), 0),
         ("copy A, and room up to page 1", first[..ENVELOPE_LEN].to_vec(), 0),
-        ("copies A and B, no page", [&first[..COPY_LEN], &last[COPY_LEN..ENVELOPE_LEN]].concat(), 0),
+        (
+            "copies A and B, no page",
+            [&first[..COPY_LEN], &last[COPY_LEN..ENVELOPE_LEN]].concat(),
+            0,
+        ),
         ("copy A and pages", first.clone(), 2),
-        ("B torn", [&first[..COPY_LEN], &last[COPY_LEN..9000], &[0; 7384], &first[ENVELOPE_LEN..]].concat(), 2),
+        (
+            "B torn",
+            [&first[..COPY_LEN], &last[COPY_LEN..9000], &[0; 7384], &first[ENVELOPE_LEN..]]
+                .concat(),
+            2,
+        ),
         ("B whole", [&first[..COPY_LEN], &last[COPY_LEN..]].concat(), 2),
         ("A torn", [&last[..40], &[0; 8152], &last[COPY_LEN..]].concat(), 2),
         ("all", last.clone(), 2),
     ] {
         let base = Memory(bytes.into());
-        let mut db = MainDb::open(&base, wishes()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut db =
+            MainDb::open(&base, wishes()).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(db.size(&base).unwrap(), pages * 4096, "{what}");
         assert_eq!(db.has_no_page(), pages == 0, "{what}");
         if pages == 0 {
@@ -301,7 +311,8 @@ fn files_that_are_no_database_are_told_apart() {
     }
 }
 
-/// A database of `count` pages of 1024 bytes, whose freelist is trunk page 3 with leaves 4, 6 and 9.
+/// A database of `count` pages of 1024 bytes, whose freelist is trunk page 3 with leaves 4, 6 and
+/// 9.
 fn with_free_pages(count: u64) -> (Memory, MainDb) {
     let (base, mut db) = created(1024);
     let mut first = page_1(1024, 48);

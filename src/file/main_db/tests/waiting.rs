@@ -1,4 +1,5 @@
-//! Pages of a checkpoint that wait to be written with their neighbours, and pages that are read ahead.
+//! Pages of a checkpoint that wait to be written with their neighbours, and pages that are read
+//! ahead.
 
 use std::cell::Cell;
 
@@ -165,8 +166,8 @@ fn a_bad_page_in_the_window_is_read_again() {
     }
 }
 
-/// Each call of the base fails, once or for good: what SQLite was told was written is written, or the
-/// error is said before the transaction is over.
+/// Each call of the base fails, once or for good: what SQLite was told was written is written, or
+/// the error is said before the transaction is over.
 #[test]
 fn an_error_is_told_before_anybody_counts_on_the_page() {
     for for_good in [false, true] {
@@ -271,9 +272,11 @@ fn a_page_cut_off_under_a_lock_is_an_error() {
         ("another size", |db, base| db.truncate(base, 22 * PAGE as u64, &mut || Ok(None))),
     ];
     for (what, event) in events {
-        for (how, left, grown) in
-            [("cut", 10, 0), ("cut within a page", 10, 100), ("cut, and zeros", 10, 10 * PAGE as u64)]
-        {
+        for (how, left, grown) in [
+            ("cut", 10, 0),
+            ("cut within a page", 10, 100),
+            ("cut, and zeros", 10, 10 * PAGE as u64),
+        ] {
             let (base, mut db) = database(20);
             db.lock_changed(true);
             db.size(&base).unwrap();
