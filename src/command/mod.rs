@@ -209,14 +209,14 @@ pub(crate) fn pragma(
     value: Option<&str>,
 ) -> Result<Option<String>> {
     let name = name.to_ascii_lowercase();
-    let (db, base) = target.parts()?;
+    let (db, _) = target.parts()?;
     if KEYS_IN_SQL.contains(&name.as_str()) && (!db.is_plain() || name.starts_with("tde_")) {
         return Err(key_in_sql(&name));
     }
     match value {
         _ if name.starts_with("tde_") => {}
         Some(size) if name == "page_size" && !db.is_plain() => {
-            return status::page_size(db, base, size).map(|()| None);
+            return status::page_size(db, size).map(|()| None);
         }
         _ => return Ok(None),
     }

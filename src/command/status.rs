@@ -183,17 +183,14 @@ pub(crate) fn verify(
 }
 
 /// Refuses a page size that cannot be: SQLite would cut the new pages up in units of the old ones.
-pub(crate) fn page_size(db: &MainDb, base: &impl Storage, size: &str) -> Result<()> {
+pub(crate) fn page_size(db: &MainDb, size: &str) -> Result<()> {
     let Ok(size) = size.trim().parse::<u32>() else { return Ok(()) };
     let known = (512..=65536).contains(&size) && size.is_power_of_two();
-    let has_content = db.size(base)? > 0;
     match db.envelope() {
         // Knowing of the trailer, SQLite takes it for 1024.
         Some(envelope) if size == 512 && envelope.page_size == 1024 => Ok(()),
-        Some(_) if size == 512 && has_content => Err(Error::PageSize(size)),
-        Some(envelope) if known && has_content && envelope.page_size != size => {
-            Err(Error::PageSizeChange)
-        }
+        Some(_) if size == 512 => Err(Error::PageSize(size)),
+        Some(envelope) if known && envelope.page_size != size => Err(Error::PageSizeChange),
         _ => Ok(()),
     }
 }

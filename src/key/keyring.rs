@@ -191,6 +191,7 @@ impl Keyring {
             scan_state: ScanState::None,
             scan_cursor: 0,
             manual_rotation: false,
+            has_pages: false,
             current: DekRecord { version: FIRST, suite, wrapped: Vec::new() },
             retired: Vec::new(),
             protectors: vec![record],

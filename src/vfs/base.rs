@@ -15,6 +15,10 @@ pub(crate) struct BaseFile {
     mapped: bool,
 }
 
+/// Bytes of the longest read or write of the base VFS: SQLite's largest page. SQLite never asks for
+/// more, and its unix VFS masks a length with 0x1ffff, so that it would write nothing of 128 KiB.
+const MOST_AT_ONCE: usize = 65536;
+
 /// Bytes of a region of the wal-index, as SQLite maps it.
 pub(super) const WAL_INDEX_REGION: c_int = 32768;
 
@@ -201,15 +205,27 @@ fn done(code: c_int) -> Result<()> {
 
 impl Storage for BaseFile {
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        match call!(self, xRead, buf.as_mut_ptr().cast(), buf.len() as c_int, at as i64) {
-            ffi::SQLITE_OK => Ok(true),
-            ffi::SQLITE_IOERR_SHORT_READ => Ok(false),
-            code => Err(Error::Base(code)),
+        for done in (0..buf.len()).step_by(MOST_AT_ONCE) {
+            let left = &mut buf[done..];
+            let (part, rest) = left.split_at_mut(MOST_AT_ONCE.min(left.len()));
+            let at = (at + done as u64) as i64;
+            match call!(self, xRead, part.as_mut_ptr().cast(), part.len() as c_int, at) {
+                ffi::SQLITE_OK => {}
+                ffi::SQLITE_IOERR_SHORT_READ => {
+                    rest.fill(0);
+                    return Ok(false);
+                }
+                code => return Err(Error::Base(code)),
+            }
         }
+        Ok(true)
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        done(call!(self, xWrite, bytes.as_ptr().cast(), bytes.len() as c_int, at as i64))
+        for (part, at) in bytes.chunks(MOST_AT_ONCE).zip((at..).step_by(MOST_AT_ONCE)) {
+            done(call!(self, xWrite, part.as_ptr().cast(), part.len() as c_int, at as i64))?;
+        }
+        Ok(())
     }
 
     fn truncate(&self, size: u64) -> Result<()> {

@@ -230,7 +230,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
                 }
             }
             ffi::SQLITE_FCNTL_PDB => open.connection = arg.cast(),
-            ffi::SQLITE_FCNTL_SYNC => open.flush()?,
+            ffi::SQLITE_FCNTL_SYNC => open.before_commit()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
             ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.unmap(),
@@ -332,7 +332,7 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
                 }
             }
             ffi::SQLITE_OK => {
-                open.shm_locked(n);
+                open.shm_locked(offset, n);
                 if writes {
                     open.writing_starts();
                 }

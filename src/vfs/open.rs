@@ -42,14 +42,6 @@ fn rollback_ends(parent: *mut ffi::sqlite3_file) {
     }
 }
 
-/// The journal of the database file `parent` is written: by a transaction, and not by one that is over.
-fn transaction_goes_on(parent: *mut ffi::sqlite3_file) {
-    rollback_ends(parent);
-    if let Ok(open) = parent_of(parent) {
-        open.asked = false;
-    }
-}
-
 /// The state that the database file `parent` of a journal is in.
 fn state_of(parent: *mut ffi::sqlite3_file) -> Result<Begun> {
     match parent_of(parent)? {
@@ -70,11 +62,16 @@ pub(super) fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFil
     unsafe { TdeFile::of(file) }
 }
 
-/// The smallest size in pages that the log `file` allows its database.
-fn least_pages(file: *mut ffi::sqlite3_file) -> Result<u32> {
+/// The smallest size in pages that the log `file` allows its database, of which `shm` is the
+/// wal-index; `None` where there is no log.
+fn least_pages(file: *mut ffi::sqlite3_file, shm: &Shm) -> Result<Option<u32>> {
     match log_of(file) {
-        Some(OpenFile { base, content: Content::Wal(wal), .. }) => wal.least_pages(base),
-        _ => Ok(0),
+        Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
+            let in_file = shm.frames_in_file().unwrap_or(0);
+            let least = wal.least_pages(base, in_file)?;
+            Ok(Some(least.max(shm.pages_if_all_in_file().unwrap_or(0))))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -101,7 +98,10 @@ impl Parent for OpenFile {
 
     fn pages(&self) -> Result<u32> {
         match &self.content {
-            Content::Db(db) => db.pages(&self.base),
+            Content::Db(db) => {
+                let in_index = self.shm.pages().filter(|&pages| pages > 0);
+                db.pages(&self.base, in_index)
+            }
             _ => Err(Error::NotEncrypted),
         }
     }
@@ -129,11 +129,10 @@ pub(super) struct OpenFile {
     pub(super) checkpoint_end: Option<u32>,
     /// The open rollback journal of a database file; null where there is none.
     pub(super) journal: *mut ffi::sqlite3_file,
-    /// SQLite has asked for what this transaction wrote. If more comes, as from a VFS above that held
-    /// it back, nobody asks again.
-    pub(super) asked: bool,
     /// SQLite is being told to reserve bytes, and may ask for the file's size meanwhile.
     pub(super) reserves: bool,
+    /// SQLite's code of a failure that no call has reported yet.
+    pub(super) owed: Option<c_int>,
 }
 
 impl OpenFile {
@@ -159,8 +158,8 @@ impl OpenFile {
             log: std::ptr::null_mut(),
             checkpoint_end: None,
             journal: std::ptr::null_mut(),
-            asked: false,
             reserves: false,
+            owed: None,
         }
     }
 
@@ -220,7 +219,7 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
-                transaction_goes_on(self.parent);
+                rollback_ends(self.parent);
                 if journal.begins(bytes, at) {
                     journal.begin_on(state_of(self.parent)?);
                 }
@@ -236,6 +235,7 @@ impl OpenFile {
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
             Content::Through => self.base.write(bytes, at)?,
         }
+        self.assert_nothing_is_lost();
         Ok(ffi::SQLITE_OK)
     }
 
@@ -250,10 +250,12 @@ impl OpenFile {
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
             Content::Through => self.base.truncate(size)?,
         }
+        self.assert_nothing_is_lost();
         Ok(ffi::SQLITE_OK)
     }
 
     pub(super) fn sync(&mut self, flags: c_int) -> Result<c_int> {
+        self.pay()?;
         match &mut self.content {
             Content::Db(db) => db.before_sync(&self.base)?,
             Content::Wal(wal) => wal.before_sync(&self.base, parent_of(self.parent)?)?,
@@ -265,10 +267,7 @@ impl OpenFile {
 
     pub(super) fn size(&mut self) -> Result<u64> {
         match &mut self.content {
-            Content::Db(db) => {
-                db.flush(&self.base)?;
-                db.size(&self.base)
-            }
+            Content::Db(db) => db.size(&self.base),
             Content::Journal(journal) => journal.size(&self.base),
             Content::Wal(wal) => wal.size(&self.base, parent_of(self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
@@ -283,9 +282,8 @@ impl OpenFile {
             return Ok(code);
         }
         let held = std::mem::replace(&mut self.lock, level);
-        self.asked = false;
         if let Content::Db(db) = &mut self.content {
-            db.lock_changed();
+            db.lock_changed(held == ffi::SQLITE_LOCK_NONE);
             if held == ffi::SQLITE_LOCK_NONE
                 && let Err(error) = db.look(&self.base)
             {
@@ -344,15 +342,13 @@ impl OpenFile {
     }
 
     pub(super) fn unlock(&mut self, level: c_int) -> c_int {
-        if level < ffi::SQLITE_LOCK_RESERVED {
-            self.end_writing();
-        }
         let code = self.base.unlock(level);
         // Also after an error: a lock that may be gone must not be counted on.
         self.lock = level;
         if let Content::Db(db) = &mut self.content {
-            db.lock_changed();
+            db.lock_changed(level == ffi::SQLITE_LOCK_NONE);
         }
+        self.assert_nothing_is_lost();
         code
     }
 
@@ -382,12 +378,19 @@ impl OpenFile {
         }
     }
 
-    /// `count` locks on the wal-index were taken.
-    pub(super) fn shm_locked(&mut self, count: c_int) {
+    /// `count` locks on the wal-index were taken. No checkpoint of another connection makes the file
+    /// shorter than this one knows it while it reads or checkpoints; when it begins a checkpoint,
+    /// SQLite asks for the size once more.
+    pub(super) fn shm_locked(&mut self, offset: c_int, count: c_int) {
+        /// What a writer takes beside its read lock.
+        const WRITE: c_int = 0;
+        /// The first of the locks of readers.
+        const READ: c_int = 3;
+        let first = self.shm.held == 0 || WRITE < offset && offset < READ;
         self.shm.locks += 1;
         self.shm.held += count.unsigned_abs();
         if let Content::Db(db) = &mut self.content {
-            db.lock_changed();
+            db.lock_changed(first);
         }
     }
 
@@ -416,7 +419,7 @@ impl OpenFile {
     /// Refuses a database file that is shorter than its log allows.
     fn check_size(&self) -> Result<()> {
         let Content::Db(db) = &self.content else { return Ok(()) };
-        db.check_size(&self.base, &mut || least_pages(self.log))
+        db.check_size(&self.base, &mut || least_pages(self.log, &self.shm))
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
@@ -427,13 +430,17 @@ impl OpenFile {
         }
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(self.log))
+        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(self.log, &self.shm))?;
+        self.assert_journal_is_there();
+        Ok(())
     }
 
+    /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
+    /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
-        self.flush_journal()?;
+        self.pay()?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.truncate(&self.base, size, &mut || least_pages(self.log))
+        db.truncate(&self.base, size, &mut || least_pages(self.log, &self.shm))
     }
 
     /// The file is open as `file`: a database learns of its log and of its journal.

@@ -423,11 +423,18 @@ fn sound(db: &Connection, schema: &str) -> Result<(), String> {
     if answer == "ok" { Ok(()) } else { Err(format!("{schema}: {answer}")) }
 }
 
+fn is_empty(db: &Connection, schema: &str) -> Result<bool, String> {
+    db.query_row(&format!("PRAGMA {schema}.page_count"), [], |row| row.get::<_, i64>(0))
+        .map(|pages| pages == 0)
+        .map_err(|error| format!("{schema}: page_count: {error:?}"))
+}
+
 fn verified(db: &Connection, schema: &str, creating: bool) -> Result<(), String> {
     match sqlite_tde::verify(db, schema, |_, _| ()) {
         Ok(found) if found.is_clean() => Ok(()),
         Ok(found) if creating && found.bad_pages.is_empty() => Ok(()),
-        Err(sqlite_tde::Error::NotEncrypted) if creating => Ok(()),
+        // A journal that comes back takes back the first commit, and the file is empty, as it was.
+        Err(sqlite_tde::Error::NotEncrypted) if creating || is_empty(db, schema)? => Ok(()),
         other => Err(format!("{schema}: verify: {other:?}")),
     }
 }

@@ -327,6 +327,12 @@ impl Journal {
         flushed
     }
 
+    /// Whether bytes wait that the base must have before the database file changes.
+    pub(crate) fn owes(&self) -> bool {
+        let waits = self.tail.clean_end() < self.tail.end() || self.header.is_some();
+        waits && !self.given_up
+    }
+
     /// Makes room: brings all records but one that SQLite goes on with to the base.
     fn flush_records(&mut self, base: &impl Storage) -> Result<()> {
         let end = self.tail.end();

@@ -82,7 +82,9 @@ impl MainDb {
 
     /// Whether the copies of the envelope were not equal when last read, and this handle may mend that.
     pub(crate) fn wants_mending(&self) -> bool {
-        self.copies_differ && !self.wishes.read_only && !self.is_read_only()
+        // Before the first commit they are not equal, and that commit writes both.
+        let has_pages = self.envelope().is_some_and(|envelope| envelope.has_pages);
+        has_pages && self.copies_differ && !self.wishes.read_only && !self.is_read_only()
     }
 
     /// Writes the envelope in force over the other copy, if that is another one: a change of protectors was

@@ -2,6 +2,8 @@
 //! ahead for SQLite counts, and only frames that are in the file. A frame of this log counts also
 //! without SQLite's salts: those that it commits without them are read and checkpointed as others.
 
+use std::collections::BTreeSet;
+
 use super::layout::Layout;
 use super::{Frames, Parent, Wal, number};
 use crate::error::Result;
@@ -9,16 +11,22 @@ use crate::file::Storage;
 
 impl Wal {
     /// The smallest size in pages that the database file may have: what it had when the log was
-    /// begun, or what a checkpoint cut it to since.
-    pub(crate) fn least_pages(&mut self, base: &impl Storage) -> Result<u32> {
+    /// begun, or what a checkpoint cut it to since; and each page of the frames up to `in_file`, which
+    /// checkpoints have brought there, as far as no commit made the database smaller.
+    pub(crate) fn least_pages(&mut self, base: &impl Storage, in_file: u32) -> Result<u32> {
         self.load_layout(base)?;
-        let mut least = self.pages();
-        self.survey(base, u32::MAX, |wal, _, good| {
+        let begun = self.pages();
+        let (mut smallest, mut written) = (u32::MAX, BTreeSet::new());
+        self.survey(base, u32::MAX, |wal, frame, good| {
             if good {
-                least = wal.commit().map_or(least, |pages| least.min(pages));
+                smallest = wal.commit().map_or(smallest, |pages| smallest.min(pages));
+                if frame <= in_file {
+                    written.insert(number(&wal.plain));
+                }
             }
         })?;
-        Ok(least)
+        let written = written.range(..=smallest).next_back().copied().unwrap_or(0);
+        Ok(begun.min(smallest).max(written))
     }
 
     /// Authenticates the frames up to `last`, that of the last commit, and compares them with the

@@ -172,7 +172,7 @@ fn a_committed_frame_without_salts_is_read_by_everyone_and_ends_a_recovery() {
                 assert!(found.bad.is_empty(), "{what}: {found:?}");
                 assert_eq!(found.pages, [3, 4, 8, 9].into(), "{what}");
                 let least = if commit == 0 { 6 } else { 5 };
-                assert_eq!(wal.least_pages(&base).unwrap(), least, "{what}");
+                assert_eq!(wal.least_pages(&base, 0).unwrap(), least, "{what}");
             }
         }
         // The bytes that SQLite put there, for it to end the log at.
