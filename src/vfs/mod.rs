@@ -5,10 +5,12 @@
 //! | this one | the VFS: registration, opening files, and what is passed on as it is |
 //! | `file.rs` | the methods of an open file |
 //! | `content.rs` | what stands in an open file |
+//! | `shared.rs` | an open file as its neighbours reach it: entered by one call at a time |
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
 //! | `waiting.rs` | which writes may wait for those that follow |
 //! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
+//! | `kin.rs` | telling VFSs of this library from others |
 //! | `names.rs` | the open database files by name, for their journals and logs |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
 //! | `table.rs` | the table-valued functions |
@@ -25,9 +27,11 @@ pub(crate) mod connection;
 mod content;
 mod exclusion;
 mod file;
+mod kin;
 mod names;
 mod open;
 pub(crate) mod routines;
+mod shared;
 mod shm;
 mod table;
 mod waiting;
@@ -49,8 +53,9 @@ use crate::file::tuning::switch;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
 use content::Content;
-use file::TdeFile;
+use file::{Offers, TdeFile};
 use open::OpenFile;
+use shared::Shared;
 
 /// A registered VFS. Never freed, because connections point to it.
 struct Vfs {
@@ -78,22 +83,21 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
         Some(&address) => {
             let vfs = ptr::with_exposed_provenance_mut::<ffi::sqlite3_vfs>(address);
             // SAFETY: only `create` puts addresses into the map, and what it makes is never freed.
-            let vfs = unsafe { &mut *vfs };
-            *state(vfs).wishes.write().unwrap_or_else(PoisonError::into_inner) = wishes;
+            *unsafe { state(vfs) }.wishes.write().unwrap_or_else(PoisonError::into_inner) = wishes;
             vfs
         }
         None => {
             let vfs = create(name, base, wishes)?;
-            registered.insert(name.to_owned(), ptr::from_mut(vfs).expose_provenance());
+            registered.insert(name.to_owned(), vfs.expose_provenance());
             vfs
         }
     };
     // A host may unload a library that failed. So nothing points into it before all that can fail
     // is done: after the first of these, SQLite is initialised, and then the second cannot fail.
     // Both last until sqlite3_shutdown, hence are said again in each registration.
-    for code in
-        [api::on_every_connection(connection::add_functions), api::register_vfs(vfs, default)]
-    {
+    // SAFETY: `create` made it, and it is never freed.
+    let registered = unsafe { api::register_vfs(vfs, default) };
+    for code in [api::on_every_connection(connection::add_functions), registered] {
         if code != ffi::SQLITE_OK {
             return Err(Error::Base(code));
         }
@@ -103,21 +107,24 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     Ok(())
 }
 
-fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<&'static mut ffi::sqlite3_vfs> {
+fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sqlite3_vfs> {
     let no_nul = |name: &str| {
         CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
     };
     let base_name = base.map(no_nul).transpose()?;
-    let base_vfs = api::find_vfs(base_name.as_deref());
-    // SAFETY: a non-null answer of sqlite3_vfs_find points to a registered VFS.
-    let Some(below) = (unsafe { base_vfs.as_ref() }) else {
-        return Err(Error::Usage(format!("there is no VFS called {}", base.unwrap_or("default"))));
+    let base_vfs = kin::base_for(base_name.as_deref())?;
+    // SAFETY: `base_for` answers registered VFSs. Members of later versions are there where the
+    // version says so.
+    let (max_path, has_time) = unsafe {
+        let time = (*base_vfs).iVersion >= 2 && (*base_vfs).xCurrentTimeInt64.is_some();
+        ((*base_vfs).mxPathname, time)
     };
     let name = no_nul(name)?;
     let vfs = ffi::sqlite3_vfs {
-        iVersion: below.iVersion.min(3),
-        szOsFile: (TdeFile::LEN + below.szOsFile as usize) as c_int,
-        mxPathname: below.mxPathname,
+        // SQLite asks of version 2 whether it has xCurrentTimeInt64, and nothing of version 3.
+        iVersion: 3,
+        szOsFile: size_of::<TdeFile>() as c_int,
+        mxPathname: max_path,
         pNext: ptr::null_mut(),
         zName: name.into_raw(),
         pAppData: Box::into_raw(Box::new(Vfs { base: base_vfs, wishes: RwLock::new(wishes) }))
@@ -134,12 +141,12 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<&'static mut
         xSleep: Some(sleep),
         xCurrentTime: Some(current_time),
         xGetLastError: Some(get_last_error),
-        xCurrentTimeInt64: below.xCurrentTimeInt64.map(|_| current_time_int64 as _),
-        xSetSystemCall: below.xSetSystemCall.map(|_| set_system_call as _),
-        xGetSystemCall: below.xGetSystemCall.map(|_| get_system_call as _),
-        xNextSystemCall: below.xNextSystemCall.map(|_| next_system_call as _),
+        xCurrentTimeInt64: has_time.then_some(current_time_int64),
+        xSetSystemCall: Some(set_system_call),
+        xGetSystemCall: Some(get_system_call),
+        xNextSystemCall: Some(next_system_call),
     };
-    Ok(Box::leak(Box::new(vfs)))
+    Ok(Box::into_raw(Box::new(vfs)))
 }
 
 /// Makes a forked child draw nonces of its own.
@@ -181,9 +188,11 @@ fn raise(error: Error) -> c_int {
     code
 }
 
-fn state(vfs: &ffi::sqlite3_vfs) -> &Vfs {
+/// # Safety
+/// `vfs` is one that `create` made.
+unsafe fn state<'a>(vfs: *const ffi::sqlite3_vfs) -> &'a Vfs {
     // SAFETY: `create` stored it, and neither is ever freed.
-    unsafe { &*vfs.pAppData.cast::<Vfs>() }
+    unsafe { &*(*vfs).pAppData.cast::<Vfs>() }
 }
 
 /// Whether `vfs` is one of ours.
@@ -192,14 +201,17 @@ fn state(vfs: &ffi::sqlite3_vfs) -> &Vfs {
 /// `vfs` is NULL or a registered VFS.
 unsafe fn is_ours(vfs: *mut ffi::sqlite3_vfs) -> bool {
     // SAFETY: as above.
-    let open = unsafe { vfs.as_ref() }.and_then(|vfs| vfs.xOpen);
+    let open = if vfs.is_null() { None } else { unsafe { (*vfs).xOpen } };
     open.is_some_and(|open| ptr::fn_addr_eq(open, open_file as OpenMethod))
 }
 
-/// The base VFS behind one of ours.
-unsafe fn base_of<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a mut ffi::sqlite3_vfs {
-    // SAFETY: SQLite passes the VFS that was registered; its base stays registered beside it.
-    unsafe { &mut *state(&*vfs).base }
+/// The base VFS behind one of ours, which stays registered beside it.
+///
+/// # Safety
+/// `vfs` is one that `create` made: SQLite passes the VFS that was registered.
+unsafe fn base_of(vfs: *mut ffi::sqlite3_vfs) -> *mut ffi::sqlite3_vfs {
+    // SAFETY: as above.
+    unsafe { state(vfs).base }
 }
 
 type OpenMethod = unsafe extern "C" fn(
@@ -244,60 +256,45 @@ unsafe fn open_inside(
     } else {
         ptr::null_mut()
     };
-    // SAFETY: the database file stays open while its journal or log is, and SQLite is in no call on it.
-    let parent = Content::before_open(kind, unsafe { TdeFile::of(parent_file) }, flags)?;
-    let below = TdeFile::base(file);
-    // SAFETY: `file` has room for the base VFS's file behind ours; the other arguments are passed
-    // on as they came, `name` above all.
-    let code = unsafe {
-        (*below).pMethods = ptr::null();
-        let base = base_of(vfs);
-        base.xOpen.map_or(ffi::SQLITE_CANTOPEN, |open| open(base, name, below, flags, out_flags))
-    };
-    if code != ffi::SQLITE_OK {
-        // SAFETY: SQLite closes a file whose methods are set even if opening it failed.
-        unsafe {
-            if !(*below).pMethods.is_null() {
-                BaseFile::new(below).close();
-            }
+    // SAFETY: the database file stays open while its journal or log is being opened.
+    let parent = unsafe { Shared::of(parent_file) };
+    Content::before_open(kind, open::enter(&parent)?.as_deref_mut(), flags)?;
+    // SAFETY: the arguments are passed on as they came, `name` above all.
+    let (base, writable) = unsafe {
+        let mut got = flags;
+        let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
+        if let Some(out_flags) = out_flags.as_mut() {
+            *out_flags = got;
         }
-        return Ok(code);
-    }
-    // SAFETY: it was just opened, and is closed below or by xClose.
-    let base = unsafe { BaseFile::new(below) };
-    let version = base.version();
+        (base, got & ffi::SQLITE_OPEN_READWRITE != 0)
+    };
+    kin::refuse_kin(&base)?;
     let path = name;
     // SAFETY: a name that is not NULL ends with a NUL.
     let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
-    match Content::new(&base, kind, name, wishes, parent) {
-        Ok(content) => {
-            // SAFETY: `parent_file` is the database of a journal or log, else null; both were passed to
-            // the base's xOpen.
-            let mut open = unsafe {
-                let place = Place::new(base_of(vfs), path);
-                OpenFile::new(base, content, place, parent_file)
-            };
-            open.opened(file);
-            if kind == FileKind::MainDb {
-                open.rotate_by_itself();
-            }
-            if open.is_read_only() {
-                // SAFETY: `out_flags` is NULL or points to an int.
-                unsafe { say_read_only(out_flags) };
-            }
-            // SAFETY: `file` has room for a `TdeFile`.
-            unsafe { TdeFile::install(file, open, version) };
-            if kind == FileKind::MainDb {
-                // SAFETY: `path` is what was passed to xOpen, and xClose forgets the file.
-                unsafe { names::remember(file, path) };
-            }
-            Ok(ffi::SQLITE_OK)
-        }
-        Err(error) => {
-            base.close();
-            Err(error)
+    let content = Content::new(&base, kind, name, wishes, open::enter(&parent)?.as_deref())?;
+    let offers = Offers::of(&base);
+    // SAFETY: both were passed to the base's xOpen.
+    let place = unsafe { Place::new(base_of(vfs), path) };
+    let mut open = OpenFile::new(base, content, place, parent, writable);
+    if kind == FileKind::MainDb {
+        open.rotate_by_itself();
+    }
+    if open.is_read_only() {
+        // SAFETY: `out_flags` is NULL or points to an int.
+        unsafe { say_read_only(out_flags) };
+    }
+    let shared = Shared::new(open);
+    shared.enter()?.link(&shared)?;
+    // SAFETY: `file` has room for a `TdeFile`; `path` is what was passed to xOpen, and xClose forgets
+    // the file.
+    unsafe {
+        TdeFile::install(file, shared, offers);
+        if kind == FileKind::MainDb {
+            names::remember(file, path);
         }
     }
+    Ok(ffi::SQLITE_OK)
 }
 
 /// Tells SQLite that the file is open for reading alone.
@@ -311,7 +308,7 @@ unsafe fn say_read_only(out_flags: *mut c_int) {
 /// What the registration of `vfs`, one of ours, says.
 unsafe fn registered_wishes<'a>(vfs: *mut ffi::sqlite3_vfs) -> RwLockReadGuard<'a, Wishes> {
     // SAFETY: SQLite passes the VFS that was registered; its state is never freed.
-    state(unsafe { &*vfs }).wishes.read().unwrap_or_else(PoisonError::into_inner)
+    unsafe { state(vfs) }.wishes.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What this file's URI asks for, over what the registration says.
@@ -356,7 +353,7 @@ macro_rules! pass {
             // SAFETY: SQLite's arguments, to the method that SQLite would have called.
             unsafe {
                 let base = base_of(vfs);
-                match base.$method {
+                match (*base).$method {
                     Some(method) => method(base, $($arg),*),
                     None => $missing,
                 }
@@ -376,9 +373,57 @@ pass!(sleep => xSleep(microseconds: c_int) -> c_int, 0);
 pass!(current_time => xCurrentTime(out: *mut f64) -> c_int, ffi::SQLITE_ERROR);
 pass!(get_last_error => xGetLastError(len: c_int, out: *mut c_char) -> c_int, 0);
 pass!(current_time_int64 => xCurrentTimeInt64(out: *mut ffi::sqlite3_int64) -> c_int, ffi::SQLITE_ERROR);
-pass!(set_system_call => xSetSystemCall(name: *const c_char, call: ffi::sqlite3_syscall_ptr) -> c_int, ffi::SQLITE_NOTFOUND);
-pass!(get_system_call => xGetSystemCall(name: *const c_char) -> ffi::sqlite3_syscall_ptr, None);
-pass!(next_system_call => xNextSystemCall(name: *const c_char) -> *const c_char, ptr::null());
+
+/// The base VFS behind `vfs`, where it has methods of version 3.
+///
+/// # Safety
+/// As [`base_of`].
+unsafe fn base_with_system_calls(vfs: *mut ffi::sqlite3_vfs) -> Option<*mut ffi::sqlite3_vfs> {
+    // SAFETY: as above.
+    let base = unsafe { base_of(vfs) };
+    // SAFETY: the base is registered.
+    (unsafe { (*base).iVersion } >= 3).then_some(base)
+}
+
+unsafe extern "C" fn set_system_call(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    call: ffi::sqlite3_syscall_ptr,
+) -> c_int {
+    // SAFETY: SQLite's arguments, to the method that SQLite would have called.
+    unsafe {
+        let method =
+            base_with_system_calls(vfs).and_then(|base| Some((base, (*base).xSetSystemCall?)));
+        method.map_or(ffi::SQLITE_NOTFOUND, |(base, method)| method(base, name, call))
+    }
+}
+
+unsafe extern "C" fn get_system_call(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+) -> ffi::sqlite3_syscall_ptr {
+    // SAFETY: as above.
+    unsafe {
+        let base = base_with_system_calls(vfs)?;
+        (*base).xGetSystemCall?(base, name)
+    }
+}
+
+unsafe extern "C" fn next_system_call(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+) -> *const c_char {
+    // SAFETY: as above; names of VFSs are NUL-terminated.
+    unsafe {
+        let answer = kin::answer(name, (*vfs).zName, (*base_of(vfs)).zName);
+        if !answer.is_null() {
+            return answer;
+        }
+        let method =
+            base_with_system_calls(vfs).and_then(|base| Some((base, (*base).xNextSystemCall?)));
+        method.map_or(ptr::null(), |(base, method)| method(base, name))
+    }
+}
 
 type Symbol = Option<unsafe extern "C" fn(*mut ffi::sqlite3_vfs, *mut c_void, *const c_char)>;
 
@@ -390,6 +435,6 @@ unsafe extern "C" fn dl_sym(
     // SAFETY: SQLite's arguments, to the method that SQLite would have called.
     unsafe {
         let base = base_of(vfs);
-        base.xDlSym.and_then(|method| method(base, library, name))
+        (*base).xDlSym.and_then(|method| method(base, library, name))
     }
 }

@@ -1,13 +1,14 @@
 //! An open file: what each of SQLite's calls means for each kind of file.
 
 use std::ffi::c_int;
+use std::sync::Arc;
 
 use libsqlite3_sys as ffi;
 
 use super::api;
 use super::base::{BaseFile, Place};
 use super::content::{Content, read_from};
-use super::file::TdeFile;
+use super::shared::{Entered, Shared};
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
@@ -31,17 +32,27 @@ const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
     | ffi::SQLITE_IOCAP_SAFE_APPEND
     | ffi::SQLITE_IOCAP_BATCH_ATOMIC;
 
+/// Another open file that belongs to this one; none where there is none.
+pub(super) type Link = Option<Arc<Shared>>;
+
+/// Enters the file of a link.
+pub(super) fn enter(link: &Link) -> Result<Option<Entered<'_>>> {
+    link.as_deref().map(Shared::enter).transpose()
+}
+
 /// The journal of the database file `parent` is not played back any more.
-fn rollback_ends(parent: *mut ffi::sqlite3_file) {
-    if let Ok(OpenFile { content: Content::Db(db), .. }) = parent_of(parent) {
+fn rollback_ends(parent: &Link) {
+    if let Ok(Some(mut open)) = enter(parent)
+        && let Content::Db(db) = &mut open.content
+    {
         db.rollback_ends();
     }
 }
 
 /// The journal of the database file `parent` is written: by a transaction, and not by one that is over.
-fn transaction_goes_on(parent: *mut ffi::sqlite3_file) {
+fn transaction_goes_on(parent: &Link) {
     rollback_ends(parent);
-    if let Ok(open) = parent_of(parent) {
+    if let Ok(Some(mut open)) = enter(parent) {
         open.asked = false;
     }
 }
@@ -51,27 +62,17 @@ fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
     if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
 }
 
-/// The open log or journal `file` of a database, or none.
-pub(super) fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
-    // SAFETY: it tells its database when it closes, and while SQLite is in a call on the database it
-    // is in none on the log or journal.
-    unsafe { TdeFile::of(file) }
-}
-
-/// The smallest size in pages that the log `file` allows its database.
-fn least_pages(file: *mut ffi::sqlite3_file) -> Result<u32> {
-    match log_of(file) {
+/// The smallest size in pages that `log` allows its database.
+fn least_pages(log: &Link) -> Result<u32> {
+    match enter(log)?.as_deref_mut() {
         Some(OpenFile { base, content: Content::Wal(wal), .. }) => wal.least_pages(base),
         _ => Ok(0),
     }
 }
 
-/// The database file `file` of a journal or log.
-fn parent_of<'a>(file: *mut ffi::sqlite3_file) -> Result<&'a mut OpenFile> {
-    // SAFETY: SQLite closes a log before its database, and while it is in a call on the log it is in
-    // none on the database.
-    unsafe { TdeFile::of(file) }
-        .ok_or_else(|| Error::Unsupported("a log has lost its database file".into()))
+/// The database file of a journal or log.
+fn parent_of(parent: &Link) -> Result<Entered<'_>> {
+    enter(parent)?.ok_or_else(|| Error::Unsupported("a log has lost its database file".into()))
 }
 
 impl Parent for OpenFile {
@@ -101,44 +102,54 @@ pub(super) struct OpenFile {
     pub(super) place: Place,
     /// The lock that SQLite holds through this file.
     pub(super) lock: c_int,
+    /// SQLite counts on SHARED, and the base does not have it: see [`OpenFile::make_keys`].
+    let_go: bool,
+    /// The file was opened for writing.
+    writable: bool,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
     pub(super) connection: *mut *mut ffi::sqlite3,
     /// The wal-index, of a database file in WAL mode.
     pub(super) shm: Shm,
-    /// The database file of a journal or log, which SQLite closes after those; null for other kinds.
-    parent: *mut ffi::sqlite3_file,
-    /// The open log of a database file; null where there is none.
-    pub(super) log: *mut ffi::sqlite3_file,
+    /// The database file of a journal or log.
+    parent: Link,
+    /// The open log of a database file.
+    pub(super) log: Link,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
     pub(super) checkpoint_end: Option<u32>,
-    /// The open rollback journal of a database file; null where there is none.
-    pub(super) journal: *mut ffi::sqlite3_file,
+    /// The open rollback journal of a database file.
+    pub(super) journal: Link,
     /// SQLite has asked for what this transaction wrote. If more comes, as from a VFS above that held
     /// it back, nobody asks again.
     pub(super) asked: bool,
+    /// What the base said when the file was opened, which is when SQLite asks a database file for
+    /// it, to apply it to the journal, too.
+    sector: usize,
+    powersafe: bool,
 }
 
 impl OpenFile {
-    /// # Safety
-    /// `parent` is the database file that SQLite has for a journal or log, or null; `place` is where
-    /// the file was opened.
-    pub(super) unsafe fn new(
+    pub(super) fn new(
         base: BaseFile,
         content: Content,
         place: Place,
-        parent: *mut ffi::sqlite3_file,
+        parent: Link,
+        writable: bool,
     ) -> Self {
         Self {
+            sector: base.sector(),
+            powersafe: base.is_powersafe(),
             base,
             content,
             place,
             lock: ffi::SQLITE_LOCK_NONE,
+            let_go: false,
+            writable,
             connection: std::ptr::null_mut(),
             shm: Shm::default(),
             parent,
-            log: std::ptr::null_mut(),
+            log: None,
             checkpoint_end: None,
-            journal: std::ptr::null_mut(),
+            journal: None,
             asked: false,
         }
     }
@@ -153,11 +164,12 @@ impl OpenFile {
 
     /// Tells the audit log if `error` shows that somebody changed what is on disk.
     fn note_tampering(&mut self, error: &Error) {
-        let open = match parent_of(self.parent) {
-            Ok(parent) => parent,
-            Err(_) => self,
+        let mut parent = enter(&self.parent).ok().flatten();
+        let content = match parent.as_deref_mut() {
+            Some(parent) => &mut parent.content,
+            None => &mut self.content,
         };
-        if let Content::Db(db) = &mut open.content {
+        if let Content::Db(db) = content {
             db.note_tampering(error);
         }
     }
@@ -167,18 +179,19 @@ impl OpenFile {
             Content::Db(db) => {
                 watch(self.lock, db, &self.base)?;
                 let filled = db.read(&self.base, buf, at)?;
-                if filled == Filled::Short && !self.log.is_null() {
+                if filled == Filled::Short && self.log.is_some() {
                     self.check_size()?;
                 }
                 filled
             }
             Content::Journal(journal) => journal.read(&self.base, buf, at)?,
             Content::Wal(wal) => {
-                let parent = parent_of(self.parent)?;
-                if let Content::Db(db) = &mut parent.content {
-                    watch(parent.lock, db, &parent.base)?;
+                let mut parent = parent_of(&self.parent)?;
+                let OpenFile { content, lock, base, .. } = &mut *parent;
+                if let Content::Db(db) = content {
+                    watch(*lock, db, base)?;
                 }
-                wal.read(&self.base, parent, buf, at)?
+                wal.read(&self.base, &*parent, buf, at)?
             }
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
             Content::StandIn(bytes) => read_from(bytes, buf, at),
@@ -195,15 +208,15 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
-                transaction_goes_on(self.parent);
+                transaction_goes_on(&self.parent);
                 journal.write(&self.base, bytes, at)?;
             }
             Content::Wal(wal) => {
-                let parent = parent_of(self.parent)?;
+                let parent = parent_of(&self.parent)?;
                 if let Content::Db(db) = &parent.content {
                     db.check_rights()?;
                 }
-                wal.write(&self.base, parent, bytes, at)?;
+                wal.write(&self.base, &*parent, bytes, at)?;
             }
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
             Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
@@ -216,10 +229,10 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(_) => self.truncate_pages(size)?,
             Content::Journal(journal) => {
-                rollback_ends(self.parent);
+                rollback_ends(&self.parent);
                 journal.truncate(&self.base, size)?;
             }
-            Content::Wal(wal) => wal.truncate(&self.base, parent_of(self.parent)?, size)?,
+            Content::Wal(wal) => wal.truncate(&self.base, &*parent_of(&self.parent)?, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
             Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.truncate(size)?,
@@ -230,7 +243,7 @@ impl OpenFile {
     pub(super) fn sync(&mut self, flags: c_int) -> Result<c_int> {
         match &mut self.content {
             Content::Db(db) => db.before_sync(&self.base)?,
-            Content::Wal(wal) => wal.before_sync(&self.base, parent_of(self.parent)?)?,
+            Content::Wal(wal) => wal.before_sync(&self.base, &*parent_of(&self.parent)?)?,
             Content::Journal(journal) => journal.require(&self.base)?,
             _ => {}
         }
@@ -244,7 +257,7 @@ impl OpenFile {
                 db.size(&self.base)
             }
             Content::Journal(journal) => journal.size(&self.base),
-            Content::Wal(wal) => wal.size(&self.base, parent_of(self.parent)?),
+            Content::Wal(wal) => wal.size(&self.base, &*parent_of(&self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
             Content::StandIn(bytes) => Ok(bytes.len() as u64),
             Content::Through => self.base.size(),
@@ -253,12 +266,30 @@ impl OpenFile {
 
     pub(super) fn lock(&mut self, level: c_int) -> Result<c_int> {
         self.before_lock(level)?;
-        let code = self.base.lock(level);
+        let held = self.lock;
+        let code = match held {
+            ffi::SQLITE_LOCK_NONE => self.lock_shared()?,
+            _ => match self.make_keys()? {
+                ffi::SQLITE_OK => self.base.lock(level),
+                code => code,
+            },
+        };
         if code != ffi::SQLITE_OK {
             return Ok(code);
         }
-        let held = std::mem::replace(&mut self.lock, level);
+        self.lock = level;
         self.asked = false;
+        if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
+            self.take_journal_anew()?;
+            // A rollback of what a crash left goes straight to EXCLUSIVE. Where SQLite kept the
+            // journal open, nothing else tells of it.
+            if level == ffi::SQLITE_LOCK_EXCLUSIVE
+                && self.journal.is_some()
+                && let Content::Db(db) = &mut self.content
+            {
+                db.rollback_starts();
+            }
+        }
         if let Content::Db(db) = &mut self.content {
             db.lock_changed();
             if held == ffi::SQLITE_LOCK_NONE
@@ -286,11 +317,71 @@ impl OpenFile {
             // What is wrong with it shows under the lock; while it is being created, nothing is.
             let _ = db.look(&self.base);
         }
-        if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
-            db.prepare()?;
-        }
         // A rollback of what a crash left goes straight to EXCLUSIVE.
         if level == ffi::SQLITE_LOCK_RESERVED { db.check_rights() } else { Ok(()) }
+    }
+
+    /// Takes SHARED. Where another connection has created the database since this one last looked,
+    /// the provider is asked for its keys, and others must not wait for it meanwhile.
+    fn lock_shared(&mut self) -> Result<c_int> {
+        let code = self.base.lock(ffi::SQLITE_LOCK_SHARED);
+        let Content::Db(db) = &mut self.content else { return Ok(code) };
+        if code != ffi::SQLITE_OK || !db.lacks_keys() || db.is_still_empty(&self.base)? {
+            return Ok(code);
+        }
+        self.base.unlock(ffi::SQLITE_LOCK_NONE);
+        let _ = db.look(&self.base);
+        Ok(self.base.lock(ffi::SQLITE_LOCK_SHARED))
+    }
+
+    /// Before RESERVED: makes the keys of a database that is about to be created. A provider may take
+    /// its time for that, during which no lock is held: a connection that finds one between SHARED and
+    /// EXCLUSIVE gets `SQLITE_BUSY` without being asked whether it would wait. SQLite goes on counting
+    /// on its SHARED, under which it has read no more than that the file is empty.
+    fn make_keys(&mut self) -> Result<c_int> {
+        let Content::Db(db) = &mut self.content else { return Ok(ffi::SQLITE_OK) };
+        if self.lock == ffi::SQLITE_LOCK_SHARED && db.lacks_keys() {
+            self.base.unlock(ffi::SQLITE_LOCK_NONE);
+            self.let_go = true;
+            db.prepare()?;
+        }
+        if !self.let_go {
+            return Ok(ffi::SQLITE_OK);
+        }
+        let code = self.base.lock(ffi::SQLITE_LOCK_SHARED);
+        if code != ffi::SQLITE_OK {
+            return Ok(code);
+        }
+        self.let_go = false;
+        // Another connection was faster, as it may have been with RESERVED.
+        Ok(if db.is_still_empty(&self.base)? { ffi::SQLITE_OK } else { ffi::SQLITE_BUSY })
+    }
+
+    /// SQLite is about to bring the database into WAL mode. It does that in a transaction that begins
+    /// with a read, and does not wait for others between that and EXCLUSIVE: so what takes time in
+    /// the creation of a database is done before.
+    pub(super) fn expect_wal(&mut self) -> Result<()> {
+        let Content::Db(db) = &mut self.content else { return Ok(()) };
+        if self.lock == ffi::SQLITE_LOCK_NONE
+            && self.writable
+            && self.base.has_shared_memory()
+            && db.lacks_keys()
+        {
+            db.look(&self.base)?;
+            db.prepare()?;
+        }
+        Ok(())
+    }
+
+    /// What the journal's handle knows of a journal holds under one lock: SQLite may keep it open
+    /// between transactions (`SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN`), while others write the file.
+    fn take_journal_anew(&self) -> Result<()> {
+        if let Some(OpenFile { content: Content::Journal(journal), .. }) =
+            enter(&self.journal)?.as_deref_mut()
+        {
+            journal.take_anew();
+        }
+        Ok(())
     }
 
     /// A transaction begins.
@@ -313,7 +404,13 @@ impl OpenFile {
         if level < ffi::SQLITE_LOCK_RESERVED {
             self.end_writing();
         }
+        if level < ffi::SQLITE_LOCK_RESERVED
+            && let Err(error) = self.take_journal_anew()
+        {
+            api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
+        }
         let code = self.base.unlock(level);
+        self.let_go &= level > ffi::SQLITE_LOCK_NONE;
         // Also after an error: a lock that may be gone must not be counted on.
         self.lock = level;
         if let Content::Db(db) = &mut self.content {
@@ -355,7 +452,8 @@ impl OpenFile {
 
     /// If a log was recovered, seals what an interrupted checkpoint left of pages that are not in it.
     fn seal_holes(&mut self) -> Result<()> {
-        let Some(OpenFile { content: Content::Wal(wal), .. }) = log_of(self.log) else {
+        let mut log = enter(&self.log)?;
+        let Some(OpenFile { content: Content::Wal(wal), .. }) = log.as_deref_mut() else {
             return Ok(());
         };
         let Some(Recovered { least, last }) = wal.recovered else { return Ok(()) };
@@ -370,52 +468,65 @@ impl OpenFile {
     /// Refuses a database file that is shorter than its log allows.
     fn check_size(&self) -> Result<()> {
         let Content::Db(db) = &self.content else { return Ok(()) };
-        db.check_size(&self.base, &mut || least_pages(self.log))
+        db.check_size(&self.base, &mut || least_pages(&self.log))
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
         self.flush_journal()?;
         // Without a wal-index in shared memory, nothing else tells when a recovery is over.
-        if !self.log.is_null() && self.shm.pages().is_none() {
+        if self.log.is_some() && self.shm.pages().is_none() {
             self.seal_holes()?;
         }
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(self.log))
+        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(&self.log))
     }
 
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
         self.flush_journal()?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.truncate(&self.base, size, &mut || least_pages(self.log))
+        db.truncate(&self.base, size, &mut || least_pages(&self.log))
     }
 
-    /// The file is open as `file`: a database learns of its log and of its journal.
-    pub(super) fn opened(&self, file: *mut ffi::sqlite3_file) {
-        let Ok(parent) = parent_of(self.parent) else { return };
+    /// The file is open as `own`: a database learns of its log and of its journal.
+    pub(super) fn link(&self, own: &Arc<Shared>) -> Result<()> {
+        let Some(mut parent) = enter(&self.parent)? else { return Ok(()) };
         match &self.content {
-            Content::Wal(_) => parent.log = file,
-            Content::Journal(_) => parent.journal = file,
+            Content::Wal(_) => parent.log = Some(Arc::clone(own)),
+            Content::Journal(_) => parent.journal = Some(Arc::clone(own)),
             _ => {}
         }
+        Ok(())
     }
 
-    /// The file is about to be closed.
-    pub(super) fn closing(&self) {
-        match &self.content {
-            Content::Wal(_) => {
-                if let Ok(parent) = parent_of(self.parent) {
-                    parent.log = std::ptr::null_mut();
-                }
-            }
-            Content::Journal(_) => {
-                rollback_ends(self.parent);
-                if let Ok(parent) = parent_of(self.parent) {
-                    parent.journal = std::ptr::null_mut();
-                }
-            }
-            _ => {}
+    /// Closes the file. `own` is what others know it by.
+    pub(super) fn close(&mut self, own: &Shared) -> c_int {
+        if matches!(self.content, Content::Journal(_)) {
+            rollback_ends(&self.parent);
         }
+        if let Ok(Some(mut parent)) = enter(&self.parent) {
+            let OpenFile { log, journal, .. } = &mut *parent;
+            for link in [log, journal] {
+                if link.as_deref().is_some_and(|link| link.is(own)) {
+                    *link = None;
+                }
+            }
+        }
+        // What still links to a database that is closed before them holds no more than its memory.
+        (self.parent, self.log, self.journal) = (None, None, None);
+        self.base.close()
+    }
+
+    /// What a torn write spoils of the journal, as SQLite has it from the database file: it asks that
+    /// one, when it is opened.
+    pub(super) fn journal_grain(&self) -> usize {
+        if self.powersafe { 1 } else { self.sector }
+    }
+
+    /// What a torn write spoils of the log `log`. SQLite asks the database file whether a sector is
+    /// spoilt, when it opens the log, and the log how long one is.
+    pub(super) fn log_grain(&self, log: &BaseFile) -> usize {
+        if self.base.is_powersafe() { 1 } else { log.sector().max(self.sector) }
     }
 
     /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
@@ -459,7 +570,8 @@ impl OpenFile {
     /// Authenticates the committed frames of the log, where there is one.
     #[cfg(feature = "rusqlite")]
     pub(super) fn log_frames(&self) -> Result<Frames> {
-        let Some(OpenFile { base, content: Content::Wal(wal), .. }) = log_of(self.log) else {
+        let mut log = enter(&self.log)?;
+        let Some(OpenFile { base, content: Content::Wal(wal), .. }) = log.as_deref_mut() else {
             return Ok(Frames::default());
         };
         let salts = self.shm.salts();

@@ -5,7 +5,7 @@ use libsqlite3_sys as ffi;
 
 use super::api;
 use super::content::Content;
-use super::open::{OpenFile, log_of};
+use super::open::{OpenFile, enter};
 use crate::error::Result;
 
 impl OpenFile {
@@ -34,7 +34,7 @@ impl OpenFile {
     /// The database file is about to change: what its journal gathered is brought to the base, or the
     /// error is that of the change.
     pub(super) fn flush_journal(&self) -> Result<()> {
-        match log_of(self.journal) {
+        match enter(&self.journal)?.as_deref_mut() {
             Some(OpenFile { base, content: Content::Journal(journal), .. }) => {
                 journal.require(base)
             }
@@ -66,7 +66,7 @@ impl OpenFile {
         if !db.tuning().gather_writes {
             return false;
         }
-        if self.log.is_null() {
+        if self.log.is_none() {
             return self.lock == ffi::SQLITE_LOCK_EXCLUSIVE && !self.asked;
         }
         let page = at / len.max(1) as u64 + 1;

@@ -96,6 +96,8 @@ pub(crate) struct Journal {
     layout: Layout,
     /// Grain of a journal that this handle starts.
     grain: usize,
+    /// The header in the file must be read before anything else of it.
+    unread: bool,
     tuning: Tuning,
     /// The header of the journal that this handle started, until it is in the base.
     header: Option<[u8; HEADER_LEN]>,
@@ -133,6 +135,7 @@ impl Journal {
             cipher: None,
             layout: Layout { grain },
             grain,
+            unread: true,
             tuning,
             header: None,
             tail: Tail::default(),
@@ -148,11 +151,28 @@ impl Journal {
             changed: Changed::default(),
         };
         journal.set_layout(grain);
+        journal.look(base)?;
+        Ok(journal)
+    }
+
+    /// Reads the header in the file, where that was not done yet.
+    fn look(&mut self, base: &impl Storage) -> Result<()> {
+        if !self.unread {
+            return Ok(());
+        }
         let mut header = [0; HEADER_LEN];
         if base.read_whole(&mut header, 0)? {
-            journal.read_header(&header)?;
+            self.read_header(&header)?;
         }
-        Ok(journal)
+        self.unread = false;
+        Ok(())
+    }
+
+    /// Other connections may have written the file: what this handle knows of it is of the past.
+    pub(crate) fn take_anew(&mut self) {
+        self.forget();
+        self.set_layout(self.grain);
+        self.unread = true;
     }
 
     fn set_layout(&mut self, grain: usize) {
@@ -205,6 +225,7 @@ impl Journal {
         let header = Header { version, salt, file_id: *keyring.file_id(), grain: self.grain };
         self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt }));
         self.header = Some(header.encode());
+        self.unread = false;
         self.set_layout(self.grain);
         self.tail.start();
         self.written = 0;
@@ -222,7 +243,8 @@ impl Journal {
         self.rest();
     }
 
-    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+    pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
+        self.look(base)?;
         let size = self.base_size.map_or_else(|| base.size(), Ok)?;
         Ok(self.layout.logical_size(size).max(self.tail.end()))
     }
@@ -230,6 +252,7 @@ impl Journal {
     pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         // A whole sector at the start is the header of a new journal; fields of it are rewritten in
         // shorter pieces.
+        self.look(base)?;
         if at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() {
             self.begin()?;
         }
@@ -421,6 +444,7 @@ impl Journal {
     }
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        self.look(base)?;
         if size == 0 {
             self.forget();
             return base.truncate(0);

@@ -133,6 +133,23 @@ impl MainDb {
         Ok(())
     }
 
+    /// Whether the database has no keys yet, not even such as were prepared for its creation.
+    pub(crate) fn lacks_keys(&self) -> bool {
+        matches!(self.state, State::Empty(None))
+    }
+
+    /// Whether no connection has created the database since this one last looked at the file.
+    pub(crate) fn is_still_empty(&self, base: &impl Storage) -> Result<bool> {
+        let len = base.size()?;
+        if len == 0 {
+            return Ok(true);
+        }
+        let mut header = [0; ENVELOPE_LEN];
+        let header = &mut header[..ENVELOPE_LEN.min(len as usize)];
+        base.read(header, 0)?;
+        Ok(envelope::is_unfinished(header, len))
+    }
+
     fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
         let encrypted = header.starts_with(envelope::MAGIC)
             || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))

@@ -203,7 +203,8 @@ impl Wal {
         }
         let file_id = *keyring.file_id();
         let authentic = self.authentic;
-        let kept = self.layout.filter(|layout| authentic && layout.page_size == page_size);
+        let fits = |layout: &Layout| layout.page_size == page_size && layout.grain >= self.grain;
+        let kept = self.layout.filter(|layout| authentic && fits(layout));
         let layout = kept.unwrap_or(Layout { page_size, grain: self.grain });
         let mut record = [0; RECORD_0];
         record[..WAL_HEADER].copy_from_slice(header);
