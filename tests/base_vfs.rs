@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Home, dump};
 use platform::{Methods, PLATFORMS, Platform, PlatformVfs};
+use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use vfs::{TestVfs, kind_of_file};
