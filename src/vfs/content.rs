@@ -27,12 +27,12 @@ pub(super) enum Content {
 
 impl Content {
     /// Refuses, before the file is there, what would be refused after it was created: a journal or
-    /// log for which no key can be had. Gives back the database that the file belongs to.
+    /// log for which no key can be had.
     pub(super) fn before_open(
         kind: FileKind,
         parent: Option<&mut OpenFile>,
         flags: c_int,
-    ) -> Result<Option<&mut MainDb>> {
+    ) -> Result<()> {
         let db = match (kind, parent.map(|open| &mut open.content)) {
             (FileKind::MainJournal | FileKind::Wal, Some(Self::Db(db))) => db,
             (FileKind::MainJournal | FileKind::Wal, _) => {
@@ -41,7 +41,7 @@ impl Content {
                         .into(),
                 ));
             }
-            _ => return Ok(None),
+            _ => return Ok(()),
         };
         const HOT: c_int = ffi::SQLITE_OPEN_READWRITE;
         if kind == FileKind::MainJournal && flags & (HOT | ffi::SQLITE_OPEN_CREATE) == HOT {
@@ -50,7 +50,7 @@ impl Content {
         if kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_CREATE != 0 {
             db.prepare()?;
         }
-        Ok(Some(db))
+        Ok(())
     }
 
     /// `parent` is the database of a journal or log.
@@ -58,16 +58,20 @@ impl Content {
         base: &BaseFile,
         kind: FileKind,
         wishes: Wishes,
-        parent: Option<&mut MainDb>,
+        parent: Option<&OpenFile>,
     ) -> Result<Self> {
-        match (kind, parent) {
-            (FileKind::MainDb, _) => Ok(Self::Db(Box::new(MainDb::open(base, wishes)?))),
-            (FileKind::Scratch, _) => Ok(Self::Scratch(Box::new(Scratch::new(wishes.tuning)?))),
-            (FileKind::MainJournal, Some(db)) if !db.is_plain() => Ok(Self::Journal(Box::new(
-                Journal::open(base, db.keyring(), base.grain(), db.tuning())?,
+        let db = match parent {
+            Some(OpenFile { content: Self::Db(db), .. }) if !db.is_plain() => Some(db),
+            _ => None,
+        };
+        match (kind, db, parent) {
+            (FileKind::MainDb, ..) => Ok(Self::Db(Box::new(MainDb::open(base, wishes)?))),
+            (FileKind::Scratch, ..) => Ok(Self::Scratch(Box::new(Scratch::new(wishes.tuning)?))),
+            (FileKind::MainJournal, Some(db), Some(open)) => Ok(Self::Journal(Box::new(
+                Journal::open(base, db.keyring(), open.journal_grain(), db.tuning())?,
             ))),
-            (FileKind::Wal, Some(db)) if !db.is_plain() => {
-                let wal = Wal::new(db.keyring(), base.grain(), db.tuning());
+            (FileKind::Wal, Some(db), Some(open)) => {
+                let wal = Wal::new(db.keyring(), open.log_grain(base), db.tuning());
                 if wal.is_foreign(base)? {
                     api::log(
                         ffi::SQLITE_WARNING,
@@ -77,7 +81,7 @@ impl Content {
                 }
                 Ok(Self::Wal(Box::new(wal)))
             }
-            (FileKind::SuperJournal | FileKind::MainJournal | FileKind::Wal, _) => {
+            (FileKind::SuperJournal | FileKind::MainJournal | FileKind::Wal, ..) => {
                 Ok(Self::Through)
             }
         }

@@ -96,6 +96,8 @@ pub(crate) struct Journal {
     layout: Layout,
     /// Grain of a journal that this handle starts.
     grain: usize,
+    /// The header in the file must be read before anything else of it.
+    unread: bool,
     tuning: Tuning,
     /// The header of the journal that this handle started, until it is in the base.
     header: Option<[u8; HEADER_LEN]>,
@@ -137,6 +139,7 @@ impl Journal {
             cipher: None,
             layout: Layout { grain },
             grain,
+            unread: true,
             tuning,
             header: None,
             tail: Tail::default(),
@@ -154,11 +157,28 @@ impl Journal {
             changed: Changed::default(),
         };
         journal.set_layout(grain);
+        journal.look(base)?;
+        Ok(journal)
+    }
+
+    /// Reads the header in the file, where that was not done yet.
+    fn look(&mut self, base: &impl Storage) -> Result<()> {
+        if !self.unread {
+            return Ok(());
+        }
         let mut header = [0; HEADER_LEN];
         if base.read_whole(&mut header, 0)? {
-            journal.read_header(&header)?;
+            self.read_header(&header)?;
         }
-        Ok(journal)
+        self.unread = false;
+        Ok(())
+    }
+
+    /// Other connections may have written the file: what this handle knows of it is of the past.
+    pub(crate) fn take_anew(&mut self) {
+        self.forget();
+        self.set_layout(self.grain);
+        self.unread = true;
     }
 
     fn set_layout(&mut self, grain: usize) {
@@ -200,8 +220,14 @@ impl Journal {
 
     /// Whether SQLite begins to play a journal back by a read of `len` bytes at `at`. Then
     /// [`Journal::check_begun`] is to be asked first.
-    pub(crate) fn starts_playback(&self, len: usize, at: u64) -> bool {
-        at == 0 && len == SQLITE_MAGIC.len() && self.found.is_some()
+    pub(crate) fn starts_playback(
+        &mut self,
+        base: &impl Storage,
+        len: usize,
+        at: u64,
+    ) -> Result<bool> {
+        self.look(base)?;
+        Ok(at == 0 && len == SQLITE_MAGIC.len() && self.found.is_some())
     }
 
     /// Refuses a playback over a database in the state `now`, if the journal was begun on an older one.
@@ -226,6 +252,7 @@ impl Journal {
         self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt: header.key_salt() }));
         self.header = Some(header.encode());
         self.found = None;
+        self.unread = false;
         self.set_layout(self.grain);
         self.tail.start();
         self.written = 0;
@@ -244,12 +271,14 @@ impl Journal {
         self.rest();
     }
 
-    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+    pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
+        self.look(base)?;
         let extent = self.extent.map_or_else(|| self.measure(base), Ok)?;
         Ok(self.layout.logical_size(extent).max(self.tail.end()))
     }
 
     pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        self.look(base)?;
         self.put(base, bytes, at)?;
         if ends_name(bytes, at) { self.show_name(base, at + bytes.len() as u64) } else { Ok(()) }
     }
@@ -465,6 +494,7 @@ impl Journal {
     }
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        self.look(base)?;
         if size == 0 {
             self.forget();
             return base.truncate(0);

@@ -7,6 +7,7 @@ use crate::file::{Filled, Storage};
 
 impl Journal {
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        self.look(base)?;
         if at == 0 && buf.len() == 1 && self.is_foreign(base)? {
             return Ok(if base.read(buf, 0)? { Filled::Full } else { Filled::Short });
         }

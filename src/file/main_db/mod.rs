@@ -46,7 +46,7 @@ use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
-use crate::key::envelope::{self, COPY_LEN, Envelope, ProtectorRecord};
+use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
 use crate::key::identity::{FileId, wrong_file};
 use crate::key::keyring::Keyring;
 use crate::key::opening::{Opened, Opening};
@@ -151,6 +151,23 @@ impl MainDb {
             None => {}
         }
         Ok(())
+    }
+
+    /// Whether nothing was in the file when it was last looked at.
+    pub(crate) fn is_unmade(&self) -> bool {
+        matches!(self.state, State::Empty(_))
+    }
+
+    /// Whether no connection has created the database since this one last looked at the file.
+    pub(crate) fn is_still_empty(&self, base: &impl Storage) -> Result<bool> {
+        let len = base.size()?;
+        if len == 0 {
+            return Ok(true);
+        }
+        let mut header = [0; ENVELOPE_LEN];
+        let header = &mut header[..ENVELOPE_LEN.min(len as usize)];
+        base.read(header, 0)?;
+        Ok(envelope::is_unfinished(header, len))
     }
 
     /// Whether SQLite may still choose the layout of the pages.

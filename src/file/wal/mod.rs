@@ -264,9 +264,13 @@ impl Wal {
         }
         let mut log = LogId::default();
         fill_random(&mut log)?;
-        // Another grain would lay record 0 over frames of the earlier log, to which a crash may
-        // lead back.
-        let grain = kept.map_or(self.grain, |layout| layout.grain);
+        // Another grain would lay record 0 over frames of the earlier log, to which a crash may lead
+        // back, unless the file is emptied first.
+        let kept_grain = kept.map_or(self.grain, |layout| layout.grain);
+        if kept_grain < self.grain {
+            base.truncate(0)?;
+        }
+        let grain = kept_grain.max(self.grain);
         let layout = Layout { page_size, grain, log };
         let mut image = vec![0; layout.sector() + HEADER_LEN];
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));

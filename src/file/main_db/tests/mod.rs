@@ -7,7 +7,6 @@ use super::layout::*;
 use super::pages::*;
 use super::*;
 use crate::file::memory::Memory;
-use crate::key::envelope::ENVELOPE_LEN;
 use crate::key::keyring::Dek;
 use crate::page::RESERVE;
 use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
