@@ -73,7 +73,8 @@ impl OpenOptions {
         self
     }
 
-    /// The database that the file must be: any other is refused, and so is a file that is not there yet.
+    /// The database that the file must be: any other is refused, and so is a file that is not there
+    /// yet.
     pub fn file_id(mut self, id: FileId) -> Self {
         self.file_id = Some(id);
         self

@@ -62,7 +62,8 @@ impl Options {
         self
     }
 
-    /// Which databases are expected at which paths and under which protectors: any other is refused.
+    /// Which databases are expected at which paths and under which protectors: any other is
+    /// refused.
     pub fn pins(mut self, pins: Pins) -> Self {
         self.wishes.protectors.pins = Arc::new(pins);
         self

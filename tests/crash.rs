@@ -169,8 +169,8 @@ impl<'a> Campaign<'a> {
         }
     }
 
-    /// The power fails again while the next process recovers, or goes on from there. `before` is what the
-    /// first loss allowed: a key that it left may still be there.
+    /// The power fails again while the next process recovers, or goes on from there. `before` is
+    /// what the first loss allowed: a key that it left may still be there.
     fn lose_power_again(
         &mut self,
         files: &Files,

@@ -1,5 +1,5 @@
-//! A change of the protectors that was cut off between the two copies of the envelope: who opens, who finishes
-//! it, and who must not touch it.
+//! A change of the protectors that was cut off between the two copies of the envelope: who opens,
+//! who finishes it, and who must not touch it.
 
 mod common;
 #[path = "common/service.rs"]
@@ -54,8 +54,8 @@ const CHANGES: [(&str, Change, Option<&str>); 4] = [
     ),
 ];
 
-/// A database, and the bytes of it where `change` was cut off after the first copy was synced. Number `n`
-/// says how many changes came before, hence which copy is the old one.
+/// A database, and the bytes of it where `change` was cut off after the first copy was synced.
+/// Number `n` says how many changes came before, hence which copy is the old one.
 fn cut_off(home: &Home, service: &Service, mode: &str, n: usize, change: Change) -> Vec<u8> {
     let path = home.path("a.db");
     let _ = std::fs::remove_file(&path);
@@ -194,7 +194,8 @@ fn a_removal_that_is_said_again_is_finished() {
     }
 }
 
-/// At the time of opening others write; the first write of the connection itself mends the copies then.
+/// At the time of opening others write; the first write of the connection itself mends the copies
+/// then.
 #[test]
 fn what_could_not_be_mended_at_once_is_mended_by_the_first_write() {
     for mode in MODES {

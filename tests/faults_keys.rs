@@ -1,6 +1,7 @@
 //! Every call of the base VFS may fail while protectors change. A change that fails has changed
-//! nothing; one that succeeds is in both copies of the envelope. Where the disk dies between the two, a change
-//! that removes a key says that it is unfinished, and the next connection finishes it.
+//! nothing; one that succeeds is in both copies of the envelope. Where the disk dies between the
+//! two, a change that removes a key says that it is unfinished, and the next connection finishes
+//! it.
 
 mod common;
 #[path = "common/service.rs"]

@@ -1,6 +1,6 @@
-//! Which database a file is. Key providers whose wrapping takes a public key alone unwrap what anybody wrapped:
-//! an attacker can put a database of his own in place, with keys that he knows. What tells it is the file id,
-//! where somebody expects one.
+//! Which database a file is. Key providers whose wrapping takes a public key alone unwrap what
+//! anybody wrapped: an attacker can put a database of his own in place, with keys that he knows.
+//! What tells it is the file id, where somebody expects one.
 
 mod common;
 
@@ -16,8 +16,8 @@ use sqlite_tde::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrappe
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, FileId, OpenOptions, Options};
 
-/// As with `age`: anybody wraps, with nothing that is secret. Unwrapping takes the private key, which this
-/// machine has.
+/// As with `age`: anybody wraps, with nothing that is secret. Unwrapping takes the private key,
+/// which this machine has.
 struct Public;
 
 impl KeyProvider for Public {
@@ -150,7 +150,8 @@ fn a_file_without_an_id_is_not_the_one_that_is_expected() {
     assert!(sqlite_tde::open_with(home.path("a.db"), &upper).is_ok());
 }
 
-/// A file that is exchanged while it is open: the keys of the connection were locked, and come from another one.
+/// A file that is exchanged while it is open: the keys of the connection were locked, and come from
+/// another one.
 #[test]
 fn a_file_that_is_exchanged_gives_no_other_keys() {
     let home = Home::with(with_providers);
@@ -224,7 +225,8 @@ fn a_configuration_says_pins_and_budget() {
     let id = "00112233445566778899aabbccddeeff";
     let config = load(&format!(
         "[pins.paths]\n\"/srv/a.db\" = \"{id}\"\n\"b.db\" = \"{}\"\n[pins.protectors]\n\"age:*\" = \
-         [\"{id}\"]\npayroll = []\n[access]\nopen_time_out = \"5s\"\nderivation = {{ work_kib = 262144 }}",
+         [\"{id}\"]\npayroll = []\n[access]\nopen_time_out = \"5s\"\n\
+         derivation = {{ work_kib = 262144 }}",
         id.to_uppercase()
     ))
     .unwrap();

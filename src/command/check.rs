@@ -35,7 +35,8 @@ pub struct ProtectorCheck {
 }
 
 /// Checks every protector: provider configured, reachable, key present, unwraps, equal to the one
-/// in use. After them come protectors that were removed, if that was cut off and the file still has them.
+/// in use. After them come protectors that were removed, if that was cut off and the file still has
+/// them.
 ///
 /// Where the keys are gone it goes by what the file says, which is not authenticated then.
 pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<ProtectorCheck>> {
@@ -70,8 +71,8 @@ pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<Protecto
     Ok(checks)
 }
 
-const CUT_OFF: &str = "it was removed or replaced, and that was cut off: one copy of the envelope still \
-    has it, until the database is opened for writing";
+const CUT_OFF: &str = "it was removed or replaced, and that was cut off: one copy of the envelope \
+    still has it, until the database is opened for writing";
 
 fn check_one(
     db: &MainDb,

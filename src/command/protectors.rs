@@ -223,8 +223,8 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
     })
 }
 
-/// Finishes a change that was cut off between the two copies of the envelope, if there is one. Where others
-/// are in the way for longer than `patience`, it stays for later.
+/// Finishes a change that was cut off between the two copies of the envelope, if there is one.
+/// Where others are in the way for longer than `patience`, it stays for later.
 pub(crate) fn mend(target: &mut impl Target, patience: Duration) -> Result<()> {
     match target.parts() {
         Ok((db, _)) if db.wants_mending() => {}
@@ -318,14 +318,14 @@ fn edit(
     Err(Error::Busy("others keep changing the protectors: try again".into()))
 }
 
-/// Refuses to call a change done that is in one copy of the envelope only, while the other one still has what
-/// it was to remove. What was only added or set is there all the same.
+/// Refuses to call a change done that is in one copy of the envelope only, while the other one
+/// still has what it was to remove. What was only added or set is there all the same.
 fn finished(db: &MainDb, steps: &[Step], done: bool) -> Result<bool> {
     let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
     if done && db.copies_differ() && steps.iter().any(removes) {
         return Err(Error::Unfinished(
-            "the change stands, but one copy of the envelope could not be written and still has what \
-             was before: say it again once the disk works, or open the database for writing"
+            "the change stands, but one copy of the envelope could not be written and still has \
+             what was before: say it again once the disk works, or open the database for writing"
                 .into(),
         ));
     }

@@ -45,8 +45,9 @@ pub struct Status {
     /// What the key provider said instead of an answer, where it was last asked in vain and the keys
     /// still serve.
     pub outage: Option<String>,
-    /// The copies of the envelope, `A` or `B`, that fail authentication or are older than the other one: a
-    /// change of the protectors was cut off. Whoever opens the database for writing mends them.
+    /// The copies of the envelope, `A` or `B`, that fail authentication or are older than the other
+    /// one: a change of the protectors was cut off. Whoever opens the database for writing mends
+    /// them.
     pub faulty_envelope_copies: Vec<char>,
     /// The protectors, each of which opens the database.
     pub protectors: Vec<ProtectorStatus>,
@@ -93,9 +94,9 @@ pub struct Verification {
     /// Copies of the envelope, `A` or `B`, that failed authentication. One good copy is enough to
     /// open the database.
     pub bad_envelope_copies: Vec<char>,
-    /// Copies of the envelope, `A` or `B`, that are authentic and older than the other one: a change of the
-    /// protectors was cut off, and a protector that it removed still opens the database for who has other
-    /// software. Whoever opens the database for writing mends them.
+    /// Copies of the envelope, `A` or `B`, that are authentic and older than the other one: a
+    /// change of the protectors was cut off, and a protector that it removed still opens the
+    /// database for who has other software. Whoever opens the database for writing mends them.
     pub stale_envelope_copies: Vec<char>,
 }
 

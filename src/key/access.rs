@@ -37,20 +37,22 @@ pub struct AccessPolicy {
     pub retry_delay: Duration,
     /// How long one call may take. Providers that wait for a person have their own time.
     pub time_out: Duration,
-    /// How long the opening of one database waits for services, over all its protectors. Default: 1 minute.
+    /// How long the opening of one database waits for services, over all its protectors. Default: 1
+    /// minute.
     pub open_time_out: Duration,
-    /// What the opening of one database may spend on deriving keys from passphrases. Whoever can write
-    /// the file says what a derivation costs.
+    /// What the opening of one database may spend on deriving keys from passphrases. Whoever can
+    /// write the file says what a derivation costs.
     pub derivation: Derivation,
 }
 
 /// What deriving keys may cost before it is known whether a database is genuine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Derivation {
-    /// The memory of one derivation, in KiB. Default: 1 GiB, the most that a passphrase can ask for.
+    /// The memory of one derivation, in KiB. Default: 1 GiB, the most that a passphrase can ask
+    /// for.
     pub memory_kib: u32,
-    /// The memory filled by all of them, each iteration counted, in KiB. Default: 4 GiB, the most that one
-    /// passphrase can ask for, which takes some seconds.
+    /// The memory filled by all of them, each iteration counted, in KiB. Default: 4 GiB, the most
+    /// that one passphrase can ask for, which takes some seconds.
     pub work_kib: u64,
 }
 
@@ -189,8 +191,8 @@ impl Access {
         let patience = policy.revalidate.unwrap_or_default() + policy.grace;
         state.asking = None;
         state.outage = Some(reason);
-        // A next attempt only after a pause, however often transactions begin. Where the keys were locked
-        // meanwhile, the next transaction asks at once.
+        // A next attempt only after a pause, however often transactions begin. Where the keys were
+        // locked meanwhile, the next transaction asks at once.
         if state.loss.is_none() {
             self.look_again_after(PAUSE);
         }

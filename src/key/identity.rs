@@ -1,11 +1,13 @@
 //! Which database a file is: its file id, and where that is expected to be a certain one.
 //!
 //! ```text
-//! file id = HKDF-SHA-256(key = DEK of key version 1, no salt, "sqlite-tde v1 file id"), first 16 bytes
+//! file id = the first 16 bytes of
+//!           HKDF-SHA-256(key = DEK of key version 1, no salt, "sqlite-tde v1 file id")
 //! ```
-//! So the id stands for the DEK. A key provider whose wrapping takes a public key alone, such as `age`, `gpg`
-//! or RSA-OAEP, unwraps whatever anybody wrapped: an attacker can make a database with a DEK of his own. He
-//! cannot give it the file id of another database. Whoever expects that id notices the exchange.
+//! So the id stands for the DEK. A key provider whose wrapping takes a public key alone, such as
+//! `age`, `gpg` or RSA-OAEP, unwraps whatever anybody wrapped: an attacker can make a database with
+//! a DEK of his own. He cannot give it the file id of another database. Whoever expects that id
+//! notices the exchange.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -71,8 +73,8 @@ impl FromStr for FileId {
 pub struct Pins {
     /// The one database that is expected at a path.
     pub paths: BTreeMap<PathBuf, FileId>,
-    /// The databases that a protector may open: `PROVIDER:KEY`, `KEY` of the keystore, or `PROVIDER:*` for
-    /// every key of a provider.
+    /// The databases that a protector may open: `PROVIDER:KEY`, `KEY` of the keystore, or
+    /// `PROVIDER:*` for every key of a provider.
     pub protectors: BTreeMap<String, Vec<FileId>>,
 }
 
@@ -87,7 +89,8 @@ impl Pins {
         links.find(|(pin, _)| std::fs::canonicalize(pin).is_ok_and(|pin| pin == path)).map(|f| *f.1)
     }
 
-    /// The databases that the protector of `record` is for, where the database `id` is none of them.
+    /// The databases that the protector of `record` is for, where the database `id` is none of
+    /// them.
     pub(crate) fn others(&self, record: &ProtectorRecord, id: FileId) -> Option<&[FileId]> {
         let is_for = |name: &str| {
             let (provider, key) = split(name);

@@ -49,8 +49,8 @@ pub(crate) struct Dek {
 /// Invariants:
 /// 1. Keys come in only behind an envelope whose MAC they verify.
 /// 2. While it is locked, no key is left in it, nor in any [`Cipher`] that it gave out.
-/// 3. It never takes another DEK than the first one, also after it was locked: connections may have pages
-///    under that.
+/// 3. It never takes another DEK than the first one, also after it was locked: connections may have
+///    pages under that.
 ///
 /// Locks are taken in the order of the fields, and those of `access` last.
 pub(crate) struct Keyring {
@@ -199,8 +199,9 @@ impl Keyring {
         Ok((keyring, envelope))
     }
 
-    /// Takes in the keys that `record` gave, if they verify `copy` and none of the `newer` ones, and are those
-    /// that were seen of this database before. Gives back the keyring that all connections of this process share.
+    /// Takes in the keys that `record` gave, if they verify `copy` and none of the `newer` ones,
+    /// and are those that were seen of this database before. Gives back the keyring that all
+    /// connections of this process share.
     pub(super) fn unlock(
         self: Arc<Self>,
         copy: &Unverified,

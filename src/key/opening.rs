@@ -1,16 +1,17 @@
-//! From the copies of an envelope to the keys: which providers are asked, what that may cost, and which copy
-//! is in force. Until a provider has given the DEK nothing in a copy is authenticated: whoever can write the
-//! file may have made it up.
+//! From the copies of an envelope to the keys: which providers are asked, what that may cost, and
+//! which copy is in force. Until a provider has given the DEK nothing in a copy is authenticated:
+//! whoever can write the file may have made it up.
 //!
 //! Rules:
 //! 1. A provider is asked once for a record, however many copies have it.
-//! 2. Of the records for which a key would be derived (Argon2id), one a provider is tried in a copy, unless
-//!    the caller names a protector; all derivations together stay within [`AccessPolicy::derivation`]. Calls of
-//!    services end when [`AccessPolicy::open_time_out`] is used up.
+//! 2. Of the records for which a key would be derived (Argon2id), one a provider is tried in a
+//!    copy, unless the caller names a protector; all derivations together stay within
+//!    [`AccessPolicy::derivation`]. Calls of services end when [`AccessPolicy::open_time_out`] is
+//!    used up.
 //! 3. The newest copy that the DEK authenticates is the envelope in force. A protector that only an
 //!    older copy has was removed: a crash kept the older copy from being overwritten.
-//! 4. Keys that are in this process already serve a record only if that very record gave them. They refuse a copy
-//!    that their holder did not write, and no provider is asked then.
+//! 4. Keys that are in this process already serve a record only if that very record gave them. They
+//!    refuse a copy that their holder did not write, and no provider is asked then.
 //! 5. The file id is that of the DEK, and one that the caller expects.
 
 use std::collections::BTreeSet;
@@ -84,8 +85,8 @@ impl<'a> Opening<'a> {
         Self { protectors, wanted, expected, asked: Vec::new(), spent: Spent::default() }
     }
 
-    /// The keyring, from the cache or from a provider, and the envelope in force. `copies` are tried in order;
-    /// the first error stands where none opens.
+    /// The keyring, from the cache or from a provider, and the envelope in force. `copies` are
+    /// tried in order; the first error stands where none opens.
     pub(crate) fn open(&mut self, copies: &[Unverified]) -> Result<Opened> {
         let mut first = None;
         for (number, copy) in copies.iter().enumerate() {
@@ -119,7 +120,8 @@ impl<'a> Opening<'a> {
             return Err(wrong_file(&FileId(file_id).to_string(), others));
         }
         let keyring = cached(&file_id).unwrap_or_else(|| Keyring::locked(file_id));
-        // Keys that are here tell whether their holder wrote the copy, before any provider is asked for it.
+        // Keys that are here tell whether their holder wrote the copy, before any provider is asked
+        // for it.
         let verified = match keyring.verify(copy) {
             Ok(envelope) => Some(envelope),
             Err(Error::Inaccessible(_)) => None,
@@ -156,7 +158,8 @@ impl<'a> Opening<'a> {
             (1, _) => Err(Error::EnvelopeDamaged("the file id is not that of its key".into())),
             (_, None) => Ok(()),
             (version, Some(_)) => Err(Error::Unsupported(format!(
-                "a file id is expected, and this version cannot tell it from a key of version {version}"
+                "a file id is expected, and this version cannot tell it from a key of version \
+                 {version}"
             ))),
         }
     }
@@ -247,8 +250,8 @@ fn not_tried(left: &[String]) -> String {
 pub(super) fn replaced(envelope: &Envelope, through: &str) -> Error {
     let names: Vec<&str> = envelope.protectors.iter().map(|record| record.name.as_str()).collect();
     Error::WrongKey(format!(
-        "protector {through} was removed or replaced, as the newer copy of the envelope says; {} protects \
-         this database",
+        "protector {through} was removed or replaced, as the newer copy of the envelope says; {} \
+         protects this database",
         names.join(", ")
     ))
 }

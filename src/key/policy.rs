@@ -11,8 +11,8 @@ pub struct Policy {
     pub min_protectors: u32,
     /// What happens to the removal of one below that.
     pub below_min: BelowMin,
-    /// The providers whose keys may become protectors, and through which databases are opened; any where
-    /// there is no list.
+    /// The providers whose keys may become protectors, and through which databases are opened; any
+    /// where there is no list.
     pub allowed_providers: Option<Vec<String>>,
 }
 
@@ -44,8 +44,8 @@ impl Policy {
         if self.allows(name) { Ok(()) } else { Err(Error::Usage(self.not_allowed(name))) }
     }
 
-    /// Refuses to open a database through a protector of the provider called `name` where that is not
-    /// allowed.
+    /// Refuses to open a database through a protector of the provider called `name` where that is
+    /// not allowed.
     pub(crate) fn check_opening(&self, name: &str) -> Result<(), ProviderError> {
         if self.allows(name) { Ok(()) } else { Err(ProviderError::Denied(self.not_allowed(name))) }
     }

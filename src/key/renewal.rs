@@ -179,7 +179,8 @@ mod tests {
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
     }
 
-    /// Somebody locks between the look whether the keys are still there and the note that they were granted.
+    /// Somebody locks between the look whether the keys are still there and the note that they were
+    /// granted.
     #[test]
     fn a_lock_beside_a_consent_is_not_forgotten() {
         let (keyring, envelope, protectors, _) = database();

@@ -1,8 +1,9 @@
 //! The result of the last derivation, and the derivations under way.
 //!
-//! A derivation takes seconds and up to 1 GiB, and may wait for a person to type a passphrase. No lock is
-//! held over it: threads that want the same key wait for the one that derives it, all others go on. A
-//! forked child has no such thread, so it does not wait for derivations of its parent.
+//! A derivation takes seconds and up to 1 GiB, and may wait for a person to type a passphrase. No
+//! lock is held over it: threads that want the same key wait for the one that derives it, all
+//! others go on. A forked child has no such thread, so it does not wait for derivations of its
+//! parent.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -28,8 +29,8 @@ impl<K, V> Default for Derived<K, V> {
 }
 
 impl<K: PartialEq + Clone, V> Derived<K, V> {
-    /// What is kept for `key`, else what `derive` answers, which is kept from then on. An error is not
-    /// kept: threads that waited for it derive for themselves, one after the other.
+    /// What is kept for `key`, else what `derive` answers, which is kept from then on. An error is
+    /// not kept: threads that waited for it derive for themselves, one after the other.
     pub(super) fn get<E>(
         &self,
         key: &K,

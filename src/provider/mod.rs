@@ -133,9 +133,9 @@ pub trait KeyProvider: Send + Sync {
     /// A [`ProviderError`].
     fn newest_version(&self, key_id: &str) -> Result<String, ProviderError>;
 
-    /// What unwrapping `wrapped` costs before anything tells whether it is genuine: the memory and the time
-    /// that a key derivation takes, as the blob asks for them. `None` where the blob has no say in it, or the
-    /// derived key is at hand. A database decides on nothing dearer than
+    /// What unwrapping `wrapped` costs before anything tells whether it is genuine: the memory and
+    /// the time that a key derivation takes, as the blob asks for them. `None` where the blob has
+    /// no say in it, or the derived key is at hand. A database decides on nothing dearer than
     /// [`AccessPolicy::derivation`](crate::AccessPolicy::derivation) allows.
     fn derivation(&self, key_id: &str, wrapped: &Wrapped) -> Option<Cost> {
         let _ = (key_id, wrapped);

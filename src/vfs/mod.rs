@@ -300,11 +300,12 @@ unsafe fn open_inside(
     Ok(ffi::SQLITE_OK)
 }
 
-/// Whether nothing is ever to be written to a main database: it could be opened for reading alone, or its
-/// URI or the base says that it never changes, where SQLite takes no locks either.
+/// Whether nothing is ever to be written to a main database: it could be opened for reading alone,
+/// or its URI or the base says that it never changes, where SQLite takes no locks either.
 ///
 /// # Safety
-/// `name` and `flags` were passed to xOpen, and `out_flags`, which is NULL or points to an int, came back.
+/// `name` and `flags` were passed to xOpen, and `out_flags`, which is NULL or points to an int,
+/// came back.
 unsafe fn is_never_written(
     base: &BaseFile,
     name: *const c_char,
@@ -320,7 +321,8 @@ unsafe fn is_never_written(
         || base.device_characteristics() & ffi::SQLITE_IOCAP_IMMUTABLE != 0
 }
 
-/// Whether SQLite takes `value` for true: as its sqlite3GetBoolean does, a number counts by its low byte.
+/// Whether SQLite takes `value` for true: as its sqlite3GetBoolean does, a number counts by its low
+/// byte.
 fn is_true(value: &str) -> bool {
     let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
     match digits.parse::<u64>() {

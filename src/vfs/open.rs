@@ -407,8 +407,8 @@ impl OpenFile {
         }
     }
 
-    /// Finishes a change of the protectors that was cut off, where this file may be written. Whoever opens
-    /// it asked for something else, so an error goes to the log.
+    /// Finishes a change of the protectors that was cut off, where this file may be written.
+    /// Whoever opens it asked for something else, so an error goes to the log.
     pub(super) fn mend_envelope(&mut self) {
         if let Err(error) = command::mend(self, std::time::Duration::ZERO) {
             api::log(error.sqlite_code(), &format!("sqlite-tde: the envelope: {error}"));

@@ -202,10 +202,11 @@ impl<'a> Subject<'a> {
         self.encrypted && self.workload.keys
     }
 
-    /// Who can open the image, before anybody has mended it: `span` is the first and the last step whose
-    /// protectors may be in force. The bytes must hold no wrapped key but those of these steps, whatever
-    /// software reads them; and of all parties that ever had a protector, those of one of the steps open
-    /// the database, for reading alone, and all see the same. That writes nothing.
+    /// Who can open the image, before anybody has mended it: `span` is the first and the last step
+    /// whose protectors may be in force. The bytes must hold no wrapped key but those of these
+    /// steps, whatever software reads them; and of all parties that ever had a protector, those of
+    /// one of the steps open the database, for reading alone, and all see the same. That writes
+    /// nothing.
     pub fn parties(
         &self,
         image: &Image,
@@ -228,7 +229,8 @@ impl<'a> Subject<'a> {
                     .filter(|&step| handles(keys(step)).any(|handle| handle.1 == number))
                     .collect();
                 return Err(format!(
-                    "byte {at} has a key of the protectors after steps {of:?}, not {first} to {last}"
+                    "byte {at} has a key of the protectors after steps {of:?}, not {first} to \
+                     {last}"
                 ));
             }
         }

@@ -49,9 +49,9 @@ pub fn encrypt(ends: &Ends, target: OpenOptions, page_size: Option<u32>) -> Resu
     copy(ends, &source, target.parameter("reserve", RESERVE.to_string()), "encrypted", |_| Ok(()))
 }
 
-/// Makes a copy of the encrypted database that `options` open, with an encryption key and a file id of its
-/// own: nothing of one is accepted in the other. It keeps cipher, page size, journal mode and the protectors,
-/// but for those in `without`.
+/// Makes a copy of the encrypted database that `options` open, with an encryption key and a file id
+/// of its own: nothing of one is accepted in the other. It keeps cipher, page size, journal mode
+/// and the protectors, but for those in `without`.
 pub fn duplicate(ends: &Ends, options: OpenOptions, without: &[String]) -> Result<(), Failure> {
     ends.check()?;
     let source = open_source(&ends.src, &options)?;
@@ -304,8 +304,8 @@ fn same(src: &Path, dst: &Path) -> bool {
     matches!((fs::canonicalize(src), fs::canonicalize(dst)), (Ok(src), Ok(dst)) if src == dst)
 }
 
-/// Lets the same people read the copy as the source, as far as the umask lets them read a new file, and puts
-/// it on the disk.
+/// Lets the same people read the copy as the source, as far as the umask lets them read a new file,
+/// and puts it on the disk.
 fn sync(src: &Path, copy: &Path) -> std::io::Result<()> {
     let file = File::options().read(true).write(true).open(copy)?;
     #[cfg(unix)]

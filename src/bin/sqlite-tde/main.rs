@@ -58,8 +58,9 @@ enum Command {
     Decrypt(Decrypt),
     /// Copy an encrypted database into a new one with keys of its own
     ///
-    /// After `cp` both files have one key and one identity, and pages and logs of one are accepted in the
-    /// other. This copy has an encryption key and a file id of its own, under the same protectors.
+    /// After `cp` both files have one key and one identity, and pages and logs of one are accepted
+    /// in the other. This copy has an encryption key and a file id of its own, under the same
+    /// protectors.
     Copy(Copy),
     /// Run SQL on an encrypted database
     Sql(sql::Arguments),

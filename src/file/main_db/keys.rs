@@ -5,9 +5,9 @@
 //!   the copy not in use <- new, sync;   the copy in use <- new, sync
 //! ```
 //! At each moment one copy is whole: the one before or the one after. The second write is there so
-//! that nothing of a protector that was removed stays in the file. Where a crash came between the two,
-//! the newer copy is in force, and [`MainDb::mend`] writes it over the other one as soon as the database is
-//! opened for writing.
+//! that nothing of a protector that was removed stays in the file. Where a crash came between the
+//! two, the newer copy is in force, and [`MainDb::mend`] writes it over the other one as soon as
+//! the database is opened for writing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -80,15 +80,17 @@ impl MainDb {
         Ok(&pages.envelope)
     }
 
-    /// Whether the copies of the envelope were not equal when last read, and this handle may mend that.
+    /// Whether the copies of the envelope were not equal when last read, and this handle may mend
+    /// that.
     pub(crate) fn wants_mending(&self) -> bool {
         // Before the first commit they are not equal, and that commit writes both.
         let has_pages = self.envelope().is_some_and(|envelope| envelope.has_pages);
         has_pages && self.copies_differ && !self.wishes.read_only && !self.is_read_only()
     }
 
-    /// Writes the envelope in force over the other copy, if that is another one: a change of protectors was
-    /// cut off, or the copy was damaged. The caller has shut out all others who write the envelope.
+    /// Writes the envelope in force over the other copy, if that is another one: a change of
+    /// protectors was cut off, or the copy was damaged. The caller has shut out all others who
+    /// write the envelope.
     pub(crate) fn mend(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         let found = in_force(base, &pages.keyring)?;
@@ -175,7 +177,8 @@ impl MainDb {
         self.copies_differ
     }
 
-    /// The copies of the envelope that fail authentication, and those that are older than the other one.
+    /// The copies of the envelope that fail authentication, and those that are older than the other
+    /// one.
     pub(crate) fn faulty_copies(&self, base: &impl Storage) -> Result<(Vec<char>, Vec<char>)> {
         match &self.state {
             State::Encrypted(pages) => faulty_copies(base, &pages.keyring),
@@ -183,8 +186,8 @@ impl MainDb {
         }
     }
 
-    /// The protectors that only an older copy of the envelope has: each of them still opens the database
-    /// for who has other software.
+    /// The protectors that only an older copy of the envelope has: each of them still opens the
+    /// database for who has other software.
     pub(crate) fn cut_off_protectors(&self, base: &impl Storage) -> Result<Vec<ProtectorRecord>> {
         let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
         let found = in_force(base, &pages.keyring)?;
@@ -269,8 +272,8 @@ impl MainDb {
         self.removed.push(record.clone());
     }
 
-    /// Whether this connection has finished the removal of the protector called `name`, which had been
-    /// cut off.
+    /// Whether this connection has finished the removal of the protector called `name`, which had
+    /// been cut off.
     pub(crate) fn has_finished(&self, name: &str) -> bool {
         self.finished.iter().any(|record| matches(record, Some(name)))
     }
@@ -347,8 +350,8 @@ impl MainDb {
 }
 
 impl Pages {
-    /// Whether the protector through which this file is open has given the keys that are here: they may
-    /// have been locked, and given back through another one.
+    /// Whether the protector through which this file is open has given the keys that are here: they
+    /// may have been locked, and given back through another one.
     fn is_open(&self) -> bool {
         let lockings = self.keyring.lockings();
         let given = || {
@@ -409,9 +412,9 @@ fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
     Ok(header)
 }
 
-/// Answers what `look` finds in the first [`ENVELOPE_LEN`] bytes of the file, or all where it has fewer, and
-/// the length of the file. Another process may be writing the envelope: where `look` fails, it gets another
-/// try for as long as the bytes change.
+/// Answers what `look` finds in the first [`ENVELOPE_LEN`] bytes of the file, or all where it has
+/// fewer, and the length of the file. Another process may be writing the envelope: where `look`
+/// fails, it gets another try for as long as the bytes change.
 pub(super) fn steadily<T>(
     base: &impl Storage,
     mut look: impl FnMut(&[u8], u64) -> Result<T>,
@@ -486,8 +489,8 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     Err(Error::EnvelopeDamaged("neither copy is this database's".into()))
 }
 
-/// The copies of the envelope that fail authentication, and those that are older than the other one. While
-/// another process writes them, that passes.
+/// The copies of the envelope that fail authentication, and those that are older than the other
+/// one. While another process writes them, that passes.
 pub(super) fn faulty_copies(
     base: &impl Storage,
     keyring: &Keyring,

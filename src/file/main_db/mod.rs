@@ -510,8 +510,8 @@ impl Findings {
 }
 
 impl Wishes {
-    /// What a file of `len` bytes is that begins with `header`, and whether the copies of its envelope differ;
-    /// nothing where it is none yet.
+    /// What a file of `len` bytes is that begins with `header`, and whether the copies of its
+    /// envelope differ; nothing where it is none yet.
     fn look(
         &self,
         header: &[u8],

@@ -1,4 +1,5 @@
-//! Envelopes that somebody made up, and what opening them may cost; which copy and which record count.
+//! Envelopes that somebody made up, and what opening them may cost; which copy and which record
+//! count.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -395,8 +396,8 @@ fn another_key_does_not_pass_for_a_database() {
             Err(Error::Unsupported(words)) => assert_eq!(version, 2, "{what}: {words}"),
             other => panic!("{what}: {other:?}"),
         }
-        // Without a pin, a database of the attacker's own is a genuine one: documented. Not so where
-        // the other one is open in the process, or was.
+        // Without a pin, a database of the attacker's own is a genuine one: documented. Not so
+        // where the other one is open in the process, or was.
         assert_eq!(
             open(&protectors, None, std::slice::from_ref(&made_up)).is_ok(),
             version == 2 || !same_id

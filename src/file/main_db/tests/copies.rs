@@ -1,4 +1,5 @@
-//! The two copies of the envelope: changes that are cut off between them, and looks that meet a change.
+//! The two copies of the envelope: changes that are cut off between them, and looks that meet a
+//! change.
 
 use std::cell::{Cell, RefCell};
 
@@ -9,8 +10,8 @@ use crate::key::envelope::ENVELOPE_LEN;
 
 const SECTOR: usize = 512;
 
-/// Counts writes and syncs; from number `dies` on nothing reaches the disk, and `torn` says how many
-/// sectors of the write at that number do. Then all calls fail.
+/// Counts writes and syncs; from number `dies` on nothing reaches the disk, and `torn` says how
+/// many sectors of the write at that number do. Then all calls fail.
 #[derive(Default)]
 struct Failing {
     memory: Memory,
@@ -124,9 +125,9 @@ fn change(db: &mut MainDb, base: &impl Storage, change: Change) -> Result<()> {
     })
 }
 
-/// A change is cut off at each write and sync, each write torn behind each sector. Then those who opened
-/// before open, or those who should now; whoever opens for writing makes the copies equal, and may be cut off,
-/// too; whoever only reads changes nothing.
+/// A change is cut off at each write and sync, each write torn behind each sector. Then those who
+/// opened before open, or those who should now; whoever opens for writing makes the copies equal,
+/// and may be cut off, too; whoever only reads changes nothing.
 #[test]
 fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
     let before = with_two();
@@ -197,7 +198,8 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
     assert_eq!(images, 3 * 4 * 17 * 3);
 }
 
-/// A change is cut off, and the next one is made by who has not mended anything: nothing of the first is left.
+/// A change is cut off, and the next one is made by who has not mended anything: nothing of the
+/// first is left.
 #[test]
 fn a_change_after_one_that_was_cut_off_leaves_nothing_of_it() {
     for (what, work, _) in CHANGES {
@@ -327,8 +329,8 @@ fn a_look_that_meets_a_change_looks_again() {
     }
 }
 
-/// Two copies of one file, whose protectors differ by now, are open in one process and share its keys. When
-/// these were locked, the protector of one does not give them back to the other.
+/// Two copies of one file, whose protectors differ by now, are open in one process and share its
+/// keys. When these were locked, the protector of one does not give them back to the other.
 #[test]
 fn keys_come_back_through_a_protector_of_the_same_envelope() {
     let bytes = with_two();
