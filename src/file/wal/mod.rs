@@ -253,19 +253,20 @@ impl Wal {
             return Err(Error::PageSize(page_size as u32));
         }
         let file_id = *keyring.file_id();
-        let start = Start::new(header, parent.pages()?);
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
-        let kept = self.layout.filter(|_| self.start.is_some());
-        if kept.is_some_and(|layout| layout.page_size == page_size) && self.start == Some(start) {
-            // Whoever began this log committed nothing in it.
+        if self.start.is_some_and(|start| start.header() == header) {
+            // Whoever began this log committed nothing in it. What record 0 says of the database is
+            // still so, and other handles know the log by its salts.
             self.forget_transaction();
             (self.pending, self.end) = (None, Some(0));
             return Ok(());
         }
+        let start = Start::new(header, parent.pages()?);
         let mut log = LogId::default();
         fill_random(&mut log)?;
         // Another grain would lay record 0 over frames of the earlier log, to which a crash may lead
         // back, unless the file is emptied first.
+        let kept = self.layout.filter(|_| self.start.is_some());
         let kept_grain = kept.map_or(self.grain, |layout| layout.grain);
         if kept_grain < self.grain {
             base.truncate(0)?;

@@ -25,6 +25,24 @@ fn index(locks: u64, salt: u8, pages: &[u32]) -> Db {
     Db { locks, salts: Some([salt; 8]), pages: pages.to_vec() }
 }
 
+/// A database whose file has lost pages since its log was begun.
+struct Cut(Db);
+
+impl Parent for Cut {
+    fn locks(&self) -> u64 {
+        self.0.locks()
+    }
+    fn salts(&self) -> Option<Salts> {
+        self.0.salts()
+    }
+    fn page_of(&self, frame: u32) -> Option<u32> {
+        self.0.page_of(frame)
+    }
+    fn pages(&self) -> Result<u32> {
+        Ok(2)
+    }
+}
+
 #[test]
 fn each_log_has_an_id_and_a_header_written_again_begins_none() {
     let (base, keyring, mut wal) = two_frames(1);
@@ -34,6 +52,9 @@ fn each_log_has_an_id_and_a_header_written_again_begins_none() {
     for wal in [&mut wal, &mut other] {
         wal.write(&base, &Db::default(), &wal_header(5), 0).unwrap();
         assert!(*base.0.borrow() == before, "the header that is there already");
+        wal.write(&base, &Cut(Db::default()), &wal_header(5), 0).unwrap();
+        assert!(*base.0.borrow() == before, "of a file that was cut");
+        assert_eq!(wal.least_pages(&base).unwrap(), 7);
     }
     let mut ids = vec![first];
     for salt in 6..30 {
