@@ -81,7 +81,6 @@ mod tests {
         place.store(5, Ordering::Relaxed);
         let code = in_clone(|| {
             let first = place.swap(7, Ordering::Relaxed);
-            // 2 bits of this child, and what its own child finds.
             let second = in_clone(|| place.load(Ordering::Relaxed) as i32);
             (first + u64::from(place.load(Ordering::Relaxed) != 7)) as i32 + second
         });
