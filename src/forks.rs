@@ -1,15 +1,15 @@
 //! Which process this is: a number that a forked child does not share with its parent.
 //!
-//! The number lies in a page that the operating system replaces by zeros in every child, however that
-//! was made: by `fork`, by a `clone` that no handler of the C library sees, or by a child of such a
-//! child. The first look that finds zeros there gives the process its next number. The last number
-//! given is in ordinary memory, which a child inherits, so no process has the number of an ancestor. State
-//! that an ancestor left behind (a run of nonces, a pending call to a provider) carries its number, and
-//! is recognised by it.
+//! The number lies in a page that the operating system replaces by zeros in every child, however
+//! that was made: by `fork`, by a `clone` that no handler of the C library sees, or by a child of
+//! such a child. The first look that finds zeros there gives the process its next number. The last
+//! number given is in ordinary memory, which a child inherits, so no process has the number of an
+//! ancestor. State that an ancestor left behind (a run of nonces, a pending call to a provider)
+//! carries its number, and is recognised by it.
 //!
-//! `src/vfs/forks.rs` makes the page and registers a handler of `fork` beside it. Linux wipes pages since
-//! 4.14. Without such a page, the handler and a comparison of process ids decide; that comparison is a
-//! system call for each block.
+//! `src/vfs/forks.rs` makes the page and registers a handler of `fork` beside it. Linux wipes pages
+//! since 4.14. Without such a page, the handler and a comparison of process ids decide; that
+//! comparison is a system call for each block.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -3,13 +3,15 @@
 //! ```text
 //! operating system 32 | processor 32 | time 16 | process 4 | count 8 --HKDF-SHA-256--> bytes
 //! ```
-//! The operating system's generator alone is enough for bytes that nobody can guess. The others keep
-//! clones of a running machine apart, in which that generator may say the same until it is told of the
-//! cloning (Linux is, where the machine has a VM generation id). The processor's generator, where it has
-//! one, is not part of what is cloned. Time, process and count add what little they can: HKDF's extraction
-//! (RFC 5869) takes nothing away from the best of its inputs by mixing in others.
+//! The operating system's generator alone is enough for bytes that nobody can guess. The others
+//! keep clones of a running machine apart, in which that generator may say the same until it is
+//! told of the cloning (Linux is, where the machine has a VM generation id). The processor's
+//! generator, where it has one, is not part of what is cloned. Time, process and count add what
+//! little they can: HKDF's extraction (RFC 5869) takes nothing away from the best of its inputs by
+//! mixing in others.
 //!
-//! Nothing is kept from one call to the next but the count: there is no state that a fork could copy.
+//! Nothing is kept from one call to the next but the count: there is no state that a fork could
+//! copy.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -51,6 +53,13 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
         count: COUNT.fetch_add(1, Ordering::Relaxed),
     };
     without_trace::<HASHES, _>(|| sources.mix(bytes))
+}
+
+/// Looks for the processor's generator, so that no later call is its first: a thread that forks
+/// while another one looks would leave the child waiting.
+pub(crate) fn find_generator() {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64"))]
+    std::sync::LazyLock::force(&GENERATOR);
 }
 
 impl Sources {

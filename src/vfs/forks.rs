@@ -9,6 +9,7 @@ use crate::forks;
 pub(crate) fn watch() {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
+        crate::secret::find_generator();
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if let Some(place) = wiped_on_fork() {
             forks::watch(place);
