@@ -1,21 +1,22 @@
 //! Which process this is: a number that a forked child does not share with its parent.
 //!
-//! The number lies in a page that the operating system replaces by zeros in every child, however that
-//! was made: by `fork`, by a `clone` that no handler of the C library sees, or by a child of such a
-//! child. Whoever finds zeros there gives the process its next number. The last number given is in
-//! ordinary memory, which a child inherits, so that no process has the number of one that it comes
-//! from; what such a process left behind (a run of nonces, a call to a provider) is told by that.
+//! The number lies in a page that the operating system replaces by zeros in every child, however
+//! that was made: by `fork`, by a `clone` that no handler of the C library sees, or by a child of
+//! such a child. The first look that finds zeros there gives the process its next number. The last
+//! number given is in ordinary memory, which a child inherits, so no process has the number of an
+//! ancestor. State that an ancestor left behind (a run of nonces, a pending call to a provider)
+//! carries its number, and is recognised by it.
 //!
-//! `src/vfs/forks.rs` makes the page, and has a handler of `fork` beside it. Linux wipes pages since
-//! 4.14. Where there is none, the handler and a comparison of process ids at each look have to do, the
-//! latter a system call.
+//! `src/vfs/forks.rs` makes the page and registers a handler of `fork` beside it. Linux wipes pages
+//! since 4.14. Without such a page, the handler and a comparison of process ids decide; that
+//! comparison is a system call for each block.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The number of this process, in memory that is wiped in a child.
 static WIPED: OnceLock<&AtomicU64> = OnceLock::new();
-/// The same where no memory is.
+/// The number of this process where memory cannot be wiped.
 static KEPT: AtomicU64 = AtomicU64::new(0);
 /// The process that `KEPT` is the number of.
 static OWNER: AtomicU32 = AtomicU32::new(0);
@@ -60,7 +61,7 @@ fn kept() -> &'static AtomicU64 {
     &KEPT
 }
 
-/// Of threads that come here at once, all answer what the first one gave.
+/// Gives the process a number; threads that race here agree on one.
 #[cold]
 fn name(place: &AtomicU64) -> u64 {
     let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;

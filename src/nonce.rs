@@ -4,36 +4,41 @@
 //! aes-256-gcm               | prefix 12 | epoch 9  | counter 3 |      1 per block
 //! aes-256-ctr-hmac-sha256               | epoch 11 | counter 5 |   8192 per block
 //! ```
-//! A run of nonces starts at a random point: all of these bytes are drawn, but for the low 13 bits of
-//! the second suite's counter, which are the AES blocks of one block of ours. From there the counter
-//! goes on, and comes to no value twice: a run ends with the file's handle, after 2^24 blocks, and in
-//! a forked child, however it was forked ([`crate::forks`]).
+//! A run of nonces starts at a random point: all of these bytes are drawn, but for the low 13 bits
+//! of the second suite's counter, which are the AES blocks of one block of ours. From there the
+//! counter goes on, and comes to no value twice: a run ends with the file's handle, after 2^24
+//! blocks, and in a forked child, however it was forked ([`crate::forks`]).
 //!
-//! So within a process the counter keeps nonces apart, and between processes the random start. A clone
-//! of a whole running machine, or of a process whose memory is put back, has neither: it has the same
-//! run, and no number of its own. For that there is the epoch, which the sequence renews by itself,
-//! whoever writes, and in the middle of a transaction, too:
+//! So within a process the counter keeps nonces apart, and between processes the random start. A
+//! clone of a whole running machine, or of a process whose memory is put back, has neither: it has
+//! the same run, and no number of its own. For that there is the epoch, which the sequence renews
+//! by itself, whoever writes, and in the middle of a transaction, too:
 //!
-//! 1. At a *look* it reads the clock. An epoch is a drawn number plus the clock's nanoseconds at the
-//!    last look. Where the draw is a millisecond old, it is drawn anew first, from the sources of
-//!    [`fill_random`].
-//! 2. It looks at the first block, at each eighth, and at each block before which the coarse clock has
-//!    moved, which the kernel advances every 1 to 10 ms.
+//! 1. At a *look* it reads the clock. An epoch is a drawn number plus the clock's nanoseconds at
+//!    the last look. Where the draw is a millisecond old, it is drawn anew first, from the sources
+//!    of [`fill_random`].
+//! 2. It looks at the first block, at each eighth, and at each block before which the coarse clock
+//!    has moved, which the kernel advances every 1 to 10 ms.
 //!
-//! What clones of a machine can still repeat, each open file by itself: the up to 7 blocks before
-//! their next look, unless the coarse clock moves; then, for a millisecond of their own time, blocks
-//! behind looks at which both counted as many blocks and read the same nanosecond; and after that, blocks behind
-//! draws in which all sources said the same. Each source is better than the next: the processor's
-//! generator, which is not cloned; the operating system's, once it knows of the cloning; and the clock.
-//! Where the processor has none, the system was not told, and clocks agree to the nanosecond, two clones
-//! are one and the same, and nothing that runs in them can tell otherwise.
+//! Clones of a machine can still repeat nonces, in each open file by itself:
 //!
-//! The prefix chooses the AES-GCM key. It stays for a whole run, since each reader has to make a key
-//! for each prefix that it meets. 2^24 blocks of at most 64 KiB under one GCM key are far below the
-//! 2^32 calls that NIST SP 800-38D (8.3) allows a key whose nonces are not purely counted, and at 2^36 AES
-//! blocks the advantage in telling its output from random bits is 2^-57.
+//! * up to 7 blocks that they seal before the next look, if the coarse clock does not move;
+//! * for a millisecond of their own time, blocks after looks that read the same nanosecond at the
+//!   same count of blocks;
+//! * after that, blocks after draws that gave the same bytes.
 //!
-//! Two runs under one subkey meet only where prefix, epoch and counter do: see docs/threat-model.md.
+//! A draw has three sources: the processor's generator, which is not cloned; the operating system's
+//! generator, which differs once the system knows of the cloning; and the clock. If the processor
+//! has no generator, the system was not told and the clocks agree to the nanosecond, no program can
+//! tell two clones apart.
+//!
+//! The prefix chooses the AES-GCM key. It stays for a whole run, since each reader has to make a
+//! key for each prefix that it meets. 2^24 blocks of at most 64 KiB under one GCM key are far below
+//! the 2^32 calls that NIST SP 800-38D (8.3) allows a key whose nonces are not purely counted, and
+//! at 2^36 AES blocks the advantage in telling its output from random bits is 2^-57.
+//!
+//! Two runs under one subkey meet only where prefix, epoch and counter do: see
+//! docs/threat-model.md.
 
 use std::ops::Range;
 
@@ -94,7 +99,7 @@ const _: () = {
 };
 const _: () = assert!(RUN.is_multiple_of(LOOK), "a run starts with a look");
 
-/// What can tell a process from another that has the same memory.
+/// The outside of a process: what can differ between two processes with the same memory.
 pub(crate) trait World {
     /// As [`forks::process`].
     fn process(&self) -> u64;
@@ -106,7 +111,7 @@ pub(crate) trait World {
     fn fill(&self, bytes: &mut [u8]) -> Result<()>;
 }
 
-/// The one that there is.
+/// The system's clocks, random bytes and processes.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RealWorld;
 
@@ -191,12 +196,13 @@ impl<W: World> NonceSequence<W> {
 #[derive(Clone)]
 struct Run {
     process: u64,
-    /// The latest one.
+    /// The nonce of the latest block.
     nonce: [u8; MAX_NONCE],
     counter: u64,
     left: u32,
-    /// What was drawn for the epochs, and when.
+    /// The random part of the epochs.
     draw: u128,
+    /// The clock at that draw.
     drawn: u64,
     /// The coarse clock at the last look.
     tick: u64,

@@ -1,8 +1,8 @@
-//! A subkey and a nonce come together once. Everything that is written to the disk is read there, with
-//! what is overwritten later: in all journal and locking modes, on every road by which a byte is
-//! written, after crashes, in copies, and in clones of the process that no handler of the C library
-//! notices, made at each step and inside transactions. The clones share nothing, not even the disk,
-//! so that what a clone does is what the first one would have done from the same state.
+//! A subkey and a nonce come together once. Everything that is written to the disk is read there,
+//! with what is overwritten later: in all journal and locking modes, on every road by which a byte
+//! is written, after crashes, in copies, and in clones of the process that no handler of the C
+//! library notices, made at each step and inside transactions. The clones share nothing, not even
+//! the disk, so that what a clone does is what the first one would have done from the same state.
 
 mod common;
 #[path = "common/power/mod.rs"]
@@ -162,9 +162,9 @@ fn no_nonce_comes_twice_in_a_file() {
     }
 }
 
-/// The machine stops after each step, and another process finds the files, rolls back and goes on, as
-/// if it had happened, while the first one goes on as if it had not: a copy of all files, hot journals
-/// included.
+/// The machine stops after each step, and another process finds the files, rolls back and goes on,
+/// as if it had happened, while the first one goes on as if it had not: a copy of all files, hot
+/// journals included.
 #[test]
 fn no_nonce_comes_twice_after_a_crash() {
     for mode in Mode::all() {

@@ -161,8 +161,8 @@ fn a_clock_that_was_set_back_is_an_old_epoch() {
     }
 }
 
-/// Clones of a machine: the memory is the same, and so are all clocks and sources but those of the row.
-/// (what differs, how, blocks that may repeat where they are sealed every so many nanoseconds)
+/// Clones of a machine: the memory is the same, and so are all clocks and sources but those of the
+/// row. (what differs, how, blocks that may repeat where they are sealed every so many nanoseconds)
 #[test]
 fn clones_of_a_machine_part() {
     type Change = fn(&mut Told);

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use arena::Slot;
 pub use arena::{Memory, memory};
 
-pub(crate) use random::fill_random;
+pub(crate) use random::{fill_random, find_generator};
 
 use crate::error::Result;
 

@@ -9,6 +9,7 @@ use crate::forks;
 pub(crate) fn watch() {
     static WATCH: Once = Once::new();
     WATCH.call_once(|| {
+        crate::secret::find_generator();
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if let Some(place) = wiped_on_fork() {
             forks::watch(place);
@@ -81,7 +82,6 @@ mod tests {
         place.store(5, Ordering::Relaxed);
         let code = in_clone(|| {
             let first = place.swap(7, Ordering::Relaxed);
-            // 2 bits of this child, and what its own child finds.
             let second = in_clone(|| place.load(Ordering::Relaxed) as i32);
             (first + u64::from(place.load(Ordering::Relaxed) != 7)) as i32 + second
         });
