@@ -85,6 +85,21 @@ sqlite_library() {
   echo "$dir"
 }
 
+# system_pkgconfig: a directory for PKG_CONFIG_PATH that adds to the system's SQLite what rusqlite calls
+# and an old SQLite lacks. That library is in the directory, too.
+system_pkgconfig() {
+  local dir="$hosts_dir/system"
+  mkdir -p "$dir"
+  if [ tests/hosts/missing.c -nt "$dir/sqlite3.pc" ]; then
+    gcc -O1 -Wall -Wextra -Werror -shared -fPIC tests/hosts/missing.c -lpthread \
+      -o "$dir/libsqlite3missing.so"
+    printf 'Name: SQLite\nDescription: the system'"'"'s, and what it lacks\nVersion: %s\nLibs: %s -L%s -lsqlite3missing\nCflags: %s\n' \
+      "$(pkg-config --modversion sqlite3)" "$(pkg-config --libs sqlite3)" "$dir" \
+      "$(pkg-config --cflags sqlite3)" >"$dir/sqlite3.pc"
+  fi
+  echo "$dir"
+}
+
 # Installs what is missing of the system's SQLite, its headers and its shell.
 need_system_sqlite() {
   if ! { command -v gcc && command -v sqlite3 && command -v pkg-config \

@@ -13,9 +13,13 @@ exec </dev/null
 version="$1"
 shift
 need_system_sqlite
+PKG_CONFIG_PATH="$(system_pkgconfig)"
+LD_LIBRARY_PATH="$PKG_CONFIG_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 if [ "$version" != system ]; then
-  LD_LIBRARY_PATH="$(sqlite_library "$version")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-  export LD_LIBRARY_PATH
+  LD_LIBRARY_PATH="$(sqlite_library "$version"):$LD_LIBRARY_PATH"
+fi
+export LD_LIBRARY_PATH PKG_CONFIG_PATH
+if [ "$version" != system ]; then
   # The shell is linked with the same shared library.
   sqlite3 --version | grep -q "^$version" || { echo "not on SQLite $version" >&2; exit 1; }
 fi
