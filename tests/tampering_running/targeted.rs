@@ -10,7 +10,7 @@ use sqlite_tde::provider::Keystore;
 
 use super::common::Home;
 use super::history::beside;
-use super::{COPY, INDEX, PAGE, PAGES_AT};
+use super::{COPY, INDEX, JOURNAL, PAGE, PAGES_AT};
 
 /// Rows of one overflow page each, without a zero byte.
 fn build(db: &Connection, mode: &str) {
@@ -90,6 +90,27 @@ fn a_page_that_only_the_log_has_is_not_one_of_zeros() {
         there <= before || !found.bad_pages.is_empty(),
         "{there} pages for {before}, all of them authentic: {found:?}"
     );
+}
+
+/// A record of the journal is changed, and its own transaction is rolled back. SQLite says nothing of it
+/// when it rolls back; so whoever reads afterwards must get the rows as they were, or an error.
+#[test]
+fn a_rollback_from_a_damaged_journal_is_no_half_of_one() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        for part in [4, 2] {
+            let home = Home::ungathered();
+            let path = home.path("a.db");
+            let db = home.open(&path);
+            build(&db, mode);
+            db.execute_batch("PRAGMA cache_size=3; BEGIN; UPDATE t SET b = upper(b)").unwrap();
+            let journal = beside(&path, JOURNAL);
+            let len = std::fs::metadata(&journal).unwrap().len();
+            change(&journal, len / part, &[0xa5; 16]);
+            let done = db.execute_batch("ROLLBACK");
+            let what = format!("{mode}: changed at {} of {len}, rolled back: {done:?}", len / part);
+            assert_right_or_error(&db, &what);
+        }
+    }
 }
 
 fn pages_in(path: &Path) -> u64 {
