@@ -69,7 +69,7 @@ pub enum When {
 /// Something in the wal-index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {
-    /// The page of a frame, by a number that wraps around: zero, or another page.
+    /// A frame, by a number that wraps around, has no page, or another one, which is found there.
     NoPage(u32),
     OtherPage(u32),
     /// The frame of the last commit, with checksums that fit.
@@ -130,6 +130,7 @@ pub fn rows(file: File, random: &mut Random, each: bool) -> Vec<Row> {
             Word::NoPage(frame),
             Word::NoPage(u32::MAX),
             Word::OtherPage(frame),
+            Word::OtherPage(frame / 3),
             Word::OtherPage(u32::MAX),
             Word::FewerFrames,
             Word::MoreFrames,
@@ -225,6 +226,18 @@ impl Row {
     fn unit(&self, number: u64) -> Range<u64> {
         let (start, len) = units(self.file);
         start + number * len..start + (number + 1) * len
+    }
+
+    /// The number of the unit, where each has a row.
+    pub fn unit_of_all(&self) -> Option<u32> {
+        match self.change {
+            Change::Zero(Part::Nth(unit))
+            | Change::ZeroFrom(Part::Nth(unit))
+            | Change::Flip(Part::Nth(unit), _)
+            | Change::Exchange(Part::Nth(unit))
+            | Change::PutBack(Part::Nth(unit), _) => Some(unit),
+            _ => None,
+        }
     }
 
     /// The place of `part` in a file of `size` bytes.
@@ -397,6 +410,18 @@ mod index {
         file.write_all_at(&value.to_ne_bytes(), at).unwrap();
     }
 
+    /// Where SQLite looks for `page`, it now finds `frame` last, hence takes it.
+    fn hash(file: &File, page: u32, frame: u16) {
+        const SLOTS: u32 = (HASH / 2) as u32;
+        let mut table = [0; HASH];
+        file.read_exact_at(&mut table, HASH_AT).unwrap();
+        let mut slot = page.wrapping_mul(383) % SLOTS;
+        while table[2 * slot as usize..][..2] != [0, 0] {
+            slot = (slot + 1) % SLOTS;
+        }
+        file.write_all_at(&frame.to_ne_bytes(), HASH_AT + 2 * u64::from(slot)).unwrap();
+    }
+
     pub(super) fn change(file: &File, what: Word) -> bool {
         if file.metadata().unwrap().len() < HASH_AT + HASH as u64 {
             return false;
@@ -421,7 +446,11 @@ mod index {
         let changed = match what {
             Word::NoPage(nth) => return number(nth).map(|at| set(file, at, 0)).is_some(),
             Word::OtherPage(nth) => {
-                return number(nth).map(|at| set(file, at, word(file, at) + 1)).is_some();
+                let Some(at) = number(nth) else { return false };
+                let page = word(file, at) % 20 + 1;
+                set(file, at, page);
+                hash(file, page, ((at - NUMBERS_AT) / 4 + 1) as u16);
+                return true;
             }
             Word::FewerFrames => field(FRAMES_AT, -1),
             Word::MoreFrames => field(FRAMES_AT, 1),

@@ -10,7 +10,7 @@ use sqlite_tde::provider::Keystore;
 
 use super::common::Home;
 use super::history::beside;
-use super::{COPY, INDEX, PAGE, PAGES_AT};
+use super::{COPY, INDEX, JOURNAL, PAGE, PAGES_AT};
 
 /// Rows of one overflow page each, without a zero byte.
 fn build(db: &Connection, mode: &str) {
@@ -23,17 +23,24 @@ fn build(db: &Connection, mode: &str) {
     .unwrap();
 }
 
-fn read(db: &Connection) -> Vec<rusqlite::Result<String>> {
+fn read(db: &Connection, rows: i64) -> Vec<rusqlite::Result<String>> {
     let read = |a: i64| db.query_row("SELECT b FROM t WHERE a = ?1", [a], |row| row.get(0));
-    (1..=12).map(read).collect()
+    (1..=rows).map(read).collect()
 }
 
 /// Each row is right or an error. How many are errors.
 fn assert_right_or_error(db: &Connection, what: &str) -> usize {
+    assert_all_right_or_error(db, 12, what)
+}
+
+fn assert_all_right_or_error(db: &Connection, rows: i64, what: &str) -> usize {
     let mut failed = 0;
-    for (a, found) in (1..).zip(read(db)) {
+    for (a, found) in (1..).zip(read(db, rows)) {
         match found {
-            Ok(found) => assert_eq!(found, format!("{a:03} {}", "x".repeat(1200)), "{what}: {a}"),
+            Ok(found) => {
+                let right = found == format!("{a:03} {}", "x".repeat(1200));
+                assert!(right, "{what}: row {a}: {found:.20}");
+            }
             Err(error) => {
                 let code = error.sqlite_error().map(|error| error.extended_code & 0xff);
                 let telling = [ffi::SQLITE_IOERR, ffi::SQLITE_CORRUPT].map(Some);
@@ -90,6 +97,34 @@ fn a_page_that_only_the_log_has_is_not_one_of_zeros() {
         there <= before || !found.bad_pages.is_empty(),
         "{there} pages for {before}, all of them authentic: {found:?}"
     );
+}
+
+/// A record of the journal is changed, and its own transaction is rolled back. SQLite says nothing of it
+/// when it rolls back; so whoever reads afterwards must get the rows as they were, or an error.
+#[test]
+fn a_rollback_from_a_damaged_journal_is_no_half_of_one() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
+        for part in [4, 2] {
+            let home = Home::ungathered();
+            let path = home.path("a.db");
+            let db = home.open(&path);
+            build(&db, mode);
+            // More than a journal keeps in memory of what it wrote.
+            db.execute_batch(
+                "WITH RECURSIVE n(i) AS (SELECT 13 UNION ALL SELECT i + 1 FROM n WHERE i < 300)
+                 INSERT INTO t SELECT i, printf('%03d %.1200c', i, 'x') FROM n;
+                 PRAGMA cache_size=3; BEGIN; UPDATE t SET b = upper(b)",
+            )
+            .unwrap();
+            let journal = beside(&path, JOURNAL);
+            let len = std::fs::metadata(&journal).unwrap().len();
+            change(&journal, len / part, &[0xa5; 16]);
+            let done = db.execute_batch("ROLLBACK");
+            let what = format!("{mode}: changed at {} of {len}, rolled back: {done:?}", len / part);
+            let failed = assert_all_right_or_error(&db, 300, &what);
+            assert!(failed > 0, "{what}: the record was of no use");
+        }
+    }
 }
 
 fn pages_in(path: &Path) -> u64 {
