@@ -48,6 +48,8 @@ host() {
 
 gcc -O1 -Wall -Wextra -Werror tests/extension/host.c -lsqlite3 -ldl -o "$work/system"
 host "$work/system" 'SQLite 3.*: loaded'
+gcc -O1 -Wall -Wextra -Werror tests/extension/stranger.c -lsqlite3 -o "$work/stranger"
+host "$work/stranger" 'SQLite 3.*: 504 orders beside a stranger'
 shared="$(ldd "$work/system" | awk '/libsqlite3/ { print $3 }')"
 while read -r version expected; do
   dir="$(amalgamation "$version")"
@@ -55,10 +57,14 @@ while read -r version expected; do
     || nice gcc -O0 -w -c "$dir/sqlite3.c" -o "$cache/$version.o"
   gcc -O1 -w -I"$dir" tests/extension/host.c "$cache/$version.o" -lpthread -ldl -lm -o "$work/host"
   host "$work/host" "$expected" "$shared"
+  [[ "$expected" == *loaded ]] || continue
+  gcc -O1 -w -I"$dir" tests/extension/stranger.c "$cache/$version.o" -lpthread -ldl -lm -o "$work/stranger"
+  host "$work/stranger" '*: 504 orders beside a stranger'
 done <<'HOSTS'
 0.22.2 SQLite 3.35.*: refused
 0.23.2 SQLite 3.37.*: loaded
 0.25.2 SQLite 3.39.*: loaded
+0.26.0 SQLite 3.4*: loaded
 0.40.0 SQLite 3.5*: loaded
 HOSTS
 
