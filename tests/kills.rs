@@ -12,9 +12,6 @@ mod stranger;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::{found_in_files, one};
@@ -23,7 +20,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{Cipher, OpenOptions};
-use stranger::{ACTIONS, Peer};
+use stranger::Stranger;
 
 const TASK: &str = "SQLITE_TDE_TEST_KILLED";
 const MODES: &[&str] = &["DELETE", "TRUNCATE", "PERSIST", "WAL"];
@@ -377,60 +374,6 @@ fn sound(site: &Site, db: &Connection, created: bool) -> bool {
     })
 }
 
-/// A program without the library that looks at both databases, again and again, from a thread.
-struct Stranger {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u64, String>>,
-}
-
-impl Stranger {
-    fn start(site: &Site, seed: u64) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, dir) = (Arc::clone(&stop), site.dir.clone());
-        let thread = std::thread::spawn(move || {
-            let (mut random, mut looked) = (Random::new(seed), 0);
-            while !stopped.load(Ordering::SeqCst) {
-                // One that has no byte yet could be made a plain database.
-                let path = dir.join(random.pick(&["main.db", "aux.db"]));
-                if !path.metadata().is_ok_and(|file| file.len() > 0) {
-                    std::thread::sleep(Duration::from_millis(1));
-                    continue;
-                }
-                let mut peer =
-                    if random.one_in(2) { Peer::shell(&path) } else { Peer::python(&path) };
-                for _ in 0..1 + random.below(4) {
-                    let (_, lines) = ACTIONS[random.below(ACTIONS.len() as u64) as usize];
-                    for line in lines.iter().filter(|line| !line.starts_with('.')) {
-                        let line = line
-                            .replace("DB", path.to_str().unwrap())
-                            .replace("OUT", "/nowhere/out.db")
-                            .replace("CHECKPOINT", "PRAGMA wal_checkpoint(RESTART);");
-                        let said = peer.ask(&line);
-                        if line.contains("sqlite_schema") && !is_refusal(&said) {
-                            return Err(format!("a stranger is told {said} to {line}"));
-                        }
-                        looked += 1;
-                    }
-                    std::thread::sleep(Duration::from_micros(random.below(5_000)));
-                }
-                if random.one_in(2) { peer.kill() } else { peer.close() }
-            }
-            Ok(looked)
-        });
-        Self { stop, thread }
-    }
-
-    /// Answers how often it looked.
-    fn end(self) -> Result<u64, String> {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.join().unwrap_or_else(|_| Err("a stranger failed".into()))
-    }
-}
-
-fn is_refusal(said: &str) -> bool {
-    said.contains("not a database") || said.contains("locked")
-}
-
 /// One round: processes are started and killed. Answers what they said.
 fn kill(site: &Site, round: &Round, modes: &[&str]) -> Result<Vec<String>, String> {
     let mut random = Random::new(!round.seed);
@@ -482,8 +425,8 @@ fn survives(plain: bool, rounds: u64, modes: &[&'static str]) {
             round.mode, round.synchronous, round.processes, round.writers
         );
         // In exclusive mode a reader that comes first is waited for.
-        let stranger =
-            (!plain && !round.exclusive && seed % 2 == 0).then(|| Stranger::start(&site, seed));
+        let stranger = (!plain && !round.exclusive && seed % 2 == 0)
+            .then(|| Stranger::start([dir.join("main.db"), dir.join("aux.db")], seed));
         let lines = kill(&site, &round, modes).unwrap_or_else(|error| panic!("{what}: {error}"));
         if let Some(stranger) = stranger {
             looked += stranger.end().unwrap_or_else(|error| panic!("{what}: {error}"));

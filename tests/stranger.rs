@@ -390,7 +390,7 @@ fn cases() -> Vec<Case> {
 fn nothing_is_lost_beside_a_stranger() {
     let mut site = Site::new();
     let only = std::env::var("SQLITE_TDE_ONLY").ok();
-    let every = if full() || only.is_some() { 1 } else { 19 };
+    let every = if full() || only.is_some() { 1 } else { 29 };
     let (mut done, mut bad) = (0, Vec::new());
     for case in cases().iter().skip(3 % every).step_by(every) {
         if only.as_ref().is_none_or(|only| case.name() == *only) {
