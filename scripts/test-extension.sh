@@ -29,14 +29,20 @@ host() {
 
 link_host "$work/system" system tests/extension/host.c
 host "$work/system" 'SQLite 3.*: loaded'
+link_host "$work/stranger" system tests/extension/stranger.c
+host "$work/stranger" 'SQLite 3.*: 504 orders beside a stranger'
 shared="$(ldd "$work/system" | awk '/libsqlite3/ { print $3 }')"
 while read -r version expected; do
   link_host "$work/host" "$version" tests/extension/host.c
   host "$work/host" "$expected" "$shared"
+  [[ "$expected" == *loaded ]] || continue
+  link_host "$work/stranger" "$version" tests/extension/stranger.c
+  host "$work/stranger" '*: 504 orders beside a stranger'
 done <<'HOSTS'
 3.35 SQLite 3.35.*: refused
 3.37 SQLite 3.37.*: loaded
 3.39 SQLite 3.39.*: loaded
+3.41 SQLite 3.41.*: loaded
 3.54 SQLite 3.54.*: loaded
 HOSTS
 

@@ -73,6 +73,8 @@ struct Tally {
     images: usize,
     second: usize,
     torn: usize,
+    /// Images that a program without the library looked at first.
+    looked: usize,
     failures: Vec<String>,
 }
 
@@ -81,6 +83,7 @@ impl Tally {
         self.images += other.images;
         self.second += other.second;
         self.torn += other.torn;
+        self.looked += other.looked;
         self.failures.extend(other.failures);
     }
 }
@@ -161,11 +164,13 @@ impl<'a> Campaign<'a> {
         let creating = self.subject.workload.setup.is_empty() && self.done(point) == 0;
         match self.check(&image, &spans, &spans, creating) {
             Err(error) => self.fail(&name, &error),
-            Ok(found) if self.plan.lie.is_none() && rng.below(5) == 0 => {
-                let found = (found, &spans[..]);
-                self.lose_power_again(&image.files, found, creating, &name, &mut rng);
+            Ok(found) => {
+                self.tally.looked += usize::from(found.looked);
+                if self.plan.lie.is_none() && rng.below(5) == 0 {
+                    let found = (found, &spans[..]);
+                    self.lose_power_again(&image.files, found, creating, &name, &mut rng);
+                }
             }
-            Ok(_) => {}
         }
     }
 
@@ -208,7 +213,10 @@ impl<'a> Campaign<'a> {
             if let (true, Some(keys)) = (self.subject.has_keys(), before.last()) {
                 self.subject.parties(image, states, *keys)?;
             }
-            self.subject.check(image, states, spans, creating)
+            let looked = self.subject.stranger_looks(image)?;
+            let mut found = self.subject.check(image, states, spans, creating)?;
+            found.looked = looked;
+            Ok(found)
         }))
         .unwrap_or_else(|_| Err("a panic".into()))
     }
@@ -233,7 +241,7 @@ impl<'a> Campaign<'a> {
         let done = self.done(point);
         let in_flight = usize::from(point > marks[done] && done + 1 < states.len());
         let span = |(_, path): &(&str, &str)| {
-            let name = format!("{path}{}", self.subject.log_suffix());
+            let name = format!("{path}{}", self.subject.log_suffix(path));
             let is_sync = |entry: &Entry| entry.op == Op::Sync && *entry.name == name;
             let synced = log[..point].iter().rposition(is_sync).unwrap_or(0);
             // With synchronous=NORMAL a log is synced by checkpoints only.
@@ -295,8 +303,9 @@ fn report(title: &str, rows: &[(&Workload, &Mode)], tallies: Vec<Tally>) -> Tall
         eprintln!("{title}: {name}: {images} images, {second} second crashes");
     }
     eprintln!(
-        "{title}: {} images, {} second crashes, {} of both with torn writes, {} failures",
+        "{title}: {} images, {} seen by a stranger, {} second crashes, {} with torn writes, {} failures",
         total.images,
+        total.looked,
         total.second,
         total.torn,
         total.failures.len()
@@ -318,6 +327,7 @@ fn committed_transactions_survive_power_loss() {
     let total = report("encrypted", &rows, tallies);
     eprintln!("seed {}, {:.1} s", plan.seed, started.elapsed().as_secs_f64());
     assert_none(&total.failures, total.images + total.second);
+    assert!(plan.only.is_some() || total.looked * 3 > total.images, "{} looked at", total.looked);
     let wanted = if is_full() { 100_000 } else { 5_500 };
     assert!(plan.only.is_some() || total.images >= wanted, "{} images", total.images);
 }

@@ -2,10 +2,15 @@
 #![allow(dead_code)] // each test file uses its part
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use crate::process::Random;
 
 /// Longer than any answer takes.
 const TOO_LONG: Duration = Duration::from_secs(60);
@@ -120,3 +125,58 @@ pub const ACTIONS: [(&str, &[&str]); 10] = [
     ("vacuum", &["VACUUM INTO 'OUT';", "VACUUM;", "PRAGMA integrity_check;"]),
     ("write", &["BEGIN IMMEDIATE;", "CREATE TABLE z(a);", "COMMIT;"]),
 ];
+
+/// Programs without the library that look at databases, one after the other: they stay for a while, and end
+/// or are killed.
+pub struct Stranger {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u64, String>>,
+}
+
+impl Stranger {
+    pub fn start<const N: usize>(files: [PathBuf; N], seed: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let (mut random, mut looked) = (Random::new(seed), 0);
+            while !stopped.load(Ordering::SeqCst) {
+                // One that has no byte yet could be made a plain database.
+                let path = &files[random.below(N as u64) as usize];
+                if !path.metadata().is_ok_and(|file| file.len() > 0) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                let mut peer =
+                    if random.one_in(2) { Peer::shell(path) } else { Peer::python(path) };
+                for _ in 0..1 + random.below(4) {
+                    let (_, lines) = ACTIONS[random.below(ACTIONS.len() as u64) as usize];
+                    for line in lines.iter().filter(|line| !line.starts_with('.')) {
+                        let line = line
+                            .replace("DB", path.to_str().unwrap())
+                            .replace("OUT", "/nowhere/out.db")
+                            .replace("CHECKPOINT", "PRAGMA wal_checkpoint(RESTART);");
+                        let said = peer.ask(&line);
+                        if line.contains("sqlite_schema") && !is_refusal(&said) {
+                            return Err(format!("a stranger is told {said} to {line}"));
+                        }
+                        looked += 1;
+                    }
+                    std::thread::sleep(Duration::from_micros(random.below(5_000)));
+                }
+                if random.one_in(2) { peer.kill() } else { peer.close() }
+            }
+            Ok(looked)
+        });
+        Self { stop, thread }
+    }
+
+    /// Answers how often it looked.
+    pub fn end(self) -> Result<u64, String> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap_or_else(|_| Err("a stranger failed".into()))
+    }
+}
+
+fn is_refusal(said: &str) -> bool {
+    said.contains("not a database") || said.contains("locked")
+}

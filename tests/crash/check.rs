@@ -48,6 +48,8 @@ pub struct Found {
     /// The state of each database.
     pub spans: Vec<Span>,
     pub log: Vec<Entry>,
+    /// A program without the library had looked before.
+    pub looked: bool,
 }
 
 const PROVIDER: &str = "service";
@@ -75,9 +77,14 @@ impl<'a> Subject<'a> {
         format!("{} [{journal} {sync} {page_size} {kind}{disk}{platform}]", self.workload.name)
     }
 
+    /// Whether the database at `path` is an encrypted one.
+    fn is_encrypted(&self, path: &str) -> bool {
+        self.encrypted && !(self.workload.mixed && path == DATABASES[0].1)
+    }
+
     /// What the name of a database's log ends with.
-    pub fn log_suffix(&self) -> &'static str {
-        if self.encrypted { "-tdewal" } else { "-wal" }
+    pub fn log_suffix(&self, path: &str) -> &'static str {
+        if self.is_encrypted(path) { "-tdewal" } else { "-wal" }
     }
 
     /// Schemas and paths.
@@ -100,7 +107,7 @@ impl<'a> Subject<'a> {
     }
 
     fn uri(&self, path: &str) -> String {
-        if self.encrypted {
+        if self.is_encrypted(path) {
             let options = OpenOptions::new().vfs(&self.tde).cipher(self.mode.cipher);
             return options.uri(path).unwrap();
         }
@@ -268,6 +275,33 @@ impl<'a> Subject<'a> {
         Ok(all.join(",") + if status.auto_rotate { "on" } else { "off" })
     }
 
+    /// A program without the library opens every second image: it is told that each encrypted database is
+    /// none, and changes nothing, but for the journal of a database without a byte. Answers whether it
+    /// looked.
+    pub fn stranger_looks(&self, image: &Image) -> Result<bool, String> {
+        if !self.encrypted || image.fingerprint() % 2 == 0 {
+            return Ok(false);
+        }
+        self.insert(image.files.clone(), None);
+        let there = |path: &str| image.files.get(path).is_some_and(|bytes| !bytes.is_empty());
+        for (_, path) in self.databases().iter().filter(|(_, path)| self.is_encrypted(path)) {
+            if !there(path) {
+                continue;
+            }
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
+            let uri = format!("file:{path}?vfs={}", self.vfs.name);
+            let db = Connection::open_with_flags(uri, flags).map_err(words)?;
+            let told = run(&db, "SELECT * FROM sqlite_schema").map_err(|error| error.to_string());
+            if told != Err("file is not a database".into()) {
+                return Err(format!("{path}: a stranger is told {told:?}"));
+            }
+        }
+        if self.vfs.with(|disk| disk.files()) != image.files {
+            return Err("a stranger changed a file".into());
+        }
+        Ok(true)
+    }
+
     /// Opens `image` as the next process would. Each database must be in a state of its span, all in
     /// the same one where a transaction over several is atomic. `creating`: no transaction was done
     /// yet, so that there may be no whole envelope.
@@ -288,13 +322,13 @@ impl<'a> Subject<'a> {
             return Err("it does not end".into());
         }
         let spans = spans?;
-        for (_, path) in self.databases().iter().filter(|_| self.encrypted) {
+        for (_, path) in self.databases().iter().filter(|(_, path)| self.is_encrypted(path)) {
             let (a, b) = files[*path][..ENVELOPE].split_at(ENVELOPE / 2);
             if a != b {
                 return Err(format!("{path}: the copies of the envelope differ afterwards"));
             }
         }
-        Ok(Found { spans, log })
+        Ok(Found { spans, log, looked: false })
     }
 
     fn look(
@@ -303,12 +337,20 @@ impl<'a> Subject<'a> {
         spans: &[Span],
         creating: bool,
     ) -> Result<Vec<Span>, String> {
+        if self.workload.mixed {
+            // Each by itself, and in both orders: whoever comes first may delete the super-journal.
+            let first = self.vfs.with(|disk| disk.files().values().map(Vec::len).sum::<usize>());
+            for number in [first % 2, 1 - first % 2] {
+                let db = self.connect(DATABASES[number].1)?;
+                run(&db, "SELECT * FROM sqlite_schema").map_err(words)?;
+            }
+        }
         let db = self.open()?;
         let seen = self.state(&db).map_err(words)?;
         let found = self.place(states, spans, &seen)?;
-        for (schema, _) in self.databases() {
+        for (schema, path) in self.databases() {
             sound(&db, schema)?;
-            if self.encrypted {
+            if self.is_encrypted(path) {
                 verified(&db, schema, creating)?;
             }
             run(&db, &LATER.replace("schema", schema))

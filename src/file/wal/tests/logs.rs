@@ -54,7 +54,7 @@ fn each_log_has_an_id_and_a_header_written_again_begins_none() {
         assert!(*base.0.borrow() == before, "the header that is there already");
         wal.write(&base, &Cut(Db::default()), &wal_header(5), 0).unwrap();
         assert!(*base.0.borrow() == before, "of a file that was cut");
-        assert_eq!(wal.least_pages(&base).unwrap(), 7);
+        assert_eq!(wal.least_pages(&base, 0).unwrap(), 7);
     }
     let mut ids = vec![first];
     for salt in 6..30 {
