@@ -6,7 +6,7 @@
 //! | envelope, put back | an older envelope, which has no rows | replay |
 //! | database, emptied | an empty database, for a connection that is opened afterwards | an empty file |
 //! | log | if it is recovered afterwards: the last commits are gone; where a part of it was checkpointed, pages of several times | a log that ends earlier |
-//! | journal | once it is needed: pages of several times | a damaged hot journal |
+//! | journal | once another process needs it: pages of several times | a damaged hot journal |
 //! | wal-index | pages of other times | an older frame is replay |
 //! | any, in a database without a journal | after a failed transaction: pages of several times | what SQLite gives |
 //!
@@ -82,13 +82,7 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
             if opens(stage, ran.step) {
                 return ran.step;
             }
-            let rolls_back = |number: usize| match &stage.steps[number].what {
-                Do::Sql(sql) => sql == "ROLLBACK" || fails(number),
-                Do::Quiet(_) => fails(number),
-                Do::Kill | Do::Reopen => true,
-                Do::Mark => false,
-            };
-            later(&rolls_back)
+            later(&breaks)
         }
     };
     of_row.min(unjournaled)
