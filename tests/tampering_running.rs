@@ -2,16 +2,17 @@
 //!
 //! A history is a script of transactions of two connections: reads that stay open, spilled pages,
 //! savepoints, rollbacks, checkpoints, VACUUM, a kill with its recovery, reopening. It runs once to
-//! count the calls below `tde`. Then it runs anew for each call and each row of a table, and right before
-//! that call the row is done to the files: they are cut, grown, zeroed, flipped, exchanged, put back.
+//! count the calls below `tde`. Then it runs anew for each call and each row of a table, and right
+//! before that call the row is done to the files: they are cut, grown, zeroed, flipped, exchanged,
+//! put back.
 //!
-//! Each statement must answer what plain SQLite answers or an error, and each page that is authentic
-//! afterwards must have content that SQLite wrote there. What else is accepted is the table in
-//! `tampering_running/judge.rs`; all of it is in `docs/threat-model.md`.
+//! Each statement must answer what plain SQLite answers or an error, and each page that is
+//! authentic afterwards must have content that SQLite wrote there. What else is accepted is the
+//! table in `tampering_running/judge.rs`; all of it is in `docs/threat-model.md`.
 //!
-//! `SQLITE_TDE_FULL=1` takes every call and row, with the pages and records of a file in turn; otherwise a
-//! sample.
-//! `SQLITE_TDE_ONLY='NAME AS IN THE FAILURE'` repeats one, and `SQLITE_TDE_TRACE=1` prints the calls.
+//! `SQLITE_TDE_FULL=1` takes every call and row, with the pages and records of a file in turn;
+//! otherwise a sample. `SQLITE_TDE_ONLY='NAME AS IN THE FAILURE'` repeats one, and
+//! `SQLITE_TDE_TRACE=1` prints the calls.
 
 #![cfg(unix)]
 

@@ -1,14 +1,15 @@
 //! What may come of a row, and nothing else.
 //!
-//! | file | accepted, beside errors and plain SQLite's rows | documented as |
-//! |---|---|---|
-//! | any, put back | pages of other times, each as SQLite wrote it | replay |
-//! | envelope, put back | an older envelope, which has no rows | replay |
-//! | database, emptied | an empty database, for a connection that is opened afterwards | an empty file |
-//! | log | if it is recovered afterwards: the last commits are gone; where a part of it was checkpointed, pages of several times | a log that ends earlier |
-//! | journal | once it is needed: pages of several times | a damaged hot journal |
-//! | wal-index | pages of other times | an older frame is replay |
-//! | any, in a database without a journal | after a failed transaction: pages of several times | what SQLite gives |
+//! | file | accepted, beside errors and plain SQLite's rows |
+//! |---|---|
+//! | any, put back | replay: pages of other times, each as SQLite wrote it |
+//! | envelope, put back | replay: an older envelope, which has no rows |
+//! | database, emptied | an empty database, for a connection that is opened afterwards |
+//! | log, recovered afterwards | it ends earlier: the last commits are gone |
+//! | the same, after a checkpoint of a part | pages of several times, as in plain SQLite |
+//! | journal, needed by another process | a damaged hot journal: pages of several times |
+//! | wal-index | an older frame is replay: pages of other times |
+//! | any, without a journal | after a failed transaction, pages of several times: SQLite's |
 //!
 //! And for all: after a rollback, free pages that were bad are zeros.
 
@@ -82,19 +83,14 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
             if opens(stage, ran.step) {
                 return ran.step;
             }
-            let rolls_back = |number: usize| match &stage.steps[number].what {
-                Do::Sql(sql) => sql == "ROLLBACK" || fails(number),
-                Do::Quiet(_) => fails(number),
-                Do::Kill | Do::Reopen => true,
-                Do::Mark => false,
-            };
-            later(&rolls_back)
+            later(&breaks)
         }
     };
     of_row.min(unjournaled)
 }
 
-/// What the transactions that failed may have done: nothing, or those that failed while committing, all.
+/// What the transactions that failed may have done: nothing, or those that failed while committing,
+/// all.
 fn plans(stage: &Stage, ran: &Ran) -> Vec<Plan> {
     let mut plans = vec![Plan::new()];
     if !stage.config.rolls_back() {
@@ -127,8 +123,8 @@ fn opens(stage: &Stage, step: usize) -> bool {
     stage.steps[since..step].iter().all(is_event)
 }
 
-/// The same plan, and those without the last commits before `boundary`, where the log was recovered.
-/// What a checkpoint has put into the database before it was tampered with is not lost.
+/// The same plan, and those without the last commits before `boundary`, where the log was
+/// recovered. What a checkpoint has put into the database before it was tampered with is not lost.
 fn lost(stage: &Stage, ran: &Ran, plan: &Plan, boundary: usize) -> Vec<Plan> {
     let emptied = (0..ran.step)
         .rev()
@@ -243,8 +239,8 @@ fn first_difference(ours: &Answer, want: &Answer) -> String {
     }
 }
 
-/// Each page that is authentic afterwards has content that SQLite wrote there, or is one that never was
-/// on the disk. Answers whether anything is bad or missing.
+/// Each page that is authentic afterwards has content that SQLite wrote there, or is one that never
+/// was on the disk. Answers whether anything is bad or missing.
 fn pages(stage: &Stage, ran: &Ran, row: Row, emptied: bool) -> Result<bool, String> {
     let both = matches!(row.change, Change::FlipBoth(_) | Change::Zero(Part::Head));
     let written = stage.steps[ran.step].what == Do::Quiet(ROTATING.into());

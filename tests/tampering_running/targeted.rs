@@ -57,9 +57,9 @@ fn change(path: &Path, at: u64, bytes: &[u8]) {
     file.write_all_at(bytes, at).unwrap();
 }
 
-/// The wal-index says that all frames are in the database. SQLite then looks there for pages that only
-/// the log has, past the end of the file, and begins the log anew over them. An older database is
-/// replay; zeros are not.
+/// The wal-index says that all frames are in the database. SQLite then looks there for pages that
+/// only the log has, past the end of the file, and begins the log anew over them. An older database
+/// is replay; zeros are not.
 #[test]
 fn a_page_that_only_the_log_has_is_not_one_of_zeros() {
     /// Of the wal-index: the last frame, and how many are said to be in the database.
@@ -99,8 +99,9 @@ fn a_page_that_only_the_log_has_is_not_one_of_zeros() {
     );
 }
 
-/// A record of the journal is changed, and its own transaction is rolled back. SQLite says nothing of it
-/// when it rolls back; so whoever reads afterwards must get the rows as they were, or an error.
+/// A record of the journal is changed, and its own transaction is rolled back. SQLite says nothing
+/// of it when it rolls back; so whoever reads afterwards must get the rows as they were, or an
+/// error.
 #[test]
 fn a_rollback_from_a_damaged_journal_is_no_half_of_one() {
     for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
@@ -175,8 +176,8 @@ fn a_damaged_copy_is_mended_from_the_other() {
     }
 }
 
-/// The file ends earlier when a log is begun, and is as long as before, with other bytes, when that log
-/// is recovered: what the log does not have is bad, and nothing is sealed over it.
+/// The file ends earlier when a log is begun, and is as long as before, with other bytes, when that
+/// log is recovered: what the log does not have is bad, and nothing is sealed over it.
 #[test]
 fn a_log_begun_beside_a_cut_file_covers_nothing() {
     for cut in [1, 3, 8] {

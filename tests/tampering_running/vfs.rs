@@ -1,5 +1,5 @@
-//! A VFS that shows each call before it reaches the base, and again after it. One of these lies below
-//! `tde` and one above it.
+//! A VFS that shows each call before it reaches the base, and again after it. One of these lies
+//! below `tde` and one above it.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::size_of;

@@ -1,5 +1,5 @@
-//! What is known of a history from the calls below and above `tde`: where to tamper, what SQLite wrote,
-//! and which pages were on the disk.
+//! What is known of a history from the calls below and above `tde`: where to tamper, what SQLite
+//! wrote, and which pages were on the disk.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -48,8 +48,8 @@ impl Bottom {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts from here on the calls for files in `root`, which has `pages` pages, and runs `tampering`
-    /// before call number `at`. `step` is the step at hand.
+    /// Counts from here on the calls for files in `root`, which has `pages` pages, and runs
+    /// `tampering` before call number `at`. `step` is the step at hand.
     pub fn start(
         &self,
         root: &Path,
