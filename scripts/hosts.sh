@@ -85,17 +85,16 @@ sqlite_library() {
   echo "$dir"
 }
 
-# system_pkgconfig: a directory for PKG_CONFIG_PATH that adds to the system's SQLite what rusqlite calls
-# and an old SQLite lacks. That library is in the directory, too.
-system_pkgconfig() {
-  local dir="$hosts_dir/system"
+# linked_sqlite: a directory for SQLITE3_LIB_DIR whose libsqlite3.so stands for the system's SQLite and what
+# rusqlite calls and an old SQLite lacks. Programs need it in LD_LIBRARY_PATH.
+linked_sqlite() {
+  local dir="$hosts_dir/linked"
   mkdir -p "$dir"
-  if [ tests/hosts/missing.c -nt "$dir/sqlite3.pc" ]; then
+  if [ tests/hosts/missing.c -nt "$dir/libsqlite3.so" ]; then
     gcc -O1 -Wall -Wextra -Werror -shared -fPIC tests/hosts/missing.c -lpthread \
       -o "$dir/libsqlite3missing.so"
-    printf 'Name: SQLite\nDescription: the system'"'"'s, and what it lacks\nVersion: %s\nLibs: %s -L%s -lsqlite3missing\nCflags: %s\n' \
-      "$(pkg-config --modversion sqlite3)" "$(pkg-config --libs sqlite3)" "$dir" \
-      "$(pkg-config --cflags sqlite3)" >"$dir/sqlite3.pc"
+    printf 'INPUT(%s %s)\n' "$(gcc -print-file-name=libsqlite3.so)" "$dir/libsqlite3missing.so" \
+      >"$dir/libsqlite3.so"
   fi
   echo "$dir"
 }

@@ -5,7 +5,7 @@
 #
 # VERSION is `system` (3.40 on Debian 12) or one that scripts/hosts.sh knows, say 3.37. The tests are
 # linked with the system's shared library once; another version takes its place when they run.
-# Needs libsqlite3-dev and pkg-config, or else the right to install them.
+# Needs libsqlite3-dev, or else the right to install them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -13,12 +13,12 @@ exec </dev/null
 version="$1"
 shift
 need_system_sqlite
-PKG_CONFIG_PATH="$(system_pkgconfig)"
-LD_LIBRARY_PATH="$PKG_CONFIG_PATH${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+SQLITE3_LIB_DIR="$(linked_sqlite)"
+LD_LIBRARY_PATH="$SQLITE3_LIB_DIR${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 if [ "$version" != system ]; then
   LD_LIBRARY_PATH="$(sqlite_library "$version"):$LD_LIBRARY_PATH"
 fi
-export LD_LIBRARY_PATH PKG_CONFIG_PATH
+export SQLITE3_LIB_DIR LD_LIBRARY_PATH
 if [ "$version" != system ]; then
   # The shell is linked with the same shared library.
   sqlite3 --version | grep -q "^$version" || { echo "not on SQLite $version" >&2; exit 1; }
