@@ -138,6 +138,9 @@ pub(super) struct OpenFile {
     pub(super) log: Link,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
     pub(super) checkpoint_end: Option<u32>,
+    /// The last frame of the log when the checkpoint at hand began, and the pages of the database
+    /// after it, as the wal-index said.
+    pub(super) checkpointed: Option<(u32, u32)>,
     /// The open rollback journal of a database file.
     pub(super) journal: Link,
     /// SQLite is being told to reserve bytes, and may ask for the file's size meanwhile.
@@ -173,6 +176,7 @@ impl OpenFile {
             parent,
             log: None,
             checkpoint_end: None,
+            checkpointed: None,
             journal: None,
             reserves: false,
             owed: None,
@@ -211,6 +215,9 @@ impl OpenFile {
             }
             Content::Journal(journal) => {
                 if journal.starts_playback(&self.base, buf.len(), at)? {
+                    if let Content::Db(db) = &parent_of(&self.parent)?.content {
+                        db.check_journal()?;
+                    }
                     journal.check_begun(state_of(&self.parent)?)?;
                 }
                 journal.read(&self.base, buf, at)?
@@ -239,6 +246,9 @@ impl OpenFile {
             Content::Journal(journal) => {
                 rollback_ends(&self.parent);
                 if journal.begins(bytes, at) {
+                    if let Content::Db(db) = &mut parent_of(&self.parent)?.content {
+                        db.journal_begins();
+                    }
                     journal.begin_on(state_of(&self.parent)?);
                 }
                 journal.write(&self.base, bytes, at)?;
@@ -517,10 +527,30 @@ impl OpenFile {
         Ok(())
     }
 
+    /// A checkpoint that took the whole log sets the size, and pages that nobody wrote become zeros. A
+    /// page that the log has is none of them: the wal-index has hidden it.
+    fn check_gap(&mut self, size: u64) -> Result<()> {
+        let Some((last, pages)) = self.checkpointed else { return Ok(()) };
+        if (self.shm.last_frame(), self.shm.pages()) != (Some(last), Some(pages)) {
+            // Another connection has just committed: the next checkpoint looks.
+            return Ok(());
+        }
+        let Content::Db(db) = &self.content else { return Ok(()) };
+        let Some(gap) = db.gap(&self.base, size)? else { return Ok(()) };
+        let in_file = self.shm.frames_in_file().unwrap_or(0);
+        match enter(&self.log)?.as_deref_mut() {
+            Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
+                wal.check_gap(base, &gap, in_file, (last, pages))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
     /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
         self.pay()?;
+        self.check_gap(size)?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         db.truncate(&self.base, size, &mut || least_pages(&self.log, &self.shm))
     }

@@ -282,24 +282,29 @@ pub struct Files {
 impl Files {
     pub fn of(dir: &Path) -> Self {
         let path = dir.join(DATABASE);
+        let db = fs::read(&path).unwrap_or_default();
         Self {
-            db: fs::read(&path).unwrap_or_default(),
             journal: fs::read(beside(&path, JOURNAL)).ok(),
-            log: fs::read(beside(&path, LOG)).ok(),
+            log: fs::read(beside(&path, log_of(&db))).ok(),
+            db,
         }
     }
 
     pub fn put(&self, dir: &Path) {
         fs::create_dir_all(dir).unwrap();
         let path = dir.join(DATABASE);
-        for (suffix, bytes) in
-            [("", Some(&self.db)), (JOURNAL, self.journal.as_ref()), (LOG, self.log.as_ref())]
-        {
+        let log = (log_of(&self.db), self.log.as_ref());
+        for (suffix, bytes) in [("", Some(&self.db)), (JOURNAL, self.journal.as_ref()), log] {
             if let Some(bytes) = bytes {
                 fs::write(beside(&path, suffix), bytes).unwrap();
             }
         }
     }
+}
+
+/// What the log of a database of these bytes is called: the model's is a plain one.
+fn log_of(db: &[u8]) -> &'static str {
+    if db.starts_with(b"SQLite format 3\0") { "-wal" } else { LOG }
 }
 
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -59,6 +59,7 @@ impl MainDb {
                 base.sync()?;
                 base.write(&copy, in_use as u64)?;
                 pages.envelope = envelope;
+                pages.seen = true;
                 Ok(())
             }
             _ => Ok(()),

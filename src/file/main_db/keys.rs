@@ -218,6 +218,9 @@ impl MainDb {
 
     /// Records, once for this handle, that something in the file is not what was written there.
     pub(crate) fn note_tampering(&mut self, error: &Error) {
+        if let Error::JournalAuthentication { record } = error {
+            self.failed_record = Some(*record);
+        }
         if !is_tampering(error) || std::mem::replace(&mut self.tampering_noted, true) {
             return;
         }

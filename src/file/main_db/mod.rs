@@ -88,6 +88,8 @@ pub(crate) struct MainDb {
     copies_differ: bool,
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
+    /// A record of this handle's own journal that failed in a rollback.
+    failed_record: Option<u64>,
     /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of page 1
     /// raises it by one.
     change_counter: u32,
@@ -118,6 +120,7 @@ impl MainDb {
             finished: Vec::new(),
             copies_differ: false,
             tampering_noted: false,
+            failed_record: None,
             change_counter: 0,
         };
         let looked = db.look(base);
@@ -137,6 +140,8 @@ impl MainDb {
         let was_seen = match &self.state {
             State::Empty(_) => false,
             State::Encrypted(pages) if !pages.envelope.has_pages => true,
+            // The first commit of another connection may have failed, and its rollback emptied the file.
+            State::Encrypted(pages) if !pages.seen && logical_size(base.size()?) == 0 => true,
             State::Encrypted(_) | State::Plain => return Ok(()),
         };
         let wishes = &self.wishes;
@@ -295,8 +300,39 @@ impl MainDb {
         };
         let size = logical_size(size.max(pages.outgoing.end()));
         let size = self.known_size.map_or(size, |known| known.max(size));
+        if size == 0 && pages.seen {
+            return Err(Error::PageAuthentication { page: 1 });
+        }
         self.known_size = Some(size);
         Ok(size)
+    }
+
+    /// This handle begins a journal.
+    pub(crate) fn journal_begins(&mut self) {
+        self.failed_record = None;
+    }
+
+    /// Refuses to play a journal back of which a record failed in this handle's own rollback. SQLite
+    /// ignores what that answered and reads the journal anew; the record would count as its end, and
+    /// half of the transaction would stay.
+    ///
+    /// # Errors
+    /// [`Error::JournalAuthentication`].
+    pub(crate) fn check_journal(&self) -> Result<()> {
+        self.failed_record.map_or(Ok(()), |record| Err(Error::JournalAuthentication { record }))
+    }
+
+    /// The pages that are missing in a file which is to have `size` bytes of SQLite's; `None` where
+    /// there are none.
+    pub(crate) fn gap(
+        &self,
+        base: &impl Storage,
+        size: u64,
+    ) -> Result<Option<std::ops::RangeInclusive<u32>>> {
+        let State::Encrypted(pages) = &self.state else { return Ok(None) };
+        let had = logical_size(base.size()?.max(pages.outgoing.end()));
+        let gap = pages.count_in(had) + 1..=pages.count_in(size);
+        Ok((!gap.is_empty()).then_some(gap))
     }
 
     /// The state of the file, for a journal that begins or is about to be played back.

@@ -51,6 +51,8 @@ pub(super) struct Pages {
     pub(super) ahead: Ahead,
     plain: Vec<u8>,
     sealed: Vec<u8>,
+    /// This handle has read a page of the file, or committed one: a file without pages was cut.
+    pub(super) seen: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -74,6 +76,7 @@ impl Pages {
             ahead: Ahead::default(),
             plain: vec![0; page_size],
             sealed: vec![0; page_size],
+            seen: false,
         }
     }
 
@@ -103,7 +106,7 @@ impl Pages {
                 found
             };
             match found {
-                Found::Good => {}
+                Found::Good => self.seen = true,
                 Found::Missing if page <= u64::from(must_have) => {
                     return Err(Error::PageAuthentication { page: page as u32 });
                 }

@@ -3,10 +3,11 @@
 //! without SQLite's salts: those that it commits without them are read and checkpointed as others.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use super::layout::Layout;
-use super::{Frames, Parent, Wal, number};
-use crate::error::Result;
+use super::{COMMIT_AT, Frames, Parent, Wal, number};
+use crate::error::{Error, Result};
 use crate::file::Storage;
 
 impl Wal {
@@ -27,6 +28,31 @@ impl Wal {
         })?;
         let written = written.range(..=smallest).next_back().copied().unwrap_or(0);
         Ok(begun.min(smallest).max(written))
+    }
+
+    /// Refuses a `gap` in the database file of which a frame behind `in_file` has a page, in a log
+    /// whose last frame and pages of the database are `end` by the wal-index.
+    ///
+    /// # Errors
+    /// [`Error::FrameAuthentication`].
+    pub(crate) fn check_gap(
+        &mut self,
+        base: &impl Storage,
+        gap: &RangeInclusive<u32>,
+        in_file: u32,
+        end: (u32, u32),
+    ) -> Result<()> {
+        self.load_layout(base)?;
+        let (last, pages) = end;
+        let mut hidden = None;
+        self.survey(base, last, |wal, frame, good| {
+            let is_last = frame == last && number(&wal.plain[COMMIT_AT..]) != pages;
+            let is_hidden = frame > in_file && good && gap.contains(&number(&wal.plain));
+            if is_hidden || good && is_last {
+                hidden.get_or_insert(frame);
+            }
+        })?;
+        hidden.map_or(Ok(()), |frame| Err(Error::FrameAuthentication { frame }))
     }
 
     /// Authenticates the frames up to `last`, that of the last commit, and compares them with the

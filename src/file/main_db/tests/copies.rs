@@ -86,6 +86,7 @@ fn renamed(record: &ProtectorRecord, key: &str) -> ProtectorRecord {
 /// A database with the protectors `open:key` and `open:two`.
 fn with_two() -> Vec<u8> {
     let (base, mut db) = created(1024);
+    db.before_commit(&base).unwrap();
     db.change_envelope(&base, |envelope| {
         let new = renamed(&envelope.protectors[0], "two");
         envelope.protectors.push(new);
