@@ -62,6 +62,20 @@ done <<'HOSTS'
 0.40.0 SQLite 3.5*: loaded
 HOSTS
 
+# Two copies of the library in one process: what they write, each reads alone.
+gcc -O1 -Wall -Wextra -Werror tests/extension/copies.c -lsqlite3 -ldl -o "$work/copies"
+cp "$library" "$work/one.so"
+cp "$library" "$work/other.so"
+mkdir -m 700 "$work/copies-keys"
+copies() { SQLITE_TDE_HOME="$work/copies-keys" timeout 120 "$work/copies" "$@"; }
+said="$(copies write "$work/copies.db" "$work/one.so" "$work/other.so" \
+  && copies read "$work/copies.db" "$work/one.so" && copies read "$work/copies.db" "$work/other.so" \
+  && copies write "$work/copies.db" "$work/other.so" "$work/one.so" \
+  && copies read "$work/copies.db" "$work/one.so")" || fail "two copies of the library failed"
+[ "$(echo $said)" = '1 2 2 2 2 2 3 4 4 4' ] || fail "two copies of the library said $said"
+! grep -q 'a marker' "$work/copies.db" || fail "plaintext, written by two copies of the library"
+echo "two copies: one layer"
+
 export SQLITE_TDE_HOME="$work/shell-keys"
 mkdir -m 700 "$SQLITE_TDE_HOME"
 db="$work/shell.db"

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Home, dump};
 use platform::{Methods, PLATFORMS, Platform, PlatformVfs};
+use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use vfs::{TestVfs, kind_of_file};
@@ -321,8 +322,10 @@ fn every_base_does_what_plain_sqlite_does_through_it() {
     const PAGE_SIZES: [u32; 3] = [4096, 1024, 65536];
     let mut turn = 0;
     for platform in PLATFORMS {
-        let base = PlatformVfs::new(platform, "unix");
-        let plain = PlatformVfs::new(&for_plain(platform), "unix");
+        // Syncs take their time, and a VFS that counts them maps no file.
+        let below = if platform.name == "unix" { "unix" } else { TestVfs::new().name };
+        let base = PlatformVfs::new(platform, below);
+        let plain = PlatformVfs::new(&for_plain(platform), below);
         let home = Home::with(|options| options.base(base.name));
         for workload in WORKLOADS {
             turn += 1;

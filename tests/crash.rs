@@ -1,6 +1,8 @@
 //! The power may fail at every write and every sync. On whatever it leaves, the next process must find
 //! exactly the committed transactions, sound and authentic, and be able to go on.
 //!
+//! `SQLITE_TDE_PLATFORM` puts a platform of that name between the disk and its user.
+//!
 //! `SQLITE_TDE_FULL=1` tries thirty times as many points of each workload and mode, and
 //! `SQLITE_TDE_IMAGES` so many images as it says, or every point for 0. `SQLITE_TDE_SEED` chooses the
 //! images, and `SQLITE_TDE_ONLY` names the one to repeat, by the beginning of its name.
@@ -8,6 +10,8 @@
 #[path = "crash/check.rs"]
 mod check;
 mod common;
+#[path = "common/platform.rs"]
+mod platform;
 #[path = "common/power/mod.rs"]
 mod power;
 #[path = "crash/workloads.rs"]
@@ -20,6 +24,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use check::{Recording, Span, Subject};
+use platform::{PLATFORMS, Platform, platform};
 use power::{Entry, Files, History, Image, Lie, Op, Rng};
 use workloads::{Fits, MODES, Mode, WORKLOADS, Workload};
 
@@ -33,6 +38,8 @@ struct Plan {
     encrypted: bool,
     lie: Option<Lie>,
     only: Option<String>,
+    /// What lies between the disk and its user.
+    platform: Option<&'static Platform>,
 }
 
 impl Plan {
@@ -44,7 +51,16 @@ impl Plan {
         let only = std::env::var("SQLITE_TDE_ONLY").ok();
         // The one to repeat may be between the points that are tried otherwise.
         let images = if only.is_some() { 0 } else { images };
-        Self { seed: seed.unwrap_or(20_261_124), images, mixed, encrypted: true, lie: None, only }
+        let platform = std::env::var("SQLITE_TDE_PLATFORM").ok().map(|name| platform(&name));
+        Self {
+            seed: seed.unwrap_or(20_261_124),
+            images,
+            mixed,
+            encrypted: true,
+            lie: None,
+            only,
+            platform,
+        }
     }
 }
 
@@ -80,7 +96,7 @@ struct Campaign<'a> {
 
 impl<'a> Campaign<'a> {
     fn run(plan: &'a Plan, workload: &'a Workload, mode: &'a Mode) -> Tally {
-        let subject = Subject::new(workload, mode, plan.encrypted);
+        let subject = Subject::new(workload, mode, plan.encrypted, plan.platform);
         let name = subject.name();
         let other = |only: &String| !only.starts_with(&name) && !name.starts_with(only.as_str());
         if plan.only.as_ref().is_some_and(other) {
@@ -290,6 +306,24 @@ fn committed_transactions_survive_power_loss() {
     assert_none(&total.failures, total.images + total.second);
     let wanted = if is_full() { 100_000 } else { 5_500 };
     assert!(plan.only.is_some() || total.images >= wanted, "{} images", total.images);
+}
+
+/// The same over what other platforms make of the disk: all of them in the full mode.
+#[test]
+fn committed_transactions_survive_on_other_platforms() {
+    for platform in PLATFORMS {
+        let some = ["windows", "sector 8192", "unix-none"].contains(&platform.name);
+        if platform.name == "unix" || !(some || is_full()) {
+            continue;
+        }
+        let mut plan = Plan { platform: Some(platform), ..Plan::new() };
+        if plan.only.is_none() {
+            plan.images = if is_full() { 60 } else { 2 };
+        }
+        let rows = rows(|_, mode| platform.methods.has_shm() || !mode.is_wal());
+        let total = report(platform.name, &rows, all(&plan, &rows));
+        assert_none(&total.failures, total.images + total.second);
+    }
 }
 
 /// The same of SQLite alone: what it cannot do, `tde` need not. It cannot survive everything in a

@@ -149,6 +149,24 @@ pub(super) unsafe fn is_in_transaction(db: *mut ffi::sqlite3) -> bool {
     unsafe { (sqlite().get_autocommit)(db) == 0 }
 }
 
+/// Whether a statement of `db` runs that may write to a database.
+///
+/// # Safety
+/// `db` is open, and this thread holds its mutex.
+pub(super) unsafe fn is_writing(db: *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above; what follows the last statement is NULL.
+    unsafe {
+        let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
+        while !statement.is_null() {
+            if (sqlite().stmt_busy)(statement) != 0 && (sqlite().stmt_readonly)(statement) == 0 {
+                return true;
+            }
+            statement = (sqlite().next_stmt)(db, statement);
+        }
+    }
+    false
+}
+
 /// The VFS that opens the files of `db`; null where there is none.
 ///
 /// # Safety

@@ -17,8 +17,8 @@ pub(crate) struct BaseFile {
     mapped: bool,
 }
 
-/// The longest read or write that the base is asked for: SQLite's own are no longer, its unix VFS
-/// cuts a length to 17 bits, and other VFSs were never asked for more.
+/// The longest read or write that the base is asked for. SQLite's own are hardly longer, so no VFS
+/// has met such, and its unix VFS cuts a length to 17 bits.
 const LONGEST_CALL: usize = 65536;
 
 /// What SQLite takes for the sector size of a VFS that has no xSectorSize.

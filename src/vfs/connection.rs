@@ -195,12 +195,12 @@ unsafe fn with_open_file<T>(
     if let Some(answer) = answer {
         return answer;
     }
-    // SAFETY: `db` is open.
-    match code {
-        ffi::SQLITE_NOTFOUND => Err(Error::NotEncrypted),
-        _ if !unsafe { api::has_database(db, &name) } => Err(no_such()),
-        code => Err(Error::Base(code)),
+    if code == ffi::SQLITE_NOTFOUND {
+        return Err(Error::NotEncrypted);
     }
+    // SAFETY: `db` is open.
+    let there = unsafe { api::has_database(db, &name) };
+    Err(if there { Error::Base(code) } else { no_such() })
 }
 
 #[cfg(feature = "rusqlite")]

@@ -264,7 +264,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
         let mut open = opened(file)?;
         match op {
             ffi::SQLITE_FCNTL_PRAGMA => {
-                if let Some(code) = pragma(&mut open, arg.cast())? {
+                if let Some(code) = pragma(&mut open, arg.cast()) {
                     return Ok(code);
                 }
             }
@@ -312,25 +312,21 @@ unsafe fn name_vfs(arg: *mut *mut c_char) {
 ///
 /// # Safety
 /// `arg` is that of `SQLITE_FCNTL_PRAGMA`: result, name, value or NULL.
-unsafe fn pragma(open: &mut OpenFile, arg: *mut *mut c_char) -> Result<Option<c_int>> {
+unsafe fn pragma(open: &mut OpenFile, arg: *mut *mut c_char) -> Option<c_int> {
     // SAFETY: as above.
     let (name, value) = unsafe {
         let name = CStr::from_ptr(*arg.add(1)).to_string_lossy();
         let value = *arg.add(2);
         (name, (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy()))
     };
-    let is = |text: &str, other: &str| text.eq_ignore_ascii_case(other);
-    if is(&name, "journal_mode") && value.as_deref().is_some_and(|value| is(value, "wal")) {
-        open.expect_wal()?;
-    }
     let (text, code) = match open.pragma(&name, value.as_deref()) {
-        Ok(None) => return Ok(None),
+        Ok(None) => return None,
         Ok(Some(answer)) => (answer, ffi::SQLITE_OK),
         Err(error) => (error.to_string(), ffi::SQLITE_ERROR),
     };
     // SAFETY: SQLite frees the string in the first place.
     unsafe { *arg = api::sqlite_string(&text) };
-    Ok(Some(code))
+    Some(code)
 }
 
 unsafe extern "C" fn shm_map(

@@ -57,6 +57,15 @@ fn transaction_goes_on(parent: &Link) {
     }
 }
 
+/// Whether a statement that may write runs on the connection at `place`.
+///
+/// # Safety
+/// `place` is NULL or from `SQLITE_FCNTL_PDB`, and SQLite is in a call on the file that it is of.
+unsafe fn is_writing(place: *mut *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above.
+    unsafe { !place.is_null() && !(*place).is_null() && api::is_writing(*place) }
+}
+
 /// Where the connection has the file for itself, nothing but its reads tells of a transaction.
 fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
     if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
@@ -102,8 +111,6 @@ pub(super) struct OpenFile {
     pub(super) place: Place,
     /// The lock that SQLite holds through this file.
     pub(super) lock: c_int,
-    /// SQLite counts on SHARED, and the base does not have it: see [`OpenFile::make_keys`].
-    let_go: bool,
     /// The file was opened for writing.
     writable: bool,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
@@ -142,7 +149,6 @@ impl OpenFile {
             content,
             place,
             lock: ffi::SQLITE_LOCK_NONE,
-            let_go: false,
             writable,
             connection: std::ptr::null_mut(),
             shm: Shm::default(),
@@ -268,11 +274,8 @@ impl OpenFile {
         self.before_lock(level)?;
         let held = self.lock;
         let code = match held {
-            ffi::SQLITE_LOCK_NONE => self.lock_shared()?,
-            _ => match self.make_keys()? {
-                ffi::SQLITE_OK => self.base.lock(level),
-                code => code,
-            },
+            ffi::SQLITE_LOCK_NONE => self.lock_first(level)?,
+            _ => self.base.lock(level),
         };
         if code != ffi::SQLITE_OK {
             return Ok(code);
@@ -280,7 +283,10 @@ impl OpenFile {
         self.lock = level;
         self.asked = false;
         if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
-            self.take_journal_anew()?;
+            if let Err(error) = self.take_journal_anew() {
+                self.unlock(held);
+                return Err(error);
+            }
             // A rollback of what a crash left goes straight to EXCLUSIVE. Where SQLite kept the
             // journal open, nothing else tells of it.
             if level == ffi::SQLITE_LOCK_EXCLUSIVE
@@ -316,61 +322,39 @@ impl OpenFile {
         if held == ffi::SQLITE_LOCK_NONE && db.has_no_page() {
             // What is wrong with it shows under the lock; while it is being created, nothing is.
             let _ = db.look(&self.base);
+            // A statement that will write makes the keys now, beside no lock. Between SHARED and
+            // EXCLUSIVE others would be kept from their own creation of the database, and two that
+            // came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each other:
+            // one gets SQLITE_BUSY at once.
+            // SAFETY: SQLite is in a call on the file, so the connection that uses it is open.
+            if self.writable && db.is_unmade() && unsafe { is_writing(self.connection) } {
+                db.prepare()?;
+            }
+        }
+        // A transaction that has begun by reading has nothing but its SHARED.
+        if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
+            db.prepare()?;
         }
         // A rollback of what a crash left goes straight to EXCLUSIVE.
         if level == ffi::SQLITE_LOCK_RESERVED { db.check_rights() } else { Ok(()) }
     }
 
-    /// Takes SHARED. Where another connection has created the database since this one last looked,
-    /// the provider is asked for its keys, and others must not wait for it meanwhile.
-    fn lock_shared(&mut self) -> Result<c_int> {
-        let code = self.base.lock(ffi::SQLITE_LOCK_SHARED);
+    /// Takes the first lock, which SQLite has as SHARED. Where another connection has created the
+    /// database since this one last looked, the provider is asked for its keys, and others must not
+    /// wait for it meanwhile.
+    fn lock_first(&mut self, level: c_int) -> Result<c_int> {
+        let code = self.base.lock(level);
         let Content::Db(db) = &mut self.content else { return Ok(code) };
-        if code != ffi::SQLITE_OK || !db.lacks_keys() || db.is_still_empty(&self.base)? {
+        if code != ffi::SQLITE_OK || !db.is_unmade() {
+            return Ok(code);
+        }
+        if matches!(db.is_still_empty(&self.base), Ok(true)) {
             return Ok(code);
         }
         self.base.unlock(ffi::SQLITE_LOCK_NONE);
+        // What is wrong with the file shows under the lock.
         let _ = db.look(&self.base);
-        Ok(self.base.lock(ffi::SQLITE_LOCK_SHARED))
-    }
-
-    /// Before RESERVED: makes the keys of a database that is about to be created. A provider may take
-    /// its time for that, during which no lock is held: a connection that finds one between SHARED and
-    /// EXCLUSIVE gets `SQLITE_BUSY` without being asked whether it would wait. SQLite goes on counting
-    /// on its SHARED, under which it has read no more than that the file is empty.
-    fn make_keys(&mut self) -> Result<c_int> {
-        let Content::Db(db) = &mut self.content else { return Ok(ffi::SQLITE_OK) };
-        if self.lock == ffi::SQLITE_LOCK_SHARED && db.lacks_keys() {
-            self.base.unlock(ffi::SQLITE_LOCK_NONE);
-            self.let_go = true;
-            db.prepare()?;
-        }
-        if !self.let_go {
-            return Ok(ffi::SQLITE_OK);
-        }
-        let code = self.base.lock(ffi::SQLITE_LOCK_SHARED);
-        if code != ffi::SQLITE_OK {
-            return Ok(code);
-        }
-        self.let_go = false;
-        // Another connection was faster, as it may have been with RESERVED.
-        Ok(if db.is_still_empty(&self.base)? { ffi::SQLITE_OK } else { ffi::SQLITE_BUSY })
-    }
-
-    /// SQLite is about to bring the database into WAL mode. It does that in a transaction that begins
-    /// with a read, and does not wait for others between that and EXCLUSIVE: so what takes time in
-    /// the creation of a database is done before.
-    pub(super) fn expect_wal(&mut self) -> Result<()> {
-        let Content::Db(db) = &mut self.content else { return Ok(()) };
-        if self.lock == ffi::SQLITE_LOCK_NONE
-            && self.writable
-            && self.base.has_shared_memory()
-            && db.lacks_keys()
-        {
-            db.look(&self.base)?;
-            db.prepare()?;
-        }
-        Ok(())
+        Ok(self.base.lock(level))
     }
 
     /// What the journal's handle knows of a journal holds under one lock: SQLite may keep it open
@@ -410,7 +394,6 @@ impl OpenFile {
             api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
         }
         let code = self.base.unlock(level);
-        self.let_go &= level > ffi::SQLITE_LOCK_NONE;
         // Also after an error: a lock that may be gone must not be counted on.
         self.lock = level;
         if let Content::Db(db) = &mut self.content {

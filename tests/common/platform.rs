@@ -55,6 +55,9 @@ pub struct Platform {
     pub copies_names: bool,
 }
 
+/// SQLite's own longest calls, in the recovery of a log: a frame with the largest page.
+const LONGEST_CALL: usize = 24 + 65536;
+
 const UNIX: Platform = Platform {
     name: "unix",
     methods: Methods::Three,
@@ -68,7 +71,13 @@ const UNIX: Platform = Platform {
 };
 
 const fn sectors(name: &'static str, sector: c_int) -> Platform {
-    Platform { name, powersafe: Some(false), sector: Some(sector), longest_call: 65536, ..UNIX }
+    Platform {
+        name,
+        powersafe: Some(false),
+        sector: Some(sector),
+        longest_call: LONGEST_CALL,
+        ..UNIX
+    }
 }
 
 pub const PLATFORMS: &[Platform] = &[
@@ -77,12 +86,12 @@ pub const PLATFORMS: &[Platform] = &[
         name: "windows",
         undeletable: true,
         mandatory_locks: true,
-        longest_call: 65536,
+        longest_call: LONGEST_CALL,
         ..UNIX
     },
     Platform { name: "undeletable", undeletable: true, ..UNIX },
     Platform { name: "mandatory locks", mandatory_locks: true, ..UNIX },
-    Platform { name: "short calls", longest_call: 65536, ..UNIX },
+    Platform { name: "short calls", longest_call: LONGEST_CALL, ..UNIX },
     Platform { name: "not powersafe", powersafe: Some(false), ..UNIX },
     sectors("sector 512", 512),
     sectors("sector 1024", 1024),

@@ -9,6 +9,7 @@ use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
 
+use super::platform::{Platform, PlatformVfs};
 use super::power::{Disk, Entry, Files, Image, Lie, PowerVfs};
 use super::workloads::{By, Mode, Workload};
 
@@ -19,6 +20,9 @@ pub struct Subject<'a> {
     /// Whether `tde` is between SQLite and the disk; without it, this is what SQLite itself can do.
     pub encrypted: bool,
     vfs: PowerVfs,
+    /// The VFS that `tde` stands on, or plain SQLite: the disk, or a platform over it.
+    base: &'static str,
+    platform: Option<&'static Platform>,
     tde: String,
     keys: Arc<Keys>,
 }
@@ -50,17 +54,25 @@ const PROVIDER: &str = "service";
 const DATABASES: [(&str, &str); 2] = [("main", "/main.db"), ("aux", "/aux.db")];
 
 impl<'a> Subject<'a> {
-    pub fn new(workload: &'a Workload, mode: &'a Mode, encrypted: bool) -> Self {
+    pub fn new(
+        workload: &'a Workload,
+        mode: &'a Mode,
+        encrypted: bool,
+        platform: Option<&'static Platform>,
+    ) -> Self {
         let vfs = PowerVfs::new(mode.powersafe);
+        let base = platform.map_or(vfs.name, |platform| PlatformVfs::new(platform, vfs.name).name);
         let tde = format!("tde-{}", vfs.name);
-        Self { workload, mode, encrypted, vfs, tde, keys: Arc::default() }
+        Self { workload, mode, encrypted, vfs, base, platform, tde, keys: Arc::default() }
     }
 
     pub fn name(&self) -> String {
         let Mode { journal, sync, page_size, cipher, powersafe } = self.mode;
         let kind = if self.encrypted { cipher.name() } else { "plain" };
         let disk = if *powersafe { "" } else { " not powersafe" };
-        format!("{} [{journal} {sync} {page_size} {kind}{disk}]", self.workload.name)
+        let platform =
+            self.platform.map_or(String::new(), |platform| format!(" {}", platform.name));
+        format!("{} [{journal} {sync} {page_size} {kind}{disk}{platform}]", self.workload.name)
     }
 
     /// Schemas and paths.
@@ -73,7 +85,7 @@ impl<'a> Subject<'a> {
         self.vfs.insert(Disk::new(files, lie));
         if self.encrypted {
             let options = crate::common::options(&self.tde)
-                .base(self.vfs.name)
+                .base(self.base)
                 // Nothing is there: a database that asks for it would fail.
                 .keystore(Keystore::at("/nowhere/sqlite-tde"))
                 .provider(PROVIDER, Arc::new(Service(Arc::clone(&self.keys))))
@@ -87,7 +99,7 @@ impl<'a> Subject<'a> {
             let options = OpenOptions::new().vfs(&self.tde).cipher(self.mode.cipher);
             return options.uri(path).unwrap();
         }
-        format!("file:{path}?vfs={}", self.vfs.name)
+        format!("file:{path}?vfs={}", self.base)
     }
 
     fn connect(&self, path: &str) -> Result<Connection, String> {

@@ -133,9 +133,9 @@ impl MainDb {
         Ok(())
     }
 
-    /// Whether the database has no keys yet, not even such as were prepared for its creation.
-    pub(crate) fn lacks_keys(&self) -> bool {
-        matches!(self.state, State::Empty(None))
+    /// Whether nothing was in the file when it was last looked at.
+    pub(crate) fn is_unmade(&self) -> bool {
+        matches!(self.state, State::Empty(_))
     }
 
     /// Whether no connection has created the database since this one last looked at the file.
