@@ -175,6 +175,31 @@ fn another_connection_may_create_it_first() {
     }
 }
 
+/// It is created between this connection's look at the file and its lock: the provider is then asked
+/// for keys once more beside no lock.
+#[test]
+fn a_database_that_was_created_just_now_is_looked_at_again() {
+    let site = Arc::new(Site::new());
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let (base, note) = (site.base, Arc::clone(&held));
+    site.provider.on_asking(move || note.lock().unwrap().extend(base.held()));
+    for (number, road) in ROADS.iter().enumerate() {
+        let name = format!("{number}.db");
+        let db = site.open(&name);
+        let (there, road, quick) = (Arc::clone(&site), *road, name.clone());
+        let noted = Arc::clone(&held);
+        site.base.before_lock(move || {
+            there.open(&quick).execute_batch(road).unwrap();
+            there.provider.asked.store(0, Ordering::SeqCst);
+            noted.lock().unwrap().clear();
+        });
+        assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(0), "{road}");
+        assert!(site.provider.asked.load(Ordering::SeqCst) > 0, "{road}");
+        let found = std::mem::take(&mut *held.lock().unwrap());
+        assert_eq!(found, Vec::<String>::new(), "{road}");
+    }
+}
+
 /// A provider that refuses leaves an empty file, and a connection that works once it consents.
 #[test]
 fn a_refusal_is_told_and_changes_nothing() {
