@@ -1,7 +1,6 @@
 //! What stands in an open file, and how that is found out.
 
-use std::cell::RefCell;
-use std::ffi::{CStr, c_int};
+use std::ffi::c_int;
 
 use libsqlite3_sys as ffi;
 
@@ -9,17 +8,11 @@ use super::api;
 use super::base::BaseFile;
 use super::open::OpenFile;
 use crate::error::{Error, Result};
-use crate::file::journal::{self, Another, Journal};
+use crate::file::FileKind;
+use crate::file::journal::Journal;
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::scratch::Scratch;
 use crate::file::wal::Wal;
-use crate::file::{FileKind, Filled};
-
-thread_local! {
-    /// The name of the super-journal that this thread opened last. In a rollback SQLite opens it, and
-    /// then the journals that it lists.
-    static SUPER_JOURNAL: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// What stands in the file.
 pub(super) enum Content {
@@ -27,9 +20,8 @@ pub(super) enum Content {
     Journal(Box<Journal>),
     Wal(Box<Wal>),
     Scratch(Box<Scratch>),
-    /// Bytes that stand in for what the file holds; only read.
-    StandIn(Vec<u8>),
-    /// Passed through: a super-journal, or what belongs to a plaintext database.
+    /// Passed through: what belongs to a plaintext database, a super-journal, or the journal of another
+    /// database of the same transaction, of which SQLite reads the name at its end.
     Through,
 }
 
@@ -65,7 +57,6 @@ impl Content {
     pub(super) fn new(
         base: &BaseFile,
         kind: FileKind,
-        name: Option<&CStr>,
         wishes: Wishes,
         parent: Option<&OpenFile>,
     ) -> Result<Self> {
@@ -90,36 +81,9 @@ impl Content {
                 }
                 Ok(Self::Wal(Box::new(wal)))
             }
-            (FileKind::SuperJournal, ..) => {
-                Ok(match Journal::open_of_another(base, base.sector())? {
-                    Another::Readable(journal) => Self::Journal(journal),
-                    Another::NoKey => {
-                        Self::StandIn(journal::naming(&SUPER_JOURNAL.with_borrow(Vec::clone)))
-                    }
-                    Another::NotOurs => {
-                        if let Some(name) = name.filter(|name| names_super_journal(name)) {
-                            SUPER_JOURNAL.set(name.to_bytes().to_vec());
-                        }
-                        Self::Through
-                    }
-                })
+            (FileKind::SuperJournal | FileKind::MainJournal | FileKind::Wal, ..) => {
+                Ok(Self::Through)
             }
-            (FileKind::MainJournal | FileKind::Wal, ..) => Ok(Self::Through),
         }
     }
-}
-
-/// Whether this is what SQLite calls a super-journal, `-mj` and nine digits at its end, and not the
-/// journal of a plaintext database.
-fn names_super_journal(name: &CStr) -> bool {
-    let name = name.to_bytes();
-    name.len().checked_sub(12).is_some_and(|at| name[at..].starts_with(b"-mj"))
-}
-
-pub(super) fn read_from(bytes: &[u8], buf: &mut [u8], at: u64) -> Filled {
-    let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-    let len = rest.len().min(buf.len());
-    buf[..len].copy_from_slice(&rest[..len]);
-    buf[len..].fill(0);
-    if len == buf.len() { Filled::Full } else { Filled::Short }
 }

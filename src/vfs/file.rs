@@ -217,12 +217,16 @@ unsafe fn ask_for_reserve(file: File) -> Result<()> {
         open.wants_reserve().then_some(open.connection)
     };
     let name = connection.map_or(ptr::null(), |_| names::name_of(file));
-    match connection {
-        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
-        // its name.
-        Some(connection) if !name.is_null() => unsafe { api::reserve_bytes_of(*connection, name) },
-        _ => Ok(()),
-    }
+    let Some(connection) = connection.filter(|_| !name.is_null()) else { return Ok(()) };
+    // A pager that has a lock and changes its page size calls xFileSize before it is done.
+    // SAFETY: see `opened`; the borrow ends before SQLite is called back.
+    unsafe { opened(file)?.reserves = true };
+    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does its
+    // name.
+    let told = unsafe { api::reserve_bytes_of(*connection, name) };
+    // SAFETY: see `opened`.
+    unsafe { opened(file)?.reserves = false };
+    told
 }
 
 unsafe extern "C" fn unlock(file: File, level: c_int) -> c_int {
@@ -269,7 +273,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
                 }
             }
             ffi::SQLITE_FCNTL_PDB => open.connection = arg.cast(),
-            ffi::SQLITE_FCNTL_SYNC => open.flush()?,
+            ffi::SQLITE_FCNTL_SYNC => open.before_commit()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
             ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.unmap(),
@@ -347,7 +351,9 @@ unsafe extern "C" fn shm_map(
 }
 
 unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
-    /// SQLite holds this one of its locks while it recovers a log, and else never exclusively.
+    /// SQLite writes a log under this one of its locks.
+    const WRITE: c_int = 0;
+    /// It holds this one while it recovers a log, and else never exclusively.
     const RECOVER: c_int = 2;
     // SAFETY: see `opened`.
     guard(|| unsafe {
@@ -360,10 +366,21 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         if !unlock {
             open.before_shm_lock()?;
         }
+        let writes = exclusive && (offset..offset + n).contains(&WRITE);
         let code = call!(open.base, xShmLock, offset, n, flags);
         match code {
-            ffi::SQLITE_OK if unlock => open.shm_unlocked(n),
-            ffi::SQLITE_OK => open.shm_locked(n),
+            ffi::SQLITE_OK if unlock => {
+                open.shm_unlocked(n);
+                if writes {
+                    open.write_lock_given_back();
+                }
+            }
+            ffi::SQLITE_OK => {
+                open.shm_locked(offset, n);
+                if writes {
+                    open.writing_starts();
+                }
+            }
             _ => {}
         }
         Ok(code)

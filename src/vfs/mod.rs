@@ -10,8 +10,9 @@
 //! | `waiting.rs` | which writes may wait for those that follow |
 //! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
+//! | `forks.rs` | which process this is |
 //! | `kin.rs` | telling VFSs of this library from others |
-//! | `names.rs` | the open database files by name, for their journals and logs |
+//! | `names.rs` | the open database files by name, for their journals and logs, and what a log is called |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
 //! | `table.rs` | the table-valued functions |
 //! | `base.rs` | a file of the base VFS |
@@ -27,6 +28,7 @@ pub(crate) mod connection;
 mod content;
 mod exclusion;
 mod file;
+pub(crate) mod forks;
 mod kin;
 mod names;
 mod open;
@@ -42,7 +44,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use libsqlite3_sys as ffi;
 
@@ -50,6 +52,7 @@ use crate::error::{Error, Result, set_last, set_log};
 use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::file::tuning::switch;
+use crate::key::identity::FileId;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
 use content::Content;
@@ -103,7 +106,7 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
         }
     }
     set_log(api::log);
-    watch_forks();
+    forks::watch();
     Ok(())
 }
 
@@ -147,23 +150,6 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sq
         xNextSystemCall: Some(next_system_call),
     };
     Ok(Box::into_raw(Box::new(vfs)))
-}
-
-/// Makes a forked child draw nonces of its own.
-fn watch_forks() {
-    static WATCH: Once = Once::new();
-    WATCH.call_once(|| {
-        #[cfg(unix)]
-        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child.
-        unsafe {
-            libc::pthread_atfork(None, None, Some(in_forked_child));
-        }
-    });
-}
-
-#[cfg(unix)]
-unsafe extern "C" fn in_forked_child() {
-    crate::nonce::FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Runs one callback. Nothing unwinds into SQLite.
@@ -245,7 +231,7 @@ unsafe fn open_inside(
     let kind = FileKind::from_flags(flags, !name.is_null());
     // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
     let wishes = || unsafe { wishes_for(vfs, name) };
-    let wishes = match kind {
+    let mut wishes = match kind {
         FileKind::MainDb => wishes()?,
         // SAFETY: SQLite passes the VFS that was registered.
         _ => Wishes { tuning: unsafe { registered_wishes(vfs) }.tuning, ..Wishes::default() },
@@ -259,25 +245,39 @@ unsafe fn open_inside(
     // SAFETY: the database file stays open while its journal or log is being opened.
     let parent = unsafe { Shared::of(parent_file) };
     Content::before_open(kind, open::enter(&parent)?.as_deref_mut(), flags)?;
-    // SAFETY: the arguments are passed on as they came, `name` above all.
-    let (base, writable) = unsafe {
-        let mut got = flags;
+    let encrypted = open::enter(&parent)?.is_some_and(|parent| !parent.passes_through());
+    let called = match kind {
+        // SAFETY: `name` is that of a log.
+        FileKind::Wal if encrypted => unsafe { names::log_of(name) },
+        _ => None,
+    };
+    let mut got = flags;
+    // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as long
+    // as the file is open.
+    let base = unsafe {
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
         let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
         if let Some(out_flags) = out_flags.as_mut() {
             *out_flags = got;
         }
-        (base, got & ffi::SQLITE_OPEN_READWRITE != 0)
+        base
     };
     kin::refuse_kin(&base)?;
-    let path = name;
-    // SAFETY: a name that is not NULL ends with a NUL.
-    let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
-    let content = Content::new(&base, kind, name, wishes, open::enter(&parent)?.as_deref())?;
+    let writable = got & ffi::SQLITE_OPEN_READWRITE != 0;
+    if kind == FileKind::MainDb {
+        // SAFETY: `name` is that of a main database.
+        wishes.read_only = unsafe { is_never_written(&base, name, flags, &got) };
+    }
+    let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
     let offers = Offers::of(&base);
     // SAFETY: both were passed to the base's xOpen.
-    let place = unsafe { Place::new(base_of(vfs), path) };
+    let place = unsafe { Place::new(base_of(vfs), name) };
     let mut open = OpenFile::new(base, content, place, parent, writable);
+    open.called = called;
+    let plain = Arc::clone(&open.plain);
+    plain.store(open.passes_through(), Ordering::Release);
     if kind == FileKind::MainDb {
+        open.mend_envelope();
         open.rotate_by_itself();
     }
     if open.is_read_only() {
@@ -286,15 +286,74 @@ unsafe fn open_inside(
     }
     let shared = Shared::new(open);
     shared.enter()?.link(&shared)?;
-    // SAFETY: `file` has room for a `TdeFile`; `path` is what was passed to xOpen, and xClose forgets
+    // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose forgets
     // the file.
     unsafe {
         TdeFile::install(file, shared, offers);
         if kind == FileKind::MainDb {
-            names::remember(file, path);
+            if !plain.load(Ordering::Acquire) {
+                warn_of_plain_log(base_of(vfs), name);
+            }
+            names::remember(file, name, plain);
         }
     }
     Ok(ffi::SQLITE_OK)
+}
+
+/// Whether nothing is ever to be written to a main database: it could be opened for reading alone,
+/// or its URI or the base says that it never changes, where SQLite takes no locks either.
+///
+/// # Safety
+/// `name` and `flags` were passed to xOpen, and `out_flags`, which is NULL or points to an int,
+/// came back.
+unsafe fn is_never_written(
+    base: &BaseFile,
+    name: *const c_char,
+    flags: c_int,
+    out_flags: *const c_int,
+) -> bool {
+    // SAFETY: as above.
+    let (opened, immutable) = unsafe {
+        (out_flags.as_ref().copied().unwrap_or(0), api::uri_parameter(name, c"immutable"))
+    };
+    (flags | opened) & ffi::SQLITE_OPEN_READONLY != 0
+        || immutable.is_some_and(|value| is_true(&value))
+        || base.device_characteristics() & ffi::SQLITE_IOCAP_IMMUTABLE != 0
+}
+
+/// Whether SQLite takes `value` for true: as its sqlite3GetBoolean does, a number counts by its low
+/// byte.
+fn is_true(value: &str) -> bool {
+    let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
+    match digits.parse::<u64>() {
+        Ok(number) => number != 0,
+        Err(_) => ["on", "yes", "true", "full", "extra"].contains(&value.to_lowercase().as_str()),
+    }
+}
+
+/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the library
+/// would take for its log.
+///
+/// # Safety
+/// `name` is that of a main database, as SQLite passed it to xOpen, and `base` is a registered VFS.
+unsafe fn warn_of_plain_log(base: *mut ffi::sqlite3_vfs, name: *const c_char) {
+    let mut exists = 0;
+    // SAFETY: as above.
+    let (code, log) = unsafe {
+        let [_, log] = api::journal_or_log_names(name);
+        let access =
+            (*base).xAccess.map(|access| access(base, log, ffi::SQLITE_ACCESS_EXISTS, &mut exists));
+        (access, CStr::from_ptr(log).to_string_lossy())
+    };
+    if code == Some(ffi::SQLITE_OK) && exists != 0 {
+        api::log(
+            ffi::SQLITE_WARNING,
+            &format!(
+                "sqlite-tde: {log} is not the write-ahead log of this database, which is encrypted: \
+                 remove it, for a program without sqlite-tde would copy it into the database"
+            ),
+        );
+    }
 }
 
 /// Tells SQLite that the file is open for reading alone.
@@ -334,6 +393,16 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
             return Err(Error::Usage(format!("tde_plaintext={other}: expected allow or refuse")));
         }
     }
+    let pinned = wishes.protectors.pins.at(Path::new(&path));
+    let asked = parameter(c"tde_file_id").map(|id| id.parse::<FileId>()).transpose()?;
+    if let (Some(asked), Some(pinned)) = (asked, pinned)
+        && asked != pinned
+    {
+        return Err(Error::Usage(format!(
+            "tde_file_id={asked}: the configuration expects {pinned} at this path"
+        )));
+    }
+    wishes.file_id = asked.or(pinned);
     let tuning = &mut wishes.tuning;
     for (key, setting) in [
         (c"tde_read_ahead", &mut tuning.read_ahead),
@@ -344,6 +413,35 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
         }
     }
     Ok(wishes)
+}
+
+unsafe extern "C" fn delete(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    sync_dir: c_int,
+) -> c_int {
+    // SAFETY: the arguments are those of xDelete.
+    guard(|| unsafe {
+        let (base, called) = (base_of(vfs), names::log_of(name));
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
+        Ok((*base).xDelete.map_or(ffi::SQLITE_IOERR_DELETE, |delete| delete(base, name, sync_dir)))
+    })
+}
+
+unsafe extern "C" fn access(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    flags: c_int,
+    out: *mut c_int,
+) -> c_int {
+    // SAFETY: the arguments are those of xAccess.
+    guard(|| unsafe {
+        let (base, called) = (base_of(vfs), names::log_of(name));
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
+        Ok((*base)
+            .xAccess
+            .map_or(ffi::SQLITE_IOERR_ACCESS, |access| access(base, name, flags, out)))
+    })
 }
 
 /// Passes a call on to the base VFS as it is.
@@ -362,8 +460,6 @@ macro_rules! pass {
     };
 }
 
-pass!(delete => xDelete(name: *const c_char, sync_dir: c_int) -> c_int, ffi::SQLITE_IOERR_DELETE);
-pass!(access => xAccess(name: *const c_char, flags: c_int, out: *mut c_int) -> c_int, ffi::SQLITE_IOERR_ACCESS);
 pass!(full_pathname => xFullPathname(name: *const c_char, len: c_int, out: *mut c_char) -> c_int, ffi::SQLITE_CANTOPEN);
 pass!(dl_open => xDlOpen(name: *const c_char) -> *mut c_void, ptr::null_mut());
 pass!(dl_error => xDlError(len: c_int, out: *mut c_char) -> (), ());

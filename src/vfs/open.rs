@@ -2,16 +2,19 @@
 
 use std::ffi::c_int;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
 use super::base::{BaseFile, Place};
-use super::content::{Content, read_from};
+use super::content::Content;
+use super::names::LogName;
 use super::shared::{Entered, Shared};
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
+use crate::file::journal::Begun;
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
@@ -49,11 +52,11 @@ fn rollback_ends(parent: &Link) {
     }
 }
 
-/// The journal of the database file `parent` is written: by a transaction, and not by one that is over.
-fn transaction_goes_on(parent: &Link) {
-    rollback_ends(parent);
-    if let Ok(Some(mut open)) = enter(parent) {
-        open.asked = false;
+/// The state that the database file `parent` of a journal is in.
+fn state_of(parent: &Link) -> Result<Begun> {
+    match &mut *parent_of(parent)? {
+        OpenFile { content: Content::Db(db), base, .. } => db.state_for_journal(base),
+        _ => Ok(Begun::Unknown),
     }
 }
 
@@ -71,11 +74,16 @@ fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
     if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
 }
 
-/// The smallest size in pages that `log` allows its database.
-fn least_pages(log: &Link) -> Result<u32> {
+/// The smallest size in pages that `log` allows its database, of which `shm` is the wal-index;
+/// `None` where there is no log.
+fn least_pages(log: &Link, shm: &Shm) -> Result<Option<u32>> {
     match enter(log)?.as_deref_mut() {
-        Some(OpenFile { base, content: Content::Wal(wal), .. }) => wal.least_pages(base),
-        _ => Ok(0),
+        Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
+            let in_file = shm.frames_in_file().unwrap_or(0);
+            let least = wal.least_pages(base, in_file)?;
+            Ok(Some(least.max(shm.pages_if_all_in_file().unwrap_or(0))))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -99,7 +107,10 @@ impl Parent for OpenFile {
 
     fn pages(&self) -> Result<u32> {
         match &self.content {
-            Content::Db(db) => db.pages(&self.base),
+            Content::Db(db) => {
+                let in_index = self.shm.pages().filter(|&pages| pages > 0);
+                db.pages(&self.base, in_index)
+            }
             _ => Err(Error::NotEncrypted),
         }
     }
@@ -109,6 +120,10 @@ pub(super) struct OpenFile {
     pub(super) base: BaseFile,
     pub(super) content: Content,
     pub(super) place: Place,
+    /// What the base calls the file, where SQLite calls it otherwise. The base may keep the pointer.
+    pub(super) called: Option<Arc<LogName>>,
+    /// Whether this is a plaintext database, for calls that come without the file.
+    pub(super) plain: Arc<AtomicBool>,
     /// The lock that SQLite holds through this file.
     pub(super) lock: c_int,
     /// The file was opened for writing.
@@ -125,9 +140,10 @@ pub(super) struct OpenFile {
     pub(super) checkpoint_end: Option<u32>,
     /// The open rollback journal of a database file.
     pub(super) journal: Link,
-    /// SQLite has asked for what this transaction wrote. If more comes, as from a VFS above that held
-    /// it back, nobody asks again.
-    pub(super) asked: bool,
+    /// SQLite is being told to reserve bytes, and may ask for the file's size meanwhile.
+    pub(super) reserves: bool,
+    /// SQLite's code of a failure that no call has reported yet.
+    pub(super) owed: Option<c_int>,
     /// What the base said when the file was opened, which is when SQLite asks a database file for
     /// it, to apply it to the journal, too.
     sector: usize,
@@ -148,6 +164,8 @@ impl OpenFile {
             base,
             content,
             place,
+            called: None,
+            plain: Arc::default(),
             lock: ffi::SQLITE_LOCK_NONE,
             writable,
             connection: std::ptr::null_mut(),
@@ -156,7 +174,8 @@ impl OpenFile {
             log: None,
             checkpoint_end: None,
             journal: None,
-            asked: false,
+            reserves: false,
+            owed: None,
         }
     }
 
@@ -190,7 +209,12 @@ impl OpenFile {
                 }
                 filled
             }
-            Content::Journal(journal) => journal.read(&self.base, buf, at)?,
+            Content::Journal(journal) => {
+                if journal.starts_playback(&self.base, buf.len(), at)? {
+                    journal.check_begun(state_of(&self.parent)?)?;
+                }
+                journal.read(&self.base, buf, at)?
+            }
             Content::Wal(wal) => {
                 let mut parent = parent_of(&self.parent)?;
                 let OpenFile { content, lock, base, .. } = &mut *parent;
@@ -200,7 +224,6 @@ impl OpenFile {
                 wal.read(&self.base, &*parent, buf, at)?
             }
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
-            Content::StandIn(bytes) => read_from(bytes, buf, at),
             Content::Through if self.base.read(buf, at)? => Filled::Full,
             Content::Through => Filled::Short,
         };
@@ -214,7 +237,10 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
-                transaction_goes_on(&self.parent);
+                rollback_ends(&self.parent);
+                if journal.begins(bytes, at) {
+                    journal.begin_on(state_of(&self.parent)?);
+                }
                 journal.write(&self.base, bytes, at)?;
             }
             Content::Wal(wal) => {
@@ -225,9 +251,9 @@ impl OpenFile {
                 wal.write(&self.base, &*parent, bytes, at)?;
             }
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
-            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.write(bytes, at)?,
         }
+        self.assert_nothing_is_lost();
         Ok(ffi::SQLITE_OK)
     }
 
@@ -240,13 +266,14 @@ impl OpenFile {
             }
             Content::Wal(wal) => wal.truncate(&self.base, &*parent_of(&self.parent)?, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
-            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.truncate(size)?,
         }
+        self.assert_nothing_is_lost();
         Ok(ffi::SQLITE_OK)
     }
 
     pub(super) fn sync(&mut self, flags: c_int) -> Result<c_int> {
+        self.pay()?;
         match &mut self.content {
             Content::Db(db) => db.before_sync(&self.base)?,
             Content::Wal(wal) => wal.before_sync(&self.base, &*parent_of(&self.parent)?)?,
@@ -258,14 +285,10 @@ impl OpenFile {
 
     pub(super) fn size(&mut self) -> Result<u64> {
         match &mut self.content {
-            Content::Db(db) => {
-                db.flush(&self.base)?;
-                db.size(&self.base)
-            }
+            Content::Db(db) => db.size(&self.base),
             Content::Journal(journal) => journal.size(&self.base),
             Content::Wal(wal) => wal.size(&self.base, &*parent_of(&self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
-            Content::StandIn(bytes) => Ok(bytes.len() as u64),
             Content::Through => self.base.size(),
         }
     }
@@ -281,7 +304,6 @@ impl OpenFile {
             return Ok(code);
         }
         self.lock = level;
-        self.asked = false;
         if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
             if let Err(error) = self.take_journal_anew() {
                 self.unlock(held);
@@ -297,7 +319,7 @@ impl OpenFile {
             }
         }
         if let Content::Db(db) = &mut self.content {
-            db.lock_changed();
+            db.lock_changed(held == ffi::SQLITE_LOCK_NONE);
             if held == ffi::SQLITE_LOCK_NONE
                 && let Err(error) = db.look(&self.base)
             {
@@ -305,8 +327,9 @@ impl OpenFile {
                 self.unlock(held);
                 return Err(error);
             }
+            self.plain.store(db.is_plain(), Ordering::Release);
             if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
-                db.new_nonces();
+                self.mend_envelope();
             }
         }
         Ok(code)
@@ -384,10 +407,15 @@ impl OpenFile {
         }
     }
 
-    pub(super) fn unlock(&mut self, level: c_int) -> c_int {
-        if level < ffi::SQLITE_LOCK_RESERVED {
-            self.end_writing();
+    /// Finishes a change of the protectors that was cut off, where this file may be written.
+    /// Whoever opens it asked for something else, so an error goes to the log.
+    pub(super) fn mend_envelope(&mut self) {
+        if let Err(error) = command::mend(self, std::time::Duration::ZERO) {
+            api::log(error.sqlite_code(), &format!("sqlite-tde: the envelope: {error}"));
         }
+    }
+
+    pub(super) fn unlock(&mut self, level: c_int) -> c_int {
         if level < ffi::SQLITE_LOCK_RESERVED
             && let Err(error) = self.take_journal_anew()
         {
@@ -397,8 +425,9 @@ impl OpenFile {
         // Also after an error: a lock that may be gone must not be counted on.
         self.lock = level;
         if let Content::Db(db) = &mut self.content {
-            db.lock_changed();
+            db.lock_changed(level == ffi::SQLITE_LOCK_NONE);
         }
+        self.assert_nothing_is_lost();
         code
     }
 
@@ -416,12 +445,33 @@ impl OpenFile {
         self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
     }
 
-    /// `count` locks on the wal-index were taken.
-    pub(super) fn shm_locked(&mut self, count: c_int) {
+    /// The wal-index's lock of writers was taken: a write transaction begins.
+    pub(super) fn writing_starts(&mut self) {
+        self.mend_envelope();
+    }
+
+    /// The lock under which the log is written was given back.
+    pub(super) fn write_lock_given_back(&self) {
+        if let Ok(Some(mut open)) = enter(&self.log)
+            && let Content::Wal(wal) = &mut open.content
+        {
+            wal.lock_given_back();
+        }
+    }
+
+    /// `count` locks on the wal-index were taken. No checkpoint of another connection makes the file
+    /// shorter than this one knows it while it reads or checkpoints; when it begins a checkpoint,
+    /// SQLite asks for the size once more.
+    pub(super) fn shm_locked(&mut self, offset: c_int, count: c_int) {
+        /// What a writer takes beside its read lock.
+        const WRITE: c_int = 0;
+        /// The first of the locks of readers.
+        const READ: c_int = 3;
+        let first = self.shm.held == 0 || WRITE < offset && offset < READ;
         self.shm.locks += 1;
         self.shm.held += count.unsigned_abs();
         if let Content::Db(db) = &mut self.content {
-            db.lock_changed();
+            db.lock_changed(first);
         }
     }
 
@@ -451,7 +501,7 @@ impl OpenFile {
     /// Refuses a database file that is shorter than its log allows.
     fn check_size(&self) -> Result<()> {
         let Content::Db(db) = &self.content else { return Ok(()) };
-        db.check_size(&self.base, &mut || least_pages(&self.log))
+        db.check_size(&self.base, &mut || least_pages(&self.log, &self.shm))
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
@@ -462,13 +512,17 @@ impl OpenFile {
         }
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(&self.log))
+        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(&self.log, &self.shm))?;
+        self.assert_journal_is_there();
+        Ok(())
     }
 
+    /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
+    /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
-        self.flush_journal()?;
+        self.pay()?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.truncate(&self.base, size, &mut || least_pages(&self.log))
+        db.truncate(&self.base, size, &mut || least_pages(&self.log, &self.shm))
     }
 
     /// The file is open as `own`: a database learns of its log and of its journal.
@@ -515,7 +569,9 @@ impl OpenFile {
     /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
     /// and on first writing SQLite takes the layout that it has in mind by then.
     pub(super) fn wants_reserve(&self) -> bool {
-        matches!(&self.content, Content::Db(db) if db.has_no_page()) && !self.connection.is_null()
+        matches!(&self.content, Content::Db(db) if db.has_no_page())
+            && !self.connection.is_null()
+            && !self.reserves
     }
 
     pub(super) fn device_characteristics(&self) -> c_int {
@@ -533,7 +589,7 @@ impl OpenFile {
             Content::Through => true,
             Content::Db(db) => db.is_plain(),
             Content::Journal(_) | Content::Wal(_) => false,
-            Content::Scratch(_) | Content::StandIn(_) => false,
+            Content::Scratch(_) => false,
         }
     }
 
@@ -562,7 +618,7 @@ impl OpenFile {
             Some(last) => last,
             None => wal.last_commit(base)?,
         };
-        let frames = wal.frames(base, last)?;
+        let frames = wal.frames(base, self, last)?;
         // Where all was in the database already, another process may have begun a log meanwhile.
         Ok(if self.shm.salts() == salts { frames } else { Frames::default() })
     }
