@@ -143,6 +143,7 @@ struct State {
     platform: Platform,
     base: *mut ffi::sqlite3_vfs,
     files: Mutex<HashMap<Vec<u8>, Vec<Handle>>>,
+    before_lock: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 // SAFETY: the base VFS is never freed and may be used by every thread.
@@ -207,8 +208,12 @@ impl PlatformVfs {
         unsafe {
             let base = ffi::sqlite3_vfs_find(base.as_ptr());
             assert!(!base.is_null(), "the VFS below");
-            let state: &'static State =
-                Box::leak(Box::new(State { platform: *platform, base, files: Mutex::default() }));
+            let state: &'static State = Box::leak(Box::new(State {
+                platform: *platform,
+                base,
+                files: Mutex::default(),
+                before_lock: Mutex::default(),
+            }));
             let later = platform.version >= 3;
             let vfs = ffi::sqlite3_vfs {
                 iVersion: platform.version,
@@ -238,6 +243,11 @@ impl PlatformVfs {
             assert_eq!(code, ffi::SQLITE_OK);
             Self { name, state }
         }
+    }
+
+    /// Does `what` when the next first lock is asked for, before it is taken.
+    pub fn before_lock(&self, what: impl FnOnce() + Send + 'static) {
+        *self.state.before_lock.lock().unwrap() = Some(Box::new(what));
     }
 
     /// The files on which a lock is held, in words.
@@ -523,6 +533,12 @@ unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
     // SAFETY: the file is open.
     unsafe {
         let base = below(file);
+        if level == ffi::SQLITE_LOCK_SHARED {
+            let what = state(file).before_lock.lock().unwrap().take();
+            if let Some(what) = what {
+                what();
+            }
+        }
         let code = (*(*base).pMethods).xLock.unwrap()(base, level);
         if code == ffi::SQLITE_OK {
             state(file).change(own(file), |handle| handle.lock = handle.lock.max(level));
