@@ -21,7 +21,7 @@ host() {
   shift 2
   rm -rf "$work/files" "$work/keys"
   mkdir -m 700 "$work/files" "$work/keys"
-  said="$(SQLITE_TDE_HOME="$work/keys" timeout 120 "$program" "$library" "$work/files" "$@")" \
+  said="$(SQLITE_TDE_HOME="$work/keys" timeout 300 "$program" "$library" "$work/files" "$@")" \
     || fail "$program failed"
   echo "host: $said"
   [[ "$said" == $expected ]] || fail "expected $expected"

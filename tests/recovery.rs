@@ -231,7 +231,7 @@ fn orders(n: usize) -> Vec<Vec<usize>> {
 #[test]
 fn one_transaction_over_plain_and_encrypted_databases_is_one() {
     let every = if process::full() { 1 } else { 7 };
-    let (mut points, mut both) = (0, [0, 0]);
+    let (mut points, mut counts) = (0, [0, 0, 0]);
     for mode in MODES {
         for (number, mix) in MIXES.into_iter().enumerate() {
             let vfs = TestVfs::new();
@@ -247,8 +247,14 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
                 for i in 1..mix.len() {
                     db.execute_batch(&format!("ATTACH '{}' AS d{i}", uri(i))).unwrap();
                 }
-                let settings = "PRAGMA cache_size=3; PRAGMA synchronous=FULL";
-                db.execute_batch(&format!("PRAGMA journal_mode={mode}; {settings}")).unwrap();
+                db.execute_batch(&format!("PRAGMA journal_mode={mode}")).unwrap();
+                for i in 0..mix.len() {
+                    let name = if i == 0 { "main".to_owned() } else { format!("d{i}") };
+                    db.execute_batch(&format!(
+                        "PRAGMA {name}.cache_size=3; PRAGMA {name}.synchronous=FULL"
+                    ))
+                    .unwrap();
+                }
                 db
             };
             let schema = |i: usize| if i == 0 { "main".to_owned() } else { format!("d{i}") };
@@ -281,34 +287,58 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
                 drop(db);
                 vfs.clear();
                 let left = snapshot(&dir);
-                for (turn, order) in orders(mix.len()).into_iter().enumerate() {
-                    put_back(&dir, &left);
-                    let what =
-                        format!("{mode}, {mix:?}, point {point} of {calls}, order {order:?}");
-                    if turn % 2 == 0 {
-                        for i in (0..mix.len()).filter(|&i| mix[i]) {
-                            let db = connect(plain_uri(i));
-                            let told = db.query_row("SELECT * FROM sqlite_schema", [], |_| Ok(()));
-                            let told = told.unwrap_err().to_string();
-                            assert!(told.contains("not a database"), "{what}: {told}");
+                // What was written last of an encrypted journal may be lost with the power: its end.
+                let mut lost = left.clone();
+                let names =
+                    lost.iter_mut().map(|file| lose_name(file)).filter(|lost| *lost).count();
+                let pending = left.iter().any(|(path, _)| path.to_str().unwrap().contains("-mj"));
+                let images = if names > 0 && pending { vec![&left, &lost] } else { vec![&left] };
+                for (image, files) in images.into_iter().enumerate() {
+                    for (turn, order) in orders(mix.len()).into_iter().enumerate() {
+                        put_back(&dir, files);
+                        let what = format!(
+                            "{mode}, {mix:?}, point {point} of {calls}, image {image}, order {order:?}"
+                        );
+                        if turn % 2 == 0 {
+                            for i in (0..mix.len()).filter(|&i| mix[i]) {
+                                let db = connect(plain_uri(i));
+                                let told =
+                                    db.query_row("SELECT * FROM sqlite_schema", [], |_| Ok(()));
+                                let told = told.unwrap_err().to_string();
+                                assert!(told.contains("not a database"), "{what}: {told}");
+                            }
                         }
+                        let mut seen = Vec::new();
+                        for &i in &order {
+                            let db = connect(uri(i));
+                            seen.push(common::rows(&db, "SELECT DISTINCT n, length(b) FROM t"));
+                            let sound = one(&db, "PRAGMA integrity_check");
+                            assert_eq!(sound, Value::Text("ok".into()), "{what}: {i}");
+                        }
+                        let same = seen.iter().all(|rows| rows.len() == 1 && *rows == seen[0]);
+                        assert!(same, "{what}: {seen:?}");
+                        let done = seen[0][0].contains("Integer(2)");
+                        assert!(image == 0 || !done, "{what}: done before its commit");
+                        counts[if image == 1 { 2 } else { usize::from(done) }] += 1;
                     }
-                    let mut seen = Vec::new();
-                    for &i in &order {
-                        let db = connect(uri(i));
-                        seen.push(common::rows(&db, "SELECT DISTINCT n, length(b) FROM t"));
-                        let sound = one(&db, "PRAGMA integrity_check");
-                        assert_eq!(sound, Value::Text("ok".into()), "{what}: {i}");
-                    }
-                    let same = seen.iter().all(|rows| rows.len() == 1 && *rows == seen[0]);
-                    assert!(same, "{what}: {seen:?}");
-                    both[usize::from(seen[0][0].contains("Integer(2)"))] += 1;
                 }
             }
         }
     }
-    eprintln!("{points} points; none {}, all {}", both[0], both[1]);
-    assert!(both[0] > 50 && both[1] > 5, "{both:?}");
+    eprintln!("{points} points: none, all, none after power loss: {counts:?}");
+    assert!(counts[0] > 50 && counts[1] > 5 && counts[2] > 20, "{counts:?}");
+}
+
+/// Cuts the name of a super-journal off an encrypted journal.
+fn lose_name((_, bytes): &mut (PathBuf, Vec<u8>)) -> bool {
+    let named = bytes.starts_with(b"\0sqlite-tde jrnl")
+        && bytes.ends_with(&[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]);
+    if named {
+        let at = bytes.len() - 16;
+        let name = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        bytes.truncate(at - name);
+    }
+    named
 }
 
 fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {

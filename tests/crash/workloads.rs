@@ -15,6 +15,8 @@ const TABLES: &str = "
 pub enum Fits {
     All,
     Wal,
+    /// Modes in which plain SQLite, too, survives all; see `plain_sqlite_survives_too`.
+    Strict,
     /// Modes after which a crash is only safe between two transactions.
     Volatile,
 }
@@ -219,6 +221,8 @@ pub const WORKLOADS: &[Workload] = &[
     },
     Workload {
         name: "a plain and an encrypted database",
+        fits: Fits::Strict,
+        settings: "PRAGMA main.cache_size=5; PRAGMA aux.cache_size=5",
         attached: true,
         mixed: true,
         steps: &[
@@ -377,6 +381,7 @@ impl Fits {
         match self {
             Self::All => !mode.is_volatile(),
             Self::Wal => mode.is_wal(),
+            Self::Strict => mode.is_wal() || !mode.is_volatile() && mode.sync != "NORMAL",
             Self::Volatile => mode.is_volatile(),
         }
     }
