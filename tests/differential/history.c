@@ -367,7 +367,7 @@ static void step_sql(int c, const char *sql, int with_rows) {
     }
     current_side = s;
     both[s] = run_sql(side->db[c], sql);
-    if (c == 0 && both[s].code == SQLITE_OK && strstr(sql, "journal_mode=")) note_modes(side);
+    if (c == 0 && strstr(sql, "journal_mode=")) note_modes(side);
     if (c == 0 && !strncmp(sql, "PRAGMA synchronous=", 19)) side->sync_off = sql[19] == 'O';
     say(s, &both[s]);
     follow(s, c, sql, &both[s]);
