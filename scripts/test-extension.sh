@@ -29,16 +29,36 @@ host() {
 
 link_host "$work/system" system tests/extension/host.c
 host "$work/system" 'SQLite 3.*: loaded'
+link_host "$work/stranger" system tests/extension/stranger.c
+host "$work/stranger" 'SQLite 3.*: 504 orders beside a stranger'
 shared="$(ldd "$work/system" | awk '/libsqlite3/ { print $3 }')"
 while read -r version expected; do
   link_host "$work/host" "$version" tests/extension/host.c
   host "$work/host" "$expected" "$shared"
+  [[ "$expected" == *loaded ]] || continue
+  link_host "$work/stranger" "$version" tests/extension/stranger.c
+  host "$work/stranger" '*: 504 orders beside a stranger'
 done <<'HOSTS'
 3.35 SQLite 3.35.*: refused
 3.37 SQLite 3.37.*: loaded
 3.39 SQLite 3.39.*: loaded
+3.41 SQLite 3.41.*: loaded
 3.54 SQLite 3.54.*: loaded
 HOSTS
+
+# Two copies of the library in one process: what they write, each reads alone.
+gcc -O1 -Wall -Wextra -Werror tests/extension/copies.c -lsqlite3 -ldl -o "$work/copies"
+cp "$library" "$work/one.so"
+cp "$library" "$work/other.so"
+mkdir -m 700 "$work/copies-keys"
+copies() { SQLITE_TDE_HOME="$work/copies-keys" timeout 120 "$work/copies" "$@"; }
+said="$(copies write "$work/copies.db" "$work/one.so" "$work/other.so" \
+  && copies read "$work/copies.db" "$work/one.so" && copies read "$work/copies.db" "$work/other.so" \
+  && copies write "$work/copies.db" "$work/other.so" "$work/one.so" \
+  && copies read "$work/copies.db" "$work/one.so")" || fail "two copies of the library failed"
+[ "$(echo $said)" = '1 2 2 2 2 2 3 4 4 4' ] || fail "two copies of the library said $said"
+! grep -q 'a marker' "$work/copies.db" || fail "plaintext, written by two copies of the library"
+echo "two copies: one layer"
 
 export SQLITE_TDE_HOME="$work/shell-keys"
 mkdir -m 700 "$SQLITE_TDE_HOME"

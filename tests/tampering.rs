@@ -273,10 +273,11 @@ fn named_attacks() {
         ("cut in the middle of its last page", cut(today.len() - PAGE / 2), Expect::Pages(vec![last])),
         ("cut by one byte", cut(today.len() - 1), Expect::Pages(vec![last])),
         ("cut in the middle of page 1", cut(PAGES_AT + PAGE / 2), Expect::Pages(vec![1])),
-        // As good as deleted: a file without pages is a database that nobody has written to yet.
-        ("cut to its envelope", cut(PAGES_AT), Expect::Nothing),
-        ("cut to copy A", cut(COPY), Expect::Nothing),
-        ("cut in the middle of copy A", cut(COPY / 2), Expect::Nothing),
+        ("cut to its envelope", cut(PAGES_AT), Expect::Refused(damaged)),
+        ("cut in the middle of copy B", cut(COPY + COPY / 2), Expect::Refused(damaged)),
+        ("cut to copy A", cut(COPY), Expect::Refused(damaged)),
+        ("cut in the middle of copy A", cut(COPY / 2), Expect::Refused(damaged)),
+        // As good as deleted: an empty file is a database that nobody has written to yet.
         ("cut to nothing", cut(0), Expect::Nothing),
         ("cut inside the magic bytes", cut(8), Expect::Refused(no_database)),
         ("the whole file of yesterday", yesterday.clone(), Expect::Replay("first")),

@@ -22,8 +22,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use check::ProtectorCheck;
-pub(crate) use protectors::apply_pending;
 pub use protectors::{Change, NewProtector, Skipped};
+pub(crate) use protectors::{apply_pending, mend};
 #[cfg(feature = "rusqlite")]
 pub(crate) use status::verify;
 pub use status::{ProtectorStatus, Status, Verification};
@@ -67,6 +67,8 @@ pub(crate) enum Command {
         replace: Option<String>,
     },
     Add(NewProtector),
+    /// Makes these the protectors, in one step.
+    Set(Vec<NewProtector>),
     Remove(String),
     AutoRotate(Option<bool>),
     Lock,
@@ -207,14 +209,14 @@ pub(crate) fn pragma(
     value: Option<&str>,
 ) -> Result<Option<String>> {
     let name = name.to_ascii_lowercase();
-    let (db, base) = target.parts()?;
+    let (db, _) = target.parts()?;
     if KEYS_IN_SQL.contains(&name.as_str()) && (!db.is_plain() || name.starts_with("tde_")) {
         return Err(key_in_sql(&name));
     }
     match value {
         _ if name.starts_with("tde_") => {}
         Some(size) if name == "page_size" && !db.is_plain() => {
-            return status::page_size(db, base, size).map(|()| None);
+            return status::page_size(db, size).map(|()| None);
         }
         _ => return Ok(None),
     }
@@ -253,6 +255,7 @@ pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer>
         Command::Rotate { to: Some(to), replace } => {
             Answer::Change(protectors::rotate_to(target, to, replace.as_deref())?)
         }
+        Command::Set(wanted) => Answer::Change(protectors::set(target, wanted)?),
         Command::Add(new) => Answer::Change(protectors::add(target, new)?),
         Command::Remove(name) => Answer::Change(protectors::remove(target, name)?),
         Command::AutoRotate(None) => {

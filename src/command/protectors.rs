@@ -67,6 +67,12 @@ impl NewProtector {
         Self { name: name.into(), not_after: 0, read_only: false }
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Ends it at this time, in Unix seconds.
     pub fn not_after(mut self, seconds: u64) -> Self {
         self.not_after = seconds;
@@ -154,6 +160,10 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
     edit(target, |db, envelope| {
         let Some(record) = envelope.protectors.iter().find(|record| matches(record, Some(name)))
         else {
+            if db.has_finished(name) {
+                let words = "its removal was begun before and cut off: it is finished now";
+                return Ok(Plan { warnings: vec![format!("{name}: {words}")], ..Plan::default() });
+            }
             // SQLite may prepare a PRAGMA again after it was run.
             return if db.has_removed(name) {
                 Ok(Plan::default())
@@ -187,11 +197,50 @@ pub(super) fn auto_rotate(target: &mut impl Target, on: bool) -> Result<Change> 
     })
 }
 
+/// Makes `wanted` the protectors of the database, each wrapped anew, and none else.
+pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<Change> {
+    edit(target, |db, envelope| {
+        if wanted.is_empty() || wanted.len() > PROTECTORS_MAX {
+            return Err(Error::Usage(format!("a database has 1 to {PROTECTORS_MAX} protectors")));
+        }
+        if wanted.iter().all(|new| new.read_only) {
+            return Err(Error::Usage("none of these protectors may write".into()));
+        }
+        let mut steps = Vec::new();
+        for old in &envelope.protectors {
+            if wanted.iter().all(|new| new.name != old.name) {
+                steps.push(Step::Remove(old.clone()));
+            }
+        }
+        for new in wanted {
+            let record = wrapped(db, new, Proof::WhereItCanBe)?;
+            steps.push(match envelope.protectors.iter().find(|old| old.name == new.name) {
+                Some(old) => Step::Replace(old.clone(), record),
+                None => Step::Add(record),
+            });
+        }
+        Ok(Plan { steps, ..Plan::default() })
+    })
+}
+
+/// Finishes a change that was cut off between the two copies of the envelope, if there is one.
+/// Where others are in the way for longer than `patience`, it stays for later.
+pub(crate) fn mend(target: &mut impl Target, patience: Duration) -> Result<()> {
+    match target.parts() {
+        Ok((db, _)) if db.wants_mending() => {}
+        _ => return Ok(()),
+    }
+    match target.exclusively(patience, |db, base| db.mend(base)) {
+        Err(Error::Busy(_)) => Ok(()),
+        done => done,
+    }
+}
+
 /// Writes what a background check wrapped in advance, if the envelope is free at the moment.
 pub(crate) fn apply_pending(target: &mut impl Target) -> Result<()> {
     let (db, _) = target.parts()?;
     let pending = db.take_pending();
-    if pending.is_empty() || db.is_read_only() {
+    if pending.is_empty() || db.check_writable().is_err() {
         return Ok(());
     }
     let replace =
@@ -241,8 +290,10 @@ fn edit(
     for _ in 0..ROUNDS {
         let (db, base) = target.parts()?;
         db.settle_protector(base)?;
+        mend(target, PATIENCE)?;
+        let (db, base) = target.parts()?;
         let envelope = db.refresh_envelope(base)?.clone();
-        let planned = db.check_rights().and_then(|()| plan(db, &envelope));
+        let planned = db.check_writable().and_then(|()| plan(db, &envelope));
         if let Err(error) = &planned {
             refuse(db, &envelope, error);
         }
@@ -255,6 +306,7 @@ fn edit(
         record(db, &envelope, &steps, "begins", &Ok(true))?;
         let done = target.exclusively(PATIENCE, |db, base| commit(db, base, &steps, now()));
         let (db, _) = target.parts()?;
+        let done = done.and_then(|done| finished(db, &steps, done));
         let _ = record(db, &envelope, &steps, "ends", &done);
         if done? {
             // As it was written: a look at the disk could fail, and the change is done.
@@ -264,6 +316,20 @@ fn edit(
         }
     }
     Err(Error::Busy("others keep changing the protectors: try again".into()))
+}
+
+/// Refuses to call a change done that is in one copy of the envelope only, while the other one
+/// still has what it was to remove. What was only added or set is there all the same.
+fn finished(db: &MainDb, steps: &[Step], done: bool) -> Result<bool> {
+    let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
+    if done && db.copies_differ() && steps.iter().any(removes) {
+        return Err(Error::Unfinished(
+            "the change stands, but one copy of the envelope could not be written and still has \
+             what was before: say it again once the disk works, or open the database for writing"
+                .into(),
+        ));
+    }
+    Ok(done)
 }
 
 /// Tells the audit log of each step.
@@ -330,8 +396,8 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
     let removed = |record: &ProtectorRecord| {
         steps.iter().any(|step| matches!(step, Step::Remove(old) if old == record))
     };
-    let leaves_a_writer =
-        envelope.protectors.iter().any(|record| !record.read_only && !removed(record));
+    let leaves_a_writer = envelope.protectors.iter().any(|r| !r.read_only && !removed(r))
+        || steps.iter().any(|step| matches!(step, Step::Add(new) if !new.read_only));
     if !steps.iter().all(fits) || !leaves_a_writer {
         return Ok(false);
     }
@@ -355,7 +421,7 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
     })?;
     for step in steps {
         match step {
-            Step::Replace(old, new) => db.protector_became(&old.name, &new.name),
+            Step::Replace(old, new) => db.protector_became(old, new),
             Step::Add(_) | Step::AutoRotate(_) => {}
             Step::Remove(old) => db.removed(old),
         }

@@ -144,7 +144,7 @@ impl File {
         match self.open.as_mut()? {
             Open::Wal(wal) => wal.write(&self.base, &self.index, bytes, at),
             Open::Journal(journal) => journal.write(&self.base, bytes, at),
-            Open::Database(db) => db.write(&self.base, bytes, at, false, &mut || Ok(0)),
+            Open::Database(db) => db.write(&self.base, bytes, at, false, &mut || Ok(None)),
         }
         .ok()
     }
@@ -154,7 +154,7 @@ impl File {
         match self.open.as_mut()? {
             Open::Wal(wal) => wal.truncate(&self.base, &self.index, size),
             Open::Journal(journal) => journal.truncate(&self.base, size),
-            Open::Database(db) => db.truncate(&self.base, size, &mut || Ok(0)),
+            Open::Database(db) => db.truncate(&self.base, size, &mut || Ok(None)),
         }
         .ok()
     }
@@ -174,9 +174,9 @@ impl File {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {
                 let _ = wal.before_sync(&self.base, &self.index);
-                let _ = wal.least_pages(&self.base);
+                let _ = wal.least_pages(&self.base, u32::MAX);
                 let _ = wal.is_foreign(&self.base);
-                let _ = wal.frames(&self.base, u32::MAX);
+                let _ = wal.frames(&self.base, &self.index, u32::MAX);
             }
             Some(Open::Database(db)) => {
                 let _ = db.seal_holes(&self.base, 1..=u32::MAX);

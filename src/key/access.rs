@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use super::cipher::lock;
 use crate::error::{Error, Result};
-use crate::nonce::FORKS;
+use crate::forks;
+use crate::provider::{MEMORY_MAX_KIB, WORK_MAX_KIB};
 
 /// How the loss of a key provider, or of its consent, is met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,29 @@ pub struct AccessPolicy {
     pub retry_delay: Duration,
     /// How long one call may take. Providers that wait for a person have their own time.
     pub time_out: Duration,
+    /// How long the opening of one database waits for services, over all its protectors. Default: 1
+    /// minute.
+    pub open_time_out: Duration,
+    /// What the opening of one database may spend on deriving keys from passphrases. Whoever can
+    /// write the file says what a derivation costs.
+    pub derivation: Derivation,
+}
+
+/// What deriving keys may cost before it is known whether a database is genuine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Derivation {
+    /// The memory of one derivation, in KiB. Default: 1 GiB, the most that a passphrase can ask
+    /// for.
+    pub memory_kib: u32,
+    /// The memory filled by all of them, each iteration counted, in KiB. Default: 4 GiB, the most
+    /// that one passphrase can ask for, which takes some seconds.
+    pub work_kib: u64,
+}
+
+impl Default for Derivation {
+    fn default() -> Self {
+        Self { memory_kib: MEMORY_MAX_KIB, work_kib: WORK_MAX_KIB }
+    }
 }
 
 impl Default for AccessPolicy {
@@ -46,6 +70,8 @@ impl Default for AccessPolicy {
             attempts: 3,
             retry_delay: Duration::from_millis(200),
             time_out: Duration::from_secs(10),
+            open_time_out: Duration::from_secs(60),
+            derivation: Derivation::default(),
         }
     }
 }
@@ -82,6 +108,9 @@ pub(crate) struct Access {
     due: AtomicU64,
     start: Instant,
     state: Mutex<State>,
+    /// Runs at the beginning of the next [`Access::granted`].
+    #[cfg(test)]
+    pub(super) before_granted: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 struct State {
@@ -91,7 +120,7 @@ struct State {
     outage: Option<String>,
     /// A locked database asked its provider at this time.
     asked: Option<Instant>,
-    /// Someone is asking, in the process that had so many forks behind it.
+    /// The process in which someone is asking.
     asking: Option<u64>,
 }
 
@@ -99,7 +128,13 @@ impl Access {
     pub(super) fn new() -> Self {
         let start = Instant::now();
         let state = State { granted: start, loss: None, outage: None, asked: None, asking: None };
-        Self { due: AtomicU64::new(0), start, state: Mutex::new(state) }
+        Self {
+            due: AtomicU64::new(0),
+            start,
+            state: Mutex::new(state),
+            #[cfg(test)]
+            before_granted: Mutex::default(),
+        }
     }
 
     /// What a transaction has to do first.
@@ -126,19 +161,23 @@ impl Access {
             self.look_again_after(PAUSE);
             return Ok(Standing::Good);
         };
-        let forks = FORKS.load(Ordering::Relaxed);
-        if state.granted.elapsed() < interval || state.asking == Some(forks) {
+        let process = forks::process();
+        if state.granted.elapsed() < interval || state.asking == Some(process) {
             // While an answer is under way, transactions need not look at each turn.
             let rest = interval.saturating_sub(state.granted.elapsed());
             self.look_again_after(rest.max(LOOK));
             return Ok(Standing::Good);
         }
-        state.asking = Some(forks);
+        state.asking = Some(process);
         Ok(Standing::Due)
     }
 
     /// The provider gave the keys.
     pub(super) fn granted(&self) {
+        #[cfg(test)]
+        if let Some(run) = lock(&self.before_granted).take() {
+            run();
+        }
         let mut state = lock(&self.state);
         *state =
             State { granted: Instant::now(), loss: None, outage: None, asked: None, asking: None };
@@ -152,8 +191,11 @@ impl Access {
         let patience = policy.revalidate.unwrap_or_default() + policy.grace;
         state.asking = None;
         state.outage = Some(reason);
-        // A next attempt only after a pause, however often transactions begin.
-        self.look_again_after(PAUSE);
+        // A next attempt only after a pause, however often transactions begin. Where the keys were
+        // locked meanwhile, the next transaction asks at once.
+        if state.loss.is_none() {
+            self.look_again_after(PAUSE);
+        }
         policy.grace.is_zero() || state.granted.elapsed() > patience
     }
 

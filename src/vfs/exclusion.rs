@@ -132,7 +132,9 @@ impl OpenFile {
 
     fn is_in_wal_mode(&mut self) -> Result<bool> {
         match &mut self.content {
-            Content::Db(db) if self.log.is_null() => db.is_in_wal_mode(&self.base),
+            // Without shared memory SQLite uses a log only where it has the file for itself.
+            _ if !self.base.has_shared_memory() => Ok(false),
+            Content::Db(db) if self.log.is_none() => db.is_in_wal_mode(&self.base),
             _ => Ok(true),
         }
     }
@@ -185,7 +187,8 @@ impl OpenFile {
         unsafe {
             self.place.with_journal(|base| {
                 let mut first = [0];
-                let mut journal = Journal::open(base, db.keyring(), base.grain(), Tuning::OFF)?;
+                let grain = self.journal_grain();
+                let mut journal = Journal::open(base, db.keyring(), grain, Tuning::OFF)?;
                 let filled = journal.read(base, &mut first, 0)?;
                 Ok(filled == Filled::Full && first != [0])
             })

@@ -86,18 +86,35 @@ impl Shm {
         self.word(0, PAGES_WORD)
     }
 
+    /// Frames that checkpoints have brought to the database file.
+    pub(super) fn frames_in_file(&self) -> Option<u32> {
+        self.word(0, BACKFILL_WORD)
+    }
+
+    /// Pages of the database, where all frames of the log are in the database file: a checkpoint
+    /// that takes the whole log gives the file that size before it says so.
+    pub(super) fn pages_if_all_in_file(&self) -> Option<u32> {
+        let (frames, pages) = self.last_commit()?;
+        (self.frames_in_file()? == frames).then_some(pages)
+    }
+
+    /// The frame of the last commit and the pages after it, unless another commit is just under way.
+    fn last_commit(&self) -> Option<(u32, u32)> {
+        let [frames, pages] = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, word));
+        // A writer changes the second copy of the header before the first.
+        fence(Ordering::Acquire);
+        let again = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, HEADER_LEN_WORDS + word));
+        if again == [frames, pages] { frames.zip(pages) } else { None }
+    }
+
     /// The last page that the checkpoint which just began will write, where it takes the whole log.
     /// `None` where it does not, or a commit got in between, or no wal-index is in shared memory.
     ///
     /// SQLite writes, in the order of pages, each page of the frames that are not in the database
     /// yet, except those beyond the end of the database (`walCheckpoint`).
     pub(super) fn checkpoint_end(&self) -> Option<u32> {
-        let [frames, pages] = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, word));
-        // A writer changes the second copy of the header before the first.
-        fence(Ordering::Acquire);
-        let again = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, HEADER_LEN_WORDS + word));
-        let (frames, pages) = (frames?, pages?);
-        if again != [Some(frames), Some(pages)] || self.word(0, ATTEMPTED_WORD)? != frames {
+        let (frames, pages) = self.last_commit()?;
+        if self.word(0, ATTEMPTED_WORD)? != frames {
             return None;
         }
         let first = self.word(0, BACKFILL_WORD)?.checked_add(1)?;

@@ -5,7 +5,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::size_of;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use rusqlite::ffi;
@@ -90,6 +90,11 @@ pub struct Written {
 struct Inner {
     calls: Vec<(Method, c_int)>,
     fault: Option<(usize, Kind)>,
+    /// The kind of file of which writes, truncations and syncs alone are numbered and fail; none for
+    /// every call on all of them.
+    only: Option<&'static str>,
+    /// Calls on files of that kind so far.
+    numbered: usize,
     hits: usize,
     recording: bool,
     written: Vec<Written>,
@@ -99,6 +104,10 @@ struct Inner {
 struct State {
     base: *mut ffi::sqlite3_vfs,
     inner: Mutex<Inner>,
+    /// Bytes of the longest read or write that is done; a longer one fails.
+    longest: AtomicI32,
+    /// Sector size of a disk that does not overwrite powersafely; 0 for what the base answers.
+    sector: AtomicI32,
 }
 
 enum Verdict {
@@ -116,8 +125,13 @@ impl State {
 
     fn call(&self, method: Method, flags: c_int) -> Verdict {
         let mut inner = self.inner();
-        let number = inner.calls.len();
         inner.calls.push((method, flags));
+        let changes = matches!(method, Method::Write | Method::Truncate | Method::Sync);
+        if inner.only.is_some_and(|only| !changes || only != kind_of_file(flags)) {
+            return Verdict::Pass;
+        }
+        let number = inner.numbered;
+        inner.numbered += 1;
         let Some((at, kind)) = inner.fault else { return Verdict::Pass };
         let write = method == Method::Write;
         let verdict = match kind {
@@ -183,8 +197,12 @@ impl TestVfs {
         unsafe {
             let base = ffi::sqlite3_vfs_find(c"unix".as_ptr());
             assert!(!base.is_null(), "the platform's VFS");
-            let state: &'static State =
-                Box::leak(Box::new(State { base, inner: Mutex::default() }));
+            let state: &'static State = Box::leak(Box::new(State {
+                base,
+                inner: Mutex::default(),
+                longest: AtomicI32::new(c_int::MAX),
+                sector: AtomicI32::new(0),
+            }));
             let mut vfs = *base;
             vfs.pNext = ptr::null_mut();
             vfs.szOsFile += size_of::<File>() as c_int;
@@ -206,6 +224,13 @@ impl TestVfs {
         *self.state.inner() = Inner { fault: Some((at, kind)), ..Inner::default() };
     }
 
+    /// As [`TestVfs::fail`], where writes, truncations and syncs of files of the kind `only` count and
+    /// fail.
+    pub fn fail_on(&self, only: &'static str, at: usize, kind: Kind) {
+        let fault = Some((at, kind));
+        *self.state.inner() = Inner { fault, only: Some(only), ..Inner::default() };
+    }
+
     /// Forgets calls and faults. Answers how many calls failed.
     pub fn clear(&self) -> usize {
         std::mem::take(&mut *self.state.inner()).hits
@@ -214,6 +239,16 @@ impl TestVfs {
     /// The calls, and the flags of the files they were for, since the last [`TestVfs::fail`] or [`TestVfs::clear`].
     pub fn calls(&self) -> Vec<(Method, c_int)> {
         self.state.inner().calls.clone()
+    }
+
+    /// Fails each read and write of more than `bytes` bytes.
+    pub fn refuse_longer_than(&self, bytes: c_int) {
+        self.state.longest.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Answers `sector` as the size of a sector, and no powersafe overwrite.
+    pub fn set_sector(&self, sector: c_int) {
+        self.state.sector.store(sector, Ordering::Relaxed);
     }
 
     /// Keeps what is written from now on.
@@ -390,8 +425,30 @@ counted!(lock => xLock, Method::Lock, level: c_int);
 counted!(check_reserved => xCheckReservedLock, Method::CheckReservedLock, out: *mut c_int);
 through!(close => xClose);
 through!(file_control => xFileControl, op: c_int, arg: *mut c_void);
-through!(sector_size => xSectorSize);
-through!(characteristics => xDeviceCharacteristics);
+
+unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: the file is open.
+    unsafe {
+        let base = below(file);
+        match state_of(file).sector.load(Ordering::Relaxed) {
+            0 => (*(*base).pMethods).xSectorSize.unwrap()(base),
+            sector => sector,
+        }
+    }
+}
+
+unsafe extern "C" fn characteristics(file: *mut ffi::sqlite3_file) -> c_int {
+    // SAFETY: the file is open.
+    unsafe {
+        let base = below(file);
+        let all = (*(*base).pMethods).xDeviceCharacteristics.unwrap()(base);
+        match state_of(file).sector.load(Ordering::Relaxed) {
+            0 => all,
+            _ => all & !ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE,
+        }
+    }
+}
+
 counted!(shm_map => xShmMap, Method::ShmMap, page: c_int, size: c_int, extend: c_int, out: *mut *mut c_void);
 
 /// As with [`unlock`], where giving back fails, the lock is gone all the same.
@@ -440,6 +497,9 @@ unsafe extern "C" fn read(
         if let Verdict::Fail(code) = verdict {
             return code;
         }
+        if len > state_of(file).longest.load(Ordering::Relaxed) {
+            return ffi::SQLITE_IOERR_READ;
+        }
         let base = below(file);
         let done = (*(*base).pMethods).xRead.unwrap()(base, buf, len, at);
         if !matches!(verdict, Verdict::Short) || done != ffi::SQLITE_OK {
@@ -477,6 +537,9 @@ unsafe extern "C" fn write(
     unsafe {
         let state = state_of(file);
         let verdict = state.call(Method::Write, flags_of(file));
+        if len > state.longest.load(Ordering::Relaxed) {
+            return ffi::SQLITE_FULL;
+        }
         let (len, code) = match verdict {
             Verdict::Fail(code) => return code,
             Verdict::Short => (len / 2, ffi::SQLITE_FULL),

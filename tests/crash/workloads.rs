@@ -37,6 +37,8 @@ pub struct Workload {
     pub settings: &'static str,
     /// A second database, with the same content, takes part.
     pub attached: bool,
+    /// The first database is plain, and opened by a VFS that knows of no encryption.
+    pub mixed: bool,
     /// Protectors are changed, too. Such a change is never lost once it was answered.
     pub keys: bool,
     /// One transaction each.
@@ -50,6 +52,7 @@ const PLAIN: Workload = Workload {
     layout: "",
     settings: "PRAGMA cache_size=5",
     attached: false,
+    mixed: false,
     keys: false,
     steps: &[],
 };
@@ -198,6 +201,26 @@ pub const WORKLOADS: &[Workload] = &[
     Workload {
         name: "two databases",
         attached: true,
+        steps: &[
+            (
+                Writer,
+                "BEGIN; UPDATE main.n SET b = b + 1; UPDATE aux.n SET b = b + 1;
+                 UPDATE aux.t SET b = 'x' || b; DELETE FROM main.t WHERE a % 3 = 0; COMMIT",
+            ),
+            (Writer, "BEGIN; UPDATE main.n SET b = 9; UPDATE aux.n SET b = 9; ROLLBACK"),
+            (Writer, "UPDATE aux.n SET b = b + 1"),
+            (
+                Writer,
+                "BEGIN; UPDATE main.n SET b = b + 1; UPDATE aux.n SET b = b + 1;
+                 INSERT INTO aux.t(b) SELECT b FROM main.t; COMMIT",
+            ),
+        ],
+        ..PLAIN
+    },
+    Workload {
+        name: "a plain and an encrypted database",
+        attached: true,
+        mixed: true,
         steps: &[
             (
                 Writer,

@@ -12,16 +12,24 @@
 //! 1. Every page of the file is sealed; a write past the end fills what it skips with sealed zeros.
 //! 2. The envelope is on disk, synced, before the first page is written.
 //! 3. The page size never changes once page 1 was written.
-//! 4. Where a log or a hot journal was recovered, every page is sealed again. Power loss leaves holes
-//!    and torn pages that SQLite neither restores nor reads: it never wrote them, or had freed them.
+//! 4. Where a log or a hot journal was recovered, every page is sealed again. Power loss leaves
+//!    holes and torn pages that SQLite neither restores nor reads: it never wrote them, or had
+//!    freed them.
 //! 5. What was read ahead belongs to the read transaction at hand: it is dropped whenever a lock is
-//!    taken or given back, at each write, and where SQLite looks whether its own cache still holds. In
-//!    between no page that SQLite reads from this file changes. Others write here under a lock that
-//!    shuts readers out, or as a checkpoint: pages that this reader finds in the log, or frames that were
-//!    all in the file before it began.
-//! 6. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint or
-//!    a rollback needs it to end.
+//!    taken or given back, at each write, and where SQLite looks whether its own cache still holds.
+//!    In between no page that SQLite reads from this file changes. Others write here under a lock
+//!    that shuts readers out, or as a checkpoint: pages that this reader finds in the log, or
+//!    frames that were all in the file before it began.
+//! 6. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint
+//!    or a rollback needs it to end, and not under locks that keep others from changing its size.
+//!    `known_size` is the size that SQLite was told or has made since it took them. A page within
+//!    it that is not there is an error to read, and nothing within it is filled up.
+//! 7. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
+//!    a checkpoint, before the write of its last page: the log has what waits. A rollback therefore
+//!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
+//!    errors it ignores, fail only where the base does.
 
+mod creation;
 mod keys;
 mod layout;
 mod outgoing;
@@ -32,13 +40,16 @@ use std::sync::Arc;
 
 use self::layout::{is_lock_page, logical_size, physical_size};
 pub(crate) use self::pages::LeastPages;
-use self::pages::{Found, Pages, SQLITE_MAGIC, check_page_1, first_page_size};
+use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
+use super::journal::Begun;
 use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
-use crate::key::keyring::{Keyring, Opened};
+use crate::key::identity::{FileId, wrong_file};
+use crate::key::keyring::Keyring;
+use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, now};
 use crate::suite::SuiteId;
 
@@ -50,13 +61,18 @@ pub(crate) struct Wishes {
     pub(crate) suite: SuiteId,
     pub(crate) plaintext: bool,
     pub(crate) tuning: Tuning,
+    /// The database that the file must be.
+    pub(crate) file_id: Option<FileId>,
+    /// Nothing is ever written to the file: it was opened so, or is said never to change.
+    pub(crate) read_only: bool,
 }
 
 /// One open handle of a main database file.
 pub(crate) struct MainDb {
     wishes: Wishes,
     state: State,
-    /// Size in SQLite's bytes as last seen, while nobody else can have changed it.
+    /// Size in SQLite's bytes, as SQLite was told or has made it, while no other connection can
+    /// have changed it.
     known_size: Option<u64>,
     /// A hot journal is being played back into the file.
     rolling_back: bool,
@@ -66,11 +82,19 @@ pub(crate) struct MainDb {
     opened: u64,
     /// Protectors that this handle has removed.
     removed: Vec<ProtectorRecord>,
+    /// Protectors whose removal was cut off, and finished by this handle.
+    finished: Vec<ProtectorRecord>,
+    /// The copies of the envelope were not equal when last read.
+    copies_differ: bool,
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
+    /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of page 1
+    /// raises it by one.
+    change_counter: u32,
 }
 
-/// Where and how SQLite looks whether its cache still holds: at the change counter and what follows.
+/// Where and how SQLite looks whether its cache still holds: at the change counter and what
+/// follows.
 const CHANGE_COUNTER: (u64, usize) = (24, 16);
 
 enum State {
@@ -91,7 +115,10 @@ impl MainDb {
             restored: false,
             opened: now(),
             removed: Vec::new(),
+            finished: Vec::new(),
+            copies_differ: false,
             tampering_noted: false,
+            change_counter: 0,
         };
         let looked = db.look(base);
         if looked.is_err() || db.envelope().is_some() {
@@ -103,57 +130,49 @@ impl MainDb {
         Ok(db)
     }
 
-    /// Finds out what the file is, if it had no page when last seen. Another connection may have
-    /// created the database since, with pages of another size; what we had prepared is then void.
+    /// Finds out what the file is, if no transaction had been committed to it when last seen.
+    /// Another connection may have created the database since, with pages of another size, or given
+    /// that up; what was prepared or seen before is then void.
     pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
-        if !self.has_no_page() {
-            return Ok(());
+        let was_seen = match &self.state {
+            State::Empty(_) => false,
+            State::Encrypted(pages) if !pages.envelope.has_pages => true,
+            State::Encrypted(_) | State::Plain => return Ok(()),
+        };
+        let wishes = &self.wishes;
+        let wanted = wishes.protector.as_deref();
+        let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
+        match keys::steadily(base, |header, len| wishes.look(header, len, &mut opening))? {
+            Some((state, copies_differ)) => {
+                self.state = state;
+                self.copies_differ = copies_differ;
+            }
+            None if was_seen => self.state = State::Empty(None),
+            None => {}
         }
+        Ok(())
+    }
+
+    /// Whether nothing was in the file when it was last looked at.
+    pub(crate) fn is_unmade(&self) -> bool {
+        matches!(self.state, State::Empty(_))
+    }
+
+    /// Whether no connection has created the database since this one last looked at the file.
+    pub(crate) fn is_still_empty(&self, base: &impl Storage) -> Result<bool> {
         let len = base.size()?;
         if len == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let mut header = [0; ENVELOPE_LEN];
         let header = &mut header[..ENVELOPE_LEN.min(len as usize)];
         base.read(header, 0)?;
-        if let Some(plain) = self.look_for_plaintext(header, len)? {
-            self.state = plain;
-            return Ok(());
-        }
-        if envelope::is_unfinished(header, len) {
-            return Ok(());
-        }
-        let copies = envelope::candidates(header)?;
-        let wanted = self.wishes.protector.as_deref();
-        let Opened { keyring, envelope, through } =
-            Keyring::open(copies, &self.wishes.protectors, wanted)?;
-        let mut pages = Pages::new(keyring, envelope, through);
-        pages.blank = logical_size(len) == 0;
-        self.state = State::Encrypted(Box::new(pages));
-        Ok(())
-    }
-
-    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
-        let encrypted = header.starts_with(envelope::MAGIC)
-            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
-            || envelope::is_unfinished(header, len);
-        match (encrypted, self.wishes.plaintext) {
-            (true, _) => Ok(None),
-            (false, true) => Ok(Some(State::Plain)),
-            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
-            (false, false) => Err(Error::NotADatabase(
-                "the file is neither an encrypted nor an SQLite database".into(),
-            )),
-        }
+        Ok(envelope::is_unfinished(header, len))
     }
 
     /// Whether SQLite may still choose the layout of the pages.
     pub(crate) fn has_no_page(&self) -> bool {
-        match &self.state {
-            State::Empty(_) => true,
-            State::Encrypted(pages) => pages.blank,
-            State::Plain => false,
-        }
+        matches!(self.state, State::Empty(_))
     }
 
     /// The short cuts that this file takes, and its journal and log with it.
@@ -190,41 +209,38 @@ impl MainDb {
         Ok(())
     }
 
-    /// A write transaction begins.
-    pub(crate) fn new_nonces(&mut self) {
-        if let State::Encrypted(pages) = &mut self.state {
-            pages.cipher.begin();
+    /// A lock was taken or given back. Where it is `first` or last, others may have changed the
+    /// file's size in between.
+    pub(crate) fn lock_changed(&mut self, first: bool) {
+        if first {
+            self.known_size = None;
         }
-    }
-
-    /// A lock was taken or given back: others may have changed the file's size in between.
-    pub(crate) fn lock_changed(&mut self) {
-        self.known_size = None;
         if let State::Encrypted(pages) = &mut self.state {
             pages.ahead.clear();
         }
     }
 
-    /// Writes what waits to be written with what follows it. After an error it goes on waiting.
+    /// Writes what waits. Nothing waits afterwards, also after an error.
     pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
-        match &mut self.state {
-            State::Encrypted(pages) => pages.outgoing.flush(base),
-            State::Empty(_) | State::Plain => Ok(()),
+        let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
+        let written = pages.outgoing.flush(base);
+        if written.is_err() {
+            self.known_size = None;
         }
+        written
     }
 
-    /// Forgets what waits: it must not be written any more, or need not be.
-    pub(crate) fn drop_outgoing(&mut self) {
-        if let State::Encrypted(pages) = &mut self.state {
-            pages.outgoing.clear();
-        }
+    /// Whether pages wait to be written with those that follow.
+    pub(crate) fn has_outgoing(&self) -> bool {
+        matches!(&self.state, State::Encrypted(pages) if !pages.outgoing.is_empty())
     }
 
-    /// A log was recovered: seals the holes that an interrupted checkpoint left where the file grew.
+    /// A log was recovered: seals the holes that an interrupted checkpoint left where the file
+    /// grew.
     ///
     /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
-    /// is in the log, or SQLite never wrote it. Pages before were synced before the log was begun: if
-    /// one of them is bad, somebody changed it, and it stays as it is.
+    /// is in the log, or SQLite never wrote it. Pages before were synced before the log was begun:
+    /// if one of them is bad, somebody changed it, and it stays as it is.
     pub(crate) fn seal_holes(
         &mut self,
         base: &impl Storage,
@@ -250,8 +266,8 @@ impl MainDb {
         self.rolling_back = false;
     }
 
-    /// Before a sync. At the end of a playback it seals the free pages that are bad: the transaction
-    /// may have written to one, and SQLite does not restore what has no content.
+    /// Before a sync. At the end of a playback it seals the free pages that are bad: the
+    /// transaction may have written to one, and SQLite does not restore what has no content.
     pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
         self.flush(base)?;
         let over = self.rolling_back && self.restored;
@@ -264,34 +280,83 @@ impl MainDb {
     /// Refuses a file that ends before it may.
     pub(crate) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<()> {
         match &self.state {
-            State::Encrypted(pages) => pages.check_size(base, least),
+            State::Encrypted(pages) => pages.check_size(base, least).map(|_| ()),
             State::Empty(_) | State::Plain => Ok(()),
         }
     }
 
-    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+    /// The size that SQLite is told. Where the file was cut under its locks it is told what it
+    /// knows: it then meets each missing page as such, and a rollback restores what the journal
+    /// has.
+    pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
-        Ok(match self.state {
-            State::Plain => size,
-            State::Empty(_) => 0,
-            State::Encrypted(_) => logical_size(size),
+        let State::Encrypted(pages) = &self.state else {
+            return Ok(if self.is_plain() { size } else { 0 });
+        };
+        let size = logical_size(size.max(pages.outgoing.end()));
+        let size = self.known_size.map_or(size, |known| known.max(size));
+        self.known_size = Some(size);
+        Ok(size)
+    }
+
+    /// The state of the file, for a journal that begins or is about to be played back.
+    pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Begun> {
+        let State::Encrypted(pages) = &mut self.state else {
+            return Ok(Begun::NoPage(self.change_counter));
+        };
+        Ok(match pages.load(base, 1)? {
+            // A transaction that creates a database may write its first page last, over zeros.
+            Found::Good if pages.has_header() => Begun::Page1(pages.counters()),
+            Found::Good | Found::Missing => Begun::NoPage(self.change_counter),
+            Found::Bad => Begun::Unknown,
         })
     }
 
-    /// Pages in the file of an encrypted database.
-    pub(crate) fn pages(&self, base: &impl Storage) -> Result<u32> {
+    /// Notes the change counter where SQLite does: with each page 1 that it reads or writes.
+    fn note_change_counter(&mut self, page: &[u8], at: u64) {
+        const AT: usize = CHANGE_COUNTER.0 as usize;
+        if at == 0 && page.len() > SQLITE_HEADER {
+            self.change_counter = page[AT..].first_chunk().map_or(0, |n| u32::from_be_bytes(*n));
+        }
+    }
+
+    /// Pages that the file of an encrypted database has, and must have: as this handle knows, or as
+    /// the wal-index says.
+    ///
+    /// # Errors
+    /// [`Error::PageAuthentication`] where it is shorter.
+    pub(crate) fn pages(&self, base: &impl Storage, in_index: Option<u32>) -> Result<u32> {
         let State::Encrypted(pages) = &self.state else { return Ok(0) };
-        pages.whole(base)
+        let known = self.known_size.map(|size| pages.count_in(size));
+        let whole = pages.whole(base)?;
+        match known.or(in_index) {
+            Some(known) if known > whole => Err(Error::PageAuthentication { page: whole + 1 }),
+            Some(known) => Ok(known),
+            None => Ok(whole),
+        }
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        let filled = self.read_state(base, buf, at);
+        match filled {
+            Ok(_) => self.note_change_counter(buf, at),
+            Err(_) if at == 0 && buf.len() > SQLITE_HEADER => self.change_counter = u32::MAX,
+            Err(_) => {}
+        }
+        filled
+    }
+
+    fn read_state(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
         match &mut self.state {
             State::Encrypted(pages) => {
                 if (at, buf.len()) == CHANGE_COUNTER {
                     // Without locks it is all that tells where a read transaction begins.
                     pages.ahead.clear();
+                    self.known_size = None;
                 }
-                pages.read(base, buf, at, self.wishes.tuning.read_ahead && !base.is_mapped())
+                let must_have = self.known_size.map_or(0, |size| pages.count_in(size));
+                let read_ahead = self.wishes.tuning.read_ahead && !base.is_mapped();
+                pages.read(base, buf, at, read_ahead, must_have)
             }
             State::Empty(_) => {
                 buf.fill(0);
@@ -309,60 +374,49 @@ impl MainDb {
         may_wait: bool,
         least: LeastPages<'_>,
     ) -> Result<()> {
-        if let State::Empty(prepared) = &mut self.state {
-            let page_size = first_page_size(bytes, at)?;
-            check_page_1(bytes, at, page_size)?;
-            let (keyring, mut envelope) = match prepared.take() {
-                Some(keys) => keys,
-                None => self.wishes.create()?,
-            };
-            envelope.page_size = page_size;
-            if let Err(error) = keys::write(base, &keyring, &envelope) {
-                *prepared = Some((keyring, envelope));
-                return Err(error);
-            }
-            keyring.share();
-            let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
-            self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through)));
-            self.known_size = Some(0);
+        self.write_state(base, bytes, at, may_wait, least)?;
+        self.note_change_counter(bytes, at);
+        Ok(())
+    }
+
+    fn write_state(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        may_wait: bool,
+        least: LeastPages<'_>,
+    ) -> Result<()> {
+        if let State::Encrypted(pages) = &self.state
+            && !pages.envelope.has_pages
+            && self.known_size.is_none_or(|size| size == 0)
+            && logical_size(base.size()?) == 0
+        {
+            // The creation that this handle saw or began was given up.
+            self.start_over();
         }
-        match &mut self.state {
-            State::Encrypted(pages) => {
-                let size = match self.known_size {
-                    Some(size) => size,
-                    None => {
-                        pages.outgoing.flush(base)?;
-                        logical_size(base.size()?)
-                    }
-                };
-                self.known_size = None;
-                if at > size || self.rolling_back {
-                    pages.outgoing.flush(base)?;
-                }
-                if size == 0 {
-                    pages.take_page_size(base, bytes, at)?;
-                }
-                pages.check_write(bytes, at)?;
-                self.restored = true;
-                if self.rolling_back && at + bytes.len() as u64 > size {
-                    pages.regrow(base, bytes, at)?;
-                } else {
-                    if at > size {
-                        pages.check_size(base, least)?;
-                        pages.fill(base, size, at)?;
-                    }
-                    let stored = pages.store(base, bytes, at, may_wait);
-                    if stored.is_err() && !may_wait {
-                        pages.outgoing.clear();
-                    }
-                    stored?;
-                }
-                pages.blank = false;
-                self.known_size = Some(size.max(at + bytes.len() as u64));
-                Ok(())
-            }
-            State::Plain | State::Empty(_) => base.write(bytes, at),
+        self.create(base, bytes, at)?;
+        let State::Encrypted(pages) = &mut self.state else { return base.write(bytes, at) };
+        let size = match self.known_size {
+            Some(size) => size,
+            None => logical_size(base.size()?.max(pages.outgoing.end())),
+        };
+        self.known_size = Some(size);
+        pages.check_write(bytes, at)?;
+        self.restored = true;
+        let waits = !pages.outgoing.is_empty();
+        let written = if self.rolling_back && at + bytes.len() as u64 > size {
+            pages.regrow(base, bytes, at)
+        } else {
+            pages.put(base, bytes, at, size, may_wait, least)
+        };
+        if written.is_err() && waits {
+            // What waited is gone, and with it what SQLite was told of the size.
+            self.known_size = None;
         }
+        written?;
+        self.known_size = Some(size.max(at + bytes.len() as u64));
+        Ok(())
     }
 
     pub(crate) fn truncate(
@@ -371,19 +425,23 @@ impl MainDb {
         size: u64,
         least: LeastPages<'_>,
     ) -> Result<()> {
-        self.known_size = None;
         match &mut self.state {
+            State::Encrypted(_) if size == 0 => self.undo_creation(base),
             State::Encrypted(pages) => {
-                pages.outgoing.flush(base)?;
                 pages.ahead.clear();
-                pages.blank = size == 0;
-                let had = logical_size(base.size()?);
+                pages.outgoing.cut(physical_size(size));
+                let had = match self.known_size {
+                    Some(size) => size,
+                    None => logical_size(base.size()?.max(pages.outgoing.end())),
+                };
+                self.known_size = Some(had.min(size));
                 if had < size {
                     // A checkpoint sets the size of a database whose last pages were never written.
-                    pages.check_size(base, least)?;
-                    pages.fill(base, had, size)?;
+                    pages.fill(base, had, size, least)?;
                 }
-                base.truncate(physical_size(size))
+                base.truncate(physical_size(size))?;
+                self.known_size = Some(size);
+                Ok(())
             }
             State::Plain => base.truncate(size),
             State::Empty(_) => Ok(()),
@@ -400,11 +458,11 @@ impl MainDb {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Findings> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        pages.outgoing.flush(base)?;
         let mut findings = Findings::default();
         let size = logical_size(base.size()?);
+        let size = self.known_size.map_or(size, |known| known.max(size));
         findings.pages = size.div_ceil(pages.page_size as u64);
-        findings.bad_copies = pages.bad_copies(base)?;
+        (findings.bad_copies, findings.stale_copies) = keys::faulty_copies(base, &pages.keyring)?;
         for page in 1..=findings.pages {
             let counts = !is_lock_page(page, pages.page_size) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
@@ -413,7 +471,8 @@ impl MainDb {
             progress(page, findings.pages);
         }
         if !findings.bad_pages.is_empty() && pages.has_log(base)? {
-            // A shared lock keeps no checkpoint away: a page that was just being written is whole now.
+            // A shared lock keeps no checkpoint away: a page that was just being written is whole
+            // now.
             let suspects = std::mem::take(&mut findings.bad_pages);
             findings.bad_count -= suspects.len() as u64;
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -435,6 +494,8 @@ pub(crate) struct Findings {
     pub(crate) bad_pages: Vec<u32>,
     pub(crate) bad_count: u64,
     pub(crate) bad_copies: Vec<char>,
+    /// Authentic copies of the envelope that are older than the other one.
+    pub(crate) stale_copies: Vec<char>,
 }
 
 const LISTED: usize = 1 << 16;
@@ -449,7 +510,58 @@ impl Findings {
 }
 
 impl Wishes {
+    /// What a file of `len` bytes is that begins with `header`, and whether the copies of its
+    /// envelope differ; nothing where it is none yet.
+    fn look(
+        &self,
+        header: &[u8],
+        len: u64,
+        opening: &mut Opening<'_>,
+    ) -> Result<Option<(State, bool)>> {
+        if len == 0 {
+            return self.expect_none("none, for the file is empty").map(|()| None);
+        }
+        if let Some(plain) = self.look_for_plaintext(header, len)? {
+            self.expect_none("none, for the database is not encrypted")?;
+            return Ok(Some((plain, false)));
+        }
+        if envelope::is_unfinished(header, len) {
+            return self.expect_none("none, for the database was never finished").map(|()| None);
+        }
+        let Opened { keyring, envelope, through } = opening.open(&envelope::candidates(header)?)?;
+        if logical_size(len) == 0 {
+            return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
+        }
+        let pages = Pages::new(keyring, envelope, through);
+        let copies_differ = !envelope::copies_are_equal(header);
+        Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
+    }
+
+    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
+        let encrypted = header.starts_with(envelope::MAGIC)
+            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
+            || envelope::is_unfinished(header, len);
+        // What is neither must not pass as plaintext: SQLite would look for a hot journal and a log
+        // beside the file, and delete them, before it reads a page.
+        match (encrypted, header.starts_with(SQLITE_MAGIC), self.plaintext) {
+            (true, ..) => Ok(None),
+            (false, true, true) => Ok(Some(State::Plain)),
+            (false, true, false) => Err(Error::PlaintextRefused),
+            (false, false, _) => Err(Error::NotADatabase(
+                "the file is neither an encrypted nor an SQLite database".into(),
+            )),
+        }
+    }
+
+    /// Refuses a file that has no file id where one is expected.
+    fn expect_none(&self, found: &str) -> Result<()> {
+        self.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
+    }
+
     fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
+        if let Some(expected) = self.file_id {
+            return Err(wrong_file("none, for the file is empty", &[expected]));
+        }
         Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now())
     }
 }

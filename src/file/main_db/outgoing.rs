@@ -1,4 +1,6 @@
-//! Sealed pages that follow each other, on their way to the file in one write.
+//! Sealed pages of a checkpoint that follow each other, on their way to the file in one write.
+//!
+//! The log has each of them until the checkpoint is over, so none is kept after an error.
 
 use super::super::Storage;
 use crate::error::Result;
@@ -18,15 +20,21 @@ impl Outgoing {
         self.bytes.is_empty()
     }
 
-    /// Whether bytes wait that belong between `at` and `at + len`.
-    pub(super) fn covers(&self, at: u64, len: usize) -> bool {
-        !self.is_empty() && at < self.at + self.bytes.len() as u64 && self.at < at + len as u64
+    /// Where the file ends at least, once all is written; 0 where nothing waits.
+    pub(super) fn end(&self) -> u64 {
+        if self.is_empty() { 0 } else { self.at + self.bytes.len() as u64 }
     }
 
-    /// Room for `len` bytes at `at` of the file. What waits and does not end there is written first;
-    /// after an error it goes on waiting.
+    /// The `len` bytes at `at` of the file, if they wait.
+    pub(super) fn get(&self, at: u64, len: usize) -> Option<&[u8]> {
+        let from = usize::try_from(at.checked_sub(self.at)?).ok()?;
+        self.bytes.get(from..)?.get(..len)
+    }
+
+    /// Room for `len` bytes at `at` of the file. What waits and does not end there is written
+    /// first.
     pub(super) fn room(&mut self, base: &impl Storage, at: u64, len: usize) -> Result<&mut [u8]> {
-        if self.at + self.bytes.len() as u64 != at || self.bytes.len() + len > MOST {
+        if self.end() != at || self.bytes.len() + len > MOST {
             self.flush(base)?;
             self.at = at;
         }
@@ -43,16 +51,18 @@ impl Outgoing {
         self.bytes.truncate(self.bytes.len() - len);
     }
 
-    /// Writes what waits. After an error it goes on waiting.
-    pub(super) fn flush(&mut self, base: &impl Storage) -> Result<()> {
-        if !self.is_empty() {
-            base.write(&self.bytes, self.at)?;
-            self.bytes.clear();
-        }
-        Ok(())
+    /// Forgets what lies at `end` of the file or behind it.
+    pub(super) fn cut(&mut self, end: u64) {
+        self.bytes.truncate(end.saturating_sub(self.at).try_into().unwrap_or(usize::MAX));
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Writes what waits. Nothing waits afterwards, also after an error.
+    pub(super) fn flush(&mut self, base: &impl Storage) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let written = base.write(&self.bytes, self.at);
         self.bytes.clear();
+        written
     }
 }

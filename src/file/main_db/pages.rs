@@ -1,21 +1,22 @@
 //! The pages of an encrypted file: sealing, opening, filling up, and mending after a crash.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::super::ahead::Ahead;
+use super::super::journal::Counters;
 use super::super::{Filled, Storage};
-use super::keys;
 use super::layout::{is_lock_page, logical_size, physical, physical_size};
 use super::outgoing::Outgoing;
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
-use crate::key::envelope::{COPY_LEN, Envelope, Unverified};
+use crate::key::envelope::Envelope;
 use crate::key::keyring::Keyring;
 use crate::page::RESERVE;
 
 /// SQLite's database header, of which page 1 is checked before it is written.
 pub(super) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
-const SQLITE_HEADER: usize = 100;
+pub(super) const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
@@ -31,8 +32,9 @@ const FORMAT_WAL: u8 = 2;
 /// Smallest and largest page: 512 would leave 464 of the 480 usable bytes that SQLite needs.
 const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
 
-/// Tells the smallest size in pages that the file may have. It may take a look at the whole log.
-pub(crate) type LeastPages<'a> = &'a mut dyn FnMut() -> Result<u32>;
+/// Tells the smallest size in pages that the file of a database with a log may have; `None` where
+/// it has no log. It may take a look at the whole log.
+pub(crate) type LeastPages<'a> = &'a mut dyn FnMut() -> Result<Option<u32>>;
 
 /// The pages of an encrypted file.
 pub(super) struct Pages {
@@ -40,13 +42,15 @@ pub(super) struct Pages {
     pub(super) envelope: Envelope,
     /// Name of the protector that gave the keys.
     pub(super) through: String,
+    /// How many times the keyring had been locked when that protector was last known to have given
+    /// its keys.
+    pub(super) lockings: Cell<u64>,
     pub(super) cipher: Cipher,
     pub(super) page_size: usize,
     pub(super) outgoing: Outgoing,
     pub(super) ahead: Ahead,
     plain: Vec<u8>,
-    /// No page was written when last seen: the first transaction was rolled back.
-    pub(super) blank: bool,
+    sealed: Vec<u8>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -61,6 +65,7 @@ impl Pages {
         let page_size = envelope.page_size as usize;
         Self {
             cipher: keyring.cipher(Subkey::Page),
+            lockings: Cell::new(keyring.lockings()),
             keyring,
             envelope,
             through,
@@ -68,16 +73,18 @@ impl Pages {
             outgoing: Outgoing::default(),
             ahead: Ahead::default(),
             plain: vec![0; page_size],
-            blank: false,
+            sealed: vec![0; page_size],
         }
     }
 
+    /// Pages up to `must_have` were in the file when this transaction began, or it wrote them.
     pub(super) fn read(
         &mut self,
         base: &impl Storage,
         buf: &mut [u8],
         at: u64,
         read_ahead: bool,
+        must_have: u32,
     ) -> Result<Filled> {
         let mut done = 0;
         while done < buf.len() {
@@ -97,6 +104,9 @@ impl Pages {
             };
             match found {
                 Found::Good => {}
+                Found::Missing if page <= u64::from(must_have) => {
+                    return Err(Error::PageAuthentication { page: page as u32 });
+                }
                 Found::Missing => {
                     buf[done..].fill(0);
                     return Ok(Filled::Short);
@@ -112,8 +122,8 @@ impl Pages {
         Ok(Filled::Full)
     }
 
-    /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read ahead or
-    /// can be now.
+    /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read
+    /// ahead or can be now.
     fn load_ahead(&mut self, base: &impl Storage, page: u64, part: &mut [u8]) -> Result<bool> {
         let usable = self.page_size - RESERVE;
         if part.len() < usable || !self.outgoing.is_empty() {
@@ -148,8 +158,14 @@ impl Pages {
         plain: &mut [u8],
     ) -> Result<Found> {
         let at = physical((page - 1) * self.page_size as u64);
-        if self.outgoing.covers(at, self.page_size) {
-            self.outgoing.flush(base)?;
+        if let Some(sealed) = self.outgoing.get(at, self.page_size) {
+            let (body, reserve) = plain.split_at_mut(self.page_size - RESERVE);
+            reserve.fill(0);
+            return Ok(if self.cipher.open(page, sealed, body)? {
+                Found::Good
+            } else {
+                Found::Bad
+            });
         }
         let whole = base.read(plain, at)?;
         if whole && self.cipher.open_in_place(page, plain)? {
@@ -159,9 +175,9 @@ impl Pages {
         Ok(if !whole && base.size()? <= at { Found::Missing } else { Found::Bad })
     }
 
-    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn first
-    /// page. It takes the page size and the reserve bytes from it, and whether its cache is of another
-    /// time; everything else it takes from page 1 once that reads well.
+    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn
+    /// first page. It takes the page size and the reserve bytes from it, and whether its cache is
+    /// of another time; everything else it takes from page 1 once that reads well.
     fn made_up_header(&self, buf: &mut [u8], at: usize) {
         let mut header = [0; SQLITE_HEADER];
         header[..SQLITE_MAGIC.len()].copy_from_slice(SQLITE_MAGIC);
@@ -171,47 +187,14 @@ impl Pages {
         buf.copy_from_slice(&header[at..at + buf.len()]);
     }
 
-    /// The copies of the envelope that are not good on disk.
-    pub(super) fn bad_copies(&self, base: &impl Storage) -> Result<Vec<char>> {
-        let mut bad = Vec::new();
-        for (index, name) in [(0, 'A'), (1, 'B')] {
-            let mut copy = vec![0; COPY_LEN];
-            base.read(&mut copy, index * COPY_LEN as u64)?;
-            match Unverified::decode(&copy).and_then(|copy| self.keyring.verify(copy)) {
-                Ok(_) => {}
-                Err(error @ Error::Inaccessible(_)) => return Err(error),
-                Err(_) => bad.push(name),
-            }
-        }
-        Ok(bad)
-    }
-
-    /// The first write decides on the page size, also where an earlier creation was rolled back, and
-    /// writes the copy of the envelope that a creation cut off did not come to.
-    pub(super) fn take_page_size(
-        &mut self,
-        base: &impl Storage,
-        bytes: &[u8],
-        at: u64,
-    ) -> Result<()> {
-        let page_size = first_page_size(bytes, at)?;
-        check_page_1(bytes, at, page_size)?;
-        let (mut envelope, _) = keys::current(base, &self.keyring)?;
-        if page_size != envelope.page_size {
-            envelope.page_size = page_size;
-            envelope.generation += 1;
-        } else if self.bad_copies(base)?.is_empty() {
-            return Ok(());
-        }
-        keys::write(base, &self.keyring, &envelope)?;
-        *self = Self::new(Arc::clone(&self.keyring), envelope, self.through.clone());
-        Ok(())
-    }
-
     /// Whole pages in the file.
     pub(super) fn whole(&self, base: &impl Storage) -> Result<u32> {
-        let pages = logical_size(base.size()?) / self.page_size as u64;
-        Ok(u32::try_from(pages).unwrap_or(u32::MAX))
+        Ok(self.count_in(logical_size(base.size()?)))
+    }
+
+    /// Whole pages in `size` of SQLite's bytes.
+    pub(super) fn count_in(&self, size: u64) -> u32 {
+        u32::try_from(size / self.page_size as u64).unwrap_or(u32::MAX)
     }
 
     /// Pages in the file, also where the last one is not whole.
@@ -219,9 +202,13 @@ impl Pages {
         Ok(logical_size(base.size()?).div_ceil(self.page_size as u64))
     }
 
-    pub(super) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<()> {
+    /// Refuses a file with fewer pages than its log allows. Whether there is a log.
+    pub(super) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<bool> {
         let whole = self.whole(base)?;
-        if whole < least()? { Err(Error::PageAuthentication { page: whole + 1 }) } else { Ok(()) }
+        match least()? {
+            Some(least) if whole < least => Err(Error::PageAuthentication { page: whole + 1 }),
+            least => Ok(least.is_some()),
+        }
     }
 
     pub(super) fn check_write(&self, bytes: &[u8], at: u64) -> Result<()> {
@@ -232,8 +219,9 @@ impl Pages {
     }
 
     /// A rollback gives the file the size that it had before. SQLite writes zeros as the last page,
-    /// and what the journal has over all of them later; of the others it needs none. They stay holes,
-    /// so that nobody takes a page that was cut off for one of zeros; see [`Self::seal_free`].
+    /// and what the journal has over all of them later; of the others it needs none. They stay
+    /// holes, so that nobody takes a page that was cut off for one of zeros; see
+    /// [`Self::seal_free`].
     pub(super) fn regrow(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         if bytes.iter().all(|&byte| byte == 0) {
             base.truncate(physical_size(at + bytes.len() as u64))
@@ -242,9 +230,36 @@ impl Pages {
         }
     }
 
-    /// Seals zeros from `size`, the end of the file, up to `to`. A torn page at the end is replaced.
-    pub(super) fn fill(&mut self, base: &impl Storage, size: u64, to: u64) -> Result<()> {
-        let mut hole = size - size % self.page_size as u64;
+    /// Writes a page to a file that ends at `size`. What it skips is filled up.
+    pub(super) fn put(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        size: u64,
+        may_wait: bool,
+        least: LeastPages<'_>,
+    ) -> Result<()> {
+        if at > size {
+            self.fill(base, size, at, least)?;
+        }
+        self.store(base, bytes, at, may_wait)
+    }
+
+    /// Seals zeros from `size`, the end of the file, up to `to`. A page that is there in part is
+    /// replaced where the log has it or nobody wrote it: an interrupted checkpoint leaves one.
+    pub(super) fn fill(
+        &mut self,
+        base: &impl Storage,
+        size: u64,
+        to: u64,
+        least: LeastPages<'_>,
+    ) -> Result<()> {
+        let page_size = self.page_size as u64;
+        self.outgoing.flush(base)?;
+        let has_log = self.check_size(base, least)?;
+        let from = if has_log { size / page_size } else { size.div_ceil(page_size) };
+        let mut hole = from * page_size;
         while hole < to {
             self.store_zeros(base, hole)?;
             hole += self.page_size as u64;
@@ -267,8 +282,9 @@ impl Pages {
         Ok(())
     }
 
-    /// Seals zeros over each bad page that is free: past the end of the database, where a shorter one
-    /// was committed and the file not yet cut, or a leaf of the freelist, whose content means nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
+    /// Seals zeros over each bad page that is free: past the end of the database, where a shorter
+    /// one was committed and the file not yet cut, or a leaf of the freelist, whose content means
+    /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
     pub(super) fn seal_free(&mut self, base: &impl Storage) -> Result<()> {
         let count = self.count(base)?;
         if self.load(base, 1)? != Found::Good {
@@ -294,16 +310,16 @@ impl Pages {
         Ok(())
     }
 
-    /// Pages of the database as page 1, which is in `plain`, has them; `None` where an old version of
-    /// SQLite wrote it last and did not count.
+    /// Pages of the database as page 1, which is in `plain`, has them; `None` where an old version
+    /// of SQLite wrote it last and did not count.
     fn used(&self) -> Option<u32> {
         let at = |at: usize| be_u32(&self.plain[at..]);
         let counts = at(VALID_FOR_AT) == at(CHANGES_AT) && at(COUNT_AT) > 0;
         counts.then(|| at(COUNT_AT))
     }
 
-    /// Seals `bytes` as the page at `at` and writes it, with what waits before it. Where it `may_wait`
-    /// itself, that is when what follows does not fit to it.
+    /// Seals `bytes` as the page at `at` and writes it, with what waits before it. Where it
+    /// `may_wait` itself, that is when what follows does not fit to it.
     pub(super) fn store(
         &mut self,
         base: &impl Storage,
@@ -313,13 +329,31 @@ impl Pages {
     ) -> Result<()> {
         self.ahead.clear();
         let page = at / self.page_size as u64 + 1;
+        let body = &bytes[..self.page_size - RESERVE];
+        if !may_wait && self.outgoing.is_empty() {
+            self.cipher.seal(page, body, &mut self.sealed)?;
+            return base.write(&self.sealed, physical(at));
+        }
         let room = self.outgoing.room(base, physical(at), self.page_size)?;
-        let sealed = self.cipher.seal(page, &bytes[..self.page_size - RESERVE], room);
+        let sealed = self.cipher.seal(page, body, room);
         if sealed.is_err() {
             self.outgoing.take_back(self.page_size);
         }
         sealed?;
         if may_wait { Ok(()) } else { self.outgoing.flush(base) }
+    }
+
+    /// Whether page 1, which is in `plain`, is one that SQLite wrote.
+    pub(super) fn has_header(&self) -> bool {
+        self.plain.starts_with(SQLITE_MAGIC)
+    }
+
+    /// What SQLite compares of page 1, which is in `plain`, to see whether its cache still holds.
+    pub(super) fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        let len = counters.len();
+        counters.copy_from_slice(&self.plain[CHANGES_AT..CHANGES_AT + len]);
+        counters
     }
 
     /// Whether page 1, which is in `plain`, says that the database is in WAL mode.

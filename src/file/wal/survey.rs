@@ -1,33 +1,49 @@
-//! What others ask of the whole log. They do so under any lock or none, so nothing that was read ahead
-//! for SQLite counts, and only frames that are in the file.
+//! What others ask of the whole log. They do so under any lock or none, so nothing that was read
+//! ahead for SQLite counts, and only frames that are in the file. A frame of this log counts also
+//! without SQLite's salts: those that it commits without them are read and checkpointed as others.
+
+use std::collections::BTreeSet;
 
 use super::layout::Layout;
-use super::{Frames, SALTS_AT, Wal, number};
+use super::{Frames, Parent, Wal, number};
 use crate::error::Result;
 use crate::file::Storage;
 
 impl Wal {
     /// The smallest size in pages that the database file may have: what it had when the log was
-    /// begun, or what a checkpoint cut it to since.
-    pub(crate) fn least_pages(&mut self, base: &impl Storage) -> Result<u32> {
+    /// begun, or what a checkpoint cut it to since; and each page of the frames up to `in_file`, which
+    /// checkpoints have brought there, as far as no commit made the database smaller.
+    pub(crate) fn least_pages(&mut self, base: &impl Storage, in_file: u32) -> Result<u32> {
         self.load_layout(base)?;
-        let mut least = if self.layout.is_some() { self.pages } else { 0 };
-        self.survey(base, u32::MAX, |wal, _, good| {
+        let begun = self.pages();
+        let (mut smallest, mut written) = (u32::MAX, BTreeSet::new());
+        self.survey(base, u32::MAX, |wal, frame, good| {
             if good {
-                least = wal.commit().map_or(least, |pages| least.min(pages));
+                smallest = wal.commit().map_or(smallest, |pages| smallest.min(pages));
+                if frame <= in_file {
+                    written.insert(number(&wal.plain));
+                }
             }
         })?;
-        Ok(least)
+        let written = written.range(..=smallest).next_back().copied().unwrap_or(0);
+        Ok(begun.min(smallest).max(written))
     }
 
-    /// Authenticates the frames up to `last`, that of the last commit.
-    pub(crate) fn frames(&mut self, base: &impl Storage, last: u32) -> Result<Frames> {
+    /// Authenticates the frames up to `last`, that of the last commit, and compares them with the
+    /// wal-index.
+    pub(crate) fn frames(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        last: u32,
+    ) -> Result<Frames> {
         let mut frames = Frames::default();
         self.load_layout(base)?;
         let there = self.frames_in(base)?;
         self.survey(base, last, |wal, frame, good| {
-            if good && wal.plain[SALTS_AT..].starts_with(&wal.salts) {
-                frames.pages.insert(number(&wal.plain));
+            let page = number(&wal.plain);
+            if good && parent.page_of(frame).is_none_or(|expected| expected == page) {
+                frames.pages.insert(page);
             } else {
                 frames.bad.push(frame);
             }
@@ -39,9 +55,13 @@ impl Wal {
         Ok(frames)
     }
 
-    /// The frame of the last commit in the file, for who has no wal-index.
+    /// The frame of the last commit, where no wal-index is in shared memory: the one that this
+    /// handle recovered or wrote, or else the last one in the file.
     pub(crate) fn last_commit(&mut self, base: &impl Storage) -> Result<u32> {
         self.load_layout(base)?;
+        if let Some(end) = self.end {
+            return Ok(end);
+        }
         let mut last = 0;
         self.survey(base, u32::MAX, |wal, frame, good| {
             if good && wal.commit().is_some() {
@@ -80,7 +100,7 @@ impl Wal {
         see: &mut impl FnMut(&mut Self, u32, bool),
     ) -> Result<()> {
         for frame in 1..=last {
-            let good = self.load_written(base, layout, frame)?;
+            let good = self.start.is_some() && self.load_written(base, layout, frame)?;
             see(self, frame, good);
         }
         Ok(())

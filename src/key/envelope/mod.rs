@@ -18,7 +18,7 @@
 //! +---------+------------------+-------------+----------------+
 //! | DEK, .. | protector, ..    | MAC         | zeros          |
 //! +---------+------------------+-------------+----------------+
-//! flags     = bit 0: protectors are not rotated by themselves
+//! flags     = bit 0: protectors are not rotated by themselves; bit 1: the database has pages
 //! DEK       = key version 4 | suite 1 | 0 | wrapped length 2 | wrapped
 //! protector = name 1+n | provider 1+n | key id 2+n | key version 2+n | mechanism 1+n
 //!           | not after 8 | flags 1 (bit 0: read-only) | wrapped DEK 2+n
@@ -82,6 +82,7 @@ pub(crate) const PROTECTORS_MAX: usize = 8;
 const WRAPPED_MAX_LEN: usize = 2048;
 const READ_ONLY: u8 = 1;
 const MANUAL_ROTATION: u8 = 1;
+const HAS_PAGES: u8 = 2;
 const PAGE_SIZE_MIN: u32 = 1024;
 const PAGE_SIZE_MAX: u32 = 65536;
 
@@ -108,6 +109,9 @@ pub struct Envelope {
     pub scan_cursor: u32,
     /// Whether a protector is re-wrapped under a newer version of its key on request only.
     pub manual_rotation: bool,
+    /// Whether a transaction has been committed. A database then has a first page for good; without
+    /// one the file was cut.
+    pub has_pages: bool,
     /// The DEK of all new writes. Its `wrapped` is empty: the protectors have it.
     pub current: DekRecord,
     /// DEKs that pages may still be under, at most 3, wrapped under the current one.
@@ -142,6 +146,14 @@ pub struct ProtectorRecord {
     pub not_after: u64,
     /// Whether who opens through this protector may only read.
     pub read_only: bool,
+}
+
+impl ProtectorRecord {
+    /// Whether both have the same bytes under the same key: unwrapping one is unwrapping the other.
+    pub(crate) fn is_same_wrap(&self, other: &Self) -> bool {
+        (&self.provider, &self.key_id, &self.wrapped)
+            == (&other.provider, &other.key_id, &other.wrapped)
+    }
 }
 
 /// State of the scan that moves pages from retired DEKs to the current one.
@@ -205,7 +217,8 @@ impl Envelope {
         copy.extend_from_slice(&[self.scan_state.code(), 0, 0, 0]);
         copy.extend_from_slice(&self.scan_cursor.to_be_bytes());
         // `check` has bounded both counts.
-        let flags = if self.manual_rotation { MANUAL_ROTATION } else { 0 };
+        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
+        let flags = flag(self.manual_rotation, MANUAL_ROTATION) | flag(self.has_pages, HAS_PAGES);
         let counts = [1 + self.retired.len() as u8, self.protectors.len() as u8];
         copy.extend_from_slice(&counts);
         copy.extend_from_slice(&[flags, 0]);
@@ -341,10 +354,10 @@ impl Unverified {
     ///
     /// # Errors
     /// [`Error::EnvelopeDamaged`] where the MAC is another.
-    pub fn verify(self, mac_key: &Secret) -> Result<Envelope> {
+    pub fn verify(&self, mac_key: &Secret) -> Result<Envelope> {
         mac(mac_key, &self.authenticated)
             .filter(|tag| bool::from(tag.ct_eq(&self.tag)))
-            .map(|_| self.envelope)
+            .map(|_| self.envelope.clone())
             .ok_or_else(|| Error::EnvelopeDamaged("the MAC does not match".to_owned()))
     }
 }
@@ -378,14 +391,18 @@ pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
     }
 }
 
-/// Whether a file of `file_len` bytes that starts with `header` can only be the torn first write of
-/// an envelope, so that nothing was ever stored under it.
+/// Whether a file of `file_len` bytes that starts with `header` can only be what a crash left of a
+/// database's creation, so that nothing was ever stored in it.
 ///
-/// 1. It has no page: it ends with the envelope or before.
-/// 2. It begins with the magic, or with a whole sector of zeros that was never written.
-/// 3. Each copy is zero throughout, or begins with the magic: what follows may be torn anywhere.
-/// 4. No copy parses, and none is of a later format. A write torn just inside a wrapped key parses,
-///    and then this says no: bytes that may be a whole envelope are never taken for rubbish.
+/// Creation writes copy A, syncs it, writes pages, and at the first commit copy B, syncs that, and
+/// copy A again. Both then say that there are pages, and the pages are on disk. So this is so where
+/// 1. the file has no page: it ends with the envelope or before, at a multiple of a sector;
+/// 2. copy A, whole or torn, is of no later format and says that there are no pages, or is zeros
+///    and so is all that follows;
+/// 3. copy B is zeros, or begins as one.
+///
+/// Nothing here is authenticated: whoever can write the file can empty it, too. What this tells
+/// apart is a crash, and a file that was cut.
 #[must_use]
 pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     // A header shorter than the file leaves bytes unseen; a longer one was filled up by its reader.
@@ -393,17 +410,26 @@ pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
         Ok(len) if len <= ENVELOPE_LEN => header.get(..len),
         _ => None,
     };
-    let Some(header) = header else {
+    let Some(header) = header.filter(|header| header.len().is_multiple_of(SECTOR_LEN)) else {
         return false;
     };
-    let begins = header.starts_with(MAGIC) || header.get(..SECTOR_LEN).is_some_and(is_zero);
-    let can_be_torn = |copy: &[u8]| {
-        is_zero(copy)
-            || copy.starts_with(MAGIC)
-                && matches!(Unverified::decode(copy), Err(Error::EnvelopeDamaged(_)))
+    let begins = |copy: &[u8]| {
+        copy.starts_with(MAGIC)
+            && u32_at(copy, FORMAT_AT, "format").is_ok_and(|format| format <= FORMAT)
     };
     let (a, b) = copies(header);
-    begins && can_be_torn(a) && can_be_torn(b)
+    let no_pages = a.get(FLAGS_AT).is_some_and(|flags| flags & HAS_PAGES == 0);
+    if is_zero(a) {
+        !a.is_empty() && is_zero(b)
+    } else {
+        no_pages && begins(a) && (is_zero(b) || begins(b))
+    }
+}
+
+/// Whether both copies in `header` are the same, byte for byte.
+pub(crate) fn copies_are_equal(header: &[u8]) -> bool {
+    let (a, b) = copies(header);
+    a == b
 }
 
 /// Copies A and B, as far as `header` has them.
@@ -465,7 +491,7 @@ fn parse_fields(head: &[u8], records: &[u8]) -> Result<Envelope, String> {
     if dek_count == 0 {
         return Err("DEK count is 0".to_owned());
     }
-    if flags & !MANUAL_ROTATION != 0 {
+    if flags & !(MANUAL_ROTATION | HAS_PAGES) != 0 {
         return Err(format!("flags are {flags:#04x}"));
     }
     let mut reader = Reader { rest: records };
@@ -480,6 +506,7 @@ fn parse_fields(head: &[u8], records: &[u8]) -> Result<Envelope, String> {
             .ok_or_else(|| format!("scan state is {scan_state}"))?,
         scan_cursor: u32_at(head, SCAN_CURSOR_AT, "scan cursor")?,
         manual_rotation: flags & MANUAL_ROTATION != 0,
+        has_pages: flags & HAS_PAGES != 0,
         current: reader.dek()?,
         retired: (1..dek_count).map(|_| reader.dek()).collect::<Result<_, _>>()?,
         protectors: (0..protector_count).map(|_| reader.protector()).collect::<Result<_, _>>()?,

@@ -37,6 +37,7 @@ fn sample() -> Envelope {
         scan_state: ScanState::Running,
         scan_cursor: 17,
         manual_rotation: false,
+        has_pages: false,
         current: DekRecord { version: 2, suite: suite(1).unwrap(), wrapped: Vec::new() },
         retired: vec![DekRecord { version: 1, suite: suite(2).unwrap(), wrapped: vec![0xd1; 72] }],
         protectors: vec![protector("main"), protector("recovery")],
@@ -77,6 +78,7 @@ prop_compose! {
         scan_state in proptest::sample::select(ScanState::ALL.to_vec()),
         scan_cursor in any::<u32>(),
         manual_rotation in any::<bool>(),
+        has_pages in any::<bool>(),
         first in 1..=u32::MAX - 3,
         suites in vec(1..=2u8, 1..=4),
         blob in vec(any::<u8>(), 1..200),
@@ -93,7 +95,7 @@ prop_compose! {
         let [created, rotated, regenerated] = times;
         Envelope {
             generation, file_id, page_size, created, rotated, regenerated, scan_state, scan_cursor,
-            manual_rotation,
+            manual_rotation, has_pages,
             current, retired: deks.collect(), protectors,
         }
     }
@@ -429,10 +431,13 @@ fn where_no_copy_parses_the_error_says_why() {
 }
 
 #[test]
-fn only_a_torn_first_write_is_unfinished() {
+fn only_a_creation_that_was_cut_off_is_unfinished() {
     let good = copy(1);
-    let filled = |len: usize, fill: u8| [&good[..len], &vec![fill; ENVELOPE_LEN - len]].concat();
-    let mut newer = filled(512, 0);
+    let later = Envelope { has_pages: true, generation: 2, ..sample() }.encode(&key(1)).unwrap();
+    let then = |copy: &[u8], len: usize, fill: u8| {
+        [&copy[..len], &vec![fill; ENVELOPE_LEN - len]].concat()
+    };
+    let mut newer = then(&good, 512, 0);
     newer[FORMAT_AT + 3] = 2;
     let plain = [&b"SQLite format 3\0"[..], &[0; 4080]].concat();
     let zero_then = |at: usize| {
@@ -441,30 +446,35 @@ fn only_a_torn_first_write_is_unfinished() {
         file
     };
     let inside = [&good[..512], &[0; 512], &good[1024..]].concat();
-    let half = [vec![0; COPY_LEN], good[..512].to_vec()].concat();
     let table = [
         ("first sector only", good[..512].to_vec(), true),
-        ("first sector, then zeros", filled(512, 0), true),
-        ("first two sectors, then zeros", filled(1024, 0), true),
+        ("first sector, then zeros", then(&good, 512, 0), true),
+        ("first two sectors, then zeros", then(&good, 1024, 0), true),
         ("second sector and end lost", [&good[..512], &[0; 512], &good[1024..1536]].concat(), true),
+        ("a sector inside a wrapped key lost", inside, true),
         ("length grown, nothing written", vec![0; ENVELOPE_LEN], true),
         ("one sector of zeros", vec![0; 512], true),
-        ("A whole but for its last byte", good[..COPY_LEN - 1].to_vec(), true),
-        ("A lost, B torn", half, true),
-        ("both torn", [filled(512, 0)[..COPY_LEN].to_vec(), good[..512].to_vec()].concat(), true),
-        ("sector lost inside a wrapped key: left to the MAC", inside, false), // documented limit
+        ("copy A", good.clone(), true),
+        ("copy A, with room for B", then(&good, COPY_LEN, 0), true),
+        ("copy A, and B of a commit whose pages were lost", [&good[..], &later].concat(), true),
+        ("copy A, and half of that B", [&good[..], &later[..512]].concat(), true),
         ("nothing", vec![], false),
         ("less than the magic", good[..15].to_vec(), false),
+        ("less than a sector", good[..511].to_vec(), false),
+        ("A but for its last byte", good[..COPY_LEN - 1].to_vec(), false),
         ("less than a sector of zeros", vec![0; 511], false),
-        ("whole", good.clone(), false),
-        ("whole, with room for B", filled(COPY_LEN, 0), false),
-        ("B whole", [vec![0; COPY_LEN], good.clone()].concat(), false),
+        ("a database cut at its first page", [&later[..], &later].concat(), false),
+        ("cut within copy B", [&later[..], &later[..4096]].concat(), false),
+        ("cut at copy B", later.clone(), false),
+        ("cut within copy A", later[..512].to_vec(), false),
+        ("cut, and zeros behind", then(&later, 4096, 0), false),
+        ("B alone", [vec![0; COPY_LEN], good.clone()].concat(), false),
         ("plaintext", plain, false),
         ("of a later format", newer, false),
         ("something in the first sector", zero_then(100), false),
         ("something in the second sector", zero_then(512), false),
         ("something in B", zero_then(COPY_LEN), false),
-        ("torn A, something in B", [&filled(512, 0)[..COPY_LEN], &[7; 512]].concat(), false),
+        ("torn A, something in B", [&then(&good, 512, 0)[..COPY_LEN], &[7; 512]].concat(), false),
     ];
     for (name, file, expected) in table {
         let len = file.len() as u64;

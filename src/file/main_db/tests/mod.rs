@@ -1,5 +1,6 @@
 //! What the bytes of a main database mean, on storage in memory.
 
+mod copies;
 mod waiting;
 
 use super::layout::*;
@@ -60,7 +61,7 @@ fn page_1(page_size: usize, reserve: u8) -> Vec<u8> {
 
 /// As without a log.
 fn write(db: &mut MainDb, base: &Memory, bytes: &[u8], at: u64) -> Result<()> {
-    db.write(base, bytes, at, false, &mut || Ok(0))
+    db.write(base, bytes, at, false, &mut || Ok(None))
 }
 
 fn created(page_size: usize) -> (Memory, MainDb) {
@@ -112,29 +113,107 @@ fn parts_of_pages_read_as_the_whole() {
     }
 }
 
-/// A process that dies between the copies of the first envelope leaves one; the next writes both.
+/// What each step of a creation leaves on disk is an empty database until the first page, and a
+/// database that another handle completes from then on.
 #[test]
-fn a_creation_cut_off_between_the_copies_is_completed() {
-    for (what, len) in [("copy A", COPY_LEN), ("half of copy B", COPY_LEN + 100)] {
-        let (base, _) = created(4096);
-        base.0.borrow_mut().truncate(len);
-        let mut db = MainDb::open(&base, wishes()).unwrap();
-        write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
+fn a_creation_cut_off_is_begun_anew_or_completed() {
+    let (base, mut db) = created(4096);
+    write(&mut db, &base, &[1; 4096], 4096).unwrap();
+    let first = base.0.borrow().clone();
+    assert_eq!(first[COPY_LEN..ENVELOPE_LEN], [0; COPY_LEN], "copy B comes with the commit");
+    db.before_commit(&base).unwrap();
+    let last = base.0.borrow().clone();
+    assert_eq!(last[..COPY_LEN], last[COPY_LEN..ENVELOPE_LEN]);
+    for (what, bytes, pages) in [
+        ("nothing", vec![], 0),
+        ("half of copy A", first[..512].to_vec(), 0),
+        ("copy A", first[..COPY_LEN].to_vec(), 0),
+        ("copy A, and room up to page 1", first[..ENVELOPE_LEN].to_vec(), 0),
+        (
+            "copies A and B, no page",
+            [&first[..COPY_LEN], &last[COPY_LEN..ENVELOPE_LEN]].concat(),
+            0,
+        ),
+        ("copy A and pages", first.clone(), 2),
+        (
+            "B torn",
+            [&first[..COPY_LEN], &last[COPY_LEN..9000], &[0; 7384], &first[ENVELOPE_LEN..]]
+                .concat(),
+            2,
+        ),
+        ("B whole", [&first[..COPY_LEN], &last[COPY_LEN..]].concat(), 2),
+        ("A torn", [&last[..40], &[0; 8152], &last[COPY_LEN..]].concat(), 2),
+        ("all", last.clone(), 2),
+    ] {
+        let base = Memory(bytes.into());
+        let mut db =
+            MainDb::open(&base, wishes()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(db.size(&base).unwrap(), pages * 4096, "{what}");
+        assert_eq!(db.has_no_page(), pages == 0, "{what}");
+        if pages == 0 {
+            write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
+        }
+        db.before_commit(&base).unwrap();
         let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
-        assert_eq!((found.pages, found.bad_copies, found.bad_pages), (1, vec![], vec![]), "{what}");
+        assert_eq!(found.bad_pages, [0_u32; 0], "{what}");
+        if what != "A torn" {
+            assert_eq!(found.bad_copies, [], "{what}");
+        }
+        assert!(MainDb::open(&base, wishes()).unwrap().envelope().unwrap().has_pages, "{what}");
     }
 }
 
-/// A creation that is rolled back leaves the envelope, with the size that its pages had.
+/// A database that was committed has a first page: where it is cut to its envelope or within, it is
+/// damaged, and not an empty one.
+#[test]
+fn a_database_cut_to_its_envelope_is_damaged() {
+    let (base, mut db) = created(1024);
+    db.before_commit(&base).unwrap();
+    let whole = base.0.borrow().clone();
+    for len in (1..=ENVELOPE_LEN).filter(|len| len % 512 < 2 || *len == ENVELOPE_LEN) {
+        let base = Memory(whole[..len].to_vec().into());
+        let error = MainDb::open(&base, wishes()).map(|_| ()).unwrap_err().to_string();
+        let damaged = error.starts_with("envelope damaged") || error.starts_with("not a database");
+        assert!(damaged, "{len} bytes: {error}");
+        assert_eq!(*base.0.borrow(), whole[..len], "{len} bytes");
+    }
+}
+
+/// A creation that is rolled back leaves nothing, and another connection may choose other pages.
 #[test]
 fn another_connection_creates_with_another_page_size() {
+    for committed in [false, true] {
+        let (base, mut first) = created(4096);
+        let mut seen = MainDb::open(&base, wishes()).unwrap();
+        if committed {
+            // The commit failed after SQLite had asked for it.
+            first.before_commit(&base).unwrap();
+        }
+        first.truncate(&base, 0, &mut || Ok(None)).unwrap();
+        assert_eq!((base.size().unwrap(), first.size(&base).unwrap()), (0, 0));
+        let mut second = MainDb::open(&base, wishes()).unwrap();
+        write(&mut second, &base, &page_1(1024, 48), 0).unwrap();
+        for other in [&mut first, &mut seen] {
+            other.lock_changed(true);
+            other.look(&base).unwrap();
+            assert_eq!(other.read(&base, &mut [0; 1024], 0).unwrap(), Filled::Full);
+            assert!(!other.has_no_page());
+        }
+    }
+}
+
+/// What is on disk while a first transaction is under way is not taken for good.
+#[test]
+fn a_creation_that_was_seen_and_given_up_is_forgotten() {
     let (base, mut first) = created(4096);
-    first.truncate(&base, 0, &mut || Ok(0)).unwrap();
-    let mut second = MainDb::open(&base, wishes()).unwrap();
-    write(&mut second, &base, &page_1(1024, 48), 0).unwrap();
-    first.look(&base).unwrap();
-    assert_eq!(first.read(&base, &mut [0; 1024], 0).unwrap(), Filled::Full);
-    assert!(!first.has_no_page());
+    let mut seen = MainDb::open(&base, wishes()).unwrap();
+    first.truncate(&base, 0, &mut || Ok(None)).unwrap();
+    seen.lock_changed(true);
+    seen.look(&base).unwrap();
+    assert!(seen.has_no_page());
+    write(&mut seen, &base, &page_1(1024, 48), 0).unwrap();
+    seen.before_commit(&base).unwrap();
+    assert_eq!(MainDb::open(&base, wishes()).unwrap().size(&base).unwrap(), 1024);
 }
 
 /// T1: a torn page 1 must not keep a database from opening, and must not be read.
@@ -198,7 +277,7 @@ fn an_unfinished_creation_is_an_empty_database() {
         }
         let base = Memory(torn.into());
         match MainDb::open(&base, wishes()) {
-            Ok(db) => assert_eq!(db.size(&base).unwrap(), 0, "mask {mask}"),
+            Ok(mut db) => assert_eq!(db.size(&base).unwrap(), 0, "mask {mask}"),
             Err(error) => panic!("mask {mask}: {error}"),
         }
     }
@@ -233,7 +312,8 @@ fn files_that_are_no_database_are_told_apart() {
     }
 }
 
-/// A database of `count` pages of 1024 bytes, whose freelist is trunk page 3 with leaves 4, 6 and 9.
+/// A database of `count` pages of 1024 bytes, whose freelist is trunk page 3 with leaves 4, 6 and
+/// 9.
 fn with_free_pages(count: u64) -> (Memory, MainDb) {
     let (base, mut db) = created(1024);
     let mut first = page_1(1024, 48);
@@ -321,7 +401,7 @@ fn a_mad_freelist_ends() {
 fn a_rollback_does_not_make_up_pages_that_were_cut_off() {
     let (base, mut db) = with_free_pages(10);
     base.truncate(physical(2 * 1024)).unwrap();
-    db.lock_changed();
+    db.lock_changed(true);
     db.rollback_starts();
     write(&mut db, &base, &[0; 1024], 9 * 1024).unwrap();
     let mut trunk = vec![0; 1024];
@@ -351,9 +431,9 @@ fn recovery_seals_holes_where_the_log_has_grown_the_file() {
 fn a_file_shorter_than_its_log_allows_is_refused() {
     let (base, mut db) = with_free_pages(10);
     base.truncate(physical(8 * 1024)).unwrap();
-    db.lock_changed();
+    db.lock_changed(true);
     for (least, good) in [(8, true), (9, false), (10, false)] {
-        let mut least = || Ok(least);
+        let mut least = || Ok(Some(least));
         assert_eq!(db.check_size(&base, &mut least).is_ok(), good);
         let written = db.write(&base, &[1; 1024], 11 * 1024, false, &mut least);
         assert_eq!(written.is_ok(), good, "{written:?}");
@@ -361,7 +441,7 @@ fn a_file_shorter_than_its_log_allows_is_refused() {
         assert_eq!(cut.is_ok(), good, "{cut:?}");
         assert_eq!(bad_pages(&mut db, &base), [0_u32; 0]);
         base.truncate(physical(8 * 1024)).unwrap();
-        db.lock_changed();
+        db.lock_changed(true);
     }
 }
 

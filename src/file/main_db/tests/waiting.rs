@@ -1,4 +1,5 @@
-//! Pages that wait to be written with their neighbours, and pages that are read ahead.
+//! Pages of a checkpoint that wait to be written with their neighbours, and pages that are read
+//! ahead.
 
 use std::cell::Cell;
 
@@ -68,7 +69,7 @@ fn page(number: u64, fill: u8) -> Vec<u8> {
 
 fn put(db: &mut MainDb, base: &Failing, number: u64, fill: u8, may_wait: bool) -> Result<()> {
     let at = (number - 1) * PAGE as u64;
-    db.write(base, &page(number, fill), at, may_wait, &mut || Ok(0))
+    db.write(base, &page(number, fill), at, may_wait, &mut || Ok(None))
 }
 
 fn get(db: &mut MainDb, base: &Failing, number: u64) -> Result<Vec<u8>> {
@@ -123,12 +124,12 @@ fn reads_in_sequence_are_few_and_right() {
 fn a_new_transaction_reads_anew() {
     type Event = fn(&mut MainDb, &Failing);
     let events: [(&str, Event); 4] = [
-        ("a lock", |db, _| db.lock_changed()),
+        ("a lock", |db, _| db.lock_changed(true)),
         ("a look at the change counter", |db, base| {
             db.read(base, &mut [0; 16], 24).unwrap();
         }),
         ("a write", |db, base| put(db, base, 2, 2, false).unwrap()),
-        ("a change of size", |db, base| db.truncate(base, 40 * 1024, &mut || Ok(0)).unwrap()),
+        ("a change of size", |db, base| db.truncate(base, 40 * 1024, &mut || Ok(None)).unwrap()),
     ];
     for (what, event) in events {
         let (base, mut db) = database(40);
@@ -165,8 +166,8 @@ fn a_bad_page_in_the_window_is_read_again() {
     }
 }
 
-/// Each call of the base fails, once or for good: what SQLite was told was written is written, or the
-/// error is said before the transaction is over.
+/// Each call of the base fails, once or for good: what SQLite was told was written is written, or
+/// the error is said before the transaction is over.
 #[test]
 fn an_error_is_told_before_anybody_counts_on_the_page() {
     for for_good in [false, true] {
@@ -184,8 +185,10 @@ fn an_error_is_told_before_anybody_counts_on_the_page() {
                     }
                     Err(_) => told = true,
                 }
-                // SQLite reads while it writes: what it gets is what it wrote, or an error.
-                if let Ok(got) = get(&mut db, &base, 4) {
+                // What is read meanwhile is what was written, or an error.
+                if let Ok(got) = get(&mut db, &base, 4)
+                    && !told
+                {
                     let fill = wrote.get(&4).copied().unwrap_or(4);
                     assert_eq!(got, page(4, fill), "call {call}");
                 }
@@ -198,9 +201,13 @@ fn an_error_is_told_before_anybody_counts_on_the_page() {
                     assert_eq!(get(&mut db, &base, number).unwrap(), page(number, fill), "{call}");
                 }
             } else {
-                // It goes on waiting, and is written once the disk works again.
+                // Nothing waits any longer. The log has it all, and the next checkpoint writes it.
+                assert!(!db.has_outgoing(), "call {call}");
+                for &number in &order {
+                    put(&mut db, &base, number, 200, true).unwrap();
+                }
                 db.flush(&base).unwrap();
-                for &number in wrote.keys() {
+                for &number in &order {
                     assert_eq!(get(&mut db, &base, number).unwrap(), page(number, 200), "{call}");
                 }
             }
@@ -208,23 +215,96 @@ fn an_error_is_told_before_anybody_counts_on_the_page() {
     }
 }
 
+/// The size counts what waits, and a truncation drops what lies behind.
 #[test]
-fn a_page_that_waits_is_verified() {
+fn a_size_and_a_truncation_need_no_flush() {
     let (base, mut db) = database(10);
-    (11..14).for_each(|number| put(&mut db, &base, number, 1, true).unwrap());
-    let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
-    assert_eq!((found.pages, found.bad_count), (13, 0));
+    (11..=14).for_each(|number| put(&mut db, &base, number, 99, true).unwrap());
+    base.left.set(100);
+    assert_eq!(db.size(&base).unwrap(), 14 * PAGE as u64);
+    db.truncate(&base, 12 * PAGE as u64, &mut || Ok(None)).unwrap();
+    assert_eq!(base.writes.get(), 10 + 1, "the pages before, and one copy of the envelope");
+    assert_eq!(db.size(&base).unwrap(), 12 * PAGE as u64);
+    db.flush(&base).unwrap();
+    for number in 11..=12 {
+        assert_eq!(get(&mut db, &base, number).unwrap(), page(number, 99));
+    }
+    assert_eq!(base.base.size().unwrap(), physical_size(12 * PAGE as u64));
 }
 
+/// Each call of a write that grows the file fails, once or for good: the size and the truncation of
+/// the rollback that follows fail only where the base does, and nothing of the write is left.
 #[test]
-fn what_was_dropped_is_not_written() {
-    let (base, mut db) = database(10);
-    (3..6).for_each(|number| put(&mut db, &base, number, 99, true).unwrap());
-    db.drop_outgoing();
-    db.flush(&base).unwrap();
-    (3..6).for_each(|number| {
-        assert_eq!(get(&mut db, &base, number).unwrap(), page(number, number as u8));
-    });
+fn a_rollback_finds_nothing_to_flush() {
+    for for_good in [false, true] {
+        for call in 1..12 {
+            let (mut base, mut db) = database(10);
+            base.for_good = for_good;
+            let size = db.size(&base).unwrap();
+            base.left.set(call);
+            // What it skips is filled up.
+            let written = put(&mut db, &base, 16, 99, false);
+            assert!(written.is_err() || call > 7, "call {call}");
+            base.left.set(0);
+            assert!(db.size(&base).unwrap() >= size, "call {call}");
+            db.truncate(&base, size, &mut || Ok(None)).unwrap();
+            assert_eq!(db.size(&base).unwrap(), size, "call {call}");
+            assert_eq!(base.base.size().unwrap(), physical_size(size), "call {call}");
+            let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+            assert_eq!((found.pages, found.bad_count), (10, 0), "call {call}");
+        }
+    }
+}
+
+/// What is cut off the file under locks that keep others away does not become zeros, by any road.
+#[test]
+fn a_page_cut_off_under_a_lock_is_an_error() {
+    type Event = fn(&mut MainDb, &Failing) -> Result<()>;
+    let events: [(&str, Event); 6] = [
+        ("nothing", |_, _| Ok(())),
+        ("a stronger lock", |db, _| {
+            db.lock_changed(false);
+            Ok(())
+        }),
+        ("a look at the size", |db, base| db.size(base).map(|_| ())),
+        ("a write past the end", |db, base| put(db, base, 25, 1, false)),
+        ("a page", |db, base| put(db, base, 18, 1, false)),
+        ("another size", |db, base| db.truncate(base, 22 * PAGE as u64, &mut || Ok(None))),
+    ];
+    for (what, event) in events {
+        for (how, left, grown) in [
+            ("cut", 10, 0),
+            ("cut within a page", 10, 100),
+            ("cut, and zeros", 10, 10 * PAGE as u64),
+        ] {
+            let (base, mut db) = database(20);
+            db.lock_changed(true);
+            db.size(&base).unwrap();
+            base.base.truncate(physical_size(left * PAGE as u64)).unwrap();
+            base.base.truncate(physical_size(left * PAGE as u64 + grown)).unwrap();
+            event(&mut db, &base).unwrap();
+            for number in 1..=20 {
+                let got = get(&mut db, &base, number);
+                let there = number <= left || what == "a page" && number == 18;
+                match got {
+                    Ok(_) if there => {}
+                    Err(Error::PageAuthentication { page }) if !there => {
+                        assert_eq!(u64::from(page), number, "{what}, {how}");
+                    }
+                    other => panic!("{what}, {how}, page {number}: {other:?}"),
+                }
+            }
+            // And whoever opens it next finds no page that was made up.
+            let mut db = MainDb::open(&base, wishes()).unwrap();
+            for number in (11..=20).filter(|&number| what != "a page" || number != 18) {
+                match get(&mut db, &base, number) {
+                    Err(Error::PageAuthentication { .. }) => {}
+                    Ok(_) if base.base.size().unwrap() <= physical((number - 1) * PAGE as u64) => {}
+                    other => panic!("{what}, {how}, page {number} anew: {other:?}"),
+                }
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -270,9 +350,9 @@ proptest! {
                     prop_assert_eq!(got, want.unwrap_or_else(|| vec![0; PAGE]));
                 },
                 Step::Flush => db.flush(&base).unwrap(),
-                Step::Lock => db.lock_changed(),
+                Step::Lock => db.lock_changed(true),
                 Step::Truncate(pages) => {
-                    db.truncate(&base, pages * PAGE as u64, &mut || Ok(0)).unwrap();
+                    db.truncate(&base, pages * PAGE as u64, &mut || Ok(None)).unwrap();
                     model.resize(pages as usize, vec![0; PAGE]);
                 }
             }

@@ -1,0 +1,98 @@
+//! How a database comes to be, and how a creation that is given up leaves nothing.
+//!
+//! ```text
+//!   copy A, sync | pages ... | first commit: copy B, sync; copy A | SQLite's own sync
+//!   no pages                                has pages  has pages
+//! ```
+//! A rollback of the first transaction empties the file. A crash leaves a copy A that says that
+//! there are no pages, alone or beside pages that are rolled back. Once both copies say that there
+//! are, they are on disk: a file that ends before its first page was cut.
+
+use std::sync::Arc;
+
+use super::super::Storage;
+use super::layout::logical_size;
+use super::{MainDb, Pages, State, check_page_1, first_page_size, keys};
+use crate::error::Result;
+use crate::key::envelope::{COPY_LEN, Envelope};
+use crate::key::keyring::Keyring;
+
+impl MainDb {
+    /// Writes the envelope of a database that has none yet, of which a page is about to be written.
+    /// The first one decides on the page size.
+    pub(super) fn create(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        let State::Empty(prepared) = &mut self.state else { return Ok(()) };
+        let page_size = first_page_size(bytes, at)?;
+        check_page_1(bytes, at, page_size)?;
+        let (keyring, mut envelope) = match prepared.take() {
+            Some(keys) => keys,
+            None => self.wishes.create()?,
+        };
+        envelope.page_size = page_size;
+        if let Err(error) = write_copy_a(base, &keyring, &envelope) {
+            *prepared = Some((keyring, envelope));
+            return Err(error);
+        }
+        keyring.share();
+        let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
+        self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through)));
+        self.known_size = Some(0);
+        Ok(())
+    }
+
+    /// Before a commit, of the first transaction perhaps: the envelope then says that there are
+    /// pages. SQLite asks for this whatever `synchronous` says, and syncs the file next if it syncs
+    /// at all. It does so at the end of a rollback, too, which may have left no page.
+    pub(crate) fn before_commit(&mut self, base: &impl Storage) -> Result<()> {
+        match &mut self.state {
+            State::Encrypted(pages) if !pages.envelope.has_pages && !self.rolling_back => {
+                if logical_size(base.size()?) == 0 {
+                    return Ok(());
+                }
+                // Where a crash left it so, another connection may have changed the protectors
+                // since.
+                let (mut envelope, in_use) = keys::current(base, &pages.keyring)?;
+                envelope.has_pages = true;
+                envelope.generation += 1;
+                let copy = pages.keyring.encode(&envelope)?;
+                base.write(&copy, (COPY_LEN - in_use) as u64)?;
+                base.sync()?;
+                base.write(&copy, in_use as u64)?;
+                pages.envelope = envelope;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The first transaction is rolled back: no page is left, and no envelope, which takes no
+    /// writing. Its keys serve the next attempt of this handle.
+    pub(super) fn undo_creation(&mut self, base: &impl Storage) -> Result<()> {
+        base.truncate(0)?;
+        self.start_over();
+        Ok(())
+    }
+
+    /// The file has no page and no envelope that counts.
+    pub(super) fn start_over(&mut self) {
+        if let State::Encrypted(pages) = &self.state {
+            let envelope = Envelope { has_pages: false, generation: 1, ..pages.envelope.clone() };
+            self.state = State::Empty(Some((Arc::clone(&pages.keyring), envelope)));
+        }
+        self.known_size = None;
+    }
+}
+
+/// Writes copy A to a file that a creation may have left before, of which nothing stays.
+fn write_copy_a(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
+    let copy = keyring.encode(envelope)?;
+    if base.size()? > 0 {
+        base.truncate(0)?;
+    }
+    let written = base.write(&copy, 0).and_then(|()| base.sync());
+    if written.is_err() {
+        // The error is told; what is left of the copy is what a crash leaves, too.
+        let _ = base.truncate(0);
+    }
+    written
+}
