@@ -28,4 +28,4 @@ printf 'on SQLite %s\n' "$(sqlite3 --version)"
 export LIBSQLITE3_SYS_USE_PKG_CONFIG=1 CARGO_TARGET_DIR=target/system-sqlite
 tests=()
 for name in "$@"; do tests+=(--test "$name"); done
-cargo test --no-default-features --features rusqlite "${tests[@]}"
+cargo test --no-fail-fast --no-default-features --features rusqlite "${tests[@]}"

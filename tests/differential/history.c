@@ -228,7 +228,9 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
       return;
     }
   }
-  if (primary == SQLITE_IOERR && outcome->autocommit && !left_to_files(sql)) {
+  /* After a commit to a log, SQLite reports an error of the checkpoint that follows as the statement's. */
+  if ((primary == SQLITE_IOERR || (side->wal && primary == SQLITE_FULL)) && outcome->autocommit
+      && !left_to_files(sql)) {
     note_maybe(side, sql);
     side->unsure = 1;
   }
@@ -256,8 +258,20 @@ static void follow_rollback(int s) {
     return;
   }
   sqlite3_exec(side->twin, "ROLLBACK", 0, 0, 0);
+  if (side->mode_off) side->lossy = 1;
   side->open_question = 0;
   note_committed(side);
+}
+
+/* What the commit that failed would have made; of two logs, one may hold it. */
+static int is_maybe(const struct side *side, const struct content *before, const struct content *found) {
+  if (!side->has_maybe) return 0;
+  if (same_content(found, &side->maybe)) return 1;
+  for (int i = 0; i < 2; i++) {
+    int either = found->schema[i] == before->schema[i] || found->schema[i] == side->maybe.schema[i];
+    if (!either && (i == 0 || found->has_aux)) return 0;
+  }
+  return side->wal && found->code == SQLITE_OK;
 }
 
 /* Whether `found` is what the side's model allows a reader outside of the transaction to find. */
@@ -273,7 +287,7 @@ static void must_be_committed(int s, const struct content *found, const char *wh
   if (found->problem[0]) fault_of(s, "%s: %s: %s", name_of(s), who, found->problem);
   if (!side->twin || !side->twin_known) return;
   if (same_content(found, &side->committed)) return;
-  if (side->has_maybe && same_content(found, &side->maybe)) {
+  if (is_maybe(side, &side->committed, found)) {
     side->twin_known = 0;
     return;
   }
@@ -297,7 +311,7 @@ static void must_be_own(int s) {
     side->unsure = side->unsure && same_content(&model, &side->maybe);
     return;
   }
-  if (side->has_maybe && same_content(&found, &side->maybe)) {
+  if (is_maybe(side, &model, &found)) {
     side->twin_known = 0;
     return;
   }
@@ -347,10 +361,13 @@ static void step_sql(int c, const char *sql, int with_rows) {
     struct side *side = &run.sides[s];
     if (!side->db[c]) continue;
     /* Pages of a mapping are not in the cache: plain SQLite would spill, and lock, at other moments. */
-    if (s == PLAIN && strstr(sql, "mmap_size")) continue;
+    if (s == PLAIN && strstr(sql, "mmap_size")) {
+      conclude(&both[s], side->db[c], SQLITE_OK);
+      continue;
+    }
     current_side = s;
     both[s] = run_sql(side->db[c], sql);
-    if (c == 0 && both[s].code == SQLITE_OK && strstr(sql, "journal_mode=")) note_modes(side);
+    if (c == 0 && strstr(sql, "journal_mode=")) note_modes(side);
     if (c == 0 && !strncmp(sql, "PRAGMA synchronous=", 19)) side->sync_off = sql[19] == 'O';
     say(s, &both[s]);
     follow(s, c, sql, &both[s]);
