@@ -13,6 +13,7 @@
 //! comes into being over a changed database.
 
 use std::ffi::c_int;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use libsqlite3_sys as ffi;
@@ -101,7 +102,7 @@ impl command::Target for OpenFile {
 
     fn is_in_transaction(&self) -> bool {
         // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
-        let connection = unsafe { self.connection.as_ref() };
+        let connection = unsafe { self.connection.load(Ordering::Acquire).as_ref() };
         match connection {
             // SAFETY: the connection is open while its file is.
             Some(&db) if !db.is_null() => unsafe { api::is_in_transaction(db) },

@@ -8,6 +8,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use libsqlite3_sys as ffi;
 
@@ -214,7 +215,7 @@ unsafe fn ask_for_reserve(file: File) -> Result<()> {
     // SAFETY: see `opened`; the borrow ends before SQLite is called back.
     let connection = unsafe {
         let open = opened(file)?;
-        open.wants_reserve().then_some(open.connection)
+        open.wants_reserve().then(|| open.connection.load(Ordering::Acquire))
     };
     let name = connection.map_or(ptr::null(), |_| names::name_of(file));
     let Some(connection) = connection.filter(|_| !name.is_null()) else { return Ok(()) };
@@ -265,6 +266,14 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
             // A host that cannot be told gets its error where the database is locked.
             let _ = ask_for_reserve(file);
         }
+        if op == ffi::SQLITE_FCNTL_PDB {
+            let shared = &*(*file.cast::<TdeFile>()).shared;
+            shared.used_by(arg.cast());
+            // The base gets it as it would from SQLite: perhaps beside another thread's call.
+            let base = shared.base();
+            let control = (*(*base).pMethods).xFileControl;
+            return Ok(control.map_or(ffi::SQLITE_NOTFOUND, |control| control(base, op, arg)));
+        }
         let mut open = opened(file)?;
         match op {
             ffi::SQLITE_FCNTL_PRAGMA => {
@@ -272,7 +281,6 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
                     return Ok(code);
                 }
             }
-            ffi::SQLITE_FCNTL_PDB => open.connection = arg.cast(),
             ffi::SQLITE_FCNTL_SYNC => open.before_commit()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),

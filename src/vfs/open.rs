@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libsqlite3_sys as ffi;
 
@@ -18,7 +18,7 @@ use crate::file::journal::Begun;
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
-use crate::file::wal::{Parent, Recovered, Salts};
+use crate::file::wal::{Demand, Parent, Recovered, Salts};
 use crate::file::{Filled, Storage};
 
 /// Characteristics that hold for the base file and not for ours: a page of ours is more than one
@@ -74,14 +74,15 @@ fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
     if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
 }
 
-/// The smallest size in pages that `log` allows its database, of which `shm` is the wal-index;
+/// What `log` demands of the file of its database, of which `shm` is the wal-index;
 /// `None` where there is no log.
-fn least_pages(log: &Link, shm: &Shm) -> Result<Option<u32>> {
+fn demand_of(log: &Link, shm: &Shm) -> Result<Option<Demand>> {
     match enter(log)?.as_deref_mut() {
         Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
             let in_file = shm.frames_in_file().unwrap_or(0);
-            let least = wal.least_pages(base, in_file)?;
-            Ok(Some(least.max(shm.pages_if_all_in_file().unwrap_or(0))))
+            let mut demand = wal.demand(base, in_file, wal.end_or(shm.last_commit()))?;
+            demand.pages = demand.pages.max(shm.pages_if_all_in_file().unwrap_or(0));
+            Ok(Some(demand))
         }
         _ => Ok(None),
     }
@@ -129,7 +130,8 @@ pub(super) struct OpenFile {
     /// The file was opened for writing.
     writable: bool,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
-    pub(super) connection: *mut *mut ffi::sqlite3,
+    /// In a shared cache SQLite says it while another thread is in the file.
+    pub(super) connection: Arc<AtomicPtr<*mut ffi::sqlite3>>,
     /// The wal-index, of a database file in WAL mode.
     pub(super) shm: Shm,
     /// The database file of a journal or log.
@@ -138,9 +140,6 @@ pub(super) struct OpenFile {
     pub(super) log: Link,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
     pub(super) checkpoint_end: Option<u32>,
-    /// The last frame of the log when the checkpoint at hand began, and the pages of the database
-    /// after it, as the wal-index said.
-    pub(super) checkpointed: Option<(u32, u32)>,
     /// The open rollback journal of a database file.
     pub(super) journal: Link,
     /// SQLite is being told to reserve bytes, and may ask for the file's size meanwhile.
@@ -171,12 +170,11 @@ impl OpenFile {
             plain: Arc::default(),
             lock: ffi::SQLITE_LOCK_NONE,
             writable,
-            connection: std::ptr::null_mut(),
+            connection: Arc::default(),
             shm: Shm::default(),
             parent,
             log: None,
             checkpoint_end: None,
-            checkpointed: None,
             journal: None,
             reserves: false,
             owed: None,
@@ -360,7 +358,10 @@ impl OpenFile {
             // came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each other:
             // one gets SQLITE_BUSY at once.
             // SAFETY: SQLite is in a call on the file, so the connection that uses it is open.
-            if self.writable && db.is_unmade() && unsafe { is_writing(self.connection) } {
+            if self.writable
+                && db.is_unmade()
+                && unsafe { is_writing(self.connection.load(Ordering::Acquire)) }
+            {
                 db.prepare()?;
             }
         }
@@ -496,13 +497,15 @@ impl OpenFile {
     /// If a log was recovered, seals what an interrupted checkpoint left of pages that are not in it.
     fn seal_holes(&mut self) -> Result<()> {
         let mut log = enter(&self.log)?;
-        let Some(OpenFile { content: Content::Wal(wal), .. }) = log.as_deref_mut() else {
+        let Some(OpenFile { base: log_base, content: Content::Wal(wal), .. }) = log.as_deref_mut()
+        else {
             return Ok(());
         };
         let Some(Recovered { least, last }) = wal.recovered else { return Ok(()) };
+        let logged = wal.demand(log_base, 0, wal.end_or(self.shm.last_commit()))?.logged;
         let last = self.shm.pages().unwrap_or(last);
         if let Content::Db(db) = &mut self.content {
-            db.seal_holes(&self.base, least.saturating_add(1)..=last)?;
+            db.seal_holes(&self.base, least.saturating_add(1)..=last, &logged)?;
         }
         wal.recovered = None;
         Ok(())
@@ -511,7 +514,7 @@ impl OpenFile {
     /// Refuses a database file that is shorter than its log allows.
     fn check_size(&self) -> Result<()> {
         let Content::Db(db) = &self.content else { return Ok(()) };
-        db.check_size(&self.base, &mut || least_pages(&self.log, &self.shm))
+        db.check_size(&self.base, &mut || demand_of(&self.log, &self.shm))
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
@@ -522,37 +525,17 @@ impl OpenFile {
         }
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(&self.log, &self.shm))?;
+        db.write(&self.base, bytes, at, may_wait, &mut || demand_of(&self.log, &self.shm))?;
         self.assert_journal_is_there();
         Ok(())
-    }
-
-    /// A checkpoint that took the whole log sets the size, and pages that nobody wrote become zeros. A
-    /// page that the log has is none of them: the wal-index has hidden it.
-    fn check_gap(&mut self, size: u64) -> Result<()> {
-        let Some((last, pages)) = self.checkpointed else { return Ok(()) };
-        if (self.shm.last_frame(), self.shm.pages()) != (Some(last), Some(pages)) {
-            // Another connection has just committed: the next checkpoint looks.
-            return Ok(());
-        }
-        let Content::Db(db) = &self.content else { return Ok(()) };
-        let Some(gap) = db.gap(&self.base, size)? else { return Ok(()) };
-        let in_file = self.shm.frames_in_file().unwrap_or(0);
-        match enter(&self.log)?.as_deref_mut() {
-            Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
-                wal.check_gap(base, &gap, in_file, (last, pages))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
     /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
         self.pay()?;
-        self.check_gap(size)?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.truncate(&self.base, size, &mut || least_pages(&self.log, &self.shm))
+        db.truncate(&self.base, size, &mut || demand_of(&self.log, &self.shm))
     }
 
     /// The file is open as `own`: a database learns of its log and of its journal.
@@ -600,7 +583,7 @@ impl OpenFile {
     /// and on first writing SQLite takes the layout that it has in mind by then.
     pub(super) fn wants_reserve(&self) -> bool {
         matches!(&self.content, Content::Db(db) if db.has_no_page())
-            && !self.connection.is_null()
+            && !self.connection.load(Ordering::Acquire).is_null()
             && !self.reserves
     }
 

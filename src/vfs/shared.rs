@@ -15,7 +15,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::raw::c_char;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU8, Ordering};
 
 use super::file::TdeFile;
 use super::open::OpenFile;
@@ -31,6 +31,10 @@ pub(super) struct Shared {
     open: UnsafeCell<OpenFile>,
     /// The name that a database file was opened with; NULL for other files.
     name: *const c_char,
+    /// Where the open file keeps which connection uses it.
+    connection: Arc<AtomicPtr<*mut libsqlite3_sys::sqlite3>>,
+    /// The base VFS's file, which is open as long as the open file is.
+    base: *mut libsqlite3_sys::sqlite3_file,
 }
 
 // SAFETY: `enter` gives the open file to one caller at a time, whatever thread that is in, and what
@@ -42,7 +46,20 @@ unsafe impl Sync for Shared {}
 impl Shared {
     pub(super) fn new(open: OpenFile) -> Arc<Self> {
         let name = if open.is_database() { open.place.name() } else { ptr::null() };
-        Arc::new(Self { state: AtomicU8::new(FREE), open: UnsafeCell::new(open), name })
+        let (connection, base) = (Arc::clone(&open.connection), open.base.raw());
+        let (state, open) = (AtomicU8::new(FREE), UnsafeCell::new(open));
+        Arc::new(Self { state, open, name, connection, base })
+    }
+
+    /// The base VFS's file, for a call that SQLite makes without the mutex of the file.
+    pub(super) fn base(&self) -> *mut libsqlite3_sys::sqlite3_file {
+        self.base
+    }
+
+    /// Notes where SQLite keeps the connection that uses the file. It says so for a connection that it
+    /// just added to a shared cache, without the mutex under which another thread may be in the file.
+    pub(super) fn used_by(&self, connection: *mut *mut libsqlite3_sys::sqlite3) {
+        self.connection.store(connection, Ordering::Release);
     }
 
     /// The name that a database file was opened with, which lives until xClose; NULL for other files.

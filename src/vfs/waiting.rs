@@ -45,7 +45,6 @@ impl OpenFile {
     pub(super) fn checkpoint_starts(&mut self) {
         self.owed = None;
         self.checkpoint_end = self.shm.checkpoint_end();
-        self.checkpointed = self.shm.last_frame().zip(self.shm.pages());
     }
 
     /// A checkpoint has written what it will write, or was given up. In the first case nothing
@@ -53,7 +52,6 @@ impl OpenFile {
     /// all.
     pub(super) fn checkpoint_ends(&mut self) {
         self.checkpoint_end = None;
-        self.checkpointed = None;
         let Content::Db(db) = &mut self.content else { return };
         if let Err(error) = db.flush(&self.base) {
             api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));

@@ -8,9 +8,9 @@
 //! Kind 0: not known. Kind 1: there was no page 1; the first four bytes are the change counter that the
 //! connection saw last, and the others zeros. Kind 2: as they stood in page 1.
 //!
-//! SQLite raises the change counter by one whenever it writes page 1 to the file, which a transaction
-//! does once, when it commits. Under `locking_mode=EXCLUSIVE` it need not write page 1 at all. So page 1
-//! is as it was, or its counter is one higher, for as long as the journal may be needed. A new database
+//! SQLite raises the change counter by one when it commits. Under `locking_mode=EXCLUSIVE` it need not
+//! write page 1 at all, and a rollback to a savepoint may write it with the counter that it had. So the
+//! counter is as it was, or one higher, for as long as the journal may be needed. A new database
 //! begins with the counter that the connection saw last, which counts creations that failed.
 
 use crate::error::Error;
@@ -72,7 +72,9 @@ impl Begun {
             Self::Page1(was) if was == now => return Ok(()),
             Self::Page1(was) => counter(&was),
         };
-        if found == begun.wrapping_add(1) {
+        // A rollback to a savepoint or of a statement may write page 1 as it is in the middle of the
+        // transaction, with the counter that it had.
+        if found == begun || found == begun.wrapping_add(1) {
             return Ok(());
         }
         Err(Error::JournalOutdated { begun, found })
@@ -111,13 +113,14 @@ mod tests {
         for (begun, now, fits) in [
             (page(5, 1), page(5, 1), true),
             (page(5, 1), page(6, 2), true),
-            (page(5, 1), page(5, 2), false),
+            // A rollback to a savepoint has written page 1.
+            (page(5, 1), page(5, 2), true),
+            (Begun::NoPage(0), page(0, 1), true),
             (page(5, 1), page(4, 1), false),
             (page(5, 1), page(7, 1), false),
             (page(last, 1), page(0, 1), true),
             (page(last, 1), page(1, 1), false),
             (Begun::NoPage(0), page(1, 1), true),
-            (Begun::NoPage(0), page(0, 1), false),
             (Begun::NoPage(0), page(2, 1), false),
             (Begun::NoPage(4), page(5, 1), true),
             (Begun::NoPage(last), page(0, 1), true),

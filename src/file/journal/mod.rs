@@ -496,8 +496,10 @@ impl Journal {
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
         self.look(base)?;
         if size == 0 {
+            // Where that fails, SQLite rolls back with what is here.
+            base.truncate(0)?;
             self.forget();
-            return base.truncate(0);
+            return Ok(());
         }
         self.flush(base)?;
         let extent = self.know_extent(base)?;

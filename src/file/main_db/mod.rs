@@ -39,7 +39,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use self::layout::{is_lock_page, logical_size, physical_size};
-pub(crate) use self::pages::LeastPages;
+pub(crate) use self::pages::DemandOfLog;
 use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
 use super::journal::Begun;
 use super::tuning::Tuning;
@@ -244,18 +244,22 @@ impl MainDb {
     /// grew.
     ///
     /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
-    /// is in the log, or SQLite never wrote it. Pages before were synced before the log was begun:
-    /// if one of them is bad, somebody changed it, and it stays as it is.
+    /// is in `logged`, or SQLite never wrote it. The next checkpoint brings the former. Pages before
+    /// were synced before the log was begun: if one of them is bad, somebody changed it, and it stays
+    /// as it is.
     pub(crate) fn seal_holes(
         &mut self,
         base: &impl Storage,
         grown: std::ops::RangeInclusive<u32>,
+        logged: &BTreeSet<u32>,
     ) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         self.known_size = None;
         let last = pages.count(base)?.min(u64::from(*grown.end()));
         for page in u64::from(*grown.start())..=last {
-            pages.seal_if_bad(base, page)?;
+            if !logged.contains(&(page as u32)) {
+                pages.seal_if_bad(base, page)?;
+            }
         }
         Ok(())
     }
@@ -277,15 +281,17 @@ impl MainDb {
         self.flush(base)?;
         let over = self.rolling_back && self.restored;
         if let (true, State::Encrypted(pages)) = (over, &mut self.state) {
-            pages.seal_free(base)?;
+            // What another process appends meanwhile is no page of this database.
+            let known = self.known_size.map(|size| u64::from(pages.count_in(size)));
+            pages.seal_free(base, known)?;
         }
         Ok(())
     }
 
     /// Refuses a file that ends before it may.
-    pub(crate) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<()> {
+    pub(crate) fn check_size(&self, base: &impl Storage, demand: DemandOfLog<'_>) -> Result<()> {
         match &self.state {
-            State::Encrypted(pages) => pages.check_size(base, least).map(|_| ()),
+            State::Encrypted(pages) => pages.check_size(base, demand).map(|_| ()),
             State::Empty(_) | State::Plain => Ok(()),
         }
     }
@@ -295,6 +301,10 @@ impl MainDb {
     /// has.
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
+        if matches!(self.state, State::Empty(_)) && size > 0 {
+            // Where a connection takes no locks, this is when it learns of a database that is new.
+            self.look(base)?;
+        }
         let State::Encrypted(pages) = &self.state else {
             return Ok(if self.is_plain() { size } else { 0 });
         };
@@ -320,19 +330,6 @@ impl MainDb {
     /// [`Error::JournalAuthentication`].
     pub(crate) fn check_journal(&self) -> Result<()> {
         self.failed_record.map_or(Ok(()), |record| Err(Error::JournalAuthentication { record }))
-    }
-
-    /// The pages that are missing in a file which is to have `size` bytes of SQLite's; `None` where
-    /// there are none.
-    pub(crate) fn gap(
-        &self,
-        base: &impl Storage,
-        size: u64,
-    ) -> Result<Option<std::ops::RangeInclusive<u32>>> {
-        let State::Encrypted(pages) = &self.state else { return Ok(None) };
-        let had = logical_size(base.size()?.max(pages.outgoing.end()));
-        let gap = pages.count_in(had) + 1..=pages.count_in(size);
-        Ok((!gap.is_empty()).then_some(gap))
     }
 
     /// The state of the file, for a journal that begins or is about to be played back.
@@ -408,11 +405,12 @@ impl MainDb {
         bytes: &[u8],
         at: u64,
         may_wait: bool,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
-        self.write_state(base, bytes, at, may_wait, least)?;
+        let written = self.write_state(base, bytes, at, may_wait, demand);
+        // SQLite notes it also where the write failed.
         self.note_change_counter(bytes, at);
-        Ok(())
+        written
     }
 
     fn write_state(
@@ -421,7 +419,7 @@ impl MainDb {
         bytes: &[u8],
         at: u64,
         may_wait: bool,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         if let State::Encrypted(pages) = &self.state
             && !pages.envelope.has_pages
@@ -444,7 +442,7 @@ impl MainDb {
         let written = if self.rolling_back && at + bytes.len() as u64 > size {
             pages.regrow(base, bytes, at)
         } else {
-            pages.put(base, bytes, at, size, may_wait, least)
+            pages.put(base, bytes, at, size, may_wait, demand)
         };
         if written.is_err() && waits {
             // What waited is gone, and with it what SQLite was told of the size.
@@ -459,7 +457,7 @@ impl MainDb {
         &mut self,
         base: &impl Storage,
         size: u64,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         match &mut self.state {
             State::Encrypted(_) if size == 0 => self.undo_creation(base),
@@ -473,7 +471,7 @@ impl MainDb {
                 self.known_size = Some(had.min(size));
                 if had < size {
                     // A checkpoint sets the size of a database whose last pages were never written.
-                    pages.fill(base, had, size, least)?;
+                    pages.fill(base, had, size, demand)?;
                 }
                 base.truncate(physical_size(size))?;
                 self.known_size = Some(size);

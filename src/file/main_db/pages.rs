@@ -9,6 +9,7 @@ use super::super::{Filled, Storage};
 use super::layout::{is_lock_page, logical_size, physical, physical_size};
 use super::outgoing::Outgoing;
 use crate::error::{Error, Result};
+use crate::file::wal::Demand;
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::envelope::Envelope;
 use crate::key::keyring::Keyring;
@@ -32,9 +33,9 @@ const FORMAT_WAL: u8 = 2;
 /// Smallest and largest page: 512 would leave 464 of the 480 usable bytes that SQLite needs.
 const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
 
-/// Tells the smallest size in pages that the file of a database with a log may have; `None` where
-/// it has no log. It may take a look at the whole log.
-pub(crate) type LeastPages<'a> = &'a mut dyn FnMut() -> Result<Option<u32>>;
+/// Tells what the log demands of the file; `None` where there is no log. It may take a look at the
+/// whole log.
+pub(crate) type DemandOfLog<'a> = &'a mut dyn FnMut() -> Result<Option<Demand>>;
 
 /// The pages of an encrypted file.
 pub(super) struct Pages {
@@ -205,12 +206,18 @@ impl Pages {
         Ok(logical_size(base.size()?).div_ceil(self.page_size as u64))
     }
 
-    /// Refuses a file with fewer pages than its log allows. Whether there is a log.
-    pub(super) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<bool> {
+    /// Refuses a file with fewer pages than its log allows. What the log demands.
+    pub(super) fn check_size(
+        &self,
+        base: &impl Storage,
+        demand: DemandOfLog<'_>,
+    ) -> Result<Option<Demand>> {
         let whole = self.whole(base)?;
-        match least()? {
-            Some(least) if whole < least => Err(Error::PageAuthentication { page: whole + 1 }),
-            least => Ok(least.is_some()),
+        match demand()? {
+            Some(demand) if whole < demand.pages => {
+                Err(Error::PageAuthentication { page: whole + 1 })
+            }
+            demand => Ok(demand),
         }
     }
 
@@ -241,10 +248,10 @@ impl Pages {
         at: u64,
         size: u64,
         may_wait: bool,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         if at > size {
-            self.fill(base, size, at, least)?;
+            self.fill(base, size, at, demand)?;
         }
         self.store(base, bytes, at, may_wait)
     }
@@ -256,15 +263,20 @@ impl Pages {
         base: &impl Storage,
         size: u64,
         to: u64,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         let page_size = self.page_size as u64;
         self.outgoing.flush(base)?;
-        let has_log = self.check_size(base, least)?;
+        let demand = self.check_size(base, demand)?;
+        let has_log = demand.is_some();
+        let logged = demand.unwrap_or_default().logged;
         let from = if has_log { size / page_size } else { size.div_ceil(page_size) };
         let mut hole = from * page_size;
         while hole < to {
-            self.store_zeros(base, hole)?;
+            let page = u32::try_from(hole / page_size + 1).unwrap_or(u32::MAX);
+            if !logged.contains(&page) {
+                self.store_zeros(base, hole)?;
+            }
             hole += self.page_size as u64;
         }
         Ok(())
@@ -288,8 +300,9 @@ impl Pages {
     /// Seals zeros over each bad page that is free: past the end of the database, where a shorter
     /// one was committed and the file not yet cut, or a leaf of the freelist, whose content means
     /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
-    pub(super) fn seal_free(&mut self, base: &impl Storage) -> Result<()> {
+    pub(super) fn seal_free(&mut self, base: &impl Storage, known: Option<u64>) -> Result<()> {
         let count = self.count(base)?;
+        let count = known.map_or(count, |known| known.min(count));
         if self.load(base, 1)? != Found::Good {
             return Ok(());
         }

@@ -80,6 +80,7 @@ use std::sync::Arc;
 
 use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use self::outgoing::Outgoing;
+pub(crate) use self::survey::Demand;
 use self::transaction::Transaction;
 use super::Storage;
 use super::ahead::Ahead;
@@ -261,12 +262,22 @@ impl Wal {
             (self.pending, self.end) = (None, Some(0));
             return Ok(());
         }
-        let start = Start::new(header, parent.pages()?);
-        let mut log = LogId::default();
-        fill_random(&mut log)?;
+        let kept = self.layout.filter(|_| self.start.is_some());
+        // The same log once more: the transaction that began it was rolled back, and another
+        // connection writes its own count of checkpoints into the header. Whoever knows the log by
+        // its salts has its id.
+        let again = self.start.filter(|_| kept.is_some_and(|kept| kept.page_size == page_size));
+        let again = again.filter(|start| start.salts() == Start::new(header, 0).salts());
+        let (start, log) = match (again, kept) {
+            (Some(begun), Some(kept)) => (Start::new(header, begun.pages()), kept.log),
+            _ => {
+                let mut log = LogId::default();
+                fill_random(&mut log)?;
+                (Start::new(header, parent.pages()?), log)
+            }
+        };
         // Another grain would lay record 0 over frames of the earlier log, to which a crash may lead
         // back, unless the file is emptied first.
-        let kept = self.layout.filter(|_| self.start.is_some());
         let kept_grain = kept.map_or(self.grain, |layout| layout.grain);
         if kept_grain < self.grain {
             base.truncate(0)?;

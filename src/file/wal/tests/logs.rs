@@ -54,7 +54,7 @@ fn each_log_has_an_id_and_a_header_written_again_begins_none() {
         assert!(*base.0.borrow() == before, "the header that is there already");
         wal.write(&base, &Cut(Db::default()), &wal_header(5), 0).unwrap();
         assert!(*base.0.borrow() == before, "of a file that was cut");
-        assert_eq!(wal.least_pages(&base, 0).unwrap(), 7);
+        assert_eq!(wal.demand(&base, 0, None).unwrap().pages, 7);
     }
     let mut ids = vec![first];
     for salt in 6..30 {
@@ -193,7 +193,7 @@ fn a_committed_frame_without_salts_is_read_by_everyone_and_ends_a_recovery() {
                 assert!(found.bad.is_empty(), "{what}: {found:?}");
                 assert_eq!(found.pages, [3, 4, 8, 9].into(), "{what}");
                 let least = if commit == 0 { 6 } else { 5 };
-                assert_eq!(wal.least_pages(&base, 0).unwrap(), least, "{what}");
+                assert_eq!(wal.demand(&base, 0, None).unwrap().pages, least, "{what}");
             }
         }
         // The bytes that SQLite put there, for it to end the log at.

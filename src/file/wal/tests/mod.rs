@@ -113,7 +113,7 @@ fn another_handle_reads_what_was_written() {
         }
         let sizes = Recovered { least: 7, last: 9 };
         assert_eq!(other.recovered, Some(sizes), "at the log's start, and after the commit");
-        assert_eq!(other.least_pages(&base, 0).unwrap(), 7);
+        assert_eq!(other.demand(&base, 0, None).unwrap().pages, 7);
         let (filled, _) = read(&mut other, &base, &mut db, at(3), FRAME);
         assert_eq!(filled.unwrap(), Filled::Short);
     }
@@ -422,7 +422,7 @@ fn a_log_of_another_database_counts_as_empty() {
     let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
     assert_eq!((filled.unwrap(), got), (Filled::Short, vec![0; WAL_HEADER]));
     assert_eq!(wal.recovered, None);
-    assert_eq!(wal.least_pages(&base, 0).unwrap(), 0);
+    assert_eq!(wal.demand(&base, 0, None).unwrap().pages, 0);
 }
 
 #[test]
