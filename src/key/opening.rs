@@ -12,7 +12,8 @@
 //!    older copy has was removed: a crash kept the older copy from being overwritten.
 //! 4. Keys that are in this process already serve a record only if that very record gave them. They
 //!    refuse a copy that their holder did not write, and no provider is asked then.
-//! 5. The file id is that of the DEK, and one that the caller expects.
+//! 5. The file id is that of the DEK, and one that the caller expects. Before that is proven, no
+//!    keyring is shared under it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use super::access::AccessPolicy;
 use super::envelope::{Envelope, ProtectorRecord, Unverified};
 use super::identity::{FileId, wrong_file};
-use super::keyring::{Dek, Keyring, cached};
+use super::keyring::{Dek, FIRST_VERSION, Keyring, cached};
 use super::protector::{Protectors, check_time, matches, not_wrapped_for};
 use crate::error::{Error, Result};
 use crate::provider::{Context, Cost, ProviderError};
@@ -103,6 +104,14 @@ impl<'a> Opening<'a> {
         if let Some(expected) = self.expected.filter(|expected| expected.0 != file_id) {
             return Err(wrong_file(&FileId(file_id).to_string(), &[expected]));
         }
+        let (version, suite) = copy.current();
+        if version != FIRST_VERSION {
+            // The file id follows from the first DEK alone, and could not be proven from this one.
+            return Err(Error::Unsupported(format!(
+                "its current key has version {version}: a key regeneration, which this version \
+                 cannot continue"
+            )));
+        }
         let wanted = |record: &&ProtectorRecord| matches(record, self.wanted);
         let mut records: Vec<&ProtectorRecord> = copy.protectors().iter().filter(wanted).collect();
         if records.is_empty() {
@@ -142,26 +151,14 @@ impl<'a> Opening<'a> {
             let through = record.name.clone();
             return Ok(Opened { keyring, envelope, through });
         }
-        let (version, suite) = copy.current();
         let (key, record) = self.ask(&records, &Context { file_id, dek_version: version })?;
         let dek = Dek { version, suite, key };
-        self.check_identity(&dek, file_id)?;
+        if FileId::of(&dek.key).0 != file_id {
+            return Err(Error::EnvelopeDamaged("the file id is not that of its key".into()));
+        }
         let through = record.name.clone();
         let (keyring, envelope) = keyring.unlock(copy, newer, dek, record)?;
         Ok(Opened { keyring, envelope, through })
-    }
-
-    /// Refuses a DEK that does not lead to the file id.
-    fn check_identity(&self, dek: &Dek, file_id: [u8; 16]) -> Result<()> {
-        match (dek.version, self.expected) {
-            (1, _) if FileId::of(&dek.key).0 == file_id => Ok(()),
-            (1, _) => Err(Error::EnvelopeDamaged("the file id is not that of its key".into())),
-            (_, None) => Ok(()),
-            (version, Some(_)) => Err(Error::Unsupported(format!(
-                "a file id is expected, and this version cannot tell it from a key of version \
-                 {version}"
-            ))),
-        }
     }
 
     /// The DEK from the first of `records` that gives it, and which that is.

@@ -396,12 +396,19 @@ fn another_key_does_not_pass_for_a_database() {
             Err(Error::Unsupported(words)) => assert_eq!(version, 2, "{what}: {words}"),
             other => panic!("{what}: {other:?}"),
         }
-        // Without a pin, a database of the attacker's own is a genuine one: documented. Not so
-        // where the other one is open in the process, or was.
-        assert_eq!(
-            open(&protectors, None, std::slice::from_ref(&made_up)).is_ok(),
-            version == 2 || !same_id
-        );
+        // A pin of the protector says as much as one of the file.
+        let mut pins = super::super::identity::Pins::default();
+        pins.protectors.insert("v0:key".into(), vec![id]);
+        let mut pinned = protectors.clone();
+        pinned.pins = Arc::new(pins);
+        assert!(open(&pinned, None, std::slice::from_ref(&made_up)).is_err(), "{what}, pinned");
+        // Without a pin, a database of the attacker's own is a genuine one: documented. One with
+        // the id of another database is none, and does not shut that one out.
+        let without = open(&protectors, None, std::slice::from_ref(&made_up));
+        assert_eq!(without.is_ok(), !same_id, "{what}, without a pin");
+        let beside = open(&protectors, None, std::slice::from_ref(&genuine)).map(|_| ());
+        assert!(beside.is_ok(), "{what}: shut out by what came first: {beside:?}");
+        drop(without);
         let held = open(&protectors, None, std::slice::from_ref(&genuine)).unwrap();
         for locked in [false, true] {
             if locked {
