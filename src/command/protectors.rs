@@ -21,7 +21,7 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{does_not_come_back, matches, now};
+use crate::key::protector::{check_time, does_not_come_back, matches, may_write, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -84,6 +84,10 @@ impl NewProtector {
         self.read_only = read_only;
         self
     }
+
+    fn has_ended(&self) -> bool {
+        self.not_after != 0 && self.not_after <= now()
+    }
 }
 
 /// Re-wraps every protector whose provider has a newer version of its key.
@@ -130,6 +134,7 @@ pub(super) fn rotate_to(
             Some(name) => find(name).ok_or_else(|| no_such(envelope, name))?,
             None => envelope.protectors.first().ok_or_else(|| no_such(envelope, to))?,
         };
+        check_time(old)?;
         let new = wrapped(db, &NewProtector::new(to), Proof::Demanded)?;
         Ok(Plan::of(Some(Step::Replace(old.clone(), new))))
     })
@@ -150,6 +155,10 @@ pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change
             ))),
             None if envelope.protectors.len() >= PROTECTORS_MAX => Err(Error::Usage(format!(
                 "the database has {PROTECTORS_MAX} protectors, and cannot have more: remove one first"
+            ))),
+            None if new.has_ended() => Err(Error::Usage(format!(
+                "protector {} could open nothing: its end is in the past",
+                new.name
             ))),
             None => Ok(Plan::of(Some(Step::Add(wrapped(db, new, Proof::WhereItCanBe)?)))),
         }
@@ -178,12 +187,13 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
                  one first"
             )));
         }
-        if rest.all(|other| other.read_only) {
+        if !rest.any(may_write) {
             return Err(Error::Usage(format!(
-                "{name} is the last protector that may write: add another one first"
+                "{name} is the last protector that may write and has not ended: add another one \
+                 first"
             )));
         }
-        let warning = db.protectors().policy.check_removal(envelope)?;
+        let warning = db.protectors().policy.check_removal(envelope, record)?;
         let mut plan = Plan::of(Some(Step::Remove(record.clone())));
         plan.warnings.extend(warning);
         Ok(plan)
@@ -203,8 +213,10 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
         if wanted.is_empty() || wanted.len() > PROTECTORS_MAX {
             return Err(Error::Usage(format!("a database has 1 to {PROTECTORS_MAX} protectors")));
         }
-        if wanted.iter().all(|new| new.read_only) {
-            return Err(Error::Usage("none of these protectors may write".into()));
+        if !wanted.iter().any(|new| !new.read_only && !new.has_ended()) {
+            return Err(Error::Usage(
+                "none of these protectors may write, or the ones that may have ended".into(),
+            ));
         }
         let mut steps = Vec::new();
         for old in &envelope.protectors {
@@ -394,10 +406,25 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
         Step::AutoRotate(_) => true,
     };
     let removed = |record: &ProtectorRecord| {
-        steps.iter().any(|step| matches!(step, Step::Remove(old) if old == record))
+        let goes = |step: &Step| match step {
+            Step::Remove(old) | Step::Replace(old, _) => old == record,
+            Step::Add(_) | Step::AutoRotate(_) => false,
+        };
+        steps.iter().any(goes)
     };
-    let leaves_a_writer = envelope.protectors.iter().any(|r| !r.read_only && !removed(r))
-        || steps.iter().any(|step| matches!(step, Step::Add(new) if !new.read_only));
+    let may_take_a_writer = |step: &Step| match step {
+        // One that only gets another key has the rights that it had.
+        Step::Replace(old, new) => (old.read_only, old.not_after) != (new.read_only, new.not_after),
+        Step::Remove(_) => true,
+        Step::Add(_) | Step::AutoRotate(_) => false,
+    };
+    let brings_a_writer = |step: &Step| match step {
+        Step::Replace(_, new) | Step::Add(new) => may_write(new),
+        Step::Remove(_) | Step::AutoRotate(_) => false,
+    };
+    let leaves_a_writer = !steps.iter().any(may_take_a_writer)
+        || envelope.protectors.iter().any(|r| may_write(r) && !removed(r))
+        || steps.iter().any(brings_a_writer);
     if !steps.iter().all(fits) || !leaves_a_writer {
         return Ok(false);
     }

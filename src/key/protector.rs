@@ -318,6 +318,11 @@ pub(crate) fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>)
     ))
 }
 
+/// Whether a database could be written through `record` now.
+pub(crate) fn may_write(record: &ProtectorRecord) -> bool {
+    !record.read_only && check_time(record).is_ok()
+}
+
 /// Refuses a protector whose time is over. It says something only of a record that was
 /// authenticated.
 pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> {
