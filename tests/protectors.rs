@@ -361,6 +361,46 @@ fn the_least_number_of_protectors_is_of_those_that_serve() {
     assert_eq!(names(&db), ["first:key", "first:b"]);
 }
 
+/// Rotating to another key takes the old one away, or says that it does not.
+#[test]
+fn what_is_to_be_replaced_does_not_stay_without_a_word() {
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:new")).unwrap();
+    for (replace, words) in [
+        ("first:key", "protector remove"),
+        ("nosuch", "there is no protector nosuch; there is first:key, second:new"),
+    ] {
+        let by_api = sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some(replace));
+        let by_api = by_api.expect_err(replace).to_string();
+        let by_sql =
+            fails(&db, &format!("SELECT tde_rotate_protector('second:new','main','{replace}')"));
+        for said in [by_api, by_sql] {
+            assert!(said.contains(words), "{replace}: {said}");
+        }
+    }
+    assert_eq!(names(&db), ["first:key", "second:new"]);
+    let same = sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some("second:new"));
+    assert!(!same.unwrap().changed);
+}
+
+/// Rotating gives nobody more rights than there were.
+#[test]
+fn rotating_to_another_key_keeps_the_limits() {
+    const END: u64 = 4_000_000_000;
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    for (read_only, not_after) in [(true, 0), (false, END), (true, END)] {
+        let delegate = NewProtector::new("second:a").read_only(read_only).not_after(not_after);
+        sqlite_tde::add_protector(&db, "main", delegate).unwrap();
+        sqlite_tde::rotate_protector(&db, "main", Some("second:b"), Some("second:a")).unwrap();
+        let all = sqlite_tde::protectors(&db, "main").unwrap();
+        let new = all.iter().find(|p| p.name == "second:b").unwrap();
+        assert_eq!((new.read_only, new.not_after), (read_only, not_after));
+        sqlite_tde::remove_protector(&db, "main", "second:b").unwrap();
+    }
+}
+
 /// A connection that could write, and gets its keys back through a protector that may only read.
 #[test]
 fn rights_are_those_of_the_protector_that_gave_the_keys() {

@@ -117,7 +117,7 @@ pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
 }
 
 /// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the place
-/// of `replace`, or of the first.
+/// of `replace`, or of the first. It has the limits of the one whose place it takes.
 pub(super) fn rotate_to(
     target: &mut impl Target,
     to: &str,
@@ -127,6 +127,18 @@ pub(super) fn rotate_to(
         let find =
             |name: &str| envelope.protectors.iter().find(|record| matches(record, Some(name)));
         if let Some(record) = find(to) {
+            match replace.map(|name| (name, find(name))) {
+                Some((name, None)) if !db.has_finished(name) => {
+                    return Err(no_such(envelope, name));
+                }
+                Some((name, Some(old))) if old != record => {
+                    return Err(Error::Usage(format!(
+                        "protector {to} is there already, and does not take the place of {name}: \
+                         `protector remove` removes that one"
+                    )));
+                }
+                _ => {}
+            }
             let step = rewrapped(db, record)?.map(|new| Step::Replace(record.clone(), new));
             return Ok(Plan::of(step));
         }
@@ -134,8 +146,10 @@ pub(super) fn rotate_to(
             Some(name) => find(name).ok_or_else(|| no_such(envelope, name))?,
             None => envelope.protectors.first().ok_or_else(|| no_such(envelope, to))?,
         };
+        // Whose time is over is not to get more of it, nor are its limits to be lost.
         check_time(old)?;
-        let new = wrapped(db, &NewProtector::new(to), Proof::Demanded)?;
+        let new = NewProtector::new(to).read_only(old.read_only).not_after(old.not_after);
+        let new = wrapped(db, &new, Proof::Demanded)?;
         Ok(Plan::of(Some(Step::Replace(old.clone(), new))))
     })
 }
