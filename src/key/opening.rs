@@ -11,7 +11,9 @@
 //! 3. The newest copy that the DEK authenticates is the envelope in force. A protector that only an
 //!    older copy has was removed: a crash kept the older copy from being overwritten.
 //! 4. Keys that are in this process already serve a record only if that very record gave them. They
-//!    refuse a copy that their holder did not write, and no provider is asked then.
+//!    refuse a copy that their holder did not write, and no provider is asked then. What is open
+//!    already changes nobody's rights: where an earlier record has other rights than the one that
+//!    gave the keys, the earlier ones are asked first, as they would be without these keys.
 //! 5. The file id is that of the DEK, and one that the caller expects. Before that is proven, no
 //!    keyring is shared under it.
 
@@ -139,19 +141,30 @@ impl<'a> Opening<'a> {
         let known = |record: &&&ProtectorRecord| {
             self.protectors.policy.allows(&record.provider) && keyring.was_given_by(record)
         };
-        if let (Some(envelope), Some(record)) = (verified, records.iter().find(known)) {
-            check_protector(&envelope, &record.name)?;
-            for newer in newer {
-                match keyring.verify(newer) {
-                    Ok(newer) => return Err(replaced(&newer, &record.name)),
-                    Err(error @ Error::Inaccessible(_)) => return Err(error),
-                    Err(_) => {}
-                }
+        let context = Context { file_id, dek_version: version };
+        let mut given = None;
+        if let (Some(envelope), Some(at)) = (verified, records.iter().position(|r| known(&r))) {
+            let (record, earlier) = (records[at], &records[..at]);
+            if earlier.iter().any(|other| other.read_only != record.read_only) {
+                given = self.ask(earlier, &context).ok();
             }
-            let through = record.name.clone();
-            return Ok(Opened { keyring, envelope, through });
+            if given.is_none() {
+                check_protector(&envelope, &record.name)?;
+                for newer in newer {
+                    match keyring.verify(newer) {
+                        Ok(newer) => return Err(replaced(&newer, &record.name)),
+                        Err(error @ Error::Inaccessible(_)) => return Err(error),
+                        Err(_) => {}
+                    }
+                }
+                let through = record.name.clone();
+                return Ok(Opened { keyring, envelope, through });
+            }
         }
-        let (key, record) = self.ask(&records, &Context { file_id, dek_version: version })?;
+        let (key, record) = match given {
+            Some(given) => given,
+            None => self.ask(&records, &context)?,
+        };
         let dek = Dek { version, suite, key };
         if FileId::of(&dek.key).0 != file_id {
             return Err(Error::EnvelopeDamaged("the file id is not that of its key".into()));

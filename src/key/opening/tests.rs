@@ -479,3 +479,52 @@ fn a_policy_and_pins_hold_on_opening() {
     let new = Keyring::create(&protectors, Some("v0:key"), SuiteId::Aes256Gcm, 1).map(|_| ());
     assert!(matches!(new, Err(Error::WrongFile { .. })), "{new:?}");
 }
+
+/// The rights of a connection are those that the first record gives which answers, whatever others
+/// of the process were opened through.
+#[test]
+fn what_is_open_already_does_not_change_the_rights() {
+    let records = |rights: &[bool]| -> Vec<ProtectorRecord> {
+        let one = |(n, read_only): (usize, &bool)| {
+            let (provider, name) = (format!("v{n}"), n.to_string());
+            let wrap = record(&provider, "key", &name, blob(1, 0, 0, n as u8));
+            ProtectorRecord { read_only: *read_only, ..wrap }
+        };
+        rights.iter().enumerate().map(one).collect()
+    };
+    // Which records may only read, through which another connection is open, calls.
+    let rows: [(&[bool], &str, usize); 6] = [
+        (&[false, true], "1", 1),
+        (&[false, true], "0", 0),
+        (&[true, false], "1", 1),
+        (&[false, false], "1", 0),
+        (&[true, true], "1", 0),
+        (&[false, true, false], "2", 1),
+    ];
+    for (rights, held, calls) in rows {
+        let (protectors, vault) = place(Vault::default());
+        let (keyring, envelope) = database(&protectors);
+        let copies = [copy(&keyring, &envelope, 2, &records(rights))];
+        drop(keyring);
+        let may_only_read = |opened: &Opened| {
+            let mut all = opened.envelope.protectors.iter();
+            all.any(|record| record.name == opened.through && record.read_only)
+        };
+        let alone = may_only_read(&open(&protectors, None, &copies).unwrap());
+        let _other = open(&protectors, Some(held), &copies).unwrap();
+        vault.calls();
+        let beside = open(&protectors, None, &copies).unwrap();
+        assert_eq!(may_only_read(&beside), alone, "{rights:?} beside {held}");
+        assert_eq!(vault.calls(), calls, "{rights:?} beside {held}");
+    }
+    // While the first one is out of reach, the one that is known serves, and no longer than that.
+    let (protectors, vault) = place(Vault::default());
+    let (keyring, envelope) = database(&protectors);
+    let copies = [copy(&keyring, &envelope, 2, &records(&[false, true]))];
+    drop(keyring);
+    let _other = open(&protectors, Some("1"), &copies).unwrap();
+    vault.refuse(Some(ProviderError::Unreachable("down".into())));
+    assert_eq!(open(&protectors, None, &copies).unwrap().through, "1");
+    vault.refuse(None);
+    assert_eq!(open(&protectors, None, &copies).unwrap().through, "0");
+}
