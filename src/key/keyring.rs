@@ -378,8 +378,8 @@ impl Keyring {
     }
 
     /// What a transaction has to do before it begins; see [`Access::standing`].
-    pub(crate) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
-        self.access.standing(policy)
+    pub(crate) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
+        self.access.standing(policy, wanted)
     }
 }
 
