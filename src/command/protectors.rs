@@ -239,8 +239,10 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
             }
         }
         for new in wanted {
+            let old = envelope.protectors.iter().find(|old| old.name == new.name);
+            old.map_or(Ok(()), |old| refuse_other_secret(db, old))?;
             let record = wrapped(db, new, Proof::WhereItCanBe)?;
-            steps.push(match envelope.protectors.iter().find(|old| old.name == new.name) {
+            steps.push(match old {
                 Some(old) => Step::Replace(old.clone(), record),
                 None => Step::Add(record),
             });
@@ -498,6 +500,31 @@ fn wrapped(db: &MainDb, new: &NewProtector, proof: Proof) -> Result<ProtectorRec
 fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRecord>> {
     let (dek, context) = keys(db)?;
     db.protectors().rewrap(record, &dek, &context)
+}
+
+/// Refuses to wrap anew under `record` where its provider has another secret by now than the one
+/// that the record was made with: whoever has that one would find it worth nothing. One that does
+/// not unwrap for us, such as a key of another party, says nothing of that.
+fn refuse_other_secret(db: &MainDb, record: &ProtectorRecord) -> Result<()> {
+    let (dek, context) = keys(db)?;
+    match db.protectors().unwrap(&[record], &context) {
+        Err(ProviderError::WrongKey(words)) => Err(Error::WrongKey(format!(
+            "protector {} was made with another secret than is set up here: {words}",
+            record.name.escape_debug()
+        ))),
+        Ok((given, _)) if !given.is(&dek) => Err(Error::WrongKey(format!(
+            "protector {} gives another key than the one in use",
+            record.name.escape_debug()
+        ))),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// [`refuse_other_secret`] for the protector called `name`.
+pub(super) fn check_secret(db: &mut MainDb, base: &impl Storage, name: &str) -> Result<()> {
+    let envelope = db.refresh_envelope(base)?.clone();
+    let record = envelope.protectors.iter().find(|record| record.name == name);
+    refuse_other_secret(db, record.ok_or_else(|| no_such(&envelope, name))?)
 }
 
 pub(super) fn keys(db: &MainDb) -> Result<(Secret, Context)> {
