@@ -21,7 +21,7 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{check_time, does_not_come_back, matches, may_write, now};
+use crate::key::protector::{check_time, does_not_come_back, matches, may_write, names_of, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -532,6 +532,9 @@ pub(super) fn keys(db: &MainDb) -> Result<(Secret, Context)> {
 }
 
 fn no_such(envelope: &Envelope, name: &str) -> Error {
-    let names: Vec<&str> = envelope.protectors.iter().map(|record| record.name.as_str()).collect();
-    Error::Usage(format!("there is no protector {name}; there is {}", names.join(", ")))
+    Error::Usage(format!(
+        "there is no protector {}; there is {}",
+        name.escape_debug(),
+        names_of(&envelope.protectors)
+    ))
 }

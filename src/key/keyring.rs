@@ -232,7 +232,7 @@ impl Keyring {
                 return Err(Error::EnvelopeDamaged(format!(
                     "protector {} gives another key than that of the database with this file id \
                      which is open in this process",
-                    record.name
+                    record.name.escape_debug()
                 )));
             }
             Some(_) => {}

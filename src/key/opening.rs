@@ -25,7 +25,7 @@ use super::access::AccessPolicy;
 use super::envelope::{Envelope, ProtectorRecord, Unverified};
 use super::identity::{FileId, wrong_file};
 use super::keyring::{Dek, FIRST_VERSION, Keyring, cached};
-use super::protector::{Protectors, check_time, matches, not_wrapped_for};
+use super::protector::{Protectors, check_time, matches, names_of, not_wrapped_for};
 use crate::error::{Error, Result};
 use crate::provider::{Context, Cost, ProviderError};
 use crate::secret::Secret;
@@ -258,11 +258,11 @@ fn not_tried(left: &[String]) -> String {
 
 /// That the protector `through` is only in an older copy than the envelope in force.
 pub(super) fn replaced(envelope: &Envelope, through: &str) -> Error {
-    let names: Vec<&str> = envelope.protectors.iter().map(|record| record.name.as_str()).collect();
     Error::WrongKey(format!(
-        "protector {through} was removed or replaced, as the newer copy of the envelope says; {} \
-         protects this database",
-        names.join(", ")
+        "protector {} was removed or replaced, as the newer copy of the envelope says; {} protects \
+         this database",
+        through.escape_debug(),
+        names_of(&envelope.protectors)
     ))
 }
 

@@ -43,7 +43,8 @@ impl Keyring {
                 self.look_for_newer(protectors, envelope);
             }
             Ok((_, record)) => {
-                let reason = format!("protector {} gives another key than it did", record.name);
+                let name = record.name.escape_debug();
+                let reason = format!("protector {name} gives another key than it did");
                 self.lose(protectors, reason);
             }
             Err(error) => {

@@ -341,7 +341,7 @@ impl MainDb {
         if self.is_read_only() {
             return Err(Error::ReadOnly(format!(
                 "the database is open through protector {}, which may only read",
-                self.through().unwrap_or_default()
+                self.through().unwrap_or_default().escape_debug()
             )));
         }
         Ok(())

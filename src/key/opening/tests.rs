@@ -528,3 +528,28 @@ fn what_is_open_already_does_not_change_the_rights() {
     vault.refuse(None);
     assert_eq!(open(&protectors, None, &copies).unwrap().through, "0");
 }
+
+/// Whoever can write the file chose the names: a terminal must not obey them.
+#[test]
+fn names_are_escaped() {
+    const NAME: &str = "\u{1b}[2J";
+    let (protectors, vault) = place(Vault::default());
+    let (keyring, envelope) = database(&protectors);
+    let named = |name: &str, salt| record("v0", "key", name, blob(1, 0, 0, salt));
+    let ended = ProtectorRecord { not_after: 1, ..named(NAME, 0) };
+    let other = record("v0", "key", NAME, blob(2, 0, 0, 0));
+    vault.deks.lock().unwrap().push(Secret::random().unwrap());
+    let one = |change: &[ProtectorRecord]| copy(&keyring, &envelope, 2, change);
+    let newer = copy(&keyring, &envelope, 3, &[named(NAME, 1)]);
+    let older = record("v1", "key", "\u{7}", blob(1, 0, 0, 2));
+    let rows = [
+        ("not wrapped for", Some("v7:x"), vec![one(&[named(NAME, 0)])]),
+        ("ended", None, vec![one(&[ended])]),
+        ("replaced", Some("v1:key"), vec![newer, one(&[older])]),
+        ("another key", None, vec![one(&[other])]),
+    ];
+    for (what, wanted, copies) in rows {
+        let error = open(&protectors, wanted, &copies).map(|_| ()).unwrap_err().to_string();
+        assert!(!error.chars().any(char::is_control), "{what}: {error:?}");
+    }
+}
