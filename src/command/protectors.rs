@@ -21,6 +21,7 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
+use crate::key::identity::{FileId, wrong_file};
 use crate::key::protector::{check_time, does_not_come_back, matches, may_write, names_of, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
@@ -484,6 +485,10 @@ enum Proof {
 fn wrapped(db: &MainDb, new: &NewProtector, proof: Proof) -> Result<ProtectorRecord> {
     let (dek, context) = keys(db)?;
     let mut record = db.protectors().wrap(Some(&new.name), &dek, &context)?;
+    let id = FileId(context.file_id);
+    if let Some(others) = db.protectors().pins.others(&record, id) {
+        return Err(wrong_file(&id.to_string(), others));
+    }
     match db.protectors().unwrap(&[&record], &context) {
         Ok((given, _)) if given.is(&dek) => {}
         Ok(_) => return Err(does_not_come_back(&record)),
