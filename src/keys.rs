@@ -105,6 +105,16 @@ pub fn verify_protectors(connection: &Connection, schema: &str) -> Result<Vec<Pr
     }
 }
 
+/// Refuses a protector whose provider has another secret by now, such as another passphrase, than
+/// the one that the protector was made with. What its provider does not unwrap for us otherwise,
+/// such as a key of another party, is no error here: [`verify_protectors`] says more.
+///
+/// # Errors
+/// [`Error::WrongKey`] where it is another one; otherwise as [`status`].
+pub fn check_secret(connection: &Connection, schema: &str, protector: &str) -> Result<()> {
+    run_command(connection, schema, &Command::CheckSecret(protector.to_owned())).map(|_| ())
+}
+
 /// Wipes the keys of the database in this process, for all its connections. The next transaction
 /// asks the provider for them.
 ///

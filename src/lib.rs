@@ -79,8 +79,8 @@ pub use key::auditor::AuditPolicy;
 pub use key::identity::FileId;
 #[cfg(feature = "rusqlite")]
 pub use keys::{
-    add_protector, lock, protectors, remove_protector, rotate_protector, set_auto_rotate,
-    set_protectors, status, verify_protectors,
+    add_protector, check_secret, lock, protectors, remove_protector, rotate_protector,
+    set_auto_rotate, set_protectors, status, verify_protectors,
 };
 pub use options::Options;
 #[cfg(not(feature = "extension"))]

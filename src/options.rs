@@ -159,6 +159,7 @@ pub fn register(options: Options) -> Result<()> {
         let keystore = keystore.map_or_else(Keystore::open_default, Ok)?;
         wishes.protectors.add(KEYSTORE, Arc::new(keystore));
     }
+    wishes.protectors.pins.check(|provider| wishes.protectors.has(provider))?;
     vfs::register(Registration {
         name: name.as_deref().unwrap_or("tde"),
         base: base.as_deref(),

@@ -38,6 +38,8 @@ fn a_copy_has_keys_of_its_own_and_the_same_protectors() {
         fs::set_permissions(place.path("app.db"), fs::Permissions::from_mode(0o640)).unwrap();
         place.ok("copy app.db copy.db");
         assert!(fs::read(place.path("app.db")).unwrap() == before, "the source");
+        let only_readers = "copy app.db ro.db --without default --without spare";
+        place.fails(only_readers, 2, "no protector is left for the copy that may write");
 
         let (one, two) = (place.json("status app.db --json"), place.json("status copy.db --json"));
         assert_ne!(one["file_id"], two["file_id"]);
@@ -124,6 +126,14 @@ fn what_cannot_be_copied_is_said_before_anything_is_made() {
     // A passphrase from a file asks nobody.
     place.ok("copy app.db all.db");
     place.ok("protector list all.db --through paper:recovery");
+    // Nor is a copy made under another passphrase than the one that its source is known by.
+    fs::write(place.path("home/phrase"), "battery staple").unwrap();
+    for line in ["copy app.db copy.db", "copy app.db copy.db --without default"] {
+        place.fails(line, 3, "protector paper:recovery was made with another secret");
+        place.fails(line, 3, "--without 'paper:recovery' leaves it out");
+        assert!(!place.path("copy.db").exists(), "{line}");
+    }
+    fs::write(place.path("home/phrase"), "correct horse").unwrap();
     let asks =
         fs::read_to_string(&config).unwrap().replace("{ file = \"phrase\" }", "{ prompt = true }");
     fs::write(&config, asks).unwrap();

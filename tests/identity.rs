@@ -14,7 +14,7 @@ use rusqlite::types::Value;
 use sqlite_tde::config::{Config, Pins, Policy};
 use sqlite_tde::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{Error, FileId, OpenOptions, Options};
+use sqlite_tde::{Error, FileId, NewProtector, OpenOptions, Options};
 
 /// As with `age`: anybody wraps, with nothing that is secret. Unwrapping takes the private key,
 /// which this machine has.
@@ -208,6 +208,41 @@ fn pins_hold_for_paths_and_protectors() {
     assert!(open(&for_others, "b.db").is_ok());
 }
 
+/// A pin that would hold for nothing is no pin.
+#[test]
+fn pins_that_hold_for_nothing_are_refused() {
+    let id = FileId([7; 16]);
+    let pins = |path: Option<&str>, protector: Option<&str>| {
+        let mut pins = Pins::default();
+        pins.paths = path.map(|path| (path.into(), id)).into_iter().collect();
+        pins.protectors = protector.map(|name| (name.to_owned(), vec![id])).into_iter().collect();
+        pins
+    };
+    for (path, protector, words) in [
+        (Some("b.db"), None, "full path"),
+        (Some("~/b.db"), None, "full path"),
+        (None, Some("agee:*"), "no such provider is set up"),
+        (None, Some("public"), "expected PROVIDER:KEY"),
+        (None, Some("*"), "expected PROVIDER:KEY"),
+        (None, Some("public:"), "expected PROVIDER:KEY"),
+    ] {
+        let options = with_providers(sqlite_tde::Options::new()).name("refused");
+        let refused = sqlite_tde::register(options.pins(pins(path, protector)));
+        let error = refused.expect_err(words).to_string();
+        assert!(error.contains(words), "{path:?}, {protector:?}: {error}");
+    }
+    // Nor does a database get a protector that would not open it.
+    let home =
+        Home::with(|options| with_providers(options).pins(pins(None, Some("public:others"))));
+    create(&home, "a.db", "public:payroll");
+    let db = home.open(&home.path("a.db"));
+    let added = sqlite_tde::add_protector(&db, "main", NewProtector::new("public:others"));
+    let rotated = sqlite_tde::rotate_protector(&db, "main", Some("public:others"), None);
+    for refused in [added, rotated] {
+        assert!(matches!(refused, Err(Error::WrongFile { .. })), "{refused:?}");
+    }
+}
+
 #[test]
 fn a_configuration_says_pins_and_budget() {
     let dir = tempfile::tempdir().unwrap();
@@ -224,18 +259,17 @@ fn a_configuration_says_pins_and_budget() {
     };
     let id = "00112233445566778899aabbccddeeff";
     let config = load(&format!(
-        "[pins.paths]\n\"/srv/a.db\" = \"{id}\"\n\"b.db\" = \"{}\"\n[pins.protectors]\n\"age:*\" = \
-         [\"{id}\"]\npayroll = []\n[access]\nopen_time_out = \"5s\"\n\
+        "[pins.paths]\n\"/srv/a.db\" = \"{id}\"\n\"/srv/b.db\" = \"{}\"\n[pins.protectors]\n\"age:*\" = \
+         [\"{id}\"]\n\"keystore:payroll\" = []\n[access]\nopen_time_out = \"5s\"\n\
          derivation = {{ work_kib = 262144 }}",
         id.to_uppercase()
     ))
     .unwrap();
     let parsed: FileId = id.parse().unwrap();
-    let paths: BTreeMap<_, _> =
-        [("/srv/a.db".into(), parsed), (dir.path().join("b.db"), parsed)].into();
+    let paths: BTreeMap<_, _> = [("/srv/a.db".into(), parsed), ("/srv/b.db".into(), parsed)].into();
     assert_eq!(config.pins.paths, paths);
     let protectors: BTreeMap<String, Vec<FileId>> =
-        [("age:*".to_owned(), vec![parsed]), ("payroll".to_owned(), vec![])].into();
+        [("age:*".to_owned(), vec![parsed]), ("keystore:payroll".to_owned(), vec![])].into();
     assert_eq!(config.pins.protectors, protectors);
     assert_eq!(config.access.open_time_out, std::time::Duration::from_secs(5));
     assert_eq!(config.access.derivation.work_kib, 262_144);
@@ -245,7 +279,12 @@ fn a_configuration_says_pins_and_budget() {
         ("[pins.paths]\n\"/a\" = 5", 2, "pins.paths./a"),
         ("[pins]\nfiles = {}", 2, "pins.files: there is no such field"),
         ("[pins.protectors]\n\"age:\" = []", 2, "expected PROVIDER:KEY"),
-        ("[pins.protectors]\nage = \"x\"", 2, "expected a list"),
+        ("[pins.protectors]\nage = []", 2, "expected PROVIDER:KEY or PROVIDER:*"),
+        ("[pins.protectors]\n\"*\" = []", 2, "expected PROVIDER:KEY or PROVIDER:*"),
+        ("[pins.protectors]\n\":key\" = []", 2, "expected PROVIDER:KEY or PROVIDER:*"),
+        ("[pins.paths]\n\"b.db\" = \"0011\"", 2, "expected a full path"),
+        ("[pins.paths]\n\"~/b.db\" = \"0011\"", 2, "expected a full path"),
+        ("[pins.protectors]\n\"age:*\" = \"x\"", 2, "expected a list"),
         ("[access]\nderivation = { memory_kib = 1 }", 2, "access.derivation.memory_kib"),
         ("[access]\nopen_time_out = \"0s\"", 2, "access.open_time_out"),
     ] {

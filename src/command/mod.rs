@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Cipher,
     /// Whether each protector gives the key that is in use.
     VerifyProtectors,
+    /// Whether the secret that is set up for this protector is the one that it was made with.
+    CheckSecret(String),
     Rotate {
         to: Option<String>,
         replace: Option<String>,
@@ -251,6 +253,10 @@ pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer>
         }
         Command::Cipher => Answer::Text(db.refresh_envelope(base)?.current.suite.name().to_owned()),
         Command::VerifyProtectors => Answer::Checks(check::check(db, base)?),
+        Command::CheckSecret(name) => {
+            protectors::check_secret(db, base, name)?;
+            Answer::Text(String::new())
+        }
         Command::Rotate { to: None, .. } => Answer::Change(protectors::rotate_all(target)?),
         Command::Rotate { to: Some(to), replace } => {
             Answer::Change(protectors::rotate_to(target, to, replace.as_deref())?)

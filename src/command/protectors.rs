@@ -21,7 +21,8 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{does_not_come_back, matches, now};
+use crate::key::identity::{FileId, wrong_file};
+use crate::key::protector::{check_time, does_not_come_back, matches, may_write, names_of, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -84,6 +85,10 @@ impl NewProtector {
         self.read_only = read_only;
         self
     }
+
+    fn has_ended(&self) -> bool {
+        self.not_after != 0 && self.not_after <= now()
+    }
 }
 
 /// Re-wraps every protector whose provider has a newer version of its key.
@@ -113,7 +118,7 @@ pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
 }
 
 /// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the place
-/// of `replace`, or of the first.
+/// of `replace`, or of the first. It has the limits of the one whose place it takes.
 pub(super) fn rotate_to(
     target: &mut impl Target,
     to: &str,
@@ -123,6 +128,18 @@ pub(super) fn rotate_to(
         let find =
             |name: &str| envelope.protectors.iter().find(|record| matches(record, Some(name)));
         if let Some(record) = find(to) {
+            match replace.map(|name| (name, find(name))) {
+                Some((name, None)) if !db.has_finished(name) => {
+                    return Err(no_such(envelope, name));
+                }
+                Some((name, Some(old))) if old != record => {
+                    return Err(Error::Usage(format!(
+                        "protector {to} is there already, and does not take the place of {name}: \
+                         `protector remove` removes that one"
+                    )));
+                }
+                _ => {}
+            }
             let step = rewrapped(db, record)?.map(|new| Step::Replace(record.clone(), new));
             return Ok(Plan::of(step));
         }
@@ -130,7 +147,10 @@ pub(super) fn rotate_to(
             Some(name) => find(name).ok_or_else(|| no_such(envelope, name))?,
             None => envelope.protectors.first().ok_or_else(|| no_such(envelope, to))?,
         };
-        let new = wrapped(db, &NewProtector::new(to), Proof::Demanded)?;
+        // Whose time is over is not to get more of it, nor are its limits to be lost.
+        check_time(old)?;
+        let new = NewProtector::new(to).read_only(old.read_only).not_after(old.not_after);
+        let new = wrapped(db, &new, Proof::Demanded)?;
         Ok(Plan::of(Some(Step::Replace(old.clone(), new))))
     })
 }
@@ -150,6 +170,10 @@ pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change
             ))),
             None if envelope.protectors.len() >= PROTECTORS_MAX => Err(Error::Usage(format!(
                 "the database has {PROTECTORS_MAX} protectors, and cannot have more: remove one first"
+            ))),
+            None if new.has_ended() => Err(Error::Usage(format!(
+                "protector {} could open nothing: its end is in the past",
+                new.name
             ))),
             None => Ok(Plan::of(Some(Step::Add(wrapped(db, new, Proof::WhereItCanBe)?)))),
         }
@@ -178,12 +202,13 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
                  one first"
             )));
         }
-        if rest.all(|other| other.read_only) {
+        if !rest.any(may_write) {
             return Err(Error::Usage(format!(
-                "{name} is the last protector that may write: add another one first"
+                "{name} is the last protector that may write and has not ended: add another one \
+                 first"
             )));
         }
-        let warning = db.protectors().policy.check_removal(envelope)?;
+        let warning = db.protectors().policy.check_removal(envelope, record)?;
         let mut plan = Plan::of(Some(Step::Remove(record.clone())));
         plan.warnings.extend(warning);
         Ok(plan)
@@ -203,8 +228,10 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
         if wanted.is_empty() || wanted.len() > PROTECTORS_MAX {
             return Err(Error::Usage(format!("a database has 1 to {PROTECTORS_MAX} protectors")));
         }
-        if wanted.iter().all(|new| new.read_only) {
-            return Err(Error::Usage("none of these protectors may write".into()));
+        if !wanted.iter().any(|new| !new.read_only && !new.has_ended()) {
+            return Err(Error::Usage(
+                "none of these protectors may write, or the ones that may have ended".into(),
+            ));
         }
         let mut steps = Vec::new();
         for old in &envelope.protectors {
@@ -213,8 +240,10 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
             }
         }
         for new in wanted {
+            let old = envelope.protectors.iter().find(|old| old.name == new.name);
+            old.map_or(Ok(()), |old| refuse_other_secret(db, old))?;
             let record = wrapped(db, new, Proof::WhereItCanBe)?;
-            steps.push(match envelope.protectors.iter().find(|old| old.name == new.name) {
+            steps.push(match old {
                 Some(old) => Step::Replace(old.clone(), record),
                 None => Step::Add(record),
             });
@@ -394,10 +423,25 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
         Step::AutoRotate(_) => true,
     };
     let removed = |record: &ProtectorRecord| {
-        steps.iter().any(|step| matches!(step, Step::Remove(old) if old == record))
+        let goes = |step: &Step| match step {
+            Step::Remove(old) | Step::Replace(old, _) => old == record,
+            Step::Add(_) | Step::AutoRotate(_) => false,
+        };
+        steps.iter().any(goes)
     };
-    let leaves_a_writer = envelope.protectors.iter().any(|r| !r.read_only && !removed(r))
-        || steps.iter().any(|step| matches!(step, Step::Add(new) if !new.read_only));
+    let may_take_a_writer = |step: &Step| match step {
+        // One that only gets another key has the rights that it had.
+        Step::Replace(old, new) => (old.read_only, old.not_after) != (new.read_only, new.not_after),
+        Step::Remove(_) => true,
+        Step::Add(_) | Step::AutoRotate(_) => false,
+    };
+    let brings_a_writer = |step: &Step| match step {
+        Step::Replace(_, new) | Step::Add(new) => may_write(new),
+        Step::Remove(_) | Step::AutoRotate(_) => false,
+    };
+    let leaves_a_writer = !steps.iter().any(may_take_a_writer)
+        || envelope.protectors.iter().any(|r| may_write(r) && !removed(r))
+        || steps.iter().any(brings_a_writer);
     if !steps.iter().all(fits) || !leaves_a_writer {
         return Ok(false);
     }
@@ -441,6 +485,10 @@ enum Proof {
 fn wrapped(db: &MainDb, new: &NewProtector, proof: Proof) -> Result<ProtectorRecord> {
     let (dek, context) = keys(db)?;
     let mut record = db.protectors().wrap(Some(&new.name), &dek, &context)?;
+    let id = FileId(context.file_id);
+    if let Some(others) = db.protectors().pins.others(&record, id) {
+        return Err(wrong_file(&id.to_string(), others));
+    }
     match db.protectors().unwrap(&[&record], &context) {
         Ok((given, _)) if given.is(&dek) => {}
         Ok(_) => return Err(does_not_come_back(&record)),
@@ -459,11 +507,39 @@ fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRe
     db.protectors().rewrap(record, &dek, &context)
 }
 
+/// Refuses to wrap anew under `record` where its provider has another secret by now than the one
+/// that the record was made with: whoever has that one would find it worth nothing. One that does
+/// not unwrap for us, such as a key of another party, says nothing of that.
+fn refuse_other_secret(db: &MainDb, record: &ProtectorRecord) -> Result<()> {
+    let (dek, context) = keys(db)?;
+    match db.protectors().unwrap(&[record], &context) {
+        Err(ProviderError::WrongKey(words)) => Err(Error::WrongKey(format!(
+            "protector {} was made with another secret than is set up here: {words}",
+            record.name.escape_debug()
+        ))),
+        Ok((given, _)) if !given.is(&dek) => Err(Error::WrongKey(format!(
+            "protector {} gives another key than the one in use",
+            record.name.escape_debug()
+        ))),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// [`refuse_other_secret`] for the protector called `name`.
+pub(super) fn check_secret(db: &mut MainDb, base: &impl Storage, name: &str) -> Result<()> {
+    let envelope = db.refresh_envelope(base)?.clone();
+    let record = envelope.protectors.iter().find(|record| record.name == name);
+    refuse_other_secret(db, record.ok_or_else(|| no_such(&envelope, name))?)
+}
+
 pub(super) fn keys(db: &MainDb) -> Result<(Secret, Context)> {
     db.keyring().ok_or(Error::NotEncrypted)?.dek()
 }
 
 fn no_such(envelope: &Envelope, name: &str) -> Error {
-    let names: Vec<&str> = envelope.protectors.iter().map(|record| record.name.as_str()).collect();
-    Error::Usage(format!("there is no protector {name}; there is {}", names.join(", ")))
+    Error::Usage(format!(
+        "there is no protector {}; there is {}",
+        name.escape_debug(),
+        names_of(&envelope.protectors)
+    ))
 }

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::file::tuning::Tuning;
 use crate::key::access::{AccessPolicy, Derivation};
 use crate::key::auditor::AuditPolicy;
-use crate::key::identity::{FileId, Pins};
+use crate::key::identity::{FULL_PATH, FileId, PROTECTOR, Pins};
 use crate::key::protector::split;
 use crate::provider::Cost;
 use crate::suite::SuiteId;
@@ -95,7 +95,7 @@ fn config(mut file: Table<'_>, dir: &Path) -> Result<Config> {
         rotation: file.or("rotation", default.rotation, rotation)?,
         audit: file.or("audit", default.audit, |value| audit(value, dir))?,
         policy: file.or("policy", default.policy, policy)?,
-        pins: file.or("pins", default.pins, |value| pins(value, dir))?,
+        pins: file.or("pins", default.pins, pins)?,
         prompt: None,
     };
     file.end()?;
@@ -300,21 +300,21 @@ fn derivation(value: Value<'_>) -> Result<Derivation> {
 }
 
 /// Which databases are expected where.
-fn pins(value: Value<'_>, dir: &Path) -> Result<Pins> {
+fn pins(value: Value<'_>) -> Result<Pins> {
     let mut table = value.table()?;
     let mut pins = Pins::default();
     if let Some(paths) = table.get("paths") {
         for (path, value) in paths.table()?.all() {
-            pins.paths.insert(dir.join(path), file_id(&value)?);
+            if !Path::new(path).is_absolute() {
+                return Err(value.wrong(FULL_PATH));
+            }
+            pins.paths.insert(path.into(), file_id(&value)?);
         }
     }
     if let Some(protectors) = table.get("protectors") {
         for (name, value) in protectors.table()?.all() {
-            let (provider, key) = split(name);
-            if !is_name(provider) || key.is_empty() {
-                return Err(
-                    value.wrong("expected PROVIDER:KEY, PROVIDER:*, or KEY of the keystore")
-                );
+            if !name.split_once(':').is_some_and(|(name, key)| is_name(name) && !key.is_empty()) {
+                return Err(value.wrong(PROTECTOR));
             }
             let ids = value.list()?.iter().map(file_id).collect::<Result<_>>()?;
             pins.protectors.insert(name.to_owned(), ids);

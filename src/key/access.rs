@@ -12,6 +12,7 @@
 //!
 //! Transactions look at one atomic. Nobody waits for a provider but who finds the keyring locked.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -118,43 +119,63 @@ struct State {
     loss: Option<Loss>,
     /// What the provider last said instead of an answer.
     outage: Option<String>,
-    /// A locked database asked its provider at this time.
-    asked: Option<Instant>,
+    /// When the keys were lost by a provider's word.
+    denied: Option<Instant>,
+    /// When connections last asked for keys that are locked, by the protector that they insist on,
+    /// and what they were told. One whose protector is gone must not make the others wait.
+    asked: HashMap<Option<String>, (Instant, Option<String>)>,
     /// The process in which someone is asking.
     asking: Option<u64>,
+}
+
+impl State {
+    fn granted(now: Instant) -> Self {
+        let asked = HashMap::new();
+        Self { granted: now, loss: None, outage: None, denied: None, asked, asking: None }
+    }
 }
 
 impl Access {
     pub(super) fn new() -> Self {
         let start = Instant::now();
-        let state = State { granted: start, loss: None, outage: None, asked: None, asking: None };
         Self {
             due: AtomicU64::new(0),
             start,
-            state: Mutex::new(state),
+            state: Mutex::new(State::granted(start)),
             #[cfg(test)]
             before_granted: Mutex::default(),
         }
     }
 
-    /// What a transaction has to do first.
+    /// What a transaction has to do first whose connection insists on the protector `wanted`, or
+    /// on none.
     ///
     /// # Errors
     /// [`Error::Inaccessible`] where the provider's last answer still stands.
-    pub(super) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
+    pub(super) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
         if self.elapsed() < self.due.load(Ordering::Acquire) {
             return Ok(Standing::Good);
         }
         let mut state = lock(&self.state);
         if let Some(loss) = &state.loss {
-            let waits = state.asked.is_some_and(|asked| asked.elapsed() < PAUSE);
-            return match loss {
-                Loss::Provider(reason) if waits => Err(Error::Inaccessible(reason.clone())),
-                _ => {
-                    state.asked = Some(Instant::now());
-                    Ok(Standing::Locked)
-                }
+            let wanted = wanted.map(str::to_owned);
+            let denied = match loss {
+                Loss::Provider(reason) => Some(reason.clone()),
+                Loss::Request => None,
             };
+            let told = match state.asked.get(&wanted) {
+                Some((at, told)) => Some((*at, told.clone().or(denied.clone()))),
+                None => state.denied.map(|at| (at, denied.clone())),
+            };
+            if let Some((at, Some(reason))) = &told
+                && at.elapsed() < PAUSE
+            {
+                return Err(Error::Inaccessible(reason.clone()));
+            }
+            state.asked.retain(|_, (at, _)| at.elapsed() < PAUSE);
+            let reason = told.and_then(|(_, reason)| reason);
+            state.asked.insert(wanted, (Instant::now(), reason));
+            return Ok(Standing::Locked);
         }
         let Some(interval) = policy.revalidate else {
             // Other connections may have another policy.
@@ -179,8 +200,7 @@ impl Access {
             run();
         }
         let mut state = lock(&self.state);
-        *state =
-            State { granted: Instant::now(), loss: None, outage: None, asked: None, asking: None };
+        *state = State::granted(Instant::now());
         // The first look closer plans by the policy of who looks.
         self.due.store(0, Ordering::Release);
     }
@@ -202,14 +222,16 @@ impl Access {
     /// The keys are wiped.
     pub(super) fn lost(&self, loss: Loss) {
         let mut state = lock(&self.state);
-        state.asked = matches!(loss, Loss::Provider(_)).then(Instant::now);
+        state.denied = matches!(loss, Loss::Provider(_)).then(Instant::now);
+        state.asked.clear();
         state.asking = None;
         state.loss = Some(loss);
         self.due.store(0, Ordering::Release);
     }
 
     /// What a transaction is told where the provider did not give the keys of a locked database.
-    pub(crate) fn refused(&self, error: Error) -> Error {
+    /// It stands for those that insist on the same protector.
+    pub(crate) fn refused(&self, error: Error, wanted: Option<&str>) -> Error {
         let by_provider = matches!(
             error,
             Error::NoKey(_)
@@ -224,9 +246,12 @@ impl Access {
         }
         let reason = error.to_string();
         // Another connection may have been given them meanwhile.
-        if let Some(loss) = &mut lock(&self.state).loss {
-            *loss = Loss::Provider(reason.clone());
+        let mut state = lock(&self.state);
+        if state.loss.is_some() {
+            let asked = state.asked.entry(wanted.map(str::to_owned));
+            asked.or_insert_with(|| (Instant::now(), None)).1 = Some(reason.clone());
         }
+        drop(state);
         Error::Inaccessible(reason)
     }
 

@@ -22,6 +22,11 @@ use crate::suite::hkdf;
 
 const FILE_ID: &[u8] = b"sqlite-tde v1 file id";
 
+/// What a pinned path has to be.
+pub(crate) const FULL_PATH: &str = "expected a full path, without `~`";
+/// What a pinned protector has to be.
+pub(crate) const PROTECTOR: &str = "expected PROVIDER:KEY or PROVIDER:*";
+
 /// Bytes of a file id.
 const LEN: usize = 16;
 
@@ -73,12 +78,34 @@ impl FromStr for FileId {
 pub struct Pins {
     /// The one database that is expected at a path.
     pub paths: BTreeMap<PathBuf, FileId>,
-    /// The databases that a protector may open: `PROVIDER:KEY`, `KEY` of the keystore, or
-    /// `PROVIDER:*` for every key of a provider.
+    /// The databases that a protector may open: `PROVIDER:KEY`, or `PROVIDER:*` for every key of a
+    /// provider.
     pub protectors: BTreeMap<String, Vec<FileId>>,
 }
 
 impl Pins {
+    /// Refuses pins that would hold for nothing; `is_set_up` tells the providers that there are.
+    pub(crate) fn check(&self, is_set_up: impl Fn(&str) -> bool) -> Result<()> {
+        for path in self.paths.keys() {
+            if !path.is_absolute() {
+                let path = path.display();
+                return Err(Error::Config(format!("pins.paths.{path}: {FULL_PATH}")));
+            }
+        }
+        for name in self.protectors.keys() {
+            let wrong = match name.split_once(':') {
+                Some((provider, key)) if !provider.is_empty() && !key.is_empty() => {
+                    (!is_set_up(provider)).then_some("no such provider is set up")
+                }
+                _ => Some(PROTECTOR),
+            };
+            if let Some(wrong) = wrong {
+                return Err(Error::Config(format!("pins.protectors.{name}: {wrong}")));
+            }
+        }
+        Ok(())
+    }
+
     /// The database that is expected at `path`, a full one.
     pub(crate) fn at(&self, path: &Path) -> Option<FileId> {
         if let Some(id) = self.paths.get(path) {

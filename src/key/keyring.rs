@@ -37,6 +37,9 @@ const CHECK: &[u8] = b"sqlite-tde v1 keyring";
 pub(crate) const ID_LEN: usize = 16;
 pub(crate) type FileId = [u8; ID_LEN];
 
+/// The version of a database's first DEK, and the only one that this version writes.
+pub(crate) const FIRST_VERSION: KeyVersion = 1;
+
 /// A database encryption key, as an unlocked keyring has it.
 pub(crate) struct Dek {
     pub(crate) version: KeyVersion,
@@ -169,17 +172,17 @@ impl Keyring {
         suite: SuiteId,
         now: u64,
     ) -> Result<(Arc<Self>, Envelope)> {
-        const FIRST: KeyVersion = 1;
         let dek = Secret::random()?;
         let file_id = identity::FileId::of(&dek).0;
-        let context = Context { file_id, dek_version: FIRST };
+        let context = Context { file_id, dek_version: FIRST_VERSION };
         let record = protectors.wrap(protector, &dek, &context)?;
         if let Some(others) = protectors.pins.others(&record, identity::FileId(file_id)) {
             return Err(wrong_file("that of a new one", others));
         }
         let created = Event { file_id: Some(&file_id), ..about(EventKind::Create, &record) };
         protectors.auditor.record(&created)?;
-        let keyring = Self::new(file_id, Dek { version: FIRST, suite, key: dek }, Vec::new());
+        let keyring =
+            Self::new(file_id, Dek { version: FIRST_VERSION, suite, key: dek }, Vec::new());
         keyring.gave(&record);
         let envelope = Envelope {
             generation: 1,
@@ -192,7 +195,7 @@ impl Keyring {
             scan_cursor: 0,
             manual_rotation: false,
             has_pages: false,
-            current: DekRecord { version: FIRST, suite, wrapped: Vec::new() },
+            current: DekRecord { version: FIRST_VERSION, suite, wrapped: Vec::new() },
             retired: Vec::new(),
             protectors: vec![record],
         };
@@ -229,7 +232,7 @@ impl Keyring {
                 return Err(Error::EnvelopeDamaged(format!(
                     "protector {} gives another key than that of the database with this file id \
                      which is open in this process",
-                    record.name
+                    record.name.escape_debug()
                 )));
             }
             Some(_) => {}
@@ -375,8 +378,8 @@ impl Keyring {
     }
 
     /// What a transaction has to do before it begins; see [`Access::standing`].
-    pub(crate) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
-        self.access.standing(policy)
+    pub(crate) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
+        self.access.standing(policy, wanted)
     }
 }
 

@@ -11,8 +11,11 @@
 //! 3. The newest copy that the DEK authenticates is the envelope in force. A protector that only an
 //!    older copy has was removed: a crash kept the older copy from being overwritten.
 //! 4. Keys that are in this process already serve a record only if that very record gave them. They
-//!    refuse a copy that their holder did not write, and no provider is asked then.
-//! 5. The file id is that of the DEK, and one that the caller expects.
+//!    refuse a copy that their holder did not write, and no provider is asked then. What is open
+//!    already changes nobody's rights: where an earlier record has other rights than the one that
+//!    gave the keys, the earlier ones are asked first, as they would be without these keys.
+//! 5. The file id is that of the DEK, and one that the caller expects. Before that is proven, no
+//!    keyring is shared under it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,8 +24,8 @@ use std::time::Duration;
 use super::access::AccessPolicy;
 use super::envelope::{Envelope, ProtectorRecord, Unverified};
 use super::identity::{FileId, wrong_file};
-use super::keyring::{Dek, Keyring, cached};
-use super::protector::{Protectors, check_time, matches, not_wrapped_for};
+use super::keyring::{Dek, FIRST_VERSION, Keyring, cached};
+use super::protector::{Protectors, check_time, matches, names_of, not_wrapped_for};
 use crate::error::{Error, Result};
 use crate::provider::{Context, Cost, ProviderError};
 use crate::secret::Secret;
@@ -103,6 +106,14 @@ impl<'a> Opening<'a> {
         if let Some(expected) = self.expected.filter(|expected| expected.0 != file_id) {
             return Err(wrong_file(&FileId(file_id).to_string(), &[expected]));
         }
+        let (version, suite) = copy.current();
+        if version != FIRST_VERSION {
+            // The file id follows from the first DEK alone, and could not be proven from this one.
+            return Err(Error::Unsupported(format!(
+                "its current key has version {version}: a key regeneration, which this version \
+                 cannot continue"
+            )));
+        }
         let wanted = |record: &&ProtectorRecord| matches(record, self.wanted);
         let mut records: Vec<&ProtectorRecord> = copy.protectors().iter().filter(wanted).collect();
         if records.is_empty() {
@@ -130,38 +141,37 @@ impl<'a> Opening<'a> {
         let known = |record: &&&ProtectorRecord| {
             self.protectors.policy.allows(&record.provider) && keyring.was_given_by(record)
         };
-        if let (Some(envelope), Some(record)) = (verified, records.iter().find(known)) {
-            check_protector(&envelope, &record.name)?;
-            for newer in newer {
-                match keyring.verify(newer) {
-                    Ok(newer) => return Err(replaced(&newer, &record.name)),
-                    Err(error @ Error::Inaccessible(_)) => return Err(error),
-                    Err(_) => {}
-                }
+        let context = Context { file_id, dek_version: version };
+        let mut given = None;
+        if let (Some(envelope), Some(at)) = (verified, records.iter().position(|r| known(&r))) {
+            let (record, earlier) = (records[at], &records[..at]);
+            if earlier.iter().any(|other| other.read_only != record.read_only) {
+                given = self.ask(earlier, &context).ok();
             }
-            let through = record.name.clone();
-            return Ok(Opened { keyring, envelope, through });
+            if given.is_none() {
+                check_protector(&envelope, &record.name)?;
+                for newer in newer {
+                    match keyring.verify(newer) {
+                        Ok(newer) => return Err(replaced(&newer, &record.name)),
+                        Err(error @ Error::Inaccessible(_)) => return Err(error),
+                        Err(_) => {}
+                    }
+                }
+                let through = record.name.clone();
+                return Ok(Opened { keyring, envelope, through });
+            }
         }
-        let (version, suite) = copy.current();
-        let (key, record) = self.ask(&records, &Context { file_id, dek_version: version })?;
+        let (key, record) = match given {
+            Some(given) => given,
+            None => self.ask(&records, &context)?,
+        };
         let dek = Dek { version, suite, key };
-        self.check_identity(&dek, file_id)?;
+        if FileId::of(&dek.key).0 != file_id {
+            return Err(Error::EnvelopeDamaged("the file id is not that of its key".into()));
+        }
         let through = record.name.clone();
         let (keyring, envelope) = keyring.unlock(copy, newer, dek, record)?;
         Ok(Opened { keyring, envelope, through })
-    }
-
-    /// Refuses a DEK that does not lead to the file id.
-    fn check_identity(&self, dek: &Dek, file_id: [u8; 16]) -> Result<()> {
-        match (dek.version, self.expected) {
-            (1, _) if FileId::of(&dek.key).0 == file_id => Ok(()),
-            (1, _) => Err(Error::EnvelopeDamaged("the file id is not that of its key".into())),
-            (_, None) => Ok(()),
-            (version, Some(_)) => Err(Error::Unsupported(format!(
-                "a file id is expected, and this version cannot tell it from a key of version \
-                 {version}"
-            ))),
-        }
     }
 
     /// The DEK from the first of `records` that gives it, and which that is.
@@ -248,11 +258,11 @@ fn not_tried(left: &[String]) -> String {
 
 /// That the protector `through` is only in an older copy than the envelope in force.
 pub(super) fn replaced(envelope: &Envelope, through: &str) -> Error {
-    let names: Vec<&str> = envelope.protectors.iter().map(|record| record.name.as_str()).collect();
     Error::WrongKey(format!(
-        "protector {through} was removed or replaced, as the newer copy of the envelope says; {} \
-         protects this database",
-        names.join(", ")
+        "protector {} was removed or replaced, as the newer copy of the envelope says; {} protects \
+         this database",
+        through.escape_debug(),
+        names_of(&envelope.protectors)
     ))
 }
 

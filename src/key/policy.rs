@@ -1,6 +1,7 @@
 //! What an operator forbids, whoever asks for it.
 
-use super::envelope::Envelope;
+use super::envelope::{Envelope, ProtectorRecord};
+use super::protector::check_time;
 use crate::error::{Error, Result};
 use crate::provider::ProviderError;
 
@@ -58,10 +59,17 @@ impl Policy {
         )
     }
 
-    /// Refuses to remove a protector of `envelope` where too few would be left, or gives a warning.
-    pub(crate) fn check_removal(&self, envelope: &Envelope) -> Result<Option<String>> {
-        let left = envelope.protectors.len().saturating_sub(1);
-        if left >= self.min_protectors as usize {
+    /// Refuses to remove the protector `gone` of `envelope` where too few would be left, or gives a
+    /// warning. Those that ended do not count.
+    pub(crate) fn check_removal(
+        &self,
+        envelope: &Envelope,
+        gone: &ProtectorRecord,
+    ) -> Result<Option<String>> {
+        let serves = |record: &&ProtectorRecord| check_time(record).is_ok();
+        let left =
+            envelope.protectors.iter().filter(serves).filter(|record| *record != gone).count();
+        if left >= self.min_protectors as usize || !serves(&gone) {
             return Ok(None);
         }
         let words = format!(

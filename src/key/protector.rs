@@ -308,14 +308,26 @@ pub(crate) fn matches(record: &ProtectorRecord, wanted: Option<&str>) -> bool {
     })
 }
 
+/// The names of `records` for a message. Whoever can write the file chose them: a terminal must
+/// not obey them.
+pub(crate) fn names_of(records: &[ProtectorRecord]) -> String {
+    let names: Vec<String> =
+        records.iter().map(|record| record.name.escape_debug().to_string()).collect();
+    names.join(", ")
+}
+
 /// That none of `records` is called `wanted`.
 pub(crate) fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>) -> Error {
-    let names: Vec<&str> = records.iter().map(|record| record.name.as_str()).collect();
     Error::WrongKey(format!(
         "protector {} does not protect this database; {} does",
-        wanted.unwrap_or_default(),
-        names.join(", ")
+        wanted.unwrap_or_default().escape_debug(),
+        names_of(records)
     ))
+}
+
+/// Whether a database could be written through `record` now.
+pub(crate) fn may_write(record: &ProtectorRecord) -> bool {
+    !record.read_only && check_time(record).is_ok()
 }
 
 /// Refuses a protector whose time is over. It says something only of a record that was
@@ -326,7 +338,7 @@ pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> 
     }
     Err(ProviderError::Denied(format!(
         "protector {} ended: whoever owns the database can remove it and add it again",
-        record.name
+        record.name.escape_debug()
     )))
 }
 

@@ -43,7 +43,8 @@ impl Keyring {
                 self.look_for_newer(protectors, envelope);
             }
             Ok((_, record)) => {
-                let reason = format!("protector {} gives another key than it did", record.name);
+                let name = record.name.escape_debug();
+                let reason = format!("protector {name} gives another key than it did");
                 self.lose(protectors, reason);
             }
             Err(error) => {
@@ -168,14 +169,14 @@ mod tests {
     #[test]
     fn an_answer_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Due);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
             locker.lock(Loss::Request);
             Ok(())
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Locked);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
     }
 
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn a_lock_beside_a_consent_is_not_forgotten() {
         let (keyring, envelope, protectors, _) = database();
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Due);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
         let (locker, (done, is_done)) = (Arc::clone(&keyring), std::sync::mpsc::channel());
         *lock(&keyring.access.before_granted) = Some(Box::new(move || {
             std::thread::spawn(move || {
@@ -198,21 +199,21 @@ mod tests {
         while keyring.dek().is_ok() {
             std::thread::yield_now();
         }
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Locked);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
     }
 
     /// A provider that is down is no reason to put off asking for keys that were locked meanwhile.
     #[test]
     fn an_outage_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Due);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
             locker.lock(Loss::Request);
             Err(ProviderError::Unreachable("down".into()))
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Locked);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
     }
 
     #[test]

@@ -61,6 +61,20 @@ pub fn duplicate(ends: &Ends, options: OpenOptions, without: &[String]) -> Resul
     let Some(first) = protectors.first() else {
         return Err(Failure::new(USAGE, "no protector is left for the copy"));
     };
+    let writes = |kept: &ProtectorStatus| {
+        let is_kept = protectors.iter().any(|protector| protector.name() == kept.name);
+        is_kept && !kept.read_only && (kept.not_after == 0 || kept.not_after > now())
+    };
+    if !status.protectors.iter().any(writes) {
+        let text = "no protector is left for the copy that may write and has not ended";
+        return Err(Failure::new(USAGE, text).about(&ends.src));
+    }
+    for protector in &protectors {
+        sqlite_tde::check_secret(&source, "main", protector.name()).map_err(|error| {
+            let hint = format!("--without '{}' leaves it out", protector.name());
+            Failure::from(error).about(&ends.src).hint(hint)
+        })?;
+    }
     let target = OpenOptions::new()
         .cipher(status.cipher.parse::<Cipher>()?)
         .protector(first.name())
@@ -105,6 +119,12 @@ fn protectors(status: &Status, without: &[String]) -> Result<Vec<NewProtector>, 
         protectors.push(NewProtector::new(name).not_after(*not_after).read_only(*read_only));
     }
     Ok(protectors)
+}
+
+/// The time in Unix seconds.
+fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |time| time.as_secs())
 }
 
 fn journal_mode(connection: &Connection) -> Result<String, Failure> {

@@ -43,7 +43,7 @@ impl MainDb {
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
-        match pages.keyring.standing(&protectors.access)? {
+        match pages.keyring.standing(&protectors.access, self.wishes.protector.as_deref())? {
             Standing::Good if pages.is_open() => Ok(()),
             // Somebody else's protector gave the keys back after they were locked.
             Standing::Good => pages.unlock(base, &self.wishes),
@@ -237,7 +237,8 @@ impl MainDb {
     pub(crate) fn watch(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
-        if pages.keyring.standing(&protectors.access)? == Standing::Due {
+        let wanted = self.wishes.protector.as_deref();
+        if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
             ask(base, &pages.keyring, protectors);
         }
         if !pages.is_open() {
@@ -340,7 +341,7 @@ impl MainDb {
         if self.is_read_only() {
             return Err(Error::ReadOnly(format!(
                 "the database is open through protector {}, which may only read",
-                self.through().unwrap_or_default()
+                self.through().unwrap_or_default().escape_debug()
             )));
         }
         Ok(())
@@ -374,7 +375,7 @@ impl Pages {
         let mut opening =
             Opening::new(&wishes.protectors, wishes.protector.as_deref(), wishes.file_id);
         let opened = steadily(base, |header, _| opening.open(&envelope::candidates(header)?))
-            .map_err(|error| self.keyring.access.refused(error))?;
+            .map_err(|error| self.keyring.access.refused(error, wishes.protector.as_deref()))?;
         if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
             return Err(Error::EnvelopeDamaged("the file is another database now".into()));
         }

@@ -396,12 +396,19 @@ fn another_key_does_not_pass_for_a_database() {
             Err(Error::Unsupported(words)) => assert_eq!(version, 2, "{what}: {words}"),
             other => panic!("{what}: {other:?}"),
         }
-        // Without a pin, a database of the attacker's own is a genuine one: documented. Not so
-        // where the other one is open in the process, or was.
-        assert_eq!(
-            open(&protectors, None, std::slice::from_ref(&made_up)).is_ok(),
-            version == 2 || !same_id
-        );
+        // A pin of the protector says as much as one of the file.
+        let mut pins = super::super::identity::Pins::default();
+        pins.protectors.insert("v0:key".into(), vec![id]);
+        let mut pinned = protectors.clone();
+        pinned.pins = Arc::new(pins);
+        assert!(open(&pinned, None, std::slice::from_ref(&made_up)).is_err(), "{what}, pinned");
+        // Without a pin, a database of the attacker's own is a genuine one: documented. One with
+        // the id of another database is none, and does not shut that one out.
+        let without = open(&protectors, None, std::slice::from_ref(&made_up));
+        assert_eq!(without.is_ok(), !same_id, "{what}, without a pin");
+        let beside = open(&protectors, None, std::slice::from_ref(&genuine)).map(|_| ());
+        assert!(beside.is_ok(), "{what}: shut out by what came first: {beside:?}");
+        drop(without);
         let held = open(&protectors, None, std::slice::from_ref(&genuine)).unwrap();
         for locked in [false, true] {
             if locked {
@@ -471,4 +478,78 @@ fn a_policy_and_pins_hold_on_opening() {
     assert_eq!(open(&protectors, None, &copies).unwrap().through, "b", "the other one is free");
     let new = Keyring::create(&protectors, Some("v0:key"), SuiteId::Aes256Gcm, 1).map(|_| ());
     assert!(matches!(new, Err(Error::WrongFile { .. })), "{new:?}");
+}
+
+/// The rights of a connection are those that the first record gives which answers, whatever others
+/// of the process were opened through.
+#[test]
+fn what_is_open_already_does_not_change_the_rights() {
+    let records = |rights: &[bool]| -> Vec<ProtectorRecord> {
+        let one = |(n, read_only): (usize, &bool)| {
+            let (provider, name) = (format!("v{n}"), n.to_string());
+            let wrap = record(&provider, "key", &name, blob(1, 0, 0, n as u8));
+            ProtectorRecord { read_only: *read_only, ..wrap }
+        };
+        rights.iter().enumerate().map(one).collect()
+    };
+    // Which records may only read, through which another connection is open, calls.
+    let rows: [(&[bool], &str, usize); 6] = [
+        (&[false, true], "1", 1),
+        (&[false, true], "0", 0),
+        (&[true, false], "1", 1),
+        (&[false, false], "1", 0),
+        (&[true, true], "1", 0),
+        (&[false, true, false], "2", 1),
+    ];
+    for (rights, held, calls) in rows {
+        let (protectors, vault) = place(Vault::default());
+        let (keyring, envelope) = database(&protectors);
+        let copies = [copy(&keyring, &envelope, 2, &records(rights))];
+        drop(keyring);
+        let may_only_read = |opened: &Opened| {
+            let mut all = opened.envelope.protectors.iter();
+            all.any(|record| record.name == opened.through && record.read_only)
+        };
+        let alone = may_only_read(&open(&protectors, None, &copies).unwrap());
+        let _other = open(&protectors, Some(held), &copies).unwrap();
+        vault.calls();
+        let beside = open(&protectors, None, &copies).unwrap();
+        assert_eq!(may_only_read(&beside), alone, "{rights:?} beside {held}");
+        assert_eq!(vault.calls(), calls, "{rights:?} beside {held}");
+    }
+    // While the first one is out of reach, the one that is known serves, and no longer than that.
+    let (protectors, vault) = place(Vault::default());
+    let (keyring, envelope) = database(&protectors);
+    let copies = [copy(&keyring, &envelope, 2, &records(&[false, true]))];
+    drop(keyring);
+    let _other = open(&protectors, Some("1"), &copies).unwrap();
+    vault.refuse(Some(ProviderError::Unreachable("down".into())));
+    assert_eq!(open(&protectors, None, &copies).unwrap().through, "1");
+    vault.refuse(None);
+    assert_eq!(open(&protectors, None, &copies).unwrap().through, "0");
+}
+
+/// Whoever can write the file chose the names: a terminal must not obey them.
+#[test]
+fn names_are_escaped() {
+    const NAME: &str = "\u{1b}[2J";
+    let (protectors, vault) = place(Vault::default());
+    let (keyring, envelope) = database(&protectors);
+    let named = |name: &str, salt| record("v0", "key", name, blob(1, 0, 0, salt));
+    let ended = ProtectorRecord { not_after: 1, ..named(NAME, 0) };
+    let other = record("v0", "key", NAME, blob(2, 0, 0, 0));
+    vault.deks.lock().unwrap().push(Secret::random().unwrap());
+    let one = |change: &[ProtectorRecord]| copy(&keyring, &envelope, 2, change);
+    let newer = copy(&keyring, &envelope, 3, &[named(NAME, 1)]);
+    let older = record("v1", "key", "\u{7}", blob(1, 0, 0, 2));
+    let rows = [
+        ("not wrapped for", Some("v7:x"), vec![one(&[named(NAME, 0)])]),
+        ("ended", None, vec![one(&[ended])]),
+        ("replaced", Some("v1:key"), vec![newer, one(&[older])]),
+        ("another key", None, vec![one(&[other])]),
+    ];
+    for (what, wanted, copies) in rows {
+        let error = open(&protectors, wanted, &copies).map(|_| ()).unwrap_err().to_string();
+        assert!(!error.chars().any(char::is_control), "{what}: {error:?}");
+    }
 }
