@@ -8,10 +8,12 @@
 //! Kind 0: not known. Kind 1: there was no page 1; the first four bytes are the change counter that the
 //! connection saw last, and the others zeros. Kind 2: as they stood in page 1.
 //!
-//! SQLite raises the change counter by one when it commits. Under `locking_mode=EXCLUSIVE` it need not
-//! write page 1 at all, and a rollback to a savepoint may write it with the counter that it had. So the
-//! counter is as it was, or one higher, for as long as the journal may be needed. A new database
-//! begins with the counter that the connection saw last, which counts creations that failed.
+//! SQLite raises the change counter by one when a transaction commits, and page 1 stays in its cache until
+//! then. Only a rollback to a savepoint, or of a statement, writes page 1 earlier: with its counter as it
+//! was, and with numbers of pages from within the transaction. Under `locking_mode=EXCLUSIVE` a commit
+//! need not write page 1 at all. So for as long as the journal may be needed, the counter is as it was or one
+//! higher; the other bytes tell nothing. A new database begins with the counter that the connection saw
+//! last, which counts creations that failed; page 1 within its first transaction may have 0.
 
 use crate::error::Error;
 
@@ -68,12 +70,10 @@ impl Begun {
         let found = counter(&now);
         let begun = match self {
             Self::Unknown => return Ok(()),
+            Self::NoPage(_) if found == 0 => return Ok(()),
             Self::NoPage(begun) => begun,
-            Self::Page1(was) if was == now => return Ok(()),
             Self::Page1(was) => counter(&was),
         };
-        // A rollback to a savepoint or of a statement may write page 1 as it is in the middle of the
-        // transaction, with the counter that it had.
         if found == begun || found == begun.wrapping_add(1) {
             return Ok(());
         }
@@ -113,14 +113,16 @@ mod tests {
         for (begun, now, fits) in [
             (page(5, 1), page(5, 1), true),
             (page(5, 1), page(6, 2), true),
-            // A rollback to a savepoint has written page 1.
             (page(5, 1), page(5, 2), true),
-            (Begun::NoPage(0), page(0, 1), true),
             (page(5, 1), page(4, 1), false),
             (page(5, 1), page(7, 1), false),
             (page(last, 1), page(0, 1), true),
             (page(last, 1), page(1, 1), false),
             (Begun::NoPage(0), page(1, 1), true),
+            (Begun::NoPage(0), page(0, 1), true),
+            (Begun::NoPage(4), page(0, 1), true),
+            (Begun::NoPage(4), page(4, 1), true),
+            (Begun::NoPage(4), page(3, 1), false),
             (Begun::NoPage(0), page(2, 1), false),
             (Begun::NoPage(4), page(5, 1), true),
             (Begun::NoPage(last), page(0, 1), true),
