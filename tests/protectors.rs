@@ -556,3 +556,16 @@ fn a_database_that_cannot_be_written_says_so() {
     assert!(std::fs::read(home.path("a.db")).unwrap() == before);
     assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1));
 }
+
+#[test]
+fn a_message_escapes_the_names_in_a_file() {
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:\u{1b}[2J")).unwrap();
+    let refused = sqlite_tde::remove_protector(&db, "main", "nosuch\u{7}").unwrap_err();
+    let refused = refused.to_string();
+    assert!(refused.contains("nosuch\\u{7}; there is first:key, second:\\u{1b}[2J"), "{refused}");
+    drop(db);
+    let refused = opens_through(&home, "a.db", "second:other").unwrap_err().to_string();
+    assert!(refused.contains("second:\\u{1b}[2J does"), "{refused}");
+}

@@ -218,10 +218,13 @@ impl Keyring {
             return Err(replaced(&newer, &record.name));
         }
         check_protector(&envelope, &record.name)?;
-        if !envelope.retired.is_empty() {
-            return Err(Error::Unsupported(
-                "a key regeneration is under way, which this version cannot continue".into(),
-            ));
+        // The file id follows from the first DEK alone: no other one proves it.
+        let version = envelope.current.version;
+        if version != FIRST_VERSION || !envelope.retired.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "a key regeneration was begun, which this version cannot continue: the current key \
+                 has version {version}"
+            )));
         }
         let check = unlocked.current.check();
         let keyring = remember(&self);
