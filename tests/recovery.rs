@@ -289,8 +289,7 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
                 let left = snapshot(&dir);
                 // What was written last of an encrypted journal may be lost with the power: its end.
                 let mut lost = left.clone();
-                let names =
-                    lost.iter_mut().map(|file| lose_name(file)).filter(|lost| *lost).count();
+                let names = lost.iter_mut().map(lose_name).filter(|lost| *lost).count();
                 let pending = left.iter().any(|(path, _)| path.to_str().unwrap().contains("-mj"));
                 let images = if names > 0 && pending { vec![&left, &lost] } else { vec![&left] };
                 for (image, files) in images.into_iter().enumerate() {

@@ -357,11 +357,10 @@ impl OpenFile {
             // EXCLUSIVE others would be kept from their own creation of the database, and two that
             // came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each other:
             // one gets SQLITE_BUSY at once.
+            let place = self.connection.load(Ordering::Acquire);
             // SAFETY: SQLite is in a call on the file, so the connection that uses it is open.
-            if self.writable
-                && db.is_unmade()
-                && unsafe { is_writing(self.connection.load(Ordering::Acquire)) }
-            {
+            let writing = unsafe { is_writing(place) };
+            if self.writable && db.is_unmade() && writing {
                 db.prepare()?;
             }
         }

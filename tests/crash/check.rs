@@ -279,7 +279,7 @@ impl<'a> Subject<'a> {
     /// none, and changes nothing, but for the journal of a database without a byte. Answers whether it
     /// looked.
     pub fn stranger_looks(&self, image: &Image) -> Result<bool, String> {
-        if !self.encrypted || image.fingerprint() % 2 == 0 {
+        if !self.encrypted || image.fingerprint().is_multiple_of(2) {
             return Ok(false);
         }
         self.insert(image.files.clone(), None);
