@@ -10,22 +10,24 @@ use crate::file::Storage;
 
 impl Wal {
     /// The smallest size in pages that the database file may have: what it had when the log was
-    /// begun, or what a checkpoint cut it to since; and each page of the frames up to `in_file`, which
-    /// checkpoints have brought there, as far as no commit made the database smaller.
+    /// begun, or what a checkpoint cut it to since; and each page of the frames up to `in_file`,
+    /// which checkpoints have brought there, unless a later commit made the database smaller.
     pub(crate) fn least_pages(&mut self, base: &impl Storage, in_file: u32) -> Result<u32> {
         self.load_layout(base)?;
-        let begun = if self.layout.is_some() { self.pages } else { 0 };
-        let (mut smallest, mut written) = (u32::MAX, BTreeSet::new());
+        let mut least = if self.layout.is_some() { self.pages } else { 0 };
+        let mut written = BTreeSet::new();
         self.survey(base, u32::MAX, |wal, frame, good| {
-            if good {
-                smallest = wal.commit().map_or(smallest, |pages| smallest.min(pages));
-                if frame <= in_file && wal.plain[SALTS_AT..].starts_with(&wal.salts) {
+            if good && wal.plain[SALTS_AT..].starts_with(&wal.salts) {
+                if frame <= in_file {
                     written.insert(number(&wal.plain));
+                }
+                if let Some(pages) = wal.commit() {
+                    least = least.min(pages);
+                    written.split_off(&pages.saturating_add(1));
                 }
             }
         })?;
-        let written = written.range(..=smallest).next_back().copied().unwrap_or(0);
-        Ok(begun.min(smallest).max(written))
+        Ok(written.last().map_or(least, |&last| last.max(least)))
     }
 
     /// Authenticates the frames up to `last`, that of the last commit.
