@@ -26,6 +26,8 @@ WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
 CALL = re.compile(r"^\d+ +(\w+)\((.*)$")
 FILE = re.compile(r"(-?\w+)<([^>]*)>")
 STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
+# The name of a super-journal at the end of a journal, which is documented: it ends with SQLite's magic.
+NAMED = re.compile(rb"^[^\0]*-mj[0-9A-F]{9}.{8}" + re.escape(bytes.fromhex("d9d505f920a163d7")) + rb"$", re.S)
 # Longest sign: enough of what was written just before, in another call, to see it across the two.
 TAIL = 32
 
@@ -40,7 +42,7 @@ def kind_of(path):
         return "super-journal"
     if name.startswith(("etilqs_", "#")):  # SQLite deletes them at once; the system calls them so
         return "temporary"
-    for end, kind in {"-shm": "shm", "-wal": "log", "-journal": "journal", ".db": "database"}.items():
+    for end, kind in {"-shm": "shm", "-wal": "log", "-tdewal": "log", "-journal": "journal", ".db": "database"}.items():
         if name.endswith(end):
             return kind
     return "other"
@@ -104,6 +106,8 @@ def search(directory, signs):
         searched[kind][1] += len(data)
         if kind == "shm":
             continue
+        if kind == "journal" and NAMED.match(data):
+            data = data[:-8]
         text = before + data
         pieces = {text[at : at + 8] for at in range(len(text) - 7)} & eights
         for name, values in signs.items():

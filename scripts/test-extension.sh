@@ -8,31 +8,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
 
-if ! { command -v gcc && command -v sqlite3 && [ -e /usr/include/sqlite3.h ]; } >/dev/null; then
-  { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libsqlite3-dev sqlite3; } \
-    >/dev/null
-fi
+. scripts/hosts.sh
+need_system_sqlite
 library="$(scripts/build-extension.sh | tail -1)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-cache="${CARGO_TARGET_DIR:-$PWD/target}/hosts"
-mkdir -p "$cache"
 fail() { echo "$1" >&2; exit 1; }
-
-# amalgamation VERSION: the directory of sqlite3.c in that version of libsqlite3-sys.
-amalgamation() {
-  mkdir -p "$work/crate/src"
-  touch "$work/crate/src/lib.rs"
-  printf '[package]\nname = "host"\nversion = "0.0.0"\nedition = "2021"\n[dependencies]\nlibsqlite3-sys = "=%s"\n' \
-    "$1" >"$work/crate/Cargo.toml"
-  rm -f "$work/crate/Cargo.lock"
-  cargo fetch --quiet --manifest-path "$work/crate/Cargo.toml"
-  cargo metadata --format-version 1 --offline --manifest-path "$work/crate/Cargo.toml" | python3 -c '
-import json, os, sys
-for package in json.load(sys.stdin)["packages"]:
-    if package["name"] == "libsqlite3-sys":
-        print(os.path.join(os.path.dirname(package["manifest_path"]), "sqlite3"))'
-}
 
 # host PROGRAM EXPECTED [OTHER_SQLITE]: runs it in a new directory.
 host() {
@@ -40,27 +21,44 @@ host() {
   shift 2
   rm -rf "$work/files" "$work/keys"
   mkdir -m 700 "$work/files" "$work/keys"
-  said="$(SQLITE_TDE_HOME="$work/keys" timeout 120 "$program" "$library" "$work/files" "$@")" \
+  said="$(SQLITE_TDE_HOME="$work/keys" timeout 300 "$program" "$library" "$work/files" "$@")" \
     || fail "$program failed"
   echo "host: $said"
   [[ "$said" == $expected ]] || fail "expected $expected"
 }
 
-gcc -O1 -Wall -Wextra -Werror tests/extension/host.c -lsqlite3 -ldl -o "$work/system"
+link_host "$work/system" system tests/extension/host.c
 host "$work/system" 'SQLite 3.*: loaded'
+link_host "$work/stranger" system tests/extension/stranger.c
+host "$work/stranger" 'SQLite 3.*: 504 orders beside a stranger'
 shared="$(ldd "$work/system" | awk '/libsqlite3/ { print $3 }')"
 while read -r version expected; do
-  dir="$(amalgamation "$version")"
-  [ -e "$cache/$version.o" ] \
-    || nice gcc -O0 -w -c "$dir/sqlite3.c" -o "$cache/$version.o"
-  gcc -O1 -w -I"$dir" tests/extension/host.c "$cache/$version.o" -lpthread -ldl -lm -o "$work/host"
+  link_host "$work/host" "$version" tests/extension/host.c
   host "$work/host" "$expected" "$shared"
+  [[ "$expected" == *loaded ]] || continue
+  link_host "$work/stranger" "$version" tests/extension/stranger.c
+  host "$work/stranger" '*: 504 orders beside a stranger'
 done <<'HOSTS'
-0.22.2 SQLite 3.35.*: refused
-0.23.2 SQLite 3.37.*: loaded
-0.25.2 SQLite 3.39.*: loaded
-0.40.0 SQLite 3.5*: loaded
+3.35 SQLite 3.35.*: refused
+3.37 SQLite 3.37.*: loaded
+3.39 SQLite 3.39.*: loaded
+3.41 SQLite 3.41.*: loaded
+3.54 SQLite 3.54.*: loaded
 HOSTS
+
+# Two copies of the library in one process: what they write, each reads alone.
+gcc -O1 -Wall -Wextra -Werror tests/extension/copies.c -lsqlite3 -ldl -o "$work/copies"
+cp "$library" "$work/one.so"
+cp "$library" "$work/other.so"
+mkdir -m 700 "$work/copies-keys"
+copies() { SQLITE_TDE_HOME="$work/copies-keys" timeout 120 "$work/copies" "$@"; }
+said="$(copies write "$work/copies.db" "$work/one.so" "$work/other.so" \
+  && copies read "$work/copies.db" "$work/one.so" && copies read "$work/copies.db" "$work/other.so" \
+  && copies write "$work/copies.db" "$work/other.so" "$work/one.so" \
+  && copies read "$work/copies.db" "$work/one.so")" || fail "two copies of the library failed"
+[ "$(echo $said)" = '1 2 2 2 2 2 3 4 4 4' ] || fail "two copies of the library said $said"
+! grep -q 'a marker' "$work/copies.db" || fail "plaintext, written by two copies of the library"
+echo "two copies: one layer"
 
 export SQLITE_TDE_HOME="$work/shell-keys"
 mkdir -m 700 "$SQLITE_TDE_HOME"

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::command::{self, Verification};
 use crate::error::{Error, Result, clear_last, take_last};
+use crate::key::identity::FileId;
 use crate::suite::SuiteId;
 use crate::vfs::connection::with_database_and_log;
 
@@ -18,6 +19,7 @@ pub struct OpenOptions {
     protector: Option<String>,
     cipher: Option<SuiteId>,
     plaintext: Option<bool>,
+    file_id: Option<FileId>,
     parameters: Vec<(String, String)>,
 }
 
@@ -29,6 +31,7 @@ impl Default for OpenOptions {
             protector: None,
             cipher: None,
             plaintext: None,
+            file_id: None,
             parameters: Vec::new(),
         }
     }
@@ -70,6 +73,13 @@ impl OpenOptions {
         self
     }
 
+    /// The database that the file must be: any other is refused, and so is a file that is not there
+    /// yet.
+    pub fn file_id(mut self, id: FileId) -> Self {
+        self.file_id = Some(id);
+        self
+    }
+
     /// Another parameter of SQLite's URI, such as `immutable=1`.
     pub fn parameter(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.parameters.push((key.into(), value.into()));
@@ -98,6 +108,9 @@ impl OpenOptions {
         }
         if let Some(allow) = self.plaintext {
             add("tde_plaintext", if allow { "allow" } else { "refuse" });
+        }
+        if let Some(id) = self.file_id {
+            add("tde_file_id", &id.to_string());
         }
         for (key, value) in &self.parameters {
             add(key, value);

@@ -72,12 +72,35 @@ pub enum Error {
         /// Record number, from 0.
         record: u64,
     },
+    /// A rollback journal was begun on an earlier state of the database than the one it lies beside.
+    #[error(
+        "the rollback journal beside the database belongs to an earlier state of it (change counter \
+         {begun}, now {found}) and is not played back: if the database is as it should be, move the \
+         file NAME-journal away"
+    )]
+    JournalOutdated {
+        /// SQLite's change counter when the journal was begun; 0 where the database had no page.
+        begun: u32,
+        /// The change counter that the database has now.
+        found: u32,
+    },
     /// A block of a scratch file changed under the process that wrote it.
     #[error("scratch block {block} failed authentication")]
     ScratchAuthentication {
         /// Block number, from 0.
         block: u64,
     },
+    /// The file is not the database that was expected there.
+    #[error("another database: its file id is {found}, and {expected} is expected")]
+    WrongFile {
+        /// The file id of the file, or what it is where it has none.
+        found: String,
+        /// The file id that was expected, or several with "or" between them.
+        expected: String,
+    },
+    /// A change to the protectors stands, and one copy of the envelope still has what was before.
+    #[error("unfinished: {0}")]
+    Unfinished(String),
     /// The file was written by a later version of this software.
     #[error("format {found} is too new: this version reads up to {supported}")]
     FormatTooNew {
@@ -190,8 +213,9 @@ impl Error {
     /// | envelope damaged | `SQLITE_CORRUPT` + 1 |
     /// | page, frame, journal or scratch authentication | `SQLITE_IOERR_DATA` |
     /// | format too new, plaintext refused, not a database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
+    /// | another database than expected | `SQLITE_NOTADB` + 5 |
     /// | page size, reserve bytes, not one page | `SQLITE_IOERR` + 1 to 4 |
-    /// | inaccessible | `SQLITE_IOERR` + 5 |
+    /// | inaccessible, unfinished | `SQLITE_IOERR` + 5, 6 |
     /// | busy, read-only | `SQLITE_BUSY`, `SQLITE_READONLY` |
     /// | unsupported, usage | `SQLITE_CANTOPEN` + 5, 6 |
     /// | audit log, configuration | `SQLITE_CANTOPEN` + 7, 8 |
@@ -216,16 +240,19 @@ impl Error {
             Self::PageAuthentication { .. }
             | Self::FrameAuthentication { .. }
             | Self::JournalAuthentication { .. }
+            | Self::JournalOutdated { .. }
             | Self::ScratchAuthentication { .. } => ffi::SQLITE_IOERR_DATA,
             Self::FormatTooNew { .. } => extended(ffi::SQLITE_NOTADB, 1),
             Self::PlaintextRefused => extended(ffi::SQLITE_NOTADB, 2),
             Self::NotADatabase(_) => extended(ffi::SQLITE_NOTADB, 3),
             Self::NotEncrypted => extended(ffi::SQLITE_NOTADB, 4),
+            Self::WrongFile { .. } => extended(ffi::SQLITE_NOTADB, 5),
             Self::PageSize(_) => extended(ffi::SQLITE_IOERR, 1),
             Self::PageSizeChange => extended(ffi::SQLITE_IOERR, 2),
             Self::ReserveBytes(_) => extended(ffi::SQLITE_IOERR, 3),
             Self::NotAPage { .. } => extended(ffi::SQLITE_IOERR, 4),
             Self::Inaccessible(_) => extended(ffi::SQLITE_IOERR, 5),
+            Self::Unfinished(_) => extended(ffi::SQLITE_IOERR, 6),
             Self::Busy(_) => ffi::SQLITE_BUSY,
             Self::ReadOnly(_) => ffi::SQLITE_READONLY,
             Self::Io { .. } => ffi::SQLITE_IOERR,

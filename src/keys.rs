@@ -59,12 +59,27 @@ pub fn add_protector(connection: &Connection, schema: &str, new: NewProtector) -
     change(connection, schema, &Command::Add(new))
 }
 
-/// Removes a protector, and what it wrapped from the file. The last one stays, and so does the last
-/// one that may write. Whoever opened the database through it may go on until its keys are
-/// re-validated; copies of the file from before are opened by it as before.
+/// Makes these the protectors of a database, in this order where all are new, and none else. Each
+/// wraps the database encryption key anew, and all of them are written in one step: it is how a
+/// copy of a database gets the protectors of another one.
 ///
 /// # Errors
-/// As [`rotate_protector`].
+/// As [`rotate_protector`]; [`Error::Usage`] where none of them may write.
+pub fn set_protectors(
+    connection: &Connection,
+    schema: &str,
+    protectors: Vec<NewProtector>,
+) -> Result<Change> {
+    change(connection, schema, &Command::Set(protectors))
+}
+
+/// Removes a protector, and what it wrapped from the file. The last one stays, and so does the last
+/// one that may write. Whoever opened the database through it may go on until its keys are
+/// re-validated; copies of the file from before are opened by it as before. Where a crash cut off
+/// an earlier removal of the same protector, this finishes it, and a warning says so.
+///
+/// # Errors
+/// As [`rotate_protector`]; [`Error::Unfinished`] where the disk failed in the middle.
 pub fn remove_protector(connection: &Connection, schema: &str, name: &str) -> Result<Change> {
     change(connection, schema, &Command::Remove(name.to_owned()))
 }
@@ -88,6 +103,16 @@ pub fn verify_protectors(connection: &Connection, schema: &str) -> Result<Vec<Pr
         Answer::Checks(checks) => Ok(checks),
         _ => Err(Error::NotEncrypted),
     }
+}
+
+/// Refuses a protector whose provider has another secret by now, such as another passphrase, than
+/// the one that the protector was made with. What its provider does not unwrap for us otherwise,
+/// such as a key of another party, is no error here: [`verify_protectors`] says more.
+///
+/// # Errors
+/// [`Error::WrongKey`] where it is another one; otherwise as [`status`].
+pub fn check_secret(connection: &Connection, schema: &str, protector: &str) -> Result<()> {
+    run_command(connection, schema, &Command::CheckSecret(protector.to_owned())).map(|_| ())
 }
 
 /// Wipes the keys of the database in this process, for all its connections. The next transaction

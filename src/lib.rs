@@ -48,6 +48,7 @@ pub mod error;
 #[allow(unsafe_code)]
 mod extension;
 mod file;
+mod forks;
 #[doc(hidden)]
 pub mod internals;
 mod key;
@@ -71,13 +72,15 @@ pub use command::{
 #[cfg(feature = "rusqlite")]
 pub use connection::{OpenOptions, open, open_with, verify};
 pub use error::{Error, Result, last_error};
+pub use file::beside::FILES_BESIDE;
 pub use file::tuning::Tuning;
-pub use key::access::AccessPolicy;
+pub use key::access::{AccessPolicy, Derivation};
 pub use key::auditor::AuditPolicy;
+pub use key::identity::FileId;
 #[cfg(feature = "rusqlite")]
 pub use keys::{
-    add_protector, lock, protectors, remove_protector, rotate_protector, set_auto_rotate, status,
-    verify_protectors,
+    add_protector, check_secret, lock, protectors, remove_protector, rotate_protector,
+    set_auto_rotate, set_protectors, status, verify_protectors,
 };
 pub use options::Options;
 #[cfg(not(feature = "extension"))]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::AuditLog;
-use crate::config::{Config, Policy};
+use crate::config::{Config, Pins, Policy};
 use crate::error::Result;
 use crate::file::main_db::Wishes;
 use crate::file::tuning::Tuning;
@@ -48,6 +48,7 @@ impl Options {
         protectors.access = config.access.clone();
         protectors.rotation = Rotation(config.rotation);
         protectors.policy = Arc::new(config.policy.clone());
+        protectors.pins = Arc::new(config.pins.clone());
         protectors.auditor.log = config.open_audit()?;
         self.wishes.suite = config.cipher.unwrap_or(self.wishes.suite);
         self.wishes.plaintext |= config.allow_plaintext;
@@ -58,6 +59,13 @@ impl Options {
     /// What an operator forbids.
     pub fn policy(mut self, policy: Policy) -> Self {
         self.wishes.protectors.policy = Arc::new(policy);
+        self
+    }
+
+    /// Which databases are expected at which paths and under which protectors: any other is
+    /// refused.
+    pub fn pins(mut self, pins: Pins) -> Self {
+        self.wishes.protectors.pins = Arc::new(pins);
         self
     }
 
@@ -151,6 +159,7 @@ pub fn register(options: Options) -> Result<()> {
         let keystore = keystore.map_or_else(Keystore::open_default, Ok)?;
         wishes.protectors.add(KEYSTORE, Arc::new(keystore));
     }
+    wishes.protectors.pins.check(|provider| wishes.protectors.has(provider))?;
     vfs::register(Registration {
         name: name.as_deref().unwrap_or("tde"),
         base: base.as_deref(),

@@ -9,8 +9,10 @@
 //!                                    aes-256-gcm | aes-256-ctr-hmac-sha256
 //! ```
 //!
-//! The associated data binds a block to its place, so that it authenticates nowhere else:
-//! file id (16), purpose (1), number (8), length of the whole block (4), key version (4).
+//! The associated data binds a block to its place, so that it authenticates nowhere else: file id
+//! (16), purpose (1), number (8), length of the whole block (4), key version (4), and of a log's
+//! records the id of their log (16). No two places have the same associated data: the purpose,
+//! which is at a fixed place in it, says how long it is.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use crate::suite::{Choice, Schedule, Suite, SuiteId, SuiteKey, Unauthentic};
 pub const RESERVE: usize = 48;
 const VERSION_LEN: usize = size_of::<u32>();
 const AAD_LEN: usize = 16 + 1 + 8 + 4 + VERSION_LEN;
+const LOG_ID_LEN: usize = size_of::<LogId>();
 /// Key schedules kept at hand, each under 1 KiB: one for each run of nonces whose pages are read.
 const SCHEDULES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
@@ -44,6 +47,34 @@ pub(crate) enum Purpose {
     Scratch = 4,
 }
 
+/// What tells one write-ahead log of a database from every other.
+pub(crate) type LogId = [u8; 16];
+
+/// Where a block belongs, beside its file: its number, and for a log's record the log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) number: u64,
+    pub(crate) log: Option<LogId>,
+}
+
+impl From<u64> for Place {
+    fn from(number: u64) -> Self {
+        Self { number, log: None }
+    }
+}
+
+/// The associated data of one block.
+struct Aad {
+    bytes: [u8; AAD_LEN + LOG_ID_LEN],
+    len: usize,
+}
+
+impl Aad {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 /// The subkeys for one purpose of one file, the current version first. Read-only and shared.
 pub(crate) struct BlockKeys {
     pub(crate) file_id: [u8; 16],
@@ -60,14 +91,25 @@ impl BlockKeys {
             .map(|(_, key)| key)
     }
 
-    fn aad(&self, number: u64, len: usize, version: KeyVersion) -> [u8; AAD_LEN] {
-        let mut aad = [0; AAD_LEN];
-        aad[..16].copy_from_slice(&self.file_id);
-        aad[16] = self.purpose as u8;
-        aad[17..25].copy_from_slice(&number.to_be_bytes());
-        aad[25..29].copy_from_slice(&(len as u32).to_be_bytes());
-        aad[29..].copy_from_slice(&version.to_be_bytes());
-        aad
+    fn aad(&self, place: Place, len: usize, version: KeyVersion) -> Aad {
+        let is_log = matches!(self.purpose, Purpose::Wal);
+        assert_eq!(
+            place.log.is_some(),
+            is_log,
+            "a record of a log, and nothing else, names its log"
+        );
+        let mut bytes = [0; AAD_LEN + LOG_ID_LEN];
+        bytes[..16].copy_from_slice(&self.file_id);
+        bytes[16] = self.purpose as u8;
+        bytes[17..25].copy_from_slice(&place.number.to_be_bytes());
+        bytes[25..29].copy_from_slice(&(len as u32).to_be_bytes());
+        bytes[29..AAD_LEN].copy_from_slice(&version.to_be_bytes());
+        let mut len = AAD_LEN;
+        if let Some(log) = place.log {
+            bytes[len..].copy_from_slice(&log);
+            len += LOG_ID_LEN;
+        }
+        Aad { bytes, len }
     }
 }
 
@@ -126,18 +168,18 @@ impl PageCipher {
         }
     }
 
-    /// A write transaction begins: its nonces are of an epoch of their own.
-    pub(crate) fn begin(&mut self) {
-        self.nonces.begin();
-    }
-
-    /// Seals `plain` as block `number` into `block`, which is [`RESERVE`] bytes longer.
-    pub(crate) fn seal(&mut self, number: u64, plain: &[u8], block: &mut [u8]) -> Result<()> {
+    /// Seals `plain` as the block of `place` into `block`, which is [`RESERVE`] bytes longer.
+    pub(crate) fn seal(
+        &mut self,
+        place: impl Into<Place>,
+        plain: &[u8],
+        block: &mut [u8],
+    ) -> Result<()> {
         assert_eq!(block.len(), plain.len() + RESERVE, "a block is its plaintext and a trailer");
         let (version, key) = (self.keys.current.0, &self.keys.current.1);
         let (nonce_len, tag_len) = lengths(key.id());
         let nonce = self.nonces.next()?;
-        let aad = self.keys.aad(number, block.len(), version);
+        let aad = self.keys.aad(place.into(), block.len(), version);
 
         let (cipher, trailer) = block.split_at_mut(plain.len());
         let (head, zeros) = trailer.split_at_mut(VERSION_LEN + nonce_len + tag_len);
@@ -148,15 +190,15 @@ impl PageCipher {
 
         self.schedules
             .choose(&mut self.sealing, (version, key), &nonce)
-            .seal(&nonce[..nonce_len], &aad, plain, cipher, tag)
+            .seal(&nonce[..nonce_len], aad.as_slice(), plain, cipher, tag)
             .map_err(|_| crate::error::Error::Unsupported("the cipher refused to seal".into()))
     }
 
-    /// Opens `block` as block `number` into `plain`, which is [`RESERVE`] bytes shorter.
+    /// Opens `block` as that of `place` into `plain`, which is [`RESERVE`] bytes shorter.
     /// After a failure `plain` holds nothing that was not verified.
     pub(crate) fn open(
         &mut self,
-        number: u64,
+        place: impl Into<Place>,
         block: &[u8],
         plain: &mut [u8],
     ) -> std::result::Result<(), Unauthentic> {
@@ -173,21 +215,25 @@ impl PageCipher {
         if zeros.iter().any(|&byte| byte != 0) {
             return Err(Unauthentic);
         }
-        let aad = self.keys.aad(number, block.len(), version);
-        self.schedules
-            .choose(&mut self.opening, (version, key), nonce)
-            .open(nonce, &aad, cipher, tag, plain)
+        let aad = self.keys.aad(place.into(), block.len(), version);
+        self.schedules.choose(&mut self.opening, (version, key), nonce).open(
+            nonce,
+            aad.as_slice(),
+            cipher,
+            tag,
+            plain,
+        )
     }
 
-    /// Opens `block` as block `number` where it lies: its plaintext, and zeros in place of the
+    /// Opens `block` as that of `place` where it lies: its plaintext, and zeros in place of the
     /// trailer. After a failure all of it is zeros.
     pub(crate) fn open_in_place(
         &mut self,
-        number: u64,
+        place: impl Into<Place>,
         block: &mut [u8],
     ) -> std::result::Result<(), Unauthentic> {
         let len = block.len().checked_sub(RESERVE).ok_or(Unauthentic)?;
-        let opened = self.open_where_it_lies(number, block, len);
+        let opened = self.open_where_it_lies(place, block, len);
         match opened {
             Ok(()) => block[len..].fill(0),
             Err(_) => block.fill(0),
@@ -197,7 +243,7 @@ impl PageCipher {
 
     fn open_where_it_lies(
         &mut self,
-        number: u64,
+        place: impl Into<Place>,
         block: &mut [u8],
         len: usize,
     ) -> std::result::Result<(), Unauthentic> {
@@ -212,10 +258,14 @@ impl PageCipher {
         if zeros.iter().any(|&byte| byte != 0) {
             return Err(Unauthentic);
         }
-        let aad = self.keys.aad(number, block.len(), version);
-        self.schedules
-            .choose(&mut self.opening, (version, key), nonce)
-            .open_in_place(nonce, &aad, tag, block, len)
+        let aad = self.keys.aad(place.into(), block.len(), version);
+        self.schedules.choose(&mut self.opening, (version, key), nonce).open_in_place(
+            nonce,
+            aad.as_slice(),
+            tag,
+            block,
+            len,
+        )
     }
 }
 
@@ -282,6 +332,22 @@ mod tests {
                 let result = PageCipher::new(again).open_in_place(number, &mut block.clone());
                 assert_eq!(result, Err(Unauthentic), "{suite:?} {attack}");
             }
+        }
+    }
+
+    #[test]
+    fn a_record_belongs_to_one_log() {
+        let place = |log: u8| Place { number: 7, log: Some([log; 16]) };
+        for suite in SUITES {
+            let mut cipher = PageCipher::new(keys(suite, 1, Purpose::Wal, 1));
+            let (mut block, mut plain) = (vec![0; 1024], [0; 976]);
+            cipher.seal(place(1), &[5; 976], &mut block).unwrap();
+            assert_eq!(cipher.open(place(2), &block, &mut plain), Err(Unauthentic), "{suite:?}");
+            assert_eq!(plain, [0; 976], "{suite:?}");
+            cipher.open(place(1), &block, &mut plain).unwrap();
+            assert_eq!(plain, [5; 976], "{suite:?}");
+            let in_place = cipher.open_in_place(place(2), &mut block);
+            assert_eq!(in_place, Err(Unauthentic), "{suite:?}");
         }
     }
 

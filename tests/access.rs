@@ -183,6 +183,32 @@ fn the_next_protector_serves_where_the_first_does_not() {
     }
 }
 
+/// A connection that insists on a protector which is gone is refused, and nobody else because of it.
+#[test]
+fn a_refusal_of_one_connection_is_not_that_of_others() {
+    let (home, ..) = home(policy(None, HOUR));
+    let path = home.path("a.db");
+    let db = create(&home, &path, "DELETE");
+    for name in ["second:spare", "second:gone"] {
+        sqlite_tde::add_protector(&db, "main", NewProtector::new(name)).unwrap();
+    }
+    let through =
+        |name: &str| sqlite_tde::open_with(&path, &home.options().protector(name)).unwrap();
+    let (gone, spare) = (through("second:gone"), through("second:spare"));
+    sqlite_tde::remove_protector(&db, "main", "second:gone").unwrap();
+    for turn in 0..3 {
+        sqlite_tde::lock(&db, "main").unwrap();
+        for again in 0..3 {
+            let error = Error::from(read(&gone).unwrap_err());
+            assert!(matches!(error, Error::Inaccessible(_)), "{turn}, {again}: {error:?}");
+        }
+        for (other, what) in [(&spare, "spare"), (&db, "the first")] {
+            let found = read(other);
+            assert_eq!(found.as_ref().ok(), Some(&1), "{turn}, {what}: {found:?}");
+        }
+    }
+}
+
 /// Only what may be different the next time is tried again.
 #[test]
 fn outages_are_tried_again_and_refusals_are_not() {

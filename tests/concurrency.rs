@@ -8,11 +8,14 @@ mod bank;
 mod common;
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/stranger.rs"]
+mod stranger;
 
 use std::time::{Duration, Instant};
 
 use bank::{Bank, Count, ROLES, Role};
 use process::{Process, Random, TOO_LONG, full, report};
+use stranger::Stranger;
 
 const TASK: &str = "SQLITE_TDE_TEST_BANK";
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
@@ -89,6 +92,8 @@ fn processes(mode: &'static str, plain: bool, processes: u64, lasts: Duration) {
         })
         .collect();
     let what = format!("{mode}, plain {plain}");
+    // Programs without the library look on meanwhile.
+    let stranger = (!plain).then(|| Stranger::start([bank.dir.join(bank::FILE)], processes));
     let (mut done, mut busy, mut memory) = (0, 0, Vec::new());
     for (seed, process) in started {
         let lines = process.finish(lasts + TOO_LONG * 2);
@@ -103,8 +108,13 @@ fn processes(mode: &'static str, plain: bool, processes: u64, lasts: Duration) {
             }
         }
     }
+    let looked = stranger.map_or(Ok(0), Stranger::end);
+    let looked = looked.unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(plain || looked > 0, "{what}: no stranger looked");
     bank.check().unwrap_or_else(|error| panic!("{what}: {error}"));
-    eprintln!("{what}: {processes} processes, {done} done, {busy} busy, KiB of memory {memory:?}");
+    eprintln!(
+        "{what}: {looked} looks of strangers, {processes} processes, {done} done, {busy} busy, KiB of memory {memory:?}"
+    );
 }
 
 #[test]

@@ -73,6 +73,15 @@ fn shows_marker(bytes: &[u8]) -> bool {
     bytes.windows(WINDOW).any(|window| first[usize::from(window[0])] && wanted.contains(window))
 }
 
+/// `bytes` without the magic behind the name of a super-journal, which stands at the end of a journal.
+fn without_name(bytes: &[u8]) -> &[u8] {
+    let Some(rest) = bytes.strip_suffix(JOURNAL_MAGIC) else { return bytes };
+    let name = rest.len().checked_sub(8).map(|end| &rest[..end]);
+    let named =
+        name.is_some_and(|name| name.len() > 12 && name[name.len() - 12..].starts_with(b"-mj"));
+    if named { rest } else { bytes }
+}
+
 /// What of SQLite's or of the user's `bytes` show.
 fn shown(bytes: &[u8]) -> Vec<&'static str> {
     let mut out = Vec::new();
@@ -82,7 +91,7 @@ fn shown(bytes: &[u8]) -> Vec<&'static str> {
     if contains(bytes, SQLITE_MAGIC) {
         out.push("header");
     }
-    if contains(bytes, JOURNAL_MAGIC) {
+    if contains(without_name(bytes), JOURNAL_MAGIC) {
         out.push("journal header");
     }
     out

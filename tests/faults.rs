@@ -1,9 +1,12 @@
 //! Every call of the base VFS may fail. The error must reach the SQLite call that caused it, what was
 //! committed must be there afterwards, and what was not must be gone.
 //!
-//! `SQLITE_TDE_FULL=1` fails every call; otherwise some of each run.
+//! `SQLITE_TDE_FULL=1` fails every call; otherwise some of each run. `SQLITE_TDE_PLATFORM` puts a
+//! platform of that name between the calls that fail and `tde`.
 
 mod common;
+#[path = "common/platform.rs"]
+mod platform;
 #[path = "common/vfs.rs"]
 mod vfs;
 
@@ -13,6 +16,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use common::Home;
+use platform::over_base;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use vfs::{Kind, Method, TestVfs, kind_of_file};
@@ -331,8 +335,8 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
     let (mut points, mut hit, mut failures) = (0, 0, Vec::new());
     for (index, &mode) in modes.iter().enumerate() {
         let vfs = TestVfs::new();
-        let home = Home::with(|options| options.base(vfs.name));
-        let run = Run { home: &home, workload, mode, plain: plain.then_some(vfs.name) };
+        let home = Home::with(|options| options.base(over_base(vfs.name)));
+        let run = Run { home: &home, workload, mode, plain: plain.then(|| over_base(vfs.name)) };
         let template = home.path("template");
         std::fs::create_dir(&template).unwrap();
         if !workload.setup.is_empty() {
@@ -548,9 +552,10 @@ fn a_disk_that_stays_full_loses_nothing_but_the_transaction() {
     {
         for plain in [false, true] {
             let vfs = TestVfs::new();
-            let home = Home::with(|options| options.base(vfs.name));
+            let home = Home::with(|options| options.base(over_base(vfs.name)));
             let workload = &UPDATE;
-            let run = Run { home: &home, workload, mode, plain: plain.then_some(vfs.name) };
+            let run =
+                Run { home: &home, workload, mode, plain: plain.then(|| over_base(vfs.name)) };
             let template = home.path("template");
             std::fs::create_dir(&template).unwrap();
             run.connect(&template.join("main.db")).unwrap().execute_batch(TABLES).unwrap();

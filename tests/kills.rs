@@ -1,4 +1,5 @@
-//! Processes that write are killed at any moment. What they reported as committed is there
+//! Processes that write are killed at any moment, beside programs without the library that open the same
+//! files, look, stay and are killed or end at any moment, too. What they reported as committed is there
 //! afterwards, of what was in flight all or nothing, and the next process goes on with the files.
 //!
 //! `SQLITE_TDE_FULL=1` kills 500 times, otherwise 30.
@@ -6,6 +7,8 @@
 mod common;
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/stranger.rs"]
+mod stranger;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{Cipher, OpenOptions};
+use stranger::Stranger;
 
 const TASK: &str = "SQLITE_TDE_TEST_KILLED";
 const MODES: &[&str] = &["DELETE", "TRUNCATE", "PERSIST", "WAL"];
@@ -407,7 +411,7 @@ fn kill(site: &Site, round: &Round, modes: &[&str]) -> Result<Vec<String>, Strin
 
 fn survives(plain: bool, rounds: u64, modes: &[&'static str]) {
     let home = tempfile::tempdir().unwrap();
-    let (mut commits, mut hot, mut known) = (0, 0, Known::default());
+    let (mut commits, mut hot, mut looked, mut known) = (0, 0, 0, Known::default());
     for seed in 0..rounds {
         let round = Round::new(seed, modes);
         let dir = home.path().join((seed / GENERATION).to_string());
@@ -420,11 +424,17 @@ fn survives(plain: bool, rounds: u64, modes: &[&'static str]) {
             "seed {seed}, plain {plain}, {}, synchronous {}, {} processes of {} writers",
             round.mode, round.synchronous, round.processes, round.writers
         );
+        // In exclusive mode a reader that comes first is waited for.
+        let stranger = (!plain && !round.exclusive && seed % 2 == 0)
+            .then(|| Stranger::start([dir.join("main.db"), dir.join("aux.db")], seed));
         let lines = kill(&site, &round, modes).unwrap_or_else(|error| panic!("{what}: {error}"));
+        if let Some(stranger) = stranger {
+            looked += stranger.end().unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
         known.hear(&lines).unwrap_or_else(|error| panic!("{what}: {error}"));
         commits += lines.iter().filter(|line| line.starts_with("commit")).count();
         let left = |name| dir.join(name).metadata().is_ok_and(|file| file.len() > 512);
-        hot += u32::from(left("main.db-journal") || left("main.db-wal"));
+        hot += u32::from(left("main.db-journal") || left("main.db-wal") || left("main.db-tdewal"));
         if !plain {
             let shown = found_in_files(&dir, MARKER.as_bytes());
             assert!(shown.is_none(), "{what}: {shown:?} shows the marker");
@@ -435,7 +445,11 @@ fn survives(plain: bool, rounds: u64, modes: &[&'static str]) {
             Err(error) => panic!("{what}: {error:?}; {:?}", home.keep()),
         }
     }
-    eprintln!("plain {plain}: {rounds} rounds survived, {commits} commits, {hot} logs left behind");
+    eprintln!(
+        "plain {plain}: {rounds} rounds survived, {commits} commits, {hot} logs left behind, \
+         {looked} looks of strangers"
+    );
+    assert!(plain || looked > rounds, "{looked} looks");
     assert!(commits > rounds as usize && hot > 0, "{commits} commits, {hot} logs left behind");
 }
 

@@ -149,7 +149,7 @@ fn without_memory_nothing_is_damaged() {
                 other => panic!("{what}: {other:?}"),
             }
             drop(db);
-            for end in ["", "-journal", "-wal", "-shm"] {
+            for end in ["", "-journal", "-tdewal", "-shm"] {
                 let _ = std::fs::remove_file(home.path(&format!("{name}{end}")));
             }
         }

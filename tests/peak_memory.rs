@@ -1,5 +1,6 @@
-//! An encrypted database costs at most 4 MiB of resident memory per open connection more than a plain
-//! one: what was highest in processes that do the same work on both. Linux tells it as `VmHWM`.
+//! An encrypted database costs at most 4 MiB of resident memory per open connection more than a
+//! plain one: what was highest in processes that do the same work on both. Linux tells it as
+//! `VmHWM`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -16,6 +17,12 @@ use sqlite_tde::{OpenOptions, Options};
 const TASK: &str = "SQLITE_TDE_TEST_PEAK_MEMORY";
 const PER_CONNECTION_KIB: u64 = 4 * 1024;
 const ROWS: u64 = 60_000;
+
+/// Frames in the log of a small and of a large transaction; what SQLite itself needs of memory for
+/// the latter is its wal-index.
+const FRAMES: [u64; 2] = [2_000, 70_000];
+/// What the large one may cost more than the small one, beside what it costs on a plain database.
+const GROWTH_KIB: u64 = 512;
 
 /// What one process does.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +96,20 @@ fn work(path: &Path, plain: bool, work: Work) {
     scan_at_once(&all);
 }
 
+/// One transaction of so many frames, which are in the log long before its end.
+fn transaction(path: &Path, plain: bool, frames: u64, end: &str) {
+    let db = connect(path, plain);
+    db.execute_batch(&format!(
+        "PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(b);
+         BEGIN;
+         WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < {frames})
+         INSERT INTO t SELECT zeroblob(3900) FROM i; {end}"
+    ))
+    .unwrap();
+    let rows: i64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows as u64, if end == "COMMIT" { frames } else { 0 });
+}
+
 /// The most memory that this process had, in KiB.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -106,25 +127,45 @@ fn works_and_tells_its_peak() {
         let keystore = Keystore::at(dir.join("keys"));
         sqlite_tde::register(Options::new().name("peak").keystore(keystore)).unwrap();
     }
-    work(&dir.join("t.db"), plain, WORK[number.parse::<usize>().unwrap()]);
+    match number.split_once('-') {
+        None => work(&dir.join("t.db"), plain, WORK[number.parse::<usize>().unwrap()]),
+        Some((frames, end)) => {
+            transaction(&dir.join("t.db"), plain, frames.parse().unwrap(), end);
+        }
+    }
     report(&peak().to_string());
 }
 
-fn peak_of(kind: &str, number: usize) -> u64 {
+fn peak_of(kind: &str, work: &str) -> u64 {
     let dir = tempfile::tempdir().unwrap();
-    let task = format!("{}|{kind}|{number}", dir.path().display());
+    let task = format!("{}|{kind}|{work}", dir.path().display());
     let lines = Process::start("works_and_tells_its_peak", TASK, &task).finish(TOO_LONG);
-    let lines = lines.unwrap_or_else(|error| panic!("{:?}, {kind}: {error}", WORK[number]));
+    let lines = lines.unwrap_or_else(|error| panic!("{work}, {kind}: {error}"));
     lines.last().expect("a peak").parse().unwrap()
 }
 
 #[test]
 fn peak_memory_is_bounded() {
     for (number, work) in WORK.iter().enumerate() {
-        let (plain, tde) = (peak_of("plain", number), peak_of("tde", number));
+        let number = number.to_string();
+        let (plain, tde) = (peak_of("plain", &number), peak_of("tde", &number));
         let limit = plain + PER_CONNECTION_KIB * work.connections as u64;
         let each = tde.saturating_sub(plain) / work.connections as u64;
         eprintln!("{work:?}: plain {plain} KiB, tde {tde}, {each} a connection more");
         assert!(tde <= limit, "{work:?}: plain {plain} KiB, tde {tde}, which may have {limit}");
+    }
+}
+
+/// However many frames a transaction has in the log, and whatever becomes of it.
+#[test]
+fn a_transaction_needs_no_more_memory_for_more_frames() {
+    for end in ["COMMIT", "ROLLBACK"] {
+        let [plain, tde] = ["plain", "tde"].map(|kind| {
+            let [small, large] = FRAMES.map(|frames| peak_of(kind, &format!("{frames}-{end}")));
+            eprintln!("{end}, {kind}: {small} KiB, then {large}");
+            large.saturating_sub(small)
+        });
+        let more = tde.saturating_sub(plain);
+        assert!(more <= GROWTH_KIB, "{end}: {more} KiB more for {FRAMES:?} frames");
     }
 }

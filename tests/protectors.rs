@@ -6,11 +6,13 @@ mod common;
 mod service;
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::{Home, one, rows};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use service::{Service, State};
+use sqlite_tde::config::Policy;
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
 
@@ -264,8 +266,10 @@ fn a_protector_may_only_read_or_end() {
         assert!(error.unwrap_err().to_string().contains("other rights"));
         let last = sqlite_tde::remove_protector(&db, "main", "first:key").unwrap_err();
         assert!(last.to_string().contains("last protector that may write"), "{last}");
-        let ended = NewProtector::new("second:ended").not_after(1_000_000_000);
-        sqlite_tde::add_protector(&db, "main", ended).unwrap();
+        let past = NewProtector::new("second:ended").not_after(1_000_000_000);
+        let past = sqlite_tde::add_protector(&db, "main", past).unwrap_err();
+        assert!(past.to_string().contains("end is in the past"), "{past}");
+        add_ended(&db, "second:ended");
         assert!(matches!(
             opens_through(&home, &name, "second:ended"),
             Err(Error::KeyDisabled(words)) if words.contains("ended")
@@ -292,6 +296,108 @@ fn a_protector_may_only_read_or_end() {
                 db.execute("DELETE FROM t WHERE a = 2", []).unwrap();
             }
         }
+    }
+}
+
+/// Adds a protector, and waits until its time is over.
+fn add_ended(db: &Connection, name: &str) {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let end = now() + 2;
+    sqlite_tde::add_protector(db, "main", NewProtector::new(name).not_after(end)).unwrap();
+    while now() <= end {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What has ended counts for nothing, by whichever road the last writer is to go.
+#[test]
+fn a_protector_that_has_ended_is_no_writer() {
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    add_ended(&db, "second:ended");
+    let ended = || {
+        let all = sqlite_tde::protectors(&db, "main").unwrap();
+        let end = all.iter().find(|p| p.name == "second:ended").unwrap().not_after;
+        NewProtector::new("second:ended").not_after(end)
+    };
+    let before = names(&db);
+    for beside in ["", "second:auditor"] {
+        if !beside.is_empty() {
+            let auditor = NewProtector::new(beside).read_only(true);
+            sqlite_tde::add_protector(&db, "main", auditor).unwrap();
+        }
+        let auditor = NewProtector::new("second:auditor").read_only(true);
+        for (what, refused) in [
+            ("remove", sqlite_tde::remove_protector(&db, "main", "first:key")),
+            ("set", sqlite_tde::set_protectors(&db, "main", vec![ended(), auditor])),
+            ("set one", sqlite_tde::set_protectors(&db, "main", vec![ended()])),
+        ] {
+            let error = refused.expect_err(what).to_string();
+            assert!(error.contains("may write"), "{what} beside {beside:?}: {error}");
+        }
+        let to =
+            sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some("second:ended"));
+        assert!(to.unwrap_err().to_string().contains("ended"), "rotated in the place of one");
+    }
+    assert_eq!(names(&db)[..2], before);
+    // To take away what has ended is no loss.
+    sqlite_tde::remove_protector(&db, "main", "second:ended").unwrap();
+    assert_eq!(names(&db), ["first:key", "second:auditor"]);
+}
+
+#[test]
+fn the_least_number_of_protectors_is_of_those_that_serve() {
+    let least = Policy { min_protectors: 2, ..Policy::default() };
+    let service = Service::default();
+    let home = Home::with(move |options| {
+        options.provider("first", Arc::new(service)).default_protector("first:key").policy(least)
+    });
+    let db = create(&home, "a.db");
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("first:b")).unwrap();
+    add_ended(&db, "first:ended");
+    let refused = sqlite_tde::remove_protector(&db, "main", "first:b").unwrap_err().to_string();
+    assert!(refused.contains("asks for 2 protectors, and 1 would be left"), "{refused}");
+    sqlite_tde::remove_protector(&db, "main", "first:ended").unwrap();
+    assert_eq!(names(&db), ["first:key", "first:b"]);
+}
+
+/// Rotating to another key takes the old one away, or says that it does not.
+#[test]
+fn what_is_to_be_replaced_does_not_stay_without_a_word() {
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:new")).unwrap();
+    for (replace, words) in [
+        ("first:key", "protector remove"),
+        ("nosuch", "there is no protector nosuch; there is first:key, second:new"),
+    ] {
+        let by_api = sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some(replace));
+        let by_api = by_api.expect_err(replace).to_string();
+        let by_sql =
+            fails(&db, &format!("SELECT tde_rotate_protector('second:new','main','{replace}')"));
+        for said in [by_api, by_sql] {
+            assert!(said.contains(words), "{replace}: {said}");
+        }
+    }
+    assert_eq!(names(&db), ["first:key", "second:new"]);
+    let same = sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some("second:new"));
+    assert!(!same.unwrap().changed);
+}
+
+/// Rotating gives nobody more rights than there were.
+#[test]
+fn rotating_to_another_key_keeps_the_limits() {
+    const END: u64 = 4_000_000_000;
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    for (read_only, not_after) in [(true, 0), (false, END), (true, END)] {
+        let delegate = NewProtector::new("second:a").read_only(read_only).not_after(not_after);
+        sqlite_tde::add_protector(&db, "main", delegate).unwrap();
+        sqlite_tde::rotate_protector(&db, "main", Some("second:b"), Some("second:a")).unwrap();
+        let all = sqlite_tde::protectors(&db, "main").unwrap();
+        let new = all.iter().find(|p| p.name == "second:b").unwrap();
+        assert_eq!((new.read_only, new.not_after), (read_only, not_after));
+        sqlite_tde::remove_protector(&db, "main", "second:b").unwrap();
     }
 }
 
@@ -449,4 +555,17 @@ fn a_database_that_cannot_be_written_says_so() {
     fails(&db, "PRAGMA tde_rotate_protector");
     assert!(std::fs::read(home.path("a.db")).unwrap() == before);
     assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1));
+}
+
+#[test]
+fn a_message_escapes_the_names_in_a_file() {
+    let (home, ..) = home();
+    let db = create(&home, "a.db");
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:\u{1b}[2J")).unwrap();
+    let refused = sqlite_tde::remove_protector(&db, "main", "nosuch\u{7}").unwrap_err();
+    let refused = refused.to_string();
+    assert!(refused.contains("nosuch\\u{7}; there is first:key, second:\\u{1b}[2J"), "{refused}");
+    drop(db);
+    let refused = opens_through(&home, "a.db", "second:other").unwrap_err().to_string();
+    assert!(refused.contains("second:\\u{1b}[2J does"), "{refused}");
 }

@@ -2,6 +2,8 @@
 //! database rolls it back. The process is this test binary, started again with a task.
 
 mod common;
+#[path = "common/process.rs"]
+mod process;
 #[path = "common/vfs.rs"]
 mod vfs;
 
@@ -83,7 +85,7 @@ fn a_hot_journal_is_rolled_back() {
     }
 }
 
-/// T1: page 1 is torn when the power fails, and the journal still holds it.
+/// Page 1 is torn when the power fails, and the journal still holds it.
 #[test]
 fn a_torn_first_page_is_restored_from_the_journal() {
     for mode in MODES {
@@ -201,5 +203,154 @@ fn a_plain_database_of_the_same_transaction_comes_first() {
         assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(2), "{name}");
         // Another transaction leaves a journal that names nothing.
         db.execute_batch("PRAGMA journal_mode=PERSIST; INSERT INTO t VALUES(2)").unwrap();
+    }
+}
+
+/// Databases of one transaction, main first: whether each is encrypted.
+const MIXES: [&[bool]; 5] =
+    [&[false, true], &[true, false], &[true, true], &[false, true, true], &[true, false, true]];
+
+/// The orders of `n` things.
+fn orders(n: usize) -> Vec<Vec<usize>> {
+    if n == 0 {
+        return vec![Vec::new()];
+    }
+    let with_last = |order: Vec<usize>| {
+        (0..n).map(move |at| {
+            let mut order = order.clone();
+            order.insert(at, n - 1);
+            order
+        })
+    };
+    orders(n - 1).into_iter().flat_map(with_last).collect()
+}
+
+/// One transaction over plain and encrypted databases is cut off at any call. Each database is then opened
+/// by itself, the plain ones by a VFS that knows nothing of the others, in every order, also after that
+/// VFS has looked at all of them: the transaction is done in all or in none.
+#[test]
+fn one_transaction_over_plain_and_encrypted_databases_is_one() {
+    let every = if process::full() { 1 } else { 7 };
+    let (mut points, mut counts) = (0, [0, 0, 0]);
+    for mode in MODES {
+        for (number, mix) in MIXES.into_iter().enumerate() {
+            let vfs = TestVfs::new();
+            let home = Home::with(|options| options.base(vfs.name));
+            let dir = home.path("files");
+            std::fs::create_dir(&dir).unwrap();
+            let path = |i: usize| dir.join(format!("{i}.db"));
+            let plain_uri = |i: usize| format!("file:{}?vfs={}", path(i).display(), vfs.name);
+            let uri = |i: usize| if mix[i] { home.uri(&path(i)) } else { plain_uri(i) };
+            let connect = |uri: String| common::plain(Path::new(&uri));
+            let open = || {
+                let db = connect(uri(0));
+                for i in 1..mix.len() {
+                    db.execute_batch(&format!("ATTACH '{}' AS d{i}", uri(i))).unwrap();
+                }
+                db.execute_batch(&format!("PRAGMA journal_mode={mode}")).unwrap();
+                for i in 0..mix.len() {
+                    let name = if i == 0 { "main".to_owned() } else { format!("d{i}") };
+                    db.execute_batch(&format!(
+                        "PRAGMA {name}.cache_size=3; PRAGMA {name}.synchronous=FULL"
+                    ))
+                    .unwrap();
+                }
+                db
+            };
+            let schema = |i: usize| if i == 0 { "main".to_owned() } else { format!("d{i}") };
+            let all = |sql: &str| -> String {
+                (0..mix.len()).map(|i| sql.replace("schema", &schema(i))).collect()
+            };
+            let work =
+                format!("BEGIN; {} COMMIT", all("UPDATE schema.t SET n = n + 1, b = b || 'y';"));
+            let fill = "CREATE TABLE schema.t(a INTEGER PRIMARY KEY, n, b);
+                WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 40)
+                INSERT INTO schema.t SELECT i, 0, printf('%0400d', i) FROM i;";
+            let db = open();
+            db.execute_batch(&all(fill)).unwrap();
+            // Journals that are reused were used before.
+            db.execute_batch(&work).unwrap();
+            let start = snapshot(&dir);
+            vfs.clear();
+            db.execute_batch(&work).unwrap();
+            let calls = vfs.calls().len();
+            drop(db);
+            for point in (number % every..=calls).step_by(every) {
+                points += 1;
+                put_back(&dir, &start);
+                let db = open();
+                // As many calls as in the connection that went on are behind it.
+                let _: i64 =
+                    db.query_row("SELECT count(*) FROM main.t", [], |row| row.get(0)).unwrap();
+                vfs.fail(point, Kind::From);
+                let _ = db.execute_batch(&work);
+                drop(db);
+                vfs.clear();
+                let left = snapshot(&dir);
+                // What was written last of an encrypted journal may be lost with the power: its end.
+                let mut lost = left.clone();
+                let names =
+                    lost.iter_mut().map(|file| lose_name(file)).filter(|lost| *lost).count();
+                let pending = left.iter().any(|(path, _)| path.to_str().unwrap().contains("-mj"));
+                let images = if names > 0 && pending { vec![&left, &lost] } else { vec![&left] };
+                for (image, files) in images.into_iter().enumerate() {
+                    for (turn, order) in orders(mix.len()).into_iter().enumerate() {
+                        put_back(&dir, files);
+                        let what = format!(
+                            "{mode}, {mix:?}, point {point} of {calls}, image {image}, order {order:?}"
+                        );
+                        if turn % 2 == 0 {
+                            for i in (0..mix.len()).filter(|&i| mix[i]) {
+                                let db = connect(plain_uri(i));
+                                let told =
+                                    db.query_row("SELECT * FROM sqlite_schema", [], |_| Ok(()));
+                                let told = told.unwrap_err().to_string();
+                                assert!(told.contains("not a database"), "{what}: {told}");
+                            }
+                        }
+                        let mut seen = Vec::new();
+                        for &i in &order {
+                            let db = connect(uri(i));
+                            seen.push(common::rows(&db, "SELECT DISTINCT n, length(b) FROM t"));
+                            let sound = one(&db, "PRAGMA integrity_check");
+                            assert_eq!(sound, Value::Text("ok".into()), "{what}: {i}");
+                        }
+                        let same = seen.iter().all(|rows| rows.len() == 1 && *rows == seen[0]);
+                        assert!(same, "{what}: {seen:?}");
+                        let done = seen[0][0].contains("Integer(2)");
+                        assert!(image == 0 || !done, "{what}: done before its commit");
+                        counts[if image == 1 { 2 } else { usize::from(done) }] += 1;
+                    }
+                }
+            }
+        }
+    }
+    eprintln!("{points} points: none, all, none after power loss: {counts:?}");
+    assert!(counts[0] > 50 && counts[1] > 5 && counts[2] > 20, "{counts:?}");
+}
+
+/// Cuts the name of a super-journal off an encrypted journal.
+fn lose_name((_, bytes): &mut (PathBuf, Vec<u8>)) -> bool {
+    let named = bytes.starts_with(b"\0sqlite-tde jrnl")
+        && bytes.ends_with(&[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]);
+    if named {
+        let at = bytes.len() - 16;
+        let name = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+        bytes.truncate(at - name);
+    }
+    named
+}
+
+fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+fn put_back(dir: &Path, files: &[(PathBuf, Vec<u8>)]) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    for (path, bytes) in files {
+        std::fs::write(path, bytes).unwrap();
     }
 }

@@ -105,8 +105,14 @@ fn every_road_to_a_new_database_reserves_its_bytes() {
     let plain_source = plain(&home.path("source.plain"));
     work(&plain_source, "plain source");
 
+    let small_pages = |options: &sqlite_tde::OpenOptions| {
+        let db = sqlite_tde::open_with(home.path("small.db"), options).unwrap();
+        db.execute_batch("PRAGMA page_size=1024; CREATE TABLE IF NOT EXISTS t(a)").unwrap();
+        db.execute_batch("INSERT INTO t VALUES(1)").unwrap();
+        db
+    };
     type Create<'a> = &'a dyn Fn(&std::path::Path);
-    let roads: [(&str, Create<'_>); 6] = [
+    let roads: [(&str, Create<'_>); 8] = [
         ("open", &|path| work(&home.open(path), "open")),
         ("open without locks", &|path| {
             let options = home.options().parameter("nolock", "1");
@@ -120,6 +126,17 @@ fn every_road_to_a_new_database_reserves_its_bytes() {
         }),
         ("vacuum into from encrypted", &|path| {
             source.execute_batch(&format!("VACUUM INTO '{}'", home.uri(path))).unwrap();
+        }),
+        ("vacuum into another page size, locked throughout", &|path| {
+            let source = small_pages(&home.options());
+            source.execute_batch("PRAGMA locking_mode=EXCLUSIVE").unwrap();
+            source.execute_batch(&format!("VACUUM INTO '{}'", home.uri(path))).unwrap();
+        }),
+        ("vacuum into another page size, without locks", &|path| {
+            let options = home.options().parameter("nolock", "1");
+            let source = small_pages(&options);
+            source.execute_batch("PRAGMA locking_mode=EXCLUSIVE").unwrap();
+            source.execute_batch(&format!("VACUUM INTO '{}'", options.uri(path).unwrap())).unwrap();
         }),
         ("vacuum into from plain", &|path| {
             plain_source.execute_batch(&format!("VACUUM INTO '{}'", home.uri(path))).unwrap();

@@ -180,9 +180,12 @@ fn syncs_are_those_of_plain_sqlite() {
         seen += expected.iter().map(|(_, synced)| synced.len()).sum::<usize>();
         for site in &others {
             for ((step, plain), (_, tde)) in expected.iter().zip(site.syncs(setting)) {
-                if *plain != tde {
+                // The log of an encrypted database is called otherwise.
+                let log = |line: &String| line.replace("-wal", "-tdewal");
+                let plain: Vec<String> = plain.iter().map(log).collect();
+                if plain != tde {
                     let way = site.way;
-                    wrong.push(format!("{setting:?}, {way:?}, {step}:\n{}", beside(plain, &tde)));
+                    wrong.push(format!("{setting:?}, {way:?}, {step}:\n{}", beside(&plain, &tde)));
                 }
             }
         }

@@ -44,6 +44,8 @@ fn logical(physical: usize) -> usize {
 /// A database in the middle of a transaction whose pages have spilled into the file.
 struct Subject {
     twin: Twin,
+    /// In the middle of the transaction before the last.
+    oldest: Moment,
     /// In the middle of the transaction before.
     older: Moment,
     /// The same transaction, when less of it had spilled.
@@ -68,6 +70,8 @@ impl Subject {
         let twin = Twin::new(cipher, mode);
         twin.run(TABLE);
         twin.run(&format!("BEGIN; {UPDATE}"));
+        let oldest = twin.moment();
+        twin.run(&format!("COMMIT; BEGIN; {UPDATE}"));
         let older = twin.moment();
         twin.run("COMMIT");
         twin.run("BEGIN; DELETE FROM t WHERE a = 100; UPDATE t SET b = 'young' WHERE a < 9");
@@ -81,7 +85,7 @@ impl Subject {
         without.journal = None;
         let after = judge.plain(&without).scan;
         drop(judge);
-        Self { twin, older, early, now, records, before, after }
+        Self { twin, oldest, older, early, now, records, before, after }
     }
 
     fn with_journal(&self, change: impl FnOnce(&mut Vec<u8>)) -> Files {
@@ -128,9 +132,9 @@ fn assert_ends(
 fn end_before(at: usize, subject: &Subject) -> usize {
     let all = subject.now.plain.journal().len();
     match at {
-        // Magic, format, key version and salt; then the file id, which only a look from another
-        // database needs; then the grain.
-        0..40 | 56..60 => 0,
+        // Magic, format, key version and salt; then the file id, which nothing needs; then the grain and
+        // the state that the journal was begun on.
+        0..40 | 56..80 => 0,
         0..HEADER => all,
         _ => ((at - HEADER) / RECORD * SECTOR).min(all),
     }
@@ -221,8 +225,10 @@ enum Expect {
     Ends(usize),
     /// What these plain files show. A documented limit: all of it is of another time.
     Replay(Files),
+    /// The journal is refused: it is of another state of the database.
+    Outdated,
 }
-use Expect::{Ends, Replay};
+use Expect::{Ends, Outdated, Replay};
 
 fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, Expect)> {
     let journal = subject.now.sealed.journal();
@@ -296,7 +302,7 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
         with(&|journal| journal[40..56].copy_from_slice(&foreign[40..56])),
         Ends(all),
     );
-    add("header: its zeros set", with(&|journal| journal[60..HEADER].fill(0xff)), Ends(all));
+    add("header: its zeros set", with(&|journal| journal[80..HEADER].fill(0xff)), Ends(all));
     add(
         "the header of another database",
         with(&|journal| journal[..HEADER].copy_from_slice(&foreign[..HEADER])),
@@ -331,13 +337,29 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
     };
     let plain_older = subject.older.plain.journal();
     replay("the journal before over the present database", &subject.now, (older, plain_older));
+    // SQLite's change counter tells all that is older than the last transaction.
     replay("the journal when it was young", &subject.now, (early, subject.early.plain.journal()));
     replay("all of yesterday", &subject.older, (older, plain_older));
-    replay(
-        "the database of yesterday under the present journal",
-        &subject.older,
-        (journal, subject.now.plain.journal()),
-    );
+    let mut outdated = |what: &str, db: &Moment, journal: &Moment| {
+        let journal = Some(journal.sealed.journal().to_vec());
+        rows.push((what.into(), Files { journal, ..db.sealed.clone() }, Outdated));
+    };
+    outdated("the journal before the last", &subject.now, &subject.oldest);
+    outdated("the present journal over the database before", &subject.older, &subject.now);
+    outdated("the present journal over an older database", &subject.oldest, &subject.now);
+    let mut at = 0;
+    let states = [("version", 20..24), ("salt", 24..40), ("state", 60..80)];
+    for (field, range) in states.into_iter().cycle().take(6) {
+        at += 1;
+        let bytes = if at > 3 { &subject.oldest } else { &subject.older }.sealed.journal();
+        let files = with(&|journal| journal[range.clone()].copy_from_slice(&bytes[range.clone()]));
+        let same = bytes[range.clone()] == journal[range.clone()];
+        rows.push((
+            format!("header: {field} of an earlier journal, {at}"),
+            files,
+            Ends(if same { all } else { 0 }),
+        ));
+    }
     rows
 }
 
@@ -353,6 +375,14 @@ fn named_attacks() {
                 Ends(len) => assert_ends(&subject, &mut judge, &attack, &files, len),
                 Replay(plain) => match judge.judge(&attack, &files, &plain) {
                     Outcome::Same => "accepted replay",
+                    outcome => panic!("{attack}: {outcome:?}"),
+                },
+                Outdated => match judge.judge(&attack, &files, &subject.now.plain) {
+                    Outcome::Refused(Error::JournalOutdated { begun, found })
+                        if found != begun && found != begun + 1 =>
+                    {
+                        "refused as outdated"
+                    }
                     outcome => panic!("{attack}: {outcome:?}"),
                 },
             });

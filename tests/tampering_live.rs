@@ -28,7 +28,8 @@ const HASH_AT: u64 = 16384;
 const HASH_SLOTS: u32 = 8192;
 const ROWS: i64 = 12;
 
-/// A database with a row on each of some pages, all of them in the log, and a reader with a snapshot.
+/// A database with a row on each of some pages, all of them in the log, and a reader with a
+/// snapshot.
 struct Live {
     _home: Home,
     writer: Connection,
@@ -37,9 +38,10 @@ struct Live {
     index: File,
     /// The log before the present one.
     older: Vec<u8>,
-    /// The present log with frames of transactions that were rolled back: one that wrote other pages
-    /// first, and one that wrote the pages that the last commits wrote.
-    rolled_back: [Vec<u8>; 2],
+    /// The present log with frames of transactions that were rolled back: one that wrote other
+    /// pages first, one that wrote the pages that the last commits wrote, and one that overwrote
+    /// its frames and left others without salts.
+    rolled_back: [Vec<u8>; 3],
     /// The present log.
     now: Vec<u8>,
     frames: usize,
@@ -74,20 +76,23 @@ impl Live {
             }
         };
         set(1, false);
-        let log = beside(&path, "-wal");
+        let log = beside(&path, "-tdewal");
         let older = std::fs::read(&log).unwrap();
         writer.execute_batch("PRAGMA wal_checkpoint(RESTART)").unwrap();
         set(2, true);
-        let rolled_back = ["INSERT INTO other VALUES(printf('%.9000c', 'x'));", ""].map(|first| {
-            writer.execute_batch(&format!("BEGIN; {first} UPDATE t SET b = upper(b)")).unwrap();
+        let update = "UPDATE t SET b = upper(b);";
+        let twice = format!("{update} INSERT INTO other VALUES(printf('%.9000c', 'x'));");
+        let firsts = ["INSERT INTO other VALUES(printf('%.9000c', 'x'));", "", &twice];
+        let rolled_back = firsts.map(|first| {
+            writer.execute_batch(&format!("BEGIN; {first} {update}")).unwrap();
             let bytes = std::fs::read(&log).unwrap();
             writer.execute_batch("ROLLBACK").unwrap();
             bytes
         });
         set(3, false);
         let open = |suffix| OpenOptions::new().read(true).write(true).open(beside(&path, suffix));
-        let (log, index) = (open("-wal").unwrap(), open("-shm").unwrap());
-        let now = std::fs::read(beside(&path, "-wal")).unwrap();
+        let (log, index) = (open("-tdewal").unwrap(), open("-shm").unwrap());
+        let now = std::fs::read(beside(&path, "-tdewal")).unwrap();
         let mut live = Self {
             _home: home,
             writer,
@@ -139,8 +144,8 @@ impl Live {
         (1..=ROWS).map(|a| db.query_row(sql, [a], |row| row.get(0)).map_err(Error::from)).collect()
     }
 
-    /// Each row is right, or reading it failed as one of the log's frames or a page of the database.
-    /// How many failed.
+    /// Each row is right, or reading it failed as one of the log's frames or a page of the
+    /// database. How many failed.
     fn assert_right_or_error(&self, db: &Connection, row: &str) -> usize {
         let mut failed = 0;
         for (a, found) in (1..).zip(self.read(db)) {
@@ -205,14 +210,14 @@ fn a_record_replaced_under_a_reader_is_never_a_page() {
     }
 }
 
-/// A record of a transaction that was rolled back has the salts of the present log. It is told by its
-/// page, and where the page is the same, it is replay: the documented limit.
+/// A record of a transaction that was rolled back has the salts of the present log. It is told by
+/// its page, and where the page is the same, it is replay: the documented limit.
 #[test]
 fn a_record_of_a_rolled_back_transaction_is_no_other_page() {
     for cipher in CIPHERS {
         let live = Live::new(cipher);
         let mut tally = Tally::default();
-        let both = (1..=live.frames).flat_map(|frame| [(frame, 0), (frame, 1)]);
+        let both = (1..=live.frames).flat_map(|frame| [(frame, 0), (frame, 1), (frame, 2)]);
         for (frame, which) in both {
             let at = FRAMES_AT as usize + frame * RECORD;
             let Some(bytes) = live.rolled_back[which].get(at - RECORD..at) else { continue };
@@ -329,6 +334,10 @@ fn a_frame_that_the_index_takes_for_another_page_is_noticed() {
                         Err(Error::Sqlite(error)) => panic!("{row}: {error}"),
                         Err(error) => panic!("{row}: {error:?}"),
                     }
+                }
+                if wrong == pages[0] {
+                    let found = sqlite_tde::verify(&live.reader(), "main", |_, _| ()).unwrap();
+                    assert!(found.bad_frames.contains(&(frame as u32)), "{row}: {found:?}");
                 }
                 tally.add(match (failed, later) {
                     (true, _) => "authentication error",

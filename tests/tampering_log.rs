@@ -24,7 +24,8 @@ const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
 
 /// Of the log: our header, record 0, and where the frames begin.
 const HEADER: usize = 512;
-const HEADER_USED: usize = 44;
+const LOG_ID: std::ops::Range<usize> = 44..60;
+const HEADER_USED: usize = LOG_ID.end;
 const RECORD_0: usize = 36 + TRAILER;
 const FRAMES_AT: usize = 2 * HEADER;
 const RECORD: usize = 24 + PAGE + TRAILER;
@@ -82,7 +83,8 @@ impl Subject {
             twin.run_in_second("BEGIN; SELECT * FROM t;");
             twin.run("PRAGMA wal_checkpoint(PASSIVE)");
         }
-        twin.run(&format!("BEGIN; DELETE FROM t WHERE a = 100; {UPDATE}"));
+        // The second update overwrites frames: what follows them has no salts until a commit.
+        twin.run(&format!("BEGIN; DELETE FROM t WHERE a = 100; {UPDATE} {UPDATE}"));
         let rolled_back = twin.moment();
         twin.run("ROLLBACK");
         commit(&format!("BEGIN; {UPDATE} {UPDATE} COMMIT"));
@@ -154,6 +156,8 @@ fn the_twins_are_alike() {
         assert_eq!((now.sealed.wal().len() - FRAMES_AT) / RECORD, subject.frames);
         assert!(subject.frames > 40, "{} frames", subject.frames);
         assert!(subject.rolled_back.sealed.wal() != now.sealed.wal());
+        let frames = subject.rolled_back.plain.wal()[PLAIN_HEADER..].chunks_exact(PLAIN_FRAME);
+        assert!(frames.filter(|frame| frame[8..24] == [0; 16]).count() > 3, "without salts");
         let mut judge = Judge::new(&subject.twin);
         for (name, moment) in [
             ("older", &subject.older),
@@ -352,6 +356,21 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
     add(
         "header: file id of another",
         with(&|log| log[28..44].copy_from_slice(&foreign[28..44])),
+        Ends(0),
+    );
+    for (what, id) in [("the log before", &older[LOG_ID]), ("another database", &foreign[LOG_ID])] {
+        let put = |log: &mut Vec<u8>| log[LOG_ID].copy_from_slice(id);
+        add(&format!("header: log id of {what}"), with(&put), Ends(0));
+    }
+    add("header: log id of zeros", with(&|log| log[LOG_ID].fill(0)), Ends(0));
+    add(
+        "header of the log before",
+        with(&|log| log[..HEADER].copy_from_slice(&older[..HEADER])),
+        Ends(0),
+    );
+    add(
+        "record 0 of the log before",
+        with(&|log| log[HEADER..FRAMES_AT].copy_from_slice(&older[HEADER..FRAMES_AT])),
         Ends(0),
     );
     add("header: its zeros set", with(&|log| log[HEADER_USED..HEADER].fill(0xff)), Ends(0));
@@ -566,7 +585,7 @@ fn absurd_lengths_cost_neither_memory_nor_disk() {
     let subject = Subject::new(CIPHERS[0], true);
     let before = resident_kib();
     for (what, suffix, expect) in [
-        ("log", "-wal", subject.now.plain.clone()),
+        ("log", "-tdewal", subject.now.plain.clone()),
         ("database", "", subject.now.plain.clone()),
         ("journal", "-journal", subject.now.plain.clone()),
     ] {

@@ -94,7 +94,7 @@ fn checkpoints_limits_and_modes_answer_as_plain_sqlite_does() {
 fn the_log_stays_within_its_limit_and_is_gone_at_the_end() {
     let home = Home::new();
     let path = home.path("a.db");
-    let log = home.path("a.db-wal");
+    let log = home.path("a.db-tdewal");
     let db = home.open(&path);
     ok(&db, "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA journal_size_limit=20000");
     ok(&db, FILL);
@@ -133,7 +133,7 @@ fn a_log_left_behind_is_recovered() {
         }
         for exclusive in [false, true] {
             let copy = home.path(&format!("{number}-{exclusive}.db"));
-            copy_files(&home.path("a.db"), &copy, &["", "-wal"]);
+            copy_files(&home.path("a.db"), &copy, &["", "-tdewal"]);
             let db = home.open(&copy);
             if exclusive {
                 ok(&db, "PRAGMA locking_mode=EXCLUSIVE"); // the wal-index is in the heap then
@@ -161,7 +161,7 @@ fn a_reader_needs_no_right_to_write() {
     // Beside a writer, over the files of a killed one, and on media that never change.
     assert_eq!(dump(&open(home.options(), &path), "main"), want);
     let killed = home.path("killed.db");
-    copy_files(&path, &killed, &["", "-wal"]);
+    copy_files(&path, &killed, &["", "-tdewal"]);
     let reader = open(home.options(), &killed);
     assert_eq!(dump(&reader, "main"), want);
     assert!(reader.execute_batch("DELETE FROM t").is_err());
@@ -186,7 +186,7 @@ fn a_log_of_another_database_is_ignored() {
         }
         let writer = home.open(&other);
         ok(&writer, "PRAGMA wal_autocheckpoint=0; UPDATE t SET a = 'from the log'");
-        fs::copy(home.path("other.db-wal"), home.path("one.db-wal")).unwrap();
+        fs::copy(home.path("other.db-tdewal"), home.path("one.db-tdewal")).unwrap();
         let db = home.open(&one_db);
         assert_eq!(one(&db, "SELECT a FROM t"), Value::Text("one".into()));
         assert_sound(&db, "beside the log of another");
@@ -218,7 +218,7 @@ fn a_transaction_larger_than_the_cache_commits_and_rolls_back() {
             let other = home.open(&path);
             assert_eq!(dump(&other, "main"), after, "{suite} round {round}: committed");
             let copy = home.path(&format!("{suite}-{round}"));
-            copy_files(&path, &copy, &["", "-wal"]);
+            copy_files(&path, &copy, &["", "-tdewal"]);
             let recovered = home.open(&copy);
             assert_eq!(dump(&recovered, "main"), after, "{suite} round {round}: recovered");
             assert_sound(&recovered, suite);

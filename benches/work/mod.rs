@@ -159,7 +159,7 @@ impl Site {
     }
 
     pub fn remove(&self) {
-        for end in ["", "-wal", "-shm", "-journal"] {
+        for end in ["", "-wal", "-tdewal", "-shm", "-journal"] {
             let mut name = self.path.clone().into_os_string();
             name.push(end);
             let _ = std::fs::remove_file(name);

@@ -7,8 +7,9 @@ use crate::error::{Error, Result};
 use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::envelope::ProtectorRecord;
+use crate::key::opening::Spent;
 use crate::key::protector::check_time;
-use crate::provider::{Context, ProviderError};
+use crate::provider::{Context, Cost, ProviderError};
 use crate::secret::Secret;
 
 /// Whether one protector gives the key in use, as far as it went.
@@ -34,7 +35,8 @@ pub struct ProtectorCheck {
 }
 
 /// Checks every protector: provider configured, reachable, key present, unwraps, equal to the one
-/// in use.
+/// in use. After them come protectors that were removed, if that was cut off and the file still has
+/// them.
 ///
 /// Where the keys are gone it goes by what the file says, which is not authenticated then.
 pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<ProtectorCheck>> {
@@ -50,19 +52,43 @@ pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<Protecto
         }
         Err(error) => return Err(error),
     };
-    let check = |record| check_one(db, record, dek.as_ref(), &context);
-    Ok(records.iter().map(check).collect())
+    // What the file says of costs is bounded as in an opening, where nothing authenticates it.
+    let mut spent = Spent::default();
+    let mut check = |record| {
+        let cost = db.protectors().derivation(record).filter(|_| dek.is_none());
+        let too_dear = cost.filter(|cost| !spent.take(*cost, &db.protectors().access));
+        check_one(db, record, dek.as_ref(), &context, too_dear)
+    };
+    let mut checks: Vec<ProtectorCheck> = records.iter().map(&mut check).collect();
+    if dek.is_some() {
+        // One that was removed is named once, whether or not its provider still gives the key.
+        checks.extend(
+            db.cut_off_protectors(base)?
+                .iter()
+                .map(|record| ProtectorCheck { error: Some(CUT_OFF.into()), ..check(record) }),
+        );
+    }
+    Ok(checks)
 }
+
+const CUT_OFF: &str = "it was removed or replaced, and that was cut off: one copy of the envelope \
+    still has it, until the database is opened for writing";
 
 fn check_one(
     db: &MainDb,
     record: &ProtectorRecord,
     dek: Option<&Secret>,
     context: &Context,
+    too_dear: Option<Cost>,
 ) -> ProtectorCheck {
     let protectors = db.protectors();
     let newest = protectors.newest_version(record);
-    let unwrapped = protectors.unwrap(&[record], context).map(|(dek, _)| dek);
+    let unwrapped = match too_dear {
+        None => protectors.unwrap(&[record], context).map(|(dek, _)| dek),
+        Some(cost) => Err(ProviderError::Denied(format!(
+            "not tried: it asks for {cost}; [access.derivation] in config.toml allows more"
+        ))),
+    };
     let error = unwrapped.as_ref().err();
     let configured = protectors.provider_of(record).is_some();
     let reachable = configured && !matches!(error, Some(ProviderError::Unreachable(_)));

@@ -22,8 +22,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use check::ProtectorCheck;
-pub(crate) use protectors::apply_pending;
 pub use protectors::{Change, NewProtector, Skipped};
+pub(crate) use protectors::{apply_pending, mend};
 #[cfg(feature = "rusqlite")]
 pub(crate) use status::verify;
 pub use status::{ProtectorStatus, Status, Verification};
@@ -62,11 +62,15 @@ pub(crate) enum Command {
     Cipher,
     /// Whether each protector gives the key that is in use.
     VerifyProtectors,
+    /// Whether the secret that is set up for this protector is the one that it was made with.
+    CheckSecret(String),
     Rotate {
         to: Option<String>,
         replace: Option<String>,
     },
     Add(NewProtector),
+    /// Makes these the protectors, in one step.
+    Set(Vec<NewProtector>),
     Remove(String),
     AutoRotate(Option<bool>),
     Lock,
@@ -249,10 +253,15 @@ pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer>
         }
         Command::Cipher => Answer::Text(db.refresh_envelope(base)?.current.suite.name().to_owned()),
         Command::VerifyProtectors => Answer::Checks(check::check(db, base)?),
+        Command::CheckSecret(name) => {
+            protectors::check_secret(db, base, name)?;
+            Answer::Text(String::new())
+        }
         Command::Rotate { to: None, .. } => Answer::Change(protectors::rotate_all(target)?),
         Command::Rotate { to: Some(to), replace } => {
             Answer::Change(protectors::rotate_to(target, to, replace.as_deref())?)
         }
+        Command::Set(wanted) => Answer::Change(protectors::set(target, wanted)?),
         Command::Add(new) => Answer::Change(protectors::add(target, new)?),
         Command::Remove(name) => Answer::Change(protectors::remove(target, name)?),
         Command::AutoRotate(None) => {

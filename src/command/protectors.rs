@@ -21,7 +21,8 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{does_not_come_back, matches, now};
+use crate::key::identity::{FileId, wrong_file};
+use crate::key::protector::{check_time, does_not_come_back, matches, may_write, names_of, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -67,6 +68,12 @@ impl NewProtector {
         Self { name: name.into(), not_after: 0, read_only: false }
     }
 
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Ends it at this time, in Unix seconds.
     pub fn not_after(mut self, seconds: u64) -> Self {
         self.not_after = seconds;
@@ -77,6 +84,10 @@ impl NewProtector {
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
+    }
+
+    fn has_ended(&self) -> bool {
+        self.not_after != 0 && self.not_after <= now()
     }
 }
 
@@ -107,7 +118,7 @@ pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
 }
 
 /// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the place
-/// of `replace`, or of the first.
+/// of `replace`, or of the first. It has the limits of the one whose place it takes.
 pub(super) fn rotate_to(
     target: &mut impl Target,
     to: &str,
@@ -117,6 +128,18 @@ pub(super) fn rotate_to(
         let find =
             |name: &str| envelope.protectors.iter().find(|record| matches(record, Some(name)));
         if let Some(record) = find(to) {
+            match replace.map(|name| (name, find(name))) {
+                Some((name, None)) if !db.has_finished(name) => {
+                    return Err(no_such(envelope, name));
+                }
+                Some((name, Some(old))) if old != record => {
+                    return Err(Error::Usage(format!(
+                        "protector {to} is there already, and does not take the place of {name}: \
+                         `protector remove` removes that one"
+                    )));
+                }
+                _ => {}
+            }
             let step = rewrapped(db, record)?.map(|new| Step::Replace(record.clone(), new));
             return Ok(Plan::of(step));
         }
@@ -124,7 +147,10 @@ pub(super) fn rotate_to(
             Some(name) => find(name).ok_or_else(|| no_such(envelope, name))?,
             None => envelope.protectors.first().ok_or_else(|| no_such(envelope, to))?,
         };
-        let new = wrapped(db, &NewProtector::new(to), Proof::Demanded)?;
+        // Whose time is over is not to get more of it, nor are its limits to be lost.
+        check_time(old)?;
+        let new = NewProtector::new(to).read_only(old.read_only).not_after(old.not_after);
+        let new = wrapped(db, &new, Proof::Demanded)?;
         Ok(Plan::of(Some(Step::Replace(old.clone(), new))))
     })
 }
@@ -145,6 +171,10 @@ pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change
             None if envelope.protectors.len() >= PROTECTORS_MAX => Err(Error::Usage(format!(
                 "the database has {PROTECTORS_MAX} protectors, and cannot have more: remove one first"
             ))),
+            None if new.has_ended() => Err(Error::Usage(format!(
+                "protector {} could open nothing: its end is in the past",
+                new.name
+            ))),
             None => Ok(Plan::of(Some(Step::Add(wrapped(db, new, Proof::WhereItCanBe)?)))),
         }
     })
@@ -154,6 +184,10 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
     edit(target, |db, envelope| {
         let Some(record) = envelope.protectors.iter().find(|record| matches(record, Some(name)))
         else {
+            if db.has_finished(name) {
+                let words = "its removal was begun before and cut off: it is finished now";
+                return Ok(Plan { warnings: vec![format!("{name}: {words}")], ..Plan::default() });
+            }
             // SQLite may prepare a PRAGMA again after it was run.
             return if db.has_removed(name) {
                 Ok(Plan::default())
@@ -168,12 +202,13 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
                  one first"
             )));
         }
-        if rest.all(|other| other.read_only) {
+        if !rest.any(may_write) {
             return Err(Error::Usage(format!(
-                "{name} is the last protector that may write: add another one first"
+                "{name} is the last protector that may write and has not ended: add another one \
+                 first"
             )));
         }
-        let warning = db.protectors().policy.check_removal(envelope)?;
+        let warning = db.protectors().policy.check_removal(envelope, record)?;
         let mut plan = Plan::of(Some(Step::Remove(record.clone())));
         plan.warnings.extend(warning);
         Ok(plan)
@@ -187,11 +222,54 @@ pub(super) fn auto_rotate(target: &mut impl Target, on: bool) -> Result<Change> 
     })
 }
 
+/// Makes `wanted` the protectors of the database, each wrapped anew, and none else.
+pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<Change> {
+    edit(target, |db, envelope| {
+        if wanted.is_empty() || wanted.len() > PROTECTORS_MAX {
+            return Err(Error::Usage(format!("a database has 1 to {PROTECTORS_MAX} protectors")));
+        }
+        if !wanted.iter().any(|new| !new.read_only && !new.has_ended()) {
+            return Err(Error::Usage(
+                "none of these protectors may write, or the ones that may have ended".into(),
+            ));
+        }
+        let mut steps = Vec::new();
+        for old in &envelope.protectors {
+            if wanted.iter().all(|new| new.name != old.name) {
+                steps.push(Step::Remove(old.clone()));
+            }
+        }
+        for new in wanted {
+            let old = envelope.protectors.iter().find(|old| old.name == new.name);
+            old.map_or(Ok(()), |old| refuse_other_secret(db, old))?;
+            let record = wrapped(db, new, Proof::WhereItCanBe)?;
+            steps.push(match old {
+                Some(old) => Step::Replace(old.clone(), record),
+                None => Step::Add(record),
+            });
+        }
+        Ok(Plan { steps, ..Plan::default() })
+    })
+}
+
+/// Finishes a change that was cut off between the two copies of the envelope, if there is one.
+/// Where others are in the way for longer than `patience`, it stays for later.
+pub(crate) fn mend(target: &mut impl Target, patience: Duration) -> Result<()> {
+    match target.parts() {
+        Ok((db, _)) if db.wants_mending() => {}
+        _ => return Ok(()),
+    }
+    match target.exclusively(patience, |db, base| db.mend(base)) {
+        Err(Error::Busy(_)) => Ok(()),
+        done => done,
+    }
+}
+
 /// Writes what a background check wrapped in advance, if the envelope is free at the moment.
 pub(crate) fn apply_pending(target: &mut impl Target) -> Result<()> {
     let (db, _) = target.parts()?;
     let pending = db.take_pending();
-    if pending.is_empty() || db.is_read_only() {
+    if pending.is_empty() || db.check_writable().is_err() {
         return Ok(());
     }
     let replace =
@@ -241,8 +319,10 @@ fn edit(
     for _ in 0..ROUNDS {
         let (db, base) = target.parts()?;
         db.settle_protector(base)?;
+        mend(target, PATIENCE)?;
+        let (db, base) = target.parts()?;
         let envelope = db.refresh_envelope(base)?.clone();
-        let planned = db.check_rights().and_then(|()| plan(db, &envelope));
+        let planned = db.check_writable().and_then(|()| plan(db, &envelope));
         if let Err(error) = &planned {
             refuse(db, &envelope, error);
         }
@@ -255,6 +335,7 @@ fn edit(
         record(db, &envelope, &steps, "begins", &Ok(true))?;
         let done = target.exclusively(PATIENCE, |db, base| commit(db, base, &steps, now()));
         let (db, _) = target.parts()?;
+        let done = done.and_then(|done| finished(db, &steps, done));
         let _ = record(db, &envelope, &steps, "ends", &done);
         if done? {
             // As it was written: a look at the disk could fail, and the change is done.
@@ -264,6 +345,20 @@ fn edit(
         }
     }
     Err(Error::Busy("others keep changing the protectors: try again".into()))
+}
+
+/// Refuses to call a change done that is in one copy of the envelope only, while the other one
+/// still has what it was to remove. What was only added or set is there all the same.
+fn finished(db: &MainDb, steps: &[Step], done: bool) -> Result<bool> {
+    let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
+    if done && db.copies_differ() && steps.iter().any(removes) {
+        return Err(Error::Unfinished(
+            "the change stands, but one copy of the envelope could not be written and still has \
+             what was before: say it again once the disk works, or open the database for writing"
+                .into(),
+        ));
+    }
+    Ok(done)
 }
 
 /// Tells the audit log of each step.
@@ -328,10 +423,25 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
         Step::AutoRotate(_) => true,
     };
     let removed = |record: &ProtectorRecord| {
-        steps.iter().any(|step| matches!(step, Step::Remove(old) if old == record))
+        let goes = |step: &Step| match step {
+            Step::Remove(old) | Step::Replace(old, _) => old == record,
+            Step::Add(_) | Step::AutoRotate(_) => false,
+        };
+        steps.iter().any(goes)
     };
-    let leaves_a_writer =
-        envelope.protectors.iter().any(|record| !record.read_only && !removed(record));
+    let may_take_a_writer = |step: &Step| match step {
+        // One that only gets another key has the rights that it had.
+        Step::Replace(old, new) => (old.read_only, old.not_after) != (new.read_only, new.not_after),
+        Step::Remove(_) => true,
+        Step::Add(_) | Step::AutoRotate(_) => false,
+    };
+    let brings_a_writer = |step: &Step| match step {
+        Step::Replace(_, new) | Step::Add(new) => may_write(new),
+        Step::Remove(_) | Step::AutoRotate(_) => false,
+    };
+    let leaves_a_writer = !steps.iter().any(may_take_a_writer)
+        || envelope.protectors.iter().any(|r| may_write(r) && !removed(r))
+        || steps.iter().any(brings_a_writer);
     if !steps.iter().all(fits) || !leaves_a_writer {
         return Ok(false);
     }
@@ -355,7 +465,7 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
     })?;
     for step in steps {
         match step {
-            Step::Replace(old, new) => db.protector_became(&old.name, &new.name),
+            Step::Replace(old, new) => db.protector_became(old, new),
             Step::Add(_) | Step::AutoRotate(_) => {}
             Step::Remove(old) => db.removed(old),
         }
@@ -375,6 +485,10 @@ enum Proof {
 fn wrapped(db: &MainDb, new: &NewProtector, proof: Proof) -> Result<ProtectorRecord> {
     let (dek, context) = keys(db)?;
     let mut record = db.protectors().wrap(Some(&new.name), &dek, &context)?;
+    let id = FileId(context.file_id);
+    if let Some(others) = db.protectors().pins.others(&record, id) {
+        return Err(wrong_file(&id.to_string(), others));
+    }
     match db.protectors().unwrap(&[&record], &context) {
         Ok((given, _)) if given.is(&dek) => {}
         Ok(_) => return Err(does_not_come_back(&record)),
@@ -393,11 +507,39 @@ fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRe
     db.protectors().rewrap(record, &dek, &context)
 }
 
+/// Refuses to wrap anew under `record` where its provider has another secret by now than the one
+/// that the record was made with: whoever has that one would find it worth nothing. One that does
+/// not unwrap for us, such as a key of another party, says nothing of that.
+fn refuse_other_secret(db: &MainDb, record: &ProtectorRecord) -> Result<()> {
+    let (dek, context) = keys(db)?;
+    match db.protectors().unwrap(&[record], &context) {
+        Err(ProviderError::WrongKey(words)) => Err(Error::WrongKey(format!(
+            "protector {} was made with another secret than is set up here: {words}",
+            record.name.escape_debug()
+        ))),
+        Ok((given, _)) if !given.is(&dek) => Err(Error::WrongKey(format!(
+            "protector {} gives another key than the one in use",
+            record.name.escape_debug()
+        ))),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// [`refuse_other_secret`] for the protector called `name`.
+pub(super) fn check_secret(db: &mut MainDb, base: &impl Storage, name: &str) -> Result<()> {
+    let envelope = db.refresh_envelope(base)?.clone();
+    let record = envelope.protectors.iter().find(|record| record.name == name);
+    refuse_other_secret(db, record.ok_or_else(|| no_such(&envelope, name))?)
+}
+
 pub(super) fn keys(db: &MainDb) -> Result<(Secret, Context)> {
     db.keyring().ok_or(Error::NotEncrypted)?.dek()
 }
 
 fn no_such(envelope: &Envelope, name: &str) -> Error {
-    let names: Vec<&str> = envelope.protectors.iter().map(|record| record.name.as_str()).collect();
-    Error::Usage(format!("there is no protector {name}; there is {}", names.join(", ")))
+    Error::Usage(format!(
+        "there is no protector {}; there is {}",
+        name.escape_debug(),
+        names_of(&envelope.protectors)
+    ))
 }

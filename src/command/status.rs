@@ -8,6 +8,7 @@ use crate::file::Storage;
 use crate::file::main_db::MainDb;
 use crate::file::wal::Frames;
 use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
+use crate::provider::WaitsFor;
 
 /// What is known about the keys of an encrypted database; it holds nothing secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,6 +45,10 @@ pub struct Status {
     /// What the key provider said instead of an answer, where it was last asked in vain and the keys
     /// still serve.
     pub outage: Option<String>,
+    /// The copies of the envelope, `A` or `B`, that fail authentication or are older than the other
+    /// one: a change of the protectors was cut off. Whoever opens the database for writing mends
+    /// them.
+    pub faulty_envelope_copies: Vec<char>,
     /// The protectors, each of which opens the database.
     pub protectors: Vec<ProtectorStatus>,
 }
@@ -64,6 +69,8 @@ pub struct ProtectorStatus {
     pub mechanism: String,
     /// What kind of provider that is, where one of that name is set up here.
     pub kind: Option<String>,
+    /// Whether its provider asks a person, where one of that name is set up here.
+    pub asks_person: Option<bool>,
     /// When it ends, in Unix seconds; 0 for never.
     pub not_after: u64,
     /// Whether who opens the database through it may only read.
@@ -87,6 +94,10 @@ pub struct Verification {
     /// Copies of the envelope, `A` or `B`, that failed authentication. One good copy is enough to
     /// open the database.
     pub bad_envelope_copies: Vec<char>,
+    /// Copies of the envelope, `A` or `B`, that are authentic and older than the other one: a
+    /// change of the protectors was cut off, and a protector that it removed still opens the
+    /// database for who has other software. Whoever opens the database for writing mends them.
+    pub stale_envelope_copies: Vec<char>,
 }
 
 impl Verification {
@@ -96,11 +107,17 @@ impl Verification {
         self.bad_page_count == 0
             && self.bad_frames.is_empty()
             && self.bad_envelope_copies.is_empty()
+            && self.stale_envelope_copies.is_empty()
     }
 }
 
 pub(crate) fn status(db: &mut MainDb, base: &impl Storage) -> Result<Status> {
     let envelope = db.refresh_envelope(base)?.clone();
+    let mut faulty = Vec::new();
+    if db.copies_differ() {
+        let (bad, stale) = db.faulty_copies(base)?;
+        faulty = [bad, stale].concat();
+    }
     Ok(Status {
         format: FORMAT,
         file_id: envelope.file_id.iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -116,6 +133,7 @@ pub(crate) fn status(db: &mut MainDb, base: &impl Storage) -> Result<Status> {
         opened: db.opened(),
         encryption_state: 3,
         opened_through: db.through().unwrap_or_default().to_owned(),
+        faulty_envelope_copies: faulty,
         outage: db.keyring().and_then(|keyring| keyring.access.outage_reason()),
         protectors: protectors(db, &envelope),
     })
@@ -130,6 +148,7 @@ pub(crate) fn protectors(db: &MainDb, envelope: &Envelope) -> Vec<ProtectorStatu
         key_version: record.wrapped.key_version.clone(),
         mechanism: record.wrapped.mechanism.clone(),
         kind: db.protectors().provider_of(record).map(|provider| provider.kind().to_owned()),
+        asks_person: db.protectors().waits_for(record).map(|waits| waits == WaitsFor::Person),
         not_after: record.not_after,
         read_only: record.read_only,
         thumbprint: thumbprint(record),
@@ -160,6 +179,7 @@ pub(crate) fn verify(
         bad_pages: found.bad_pages,
         bad_page_count: found.bad_count,
         bad_envelope_copies: found.bad_copies,
+        stale_envelope_copies: found.stale_copies,
     })
 }
 

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::error::Error;
 use crate::file::tuning::Tuning;
-use crate::key::access::AccessPolicy;
+use crate::key::access::{AccessPolicy, Derivation};
 use crate::key::auditor::AuditPolicy;
+use crate::key::identity::{FULL_PATH, FileId, PROTECTOR, Pins};
 use crate::key::protector::split;
 use crate::provider::Cost;
 use crate::suite::SuiteId;
@@ -94,6 +95,7 @@ fn config(mut file: Table<'_>, dir: &Path) -> Result<Config> {
         rotation: file.or("rotation", default.rotation, rotation)?,
         audit: file.or("audit", default.audit, |value| audit(value, dir))?,
         policy: file.or("policy", default.policy, policy)?,
+        pins: file.or("pins", default.pins, pins)?,
         prompt: None,
     };
     file.end()?;
@@ -278,9 +280,53 @@ fn access(value: Value<'_>) -> Result<AccessPolicy> {
         attempts: table.or("attempts", default.attempts, |value| value.number(1..=100))?,
         retry_delay: table.or("retry_delay", default.retry_delay, |value| value.duration(true))?,
         time_out: table.or("time_out", default.time_out, |value| value.duration(false))?,
+        open_time_out: table
+            .or("open_time_out", default.open_time_out, |value| value.duration(false))?,
+        derivation: table.or("derivation", default.derivation, derivation)?,
     };
     table.end()?;
     Ok(policy)
+}
+
+fn derivation(value: Value<'_>) -> Result<Derivation> {
+    let mut table = value.table()?;
+    let default = Derivation::default();
+    let derivation = Derivation {
+        memory_kib: table.or("memory_kib", default.memory_kib, |v| v.number(8..=1 << 20))?,
+        work_kib: table.or("work_kib", default.work_kib, |v| v.number(8..=1 << 30))?,
+    };
+    table.end()?;
+    Ok(derivation)
+}
+
+/// Which databases are expected where.
+fn pins(value: Value<'_>) -> Result<Pins> {
+    let mut table = value.table()?;
+    let mut pins = Pins::default();
+    if let Some(paths) = table.get("paths") {
+        for (path, value) in paths.table()?.all() {
+            if !Path::new(path).is_absolute() {
+                return Err(value.wrong(FULL_PATH));
+            }
+            pins.paths.insert(path.into(), file_id(&value)?);
+        }
+    }
+    if let Some(protectors) = table.get("protectors") {
+        for (name, value) in protectors.table()?.all() {
+            if !name.split_once(':').is_some_and(|(name, key)| is_name(name) && !key.is_empty()) {
+                return Err(value.wrong(PROTECTOR));
+            }
+            let ids = value.list()?.iter().map(file_id).collect::<Result<_>>()?;
+            pins.protectors.insert(name.to_owned(), ids);
+        }
+    }
+    table.end()?;
+    Ok(pins)
+}
+
+fn file_id(value: &Value<'_>) -> Result<FileId> {
+    let expected = || value.wrong("expected a file id: 32 hexadecimal digits in quotes");
+    value.text()?.parse().map_err(|_| expected())
 }
 
 fn rotation(value: Value<'_>) -> Result<Option<Duration>> {

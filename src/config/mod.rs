@@ -22,6 +22,7 @@ use zeroize::Zeroizing;
 
 pub use span::duration;
 
+pub use crate::key::identity::Pins;
 pub use crate::key::policy::{BelowMin, Policy};
 
 use crate::audit::{AuditLog, AuditOptions};
@@ -62,6 +63,8 @@ pub struct Config {
     pub audit: Audit,
     /// What is forbidden.
     pub policy: Policy,
+    /// Which databases are expected where.
+    pub pins: Pins,
     /// Whom [`Source::Prompt`] asks; nobody unless said.
     pub prompt: Option<Ask>,
 }
@@ -167,6 +170,7 @@ impl Default for Config {
             rotation: Some(Duration::from_secs(24 * 3600)),
             audit: Audit::default(),
             policy: Policy::default(),
+            pins: Pins::default(),
             prompt: None,
         }
     }
@@ -391,6 +395,7 @@ impl fmt::Debug for Config {
             .field("rotation", &self.rotation)
             .field("audit", &self.audit)
             .field("policy", &self.policy)
+            .field("pins", &self.pins)
             .field("prompt", &self.prompt.is_some())
             .finish()
     }

@@ -7,8 +7,11 @@
 //! | [`FileKind::Scratch`] | [`scratch`] | random, in memory only |
 //! | [`FileKind::Wal`] | [`wal`] | WAL subkey of the DEK |
 //! | [`FileKind::SuperJournal`] | passed through: it holds file names only | |
+//!
+//! [`beside`] has the names of the files beside a database.
 
 pub(crate) mod ahead;
+pub(crate) mod beside;
 pub(crate) mod journal;
 pub(crate) mod main_db;
 #[cfg(any(test, feature = "fuzzing"))]

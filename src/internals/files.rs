@@ -174,9 +174,9 @@ impl File {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {
                 let _ = wal.before_sync(&self.base, &self.index);
-                let _ = wal.least_pages(&self.base, u32::MAX);
+                let _ = wal.demand(&self.base, u32::MAX, None);
                 let _ = wal.is_foreign(&self.base);
-                let _ = wal.frames(&self.base, u32::MAX);
+                let _ = wal.frames(&self.base, &self.index, u32::MAX);
             }
             Some(Open::Database(db)) => {
                 let _ = db.seal_holes(&self.base, 1..=u32::MAX);

@@ -27,6 +27,8 @@ impl Pages {
     /// # Errors
     /// Where the operating system has no random bytes.
     pub fn new(suite: SuiteId, page_size: usize) -> Result<Self> {
+        // As where a VFS is registered.
+        crate::vfs::forks::watch();
         let keys = BlockKeys {
             file_id: [1; 16],
             purpose: Purpose::Page,

@@ -12,13 +12,15 @@
 //!
 //! Transactions look at one atomic. Nobody waits for a provider but who finds the keyring locked.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::cipher::lock;
 use crate::error::{Error, Result};
-use crate::nonce::FORKS;
+use crate::forks;
+use crate::provider::{MEMORY_MAX_KIB, WORK_MAX_KIB};
 
 /// How the loss of a key provider, or of its consent, is met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +38,29 @@ pub struct AccessPolicy {
     pub retry_delay: Duration,
     /// How long one call may take. Providers that wait for a person have their own time.
     pub time_out: Duration,
+    /// How long the opening of one database waits for services, over all its protectors. Default: 1
+    /// minute.
+    pub open_time_out: Duration,
+    /// What the opening of one database may spend on deriving keys from passphrases. Whoever can
+    /// write the file says what a derivation costs.
+    pub derivation: Derivation,
+}
+
+/// What deriving keys may cost before it is known whether a database is genuine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Derivation {
+    /// The memory of one derivation, in KiB. Default: 1 GiB, the most that a passphrase can ask
+    /// for.
+    pub memory_kib: u32,
+    /// The memory filled by all of them, each iteration counted, in KiB. Default: 4 GiB, the most
+    /// that one passphrase can ask for, which takes some seconds.
+    pub work_kib: u64,
+}
+
+impl Default for Derivation {
+    fn default() -> Self {
+        Self { memory_kib: MEMORY_MAX_KIB, work_kib: WORK_MAX_KIB }
+    }
 }
 
 impl Default for AccessPolicy {
@@ -46,6 +71,8 @@ impl Default for AccessPolicy {
             attempts: 3,
             retry_delay: Duration::from_millis(200),
             time_out: Duration::from_secs(10),
+            open_time_out: Duration::from_secs(60),
+            derivation: Derivation::default(),
         }
     }
 }
@@ -82,6 +109,9 @@ pub(crate) struct Access {
     due: AtomicU64,
     start: Instant,
     state: Mutex<State>,
+    /// Runs at the beginning of the next [`Access::granted`].
+    #[cfg(test)]
+    pub(super) before_granted: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 struct State {
@@ -89,59 +119,88 @@ struct State {
     loss: Option<Loss>,
     /// What the provider last said instead of an answer.
     outage: Option<String>,
-    /// A locked database asked its provider at this time.
-    asked: Option<Instant>,
-    /// Someone is asking, in the process that had so many forks behind it.
+    /// When the keys were lost by a provider's word.
+    denied: Option<Instant>,
+    /// When connections last asked for keys that are locked, by the protector that they insist on,
+    /// and what they were told. One whose protector is gone must not make the others wait.
+    asked: HashMap<Option<String>, (Instant, Option<String>)>,
+    /// The process in which someone is asking.
     asking: Option<u64>,
+}
+
+impl State {
+    fn granted(now: Instant) -> Self {
+        let asked = HashMap::new();
+        Self { granted: now, loss: None, outage: None, denied: None, asked, asking: None }
+    }
 }
 
 impl Access {
     pub(super) fn new() -> Self {
         let start = Instant::now();
-        let state = State { granted: start, loss: None, outage: None, asked: None, asking: None };
-        Self { due: AtomicU64::new(0), start, state: Mutex::new(state) }
+        Self {
+            due: AtomicU64::new(0),
+            start,
+            state: Mutex::new(State::granted(start)),
+            #[cfg(test)]
+            before_granted: Mutex::default(),
+        }
     }
 
-    /// What a transaction has to do first.
+    /// What a transaction has to do first whose connection insists on the protector `wanted`, or
+    /// on none.
     ///
     /// # Errors
     /// [`Error::Inaccessible`] where the provider's last answer still stands.
-    pub(super) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
+    pub(super) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
         if self.elapsed() < self.due.load(Ordering::Acquire) {
             return Ok(Standing::Good);
         }
         let mut state = lock(&self.state);
         if let Some(loss) = &state.loss {
-            let waits = state.asked.is_some_and(|asked| asked.elapsed() < PAUSE);
-            return match loss {
-                Loss::Provider(reason) if waits => Err(Error::Inaccessible(reason.clone())),
-                _ => {
-                    state.asked = Some(Instant::now());
-                    Ok(Standing::Locked)
-                }
+            let wanted = wanted.map(str::to_owned);
+            let denied = match loss {
+                Loss::Provider(reason) => Some(reason.clone()),
+                Loss::Request => None,
             };
+            let told = match state.asked.get(&wanted) {
+                Some((at, told)) => Some((*at, told.clone().or(denied.clone()))),
+                None => state.denied.map(|at| (at, denied.clone())),
+            };
+            if let Some((at, Some(reason))) = &told
+                && at.elapsed() < PAUSE
+            {
+                return Err(Error::Inaccessible(reason.clone()));
+            }
+            state.asked.retain(|_, (at, _)| at.elapsed() < PAUSE);
+            let reason = told.and_then(|(_, reason)| reason);
+            state.asked.insert(wanted, (Instant::now(), reason));
+            return Ok(Standing::Locked);
         }
         let Some(interval) = policy.revalidate else {
             // Other connections may have another policy.
             self.look_again_after(PAUSE);
             return Ok(Standing::Good);
         };
-        let forks = FORKS.load(Ordering::Relaxed);
-        if state.granted.elapsed() < interval || state.asking == Some(forks) {
+        let process = forks::process();
+        if state.granted.elapsed() < interval || state.asking == Some(process) {
             // While an answer is under way, transactions need not look at each turn.
             let rest = interval.saturating_sub(state.granted.elapsed());
             self.look_again_after(rest.max(LOOK));
             return Ok(Standing::Good);
         }
-        state.asking = Some(forks);
+        state.asking = Some(process);
         Ok(Standing::Due)
     }
 
     /// The provider gave the keys.
     pub(super) fn granted(&self) {
+        #[cfg(test)]
+        if let Some(run) = lock(&self.before_granted).take() {
+            run();
+        }
         let mut state = lock(&self.state);
-        *state =
-            State { granted: Instant::now(), loss: None, outage: None, asked: None, asking: None };
+        *state = State::granted(Instant::now());
         // The first look closer plans by the policy of who looks.
         self.due.store(0, Ordering::Release);
     }
@@ -152,22 +211,27 @@ impl Access {
         let patience = policy.revalidate.unwrap_or_default() + policy.grace;
         state.asking = None;
         state.outage = Some(reason);
-        // A next attempt only after a pause, however often transactions begin.
-        self.look_again_after(PAUSE);
+        // A next attempt only after a pause, however often transactions begin. Where the keys were
+        // locked meanwhile, the next transaction asks at once.
+        if state.loss.is_none() {
+            self.look_again_after(PAUSE);
+        }
         policy.grace.is_zero() || state.granted.elapsed() > patience
     }
 
     /// The keys are wiped.
     pub(super) fn lost(&self, loss: Loss) {
         let mut state = lock(&self.state);
-        state.asked = matches!(loss, Loss::Provider(_)).then(Instant::now);
+        state.denied = matches!(loss, Loss::Provider(_)).then(Instant::now);
+        state.asked.clear();
         state.asking = None;
         state.loss = Some(loss);
         self.due.store(0, Ordering::Release);
     }
 
     /// What a transaction is told where the provider did not give the keys of a locked database.
-    pub(crate) fn refused(&self, error: Error) -> Error {
+    /// It stands for those that insist on the same protector.
+    pub(crate) fn refused(&self, error: Error, wanted: Option<&str>) -> Error {
         let by_provider = matches!(
             error,
             Error::NoKey(_)
@@ -182,9 +246,12 @@ impl Access {
         }
         let reason = error.to_string();
         // Another connection may have been given them meanwhile.
-        if let Some(loss) = &mut lock(&self.state).loss {
-            *loss = Loss::Provider(reason.clone());
+        let mut state = lock(&self.state);
+        if state.loss.is_some() {
+            let asked = state.asked.entry(wanted.map(str::to_owned));
+            asked.or_insert_with(|| (Instant::now(), None)).1 = Some(reason.clone());
         }
+        drop(state);
         Error::Inaccessible(reason)
     }
 

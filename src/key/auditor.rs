@@ -136,5 +136,6 @@ pub(crate) fn is_tampering(error: &Error) -> bool {
             | Error::PageAuthentication { .. }
             | Error::FrameAuthentication { .. }
             | Error::JournalAuthentication { .. }
+            | Error::JournalOutdated { .. }
     )
 }

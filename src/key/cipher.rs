@@ -5,16 +5,19 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::keyring::{FileId, Keyring};
+use super::keyring::Keyring;
 use crate::error::Result;
-use crate::page::{KeyVersion, PageCipher};
+use crate::page::{KeyVersion, PageCipher, Place};
+
+/// What the subkey of a journal is derived from, besides its DEK.
+pub(crate) type JournalSalt = [u8; 36];
 
 /// Which of a database's subkeys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subkey {
     Page,
     Wal,
-    Journal { version: KeyVersion, salt: FileId },
+    Journal { version: KeyVersion, salt: JournalSalt },
 }
 
 /// Where one open file has its subkeys while the keyring is not locked.
@@ -32,35 +35,38 @@ impl Cipher {
         Self { keyring, subkey, slot }
     }
 
-    /// As [`PageCipher::begin`].
-    pub(crate) fn begin(&self) {
-        if let Some(cipher) = &mut *lock(&self.slot) {
-            cipher.begin();
-        }
-    }
-
     /// As [`PageCipher::seal`].
     ///
     /// # Errors
     /// [`crate::Error::Inaccessible`] while the keyring is locked; else its own.
-    pub(crate) fn seal(&self, number: u64, plain: &[u8], block: &mut [u8]) -> Result<()> {
-        self.with(|cipher| cipher.seal(number, plain, block))?
+    pub(crate) fn seal(
+        &self,
+        place: impl Into<Place>,
+        plain: &[u8],
+        block: &mut [u8],
+    ) -> Result<()> {
+        self.with(|cipher| cipher.seal(place, plain, block))?
     }
 
     /// As [`PageCipher::open`]: whether `block` is authentic.
     ///
     /// # Errors
     /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
-    pub(crate) fn open(&self, number: u64, block: &[u8], plain: &mut [u8]) -> Result<bool> {
-        self.with(|cipher| cipher.open(number, block, plain).is_ok())
+    pub(crate) fn open(
+        &self,
+        place: impl Into<Place>,
+        block: &[u8],
+        plain: &mut [u8],
+    ) -> Result<bool> {
+        self.with(|cipher| cipher.open(place, block, plain).is_ok())
     }
 
     /// As [`PageCipher::open_in_place`]: whether `block` is authentic.
     ///
     /// # Errors
     /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
-    pub(crate) fn open_in_place(&self, number: u64, block: &mut [u8]) -> Result<bool> {
-        self.with(|cipher| cipher.open_in_place(number, block).is_ok())
+    pub(crate) fn open_in_place(&self, place: impl Into<Place>, block: &mut [u8]) -> Result<bool> {
+        self.with(|cipher| cipher.open_in_place(place, block).is_ok())
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut PageCipher) -> T) -> Result<T> {

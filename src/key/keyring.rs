@@ -6,8 +6,9 @@
 //! ```
 //! A journal adds its own 16-byte salt to the label, so each journal has its own key.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::AtomicBool;
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
 
@@ -15,12 +16,14 @@ use super::access::{Access, AccessPolicy, Loss, Standing};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
-use super::protector::{Protectors, check_time, matches, not_wrapped_for};
+use super::identity::{self, wrong_file};
+use super::opening::{check_protector, replaced};
+use super::protector::Protectors;
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, Purpose};
 use crate::provider::Context;
-use crate::secret::{Secret, fill_random};
+use crate::secret::Secret;
 use crate::suite::hkdf::Extracted;
 use crate::suite::{SuiteId, SuiteKey};
 
@@ -28,10 +31,14 @@ const PAGE: &[u8] = b"sqlite-tde v1 page";
 const WAL: &[u8] = b"sqlite-tde v1 wal";
 const JOURNAL: &[u8] = b"sqlite-tde v1 journal";
 const ENVELOPE: &[u8] = b"sqlite-tde v1 envelope";
+const CHECK: &[u8] = b"sqlite-tde v1 keyring";
 
 /// Length of a database's file id and of a log's or journal's salt, in bytes.
 pub(crate) const ID_LEN: usize = 16;
 pub(crate) type FileId = [u8; ID_LEN];
+
+/// The version of a database's first DEK, and the only one that this version writes.
+pub(crate) const FIRST_VERSION: KeyVersion = 1;
 
 /// A database encryption key, as an unlocked keyring has it.
 pub(crate) struct Dek {
@@ -45,9 +52,17 @@ pub(crate) struct Dek {
 /// Invariants:
 /// 1. Keys come in only behind an envelope whose MAC they verify.
 /// 2. While it is locked, no key is left in it, nor in any [`Cipher`] that it gave out.
+/// 3. It never takes another DEK than the first one, also after it was locked: connections may have
+///    pages under that.
+///
+/// Locks are taken in the order of the fields, and those of `access` last.
 pub(crate) struct Keyring {
     file_id: FileId,
     unlocked: Mutex<Option<Unlocked>>,
+    /// Tells the DEK that was here first from others. It is no key, and stays while locked.
+    seen: Mutex<Option<Secret>>,
+    /// How many times it was locked.
+    lockings: AtomicU64,
     /// Where keys were given out to.
     slots: Mutex<Vec<Weak<Slot>>>,
     pub(crate) access: Access,
@@ -70,6 +85,11 @@ impl Held {
         Self { extracted: Extracted::new(&dek.key, file_id), dek }
     }
 
+    /// What tells this DEK from any other, and nothing of it.
+    fn check(&self) -> Secret {
+        self.extracted.expand(&[CHECK])
+    }
+
     fn subkey(&self, label: &[&[u8]]) -> (KeyVersion, SuiteKey) {
         let subkey = self.extracted.expand(label);
         (self.dek.version, SuiteKey::new(self.dek.suite, &subkey))
@@ -84,8 +104,8 @@ struct Unlocked {
     page: Arc<BlockKeys>,
     wal: Arc<BlockKeys>,
     mac: Secret,
-    /// Names of the protectors that have given the keys in this process.
-    through: BTreeSet<String>,
+    /// The records that have given the keys in this process.
+    through: Vec<ProtectorRecord>,
 }
 
 impl Unlocked {
@@ -106,7 +126,13 @@ impl Unlocked {
             mac: current.extracted.expand(&[ENVELOPE]),
             current,
             retired,
-            through: BTreeSet::new(),
+            through: Vec::new(),
+        }
+    }
+
+    fn gave(&mut self, record: &ProtectorRecord) {
+        if !self.through.iter().any(|given| given.is_same_wrap(record)) {
+            self.through.push(record.clone());
         }
     }
 
@@ -116,25 +142,21 @@ impl Unlocked {
     }
 }
 
-/// An existing database whose keys were found.
-pub(crate) struct Opened {
-    pub(crate) keyring: Arc<Keyring>,
-    pub(crate) envelope: Envelope,
-    /// Name of the protector that gave the keys.
-    pub(crate) through: String,
-}
-
 impl Keyring {
     pub(crate) fn new(file_id: FileId, current: Dek, retired: Vec<Dek>) -> Arc<Self> {
         let keyring = Self::locked(file_id);
-        *lock(&keyring.unlocked) = Some(Unlocked::new(file_id, current, retired));
+        let unlocked = Unlocked::new(file_id, current, retired);
+        *lock(&keyring.seen) = Some(unlocked.current.check());
+        *lock(&keyring.unlocked) = Some(unlocked);
         keyring
     }
 
-    fn locked(file_id: FileId) -> Arc<Self> {
+    pub(super) fn locked(file_id: FileId) -> Arc<Self> {
         Arc::new(Self {
             file_id,
             unlocked: Mutex::default(),
+            seen: Mutex::default(),
+            lockings: AtomicU64::new(0),
             slots: Mutex::default(),
             access: Access::new(),
             pending: Mutex::default(),
@@ -150,16 +172,18 @@ impl Keyring {
         suite: SuiteId,
         now: u64,
     ) -> Result<(Arc<Self>, Envelope)> {
-        const FIRST: KeyVersion = 1;
-        let mut file_id = FileId::default();
-        fill_random(&mut file_id)?;
         let dek = Secret::random()?;
-        let context = Context { file_id, dek_version: FIRST };
+        let file_id = identity::FileId::of(&dek).0;
+        let context = Context { file_id, dek_version: FIRST_VERSION };
         let record = protectors.wrap(protector, &dek, &context)?;
+        if let Some(others) = protectors.pins.others(&record, identity::FileId(file_id)) {
+            return Err(wrong_file("that of a new one", others));
+        }
         let created = Event { file_id: Some(&file_id), ..about(EventKind::Create, &record) };
         protectors.auditor.record(&created)?;
-        let keyring = Self::new(file_id, Dek { version: FIRST, suite, key: dek }, Vec::new());
-        keyring.gave(&record.name);
+        let keyring =
+            Self::new(file_id, Dek { version: FIRST_VERSION, suite, key: dek }, Vec::new());
+        keyring.gave(&record);
         let envelope = Envelope {
             generation: 1,
             file_id,
@@ -171,84 +195,59 @@ impl Keyring {
             scan_cursor: 0,
             manual_rotation: false,
             has_pages: false,
-            current: DekRecord { version: FIRST, suite, wrapped: Vec::new() },
+            current: DekRecord { version: FIRST_VERSION, suite, wrapped: Vec::new() },
             retired: Vec::new(),
             protectors: vec![record],
         };
         Ok((keyring, envelope))
     }
 
-    /// The keyring of an existing database, from the cache or from a provider, and its envelope.
-    ///
-    /// `copies` are tried in order; the first error stands where none is good.
-    pub(crate) fn open(
-        copies: Vec<Unverified>,
-        protectors: &Protectors,
-        wanted: Option<&str>,
-    ) -> Result<Opened> {
-        let mut first = None;
-        for copy in copies {
-            match Self::open_copy(copy, protectors, wanted) {
-                Ok(found) => return Ok(found),
-                Err(error) => _ = first.get_or_insert(error),
-            }
-        }
-        Err(first.unwrap_or_else(|| Error::EnvelopeDamaged("no copy is left".into())))
-    }
-
-    fn open_copy(
-        copy: Unverified,
-        protectors: &Protectors,
-        wanted: Option<&str>,
-    ) -> Result<Opened> {
-        let file_id = copy.file_id();
-        let keyring = cached(&file_id).unwrap_or_else(|| Self::locked(file_id));
-        let mut records: Vec<&ProtectorRecord> =
-            copy.protectors().iter().filter(|record| matches(record, wanted)).collect();
-        if records.is_empty() {
-            return Err(not_wrapped_for(copy.protectors(), wanted));
-        }
-        // What ended comes last. Whether it did is known for sure only behind the MAC.
-        records.sort_by_key(|record| check_time(record).is_err());
-        // A protector that never gave the keys here is asked, also where another one did: each
-        // stands for rights of its own.
-        let known = records.iter().find(|record| keyring.was_given_by(&record.name));
-        if let Some(through) = known.map(|record| record.name.clone()) {
-            let envelope = keyring.verify(copy)?;
-            check_protector(&envelope, &through)?;
-            return Ok(Opened { keyring, envelope, through });
-        }
-        let (version, suite) = copy.current();
-        let context = Context { file_id, dek_version: version };
-        let (key, record) = protectors.unwrap(&records, &context)?;
-        let through = record.name.clone();
-        let dek = Dek { version, suite, key };
-        let (keyring, envelope) = keyring.unlock(copy, dek, &through)?;
-        keyring.gave(&through);
-        Ok(Opened { keyring, envelope, through })
-    }
-
-    /// Takes in the keys that the protector `through` gave, if they verify `copy`. Gives back the keyring that all
+    /// Takes in the keys that `record` gave, if they verify `copy` and none of the `newer` ones,
+    /// and are those that were seen of this database before. Gives back the keyring that all
     /// connections of this process share.
-    fn unlock(
+    pub(super) fn unlock(
         self: Arc<Self>,
-        copy: Unverified,
+        copy: &Unverified,
+        newer: &[Unverified],
         dek: Dek,
-        through: &str,
+        record: &ProtectorRecord,
     ) -> Result<(Arc<Self>, Envelope)> {
         let unlocked = Unlocked::new(self.file_id, dek, Vec::new());
         let envelope = copy.verify(&unlocked.mac)?;
-        check_protector(&envelope, through)?;
-        if !envelope.retired.is_empty() {
-            return Err(Error::Unsupported(
-                "a key regeneration is under way, which this version cannot continue".into(),
-            ));
+        if let Some(newer) = newer.iter().find_map(|copy| copy.verify(&unlocked.mac).ok()) {
+            return Err(replaced(&newer, &record.name));
         }
+        check_protector(&envelope, &record.name)?;
+        // The file id follows from the first DEK alone: no other one proves it.
+        let version = envelope.current.version;
+        if version != FIRST_VERSION || !envelope.retired.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "a key regeneration was begun, which this version cannot continue: the current key \
+                 has version {version}"
+            )));
+        }
+        let check = unlocked.current.check();
         let keyring = remember(&self);
         let mut place = lock(&keyring.unlocked);
+        let mut seen = lock(&keyring.seen);
+        match &*seen {
+            Some(seen) if !seen.is(&check) => {
+                return Err(Error::EnvelopeDamaged(format!(
+                    "protector {} gives another key than that of the database with this file id \
+                     which is open in this process",
+                    record.name.escape_debug()
+                )));
+            }
+            Some(_) => {}
+            None => *seen = Some(check),
+        }
+        drop(seen);
         if place.is_none() {
             *place = Some(unlocked);
             keyring.access.granted();
+        }
+        if let Some(keys) = &mut *place {
+            keys.gave(record);
         }
         drop(place);
         Ok((keyring, envelope))
@@ -259,6 +258,7 @@ impl Keyring {
         let mut place = lock(&self.unlocked);
         // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the reverse.
         self.access.lost(loss);
+        self.lockings.fetch_add(1, Ordering::Release);
         *place = None;
         drop(place);
         lock(&self.pending).clear();
@@ -271,9 +271,16 @@ impl Keyring {
 
     /// The provider still gives these keys. If they are gone by now, that changes nothing.
     pub(super) fn confirm(&self) {
-        if lock(&self.unlocked).is_some() {
+        // Under its lock, as in `lock`: whoever locks it must not be forgotten.
+        let place = lock(&self.unlocked);
+        if place.is_some() {
             self.access.granted();
         }
+    }
+
+    /// How many times it was locked so far.
+    pub(crate) fn lockings(&self) -> u64 {
+        self.lockings.load(Ordering::Acquire)
     }
 
     /// Makes later opens of the same file find this keyring, for as long as someone holds it.
@@ -344,8 +351,8 @@ impl Keyring {
     }
 
     /// The envelope, if the holder of these keys wrote it.
-    pub(crate) fn verify(&self, copy: Unverified) -> Result<Envelope> {
-        self.with_keys(|keys| copy.verify(&keys.mac))?
+    pub(crate) fn verify(&self, copy: impl Borrow<Unverified>) -> Result<Envelope> {
+        self.with_keys(|keys| copy.borrow().verify(&keys.mac))?
     }
 
     /// One copy of `envelope`.
@@ -353,28 +360,30 @@ impl Keyring {
         self.with_keys(|keys| envelope.encode(&keys.mac))?
     }
 
-    /// Notes that the protector `name` gives these keys.
-    pub(crate) fn gave(&self, name: &str) {
+    /// Notes that `record` gives these keys.
+    pub(crate) fn gave(&self, record: &ProtectorRecord) {
         if let Some(keys) = &mut *lock(&self.unlocked) {
-            keys.through.insert(name.to_owned());
+            keys.gave(record);
         }
     }
 
-    /// Whether the protector `name` gave the keys that are here.
-    pub(crate) fn was_given_by(&self, name: &str) -> bool {
-        lock(&self.unlocked).as_ref().is_some_and(|keys| keys.through.contains(name))
+    /// Forgets that `record` gave these keys: it was removed.
+    pub(crate) fn took_back(&self, record: &ProtectorRecord) {
+        if let Some(keys) = &mut *lock(&self.unlocked) {
+            keys.through.retain(|given| !given.is_same_wrap(record));
+        }
+    }
+
+    /// Whether this very record gave the keys that are here.
+    pub(crate) fn was_given_by(&self, record: &ProtectorRecord) -> bool {
+        let given = |keys: &Unlocked| keys.through.iter().any(|given| given.is_same_wrap(record));
+        lock(&self.unlocked).as_ref().is_some_and(given)
     }
 
     /// What a transaction has to do before it begins; see [`Access::standing`].
-    pub(crate) fn standing(&self, policy: &AccessPolicy) -> Result<Standing> {
-        self.access.standing(policy)
+    pub(crate) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
+        self.access.standing(policy, wanted)
     }
-}
-
-/// Refuses keys from a protector of `envelope` that ended.
-fn check_protector(envelope: &Envelope, name: &str) -> Result<()> {
-    let record = envelope.protectors.iter().find(|record| record.name == name);
-    Ok(record.map_or(Ok(()), check_time)?)
 }
 
 /// Keys for a file that only this process reads, and only until it closes it.

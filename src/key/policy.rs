@@ -1,7 +1,9 @@
 //! What an operator forbids, whoever asks for it.
 
-use super::envelope::Envelope;
+use super::envelope::{Envelope, ProtectorRecord};
+use super::protector::check_time;
 use crate::error::{Error, Result};
+use crate::provider::ProviderError;
 
 /// What an operator forbids.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,7 +12,8 @@ pub struct Policy {
     pub min_protectors: u32,
     /// What happens to the removal of one below that.
     pub below_min: BelowMin,
-    /// The providers whose keys may become protectors; any where there is no list.
+    /// The providers whose keys may become protectors, and through which databases are opened; any
+    /// where there is no list.
     pub allowed_providers: Option<Vec<String>>,
 }
 
@@ -30,7 +33,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Whether keys of the provider called `name` may become protectors.
+    /// Whether keys of the provider called `name` may be protectors.
     #[must_use]
     pub fn allows(&self, name: &str) -> bool {
         let listed = |allowed: &Vec<String>| allowed.iter().any(|listed| listed == name);
@@ -39,19 +42,34 @@ impl Policy {
 
     /// Refuses a new protector of the provider called `name` where that is not allowed.
     pub(crate) fn check_provider(&self, name: &str) -> Result<()> {
-        if self.allows(name) {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "the policy allows no protectors of provider {name}, only of {}",
-            self.allowed_providers.as_deref().unwrap_or_default().join(", ")
-        )))
+        if self.allows(name) { Ok(()) } else { Err(Error::Usage(self.not_allowed(name))) }
     }
 
-    /// Refuses to remove a protector of `envelope` where too few would be left, or gives a warning.
-    pub(crate) fn check_removal(&self, envelope: &Envelope) -> Result<Option<String>> {
-        let left = envelope.protectors.len().saturating_sub(1);
-        if left >= self.min_protectors as usize {
+    /// Refuses to open a database through a protector of the provider called `name` where that is
+    /// not allowed.
+    pub(crate) fn check_opening(&self, name: &str) -> Result<(), ProviderError> {
+        if self.allows(name) { Ok(()) } else { Err(ProviderError::Denied(self.not_allowed(name))) }
+    }
+
+    fn not_allowed(&self, name: &str) -> String {
+        format!(
+            "the policy allows no protectors of provider {}, only of {}",
+            name.escape_debug(),
+            self.allowed_providers.as_deref().unwrap_or_default().join(", ")
+        )
+    }
+
+    /// Refuses to remove the protector `gone` of `envelope` where too few would be left, or gives a
+    /// warning. Those that ended do not count.
+    pub(crate) fn check_removal(
+        &self,
+        envelope: &Envelope,
+        gone: &ProtectorRecord,
+    ) -> Result<Option<String>> {
+        let serves = |record: &&ProtectorRecord| check_time(record).is_ok();
+        let left =
+            envelope.protectors.iter().filter(serves).filter(|record| *record != gone).count();
+        if left >= self.min_protectors as usize || !serves(&gone) {
             return Ok(None);
         }
         let words = format!(

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::access::AccessPolicy;
 use super::auditor::Auditor;
 use super::envelope::ProtectorRecord;
+use super::identity::Pins;
 use super::policy::Policy;
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
-use crate::provider::{Context, DEFAULT_KEY, KeyProvider, ProviderError, WaitsFor, Wrapped};
+use crate::provider::{Context, Cost, DEFAULT_KEY, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use crate::secret::{Secret, fill_random};
 
 /// Name of the embedded provider, the local keystore.
@@ -28,6 +29,7 @@ pub(crate) struct Protectors {
     pub(crate) rotation: Rotation,
     pub(crate) auditor: Auditor,
     pub(crate) policy: Arc<Policy>,
+    pub(crate) pins: Arc<Pins>,
 }
 
 /// How often a newer version of a protector's key is looked for; `None` for never.
@@ -148,28 +150,72 @@ impl Protectors {
         records: &[&'r ProtectorRecord],
         context: &Context,
     ) -> Result<(Secret, &'r ProtectorRecord), ProviderError> {
-        let mut refused: Vec<Option<ProviderError>> = vec![None; records.len()];
+        let mut errors = vec![None; records.len()];
+        let mut waited = Duration::ZERO;
+        match self.unwrap_within(records, context, &mut waited, &mut errors).0 {
+            Some(answer) => Ok(answer),
+            None => Err(errors
+                .into_iter()
+                .flatten()
+                .next()
+                .unwrap_or_else(|| ProviderError::NotHere("no protector can be tried".into()))),
+        }
+    }
+
+    /// [`Protectors::unwrap`] while `waited`, the time spent on services, is below the limit of one
+    /// opening. Puts the errors into `errors`, one for each record, and answers which records were
+    /// never tried.
+    pub(super) fn unwrap_within<'r>(
+        &self,
+        records: &[&'r ProtectorRecord],
+        context: &Context,
+        waited: &mut Duration,
+        errors: &mut [Option<ProviderError>],
+    ) -> (Option<(Secret, &'r ProtectorRecord)>, Vec<&'r ProtectorRecord>) {
+        let mut late = Vec::new();
         for attempt in 0..self.access.attempts.max(1) {
             let mut again = false;
-            for (record, refused) in records.iter().zip(&mut refused) {
-                if attempt > 0 && !self.may_try_again(record, refused.as_ref()) {
+            for (record, error) in records.iter().copied().zip(&mut *errors) {
+                if attempt > 0 && !self.may_try_again(record, error.as_ref()) {
                     continue;
                 }
-                match self.unwrap_once(record, context) {
-                    Ok(dek) => return Ok((dek, record)),
-                    Err(error) => {
-                        again |= self.may_try_again(record, Some(&error));
-                        *refused = Some(error);
+                let is_service = self.waits_for(record) == Some(WaitsFor::Service);
+                if is_service && *waited >= self.access.open_time_out {
+                    if attempt == 0 {
+                        late.push(record);
+                    }
+                    continue;
+                }
+                let started = Instant::now();
+                let answer = self.unwrap_once(record, context);
+                if is_service {
+                    *waited += started.elapsed();
+                }
+                match answer {
+                    Ok(dek) => return (Some((dek, record)), late),
+                    Err(refused) => {
+                        again |= self.may_try_again(record, Some(&refused));
+                        *error = Some(refused);
                     }
                 }
             }
-            if !again {
+            if !again || *waited >= self.access.open_time_out {
                 break;
             }
             self.pause(attempt);
         }
-        let first = refused.into_iter().flatten().next();
-        Err(first.unwrap_or_else(|| ProviderError::NotHere("no protector can be tried".into())))
+        (None, late)
+    }
+
+    /// What the provider of `record`, if it may be asked, waits for.
+    pub(crate) fn waits_for(&self, record: &ProtectorRecord) -> Option<WaitsFor> {
+        self.provider_of(record).map(|provider| provider.waits_for())
+    }
+
+    /// What deriving a key for `record` would cost, where that is what unwrapping it takes.
+    pub(crate) fn derivation(&self, record: &ProtectorRecord) -> Option<Cost> {
+        let provider = self.provider_of(record).filter(|_| self.policy.allows(&record.provider))?;
+        provider.derivation(&record.key_id, &record.wrapped)
     }
 
     /// One attempt at one record.
@@ -178,6 +224,8 @@ impl Protectors {
         record: &ProtectorRecord,
         context: &Context,
     ) -> Result<Secret, ProviderError> {
+        // Whoever can write the file chose the provider.
+        self.policy.check_opening(&record.provider)?;
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
         let (key_id, wrapped) = (record.key_id.clone(), record.wrapped.clone());
         let (file_id, context, started) = (context.file_id, context.clone(), Instant::now());
@@ -192,9 +240,7 @@ impl Protectors {
 
     fn may_try_again(&self, record: &ProtectorRecord, refused: Option<&ProviderError>) -> bool {
         matches!(refused, Some(ProviderError::Unreachable(_)))
-            && self
-                .provider_of(record)
-                .is_some_and(|provider| provider.waits_for() == WaitsFor::Service)
+            && self.waits_for(record) == Some(WaitsFor::Service)
     }
 
     /// A call that is made again while the provider does not answer.
@@ -262,14 +308,26 @@ pub(crate) fn matches(record: &ProtectorRecord, wanted: Option<&str>) -> bool {
     })
 }
 
+/// The names of `records` for a message. Whoever can write the file chose them: a terminal must
+/// not obey them.
+pub(crate) fn names_of(records: &[ProtectorRecord]) -> String {
+    let names: Vec<String> =
+        records.iter().map(|record| record.name.escape_debug().to_string()).collect();
+    names.join(", ")
+}
+
 /// That none of `records` is called `wanted`.
 pub(crate) fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>) -> Error {
-    let names: Vec<&str> = records.iter().map(|record| record.name.as_str()).collect();
     Error::WrongKey(format!(
         "protector {} does not protect this database; {} does",
-        wanted.unwrap_or_default(),
-        names.join(", ")
+        wanted.unwrap_or_default().escape_debug(),
+        names_of(records)
     ))
+}
+
+/// Whether a database could be written through `record` now.
+pub(crate) fn may_write(record: &ProtectorRecord) -> bool {
+    !record.read_only && check_time(record).is_ok()
 }
 
 /// Refuses a protector whose time is over. It says something only of a record that was
@@ -280,7 +338,7 @@ pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> 
     }
     Err(ProviderError::Denied(format!(
         "protector {} ended: whoever owns the database can remove it and add it again",
-        record.name
+        record.name.escape_debug()
     )))
 }
 

@@ -21,7 +21,7 @@ impl Keyring {
     pub(crate) fn revalidate(&self, protectors: &Protectors, envelope: &Envelope) {
         let Ok((current, context)) = self.dek() else { return };
         let mut order: Vec<&ProtectorRecord> = envelope.protectors.iter().collect();
-        order.sort_by_key(|record| !self.was_given_by(&record.name));
+        order.sort_by_key(|record| !self.was_given_by(record));
         let personal = |record: &&ProtectorRecord| {
             let provider = protectors.provider_of(record);
             provider.is_some_and(|provider| provider.waits_for() == WaitsFor::Person)
@@ -38,12 +38,13 @@ impl Keyring {
         };
         match answer {
             Ok((dek, record)) if dek.is(&current) => {
-                self.gave(&record.name);
+                self.gave(record);
                 self.confirm();
                 self.look_for_newer(protectors, envelope);
             }
             Ok((_, record)) => {
-                let reason = format!("protector {} gives another key than it did", record.name);
+                let name = record.name.escape_debug();
+                let reason = format!("protector {name} gives another key than it did");
                 self.lose(protectors, reason);
             }
             Err(error) => {
@@ -168,15 +169,51 @@ mod tests {
     #[test]
     fn an_answer_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Due);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
             locker.lock(Loss::Request);
             Ok(())
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.access).unwrap(), Standing::Locked);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
+    }
+
+    /// Somebody locks between the look whether the keys are still there and the note that they were
+    /// granted.
+    #[test]
+    fn a_lock_beside_a_consent_is_not_forgotten() {
+        let (keyring, envelope, protectors, _) = database();
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        let (locker, (done, is_done)) = (Arc::clone(&keyring), std::sync::mpsc::channel());
+        *lock(&keyring.access.before_granted) = Some(Box::new(move || {
+            std::thread::spawn(move || {
+                locker.lock(Loss::Request);
+                done.send(()).unwrap();
+            });
+            // It waits for the consent to be noted; were it not made to, it would be done by now.
+            _ = is_done.recv_timeout(std::time::Duration::from_millis(300));
+        }));
+        keyring.revalidate(&protectors, &envelope);
+        while keyring.dek().is_ok() {
+            std::thread::yield_now();
+        }
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
+    }
+
+    /// A provider that is down is no reason to put off asking for keys that were locked meanwhile.
+    #[test]
+    fn an_outage_after_a_lock_does_not_hide_it() {
+        let (keyring, envelope, protectors, keeper) = database();
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        let locker = Arc::clone(&keyring);
+        *lock(&keeper.meanwhile) = Some(Box::new(move || {
+            locker.lock(Loss::Request);
+            Err(ProviderError::Unreachable("down".into()))
+        }));
+        keyring.revalidate(&protectors, &envelope);
+        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 #[cfg(unix)]
 mod command;
 pub mod conformance;
+mod derived;
 mod keystore;
 mod passphrase;
 #[cfg(feature = "pkcs11")]
@@ -23,6 +24,7 @@ pub use keystore::{
     DEFAULT_KEY, KeyFormat, KeyInfo, KeyRules, KeyVersionInfo, Keystore, Operation, RECOVERY_DAYS,
 };
 pub use passphrase::{Cost, Passphrase};
+pub(crate) use passphrase::{MEMORY_MAX_KIB, WORK_MAX_KIB};
 #[cfg(feature = "pkcs11")]
 pub use pkcs11::{Mechanism, Pkcs11, Token, TokenKey};
 pub use raw::RawKey;
@@ -131,6 +133,15 @@ pub trait KeyProvider: Send + Sync {
     /// A [`ProviderError`].
     fn newest_version(&self, key_id: &str) -> Result<String, ProviderError>;
 
+    /// What unwrapping `wrapped` costs before anything tells whether it is genuine: the memory and
+    /// the time that a key derivation takes, as the blob asks for them. `None` where the blob has
+    /// no say in it, or the derived key is at hand. A database decides on nothing dearer than
+    /// [`AccessPolicy::derivation`](crate::AccessPolicy::derivation) allows.
+    fn derivation(&self, key_id: &str, wrapped: &Wrapped) -> Option<Cost> {
+        let _ = (key_id, wrapped);
+        None
+    }
+
     /// Wipes whatever the provider keeps in memory to save a later call some work, such as a key
     /// derived from a passphrase. It serves on, and asks again where it has to.
     fn forget(&self) {}
@@ -166,6 +177,20 @@ pub enum ProviderError {
     /// The key is there and does not unwrap this blob.
     #[error("{0}")]
     WrongKey(String),
+}
+
+impl ProviderError {
+    /// The same with more to say.
+    pub(crate) fn and(self, more: &str) -> Self {
+        match self {
+            Self::NotHere(text) => Self::NotHere(format!("{text}; {more}")),
+            Self::Denied(text) => Self::Denied(format!("{text}; {more}")),
+            Self::Unreachable(text) => Self::Unreachable(format!("{text}; {more}")),
+            Self::Damaged(text) => Self::Damaged(format!("{text}; {more}")),
+            Self::WrongKey(text) => Self::WrongKey(format!("{text}; {more}")),
+            loose @ Self::LoosePermissions { .. } => loose,
+        }
+    }
 }
 
 #[cfg(doctest)]

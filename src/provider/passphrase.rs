@@ -12,14 +12,15 @@
 //!
 //! Whoever can write the database can write these numbers. They are checked against [`Cost`]'s bounds
 //! before the passphrase is asked for or memory is taken, so that a made-up blob costs at most
-//! 1 GiB and some seconds.
-
-use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+//! 1 GiB and some seconds. What all blobs of an envelope may cost together is said by
+//! [`crate::AccessPolicy::derivation`].
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
+use std::fmt;
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
+use super::derived::Derived;
 use super::{
     Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, WaitsFor, Wrapped, wrap,
 };
@@ -35,11 +36,11 @@ const SALT_LEN: usize = 16;
 const HEADER_LEN: usize = SALT_AT + SALT_LEN;
 const _: () = assert!(HEADER_LEN == 24, "databases have headers of this length");
 
-const MEMORY_MAX_KIB: u32 = 1 << 20;
+pub(crate) const MEMORY_MAX_KIB: u32 = 1 << 20;
 const ITERATIONS_MAX: u32 = 64;
 const PARALLELISM_MAX: u32 = 16;
 /// Kibibytes filled, over all iterations.
-const WORK_MAX_KIB: u64 = 4 << 20;
+pub(crate) const WORK_MAX_KIB: u64 = 4 << 20;
 
 /// What deriving a key costs: a guess costs an attacker as much.
 ///
@@ -65,12 +66,17 @@ impl Default for Cost {
 }
 
 impl Cost {
+    /// Kibibytes filled, over all iterations.
+    pub(crate) fn work_kib(self) -> u64 {
+        u64::from(self.memory_kib) * u64::from(self.iterations)
+    }
+
     fn is_bounded(self) -> bool {
         let Self { memory_kib, iterations, parallelism } = self;
         (1..=PARALLELISM_MAX).contains(&parallelism)
             && (1..=ITERATIONS_MAX).contains(&iterations)
             && (8 * parallelism..=MEMORY_MAX_KIB).contains(&memory_kib)
-            && u64::from(memory_kib) * u64::from(iterations) <= WORK_MAX_KIB
+            && self.work_kib() <= WORK_MAX_KIB
     }
 }
 
@@ -94,32 +100,21 @@ impl fmt::Display for Cost {
 pub struct Passphrase {
     source: SecretSource,
     cost: Cost,
-    last: Mutex<Option<Derived>>,
-}
-
-/// A derived key and what it was derived for.
-struct Derived {
-    key_id: String,
-    header: Header,
-    key: Secret,
+    /// By key id and header.
+    keys: Derived<(String, Header), Secret>,
 }
 
 impl Passphrase {
     /// Passphrases that `source` gives. Asks nothing yet.
     #[must_use]
     pub fn new(source: SecretSource) -> Self {
-        Self { source, cost: Cost::default(), last: Mutex::new(None) }
+        Self { source, cost: Cost::default(), keys: Derived::default() }
     }
 
     /// What deriving costs when something is wrapped. Out of [`Cost`]'s bounds nothing is.
     #[must_use]
     pub fn cost(self, cost: Cost) -> Self {
         Self { cost, ..self }
-    }
-
-    /// Held while a passphrase is asked for, so that threads that want the same key ask once.
-    fn last(&self) -> MutexGuard<'_, Option<Derived>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ask_and_derive(&self, what: &str, header: &Header) -> Result<Secret, ProviderError> {
@@ -145,11 +140,10 @@ impl KeyProvider for Passphrase {
         context: &Context,
     ) -> Result<Wrapped, ProviderError> {
         let header = Header::new(self.cost)?;
-        let mut last = self.last();
         let key = self.ask_and_derive(&format!("new passphrase for {key_id}"), &header)?;
         let sealed = wrap::seal(&key, &header.aad(context, key_id), dek)?;
         let blob = [header.encode().as_slice(), &sealed].concat();
-        *last = Some(Derived { key_id: key_id.to_owned(), header, key });
+        self.keys.keep((key_id.to_owned(), header), Arc::new(key));
         let (key_version, mechanism) = (ONLY_VERSION.to_owned(), MECHANISM.to_owned());
         Ok(Wrapped { key_version, mechanism, blob })
     }
@@ -163,29 +157,34 @@ impl KeyProvider for Passphrase {
         wrapped.expect(MECHANISM)?;
         check_version(key_id, &wrapped.key_version)?;
         let (header, sealed) = Header::decode(&wrapped.blob)?;
-        let open = |key| wrap::open(key, &header.aad(context, key_id), sealed);
+        let open = |key: &Secret| wrap::open(key, &header.aad(context, key_id), sealed);
         let wrong = || {
             ProviderError::WrongKey(format!(
                 "the passphrase for {key_id} from {} is not the one of this database",
                 self.source
             ))
         };
-        let mut last = self.last();
-        if let Some(last) = last.as_ref().filter(|l| l.key_id == key_id && l.header == header) {
-            return open(&last.key).ok_or_else(wrong);
-        }
-        let key = self.ask_and_derive(&format!("passphrase for {key_id}"), &header)?;
-        let dek = open(&key).ok_or_else(wrong)?;
-        *last = Some(Derived { key_id: key_id.to_owned(), header, key });
-        Ok(dek)
+        let key = self.keys.get(&(key_id.to_owned(), header), || {
+            let key = self.ask_and_derive(&format!("passphrase for {key_id}"), &header)?;
+            // A passphrase that unwraps nothing is not kept.
+            open(&key).ok_or_else(wrong)?;
+            Ok(key)
+        })?;
+        open(&key).ok_or_else(wrong)
     }
 
     fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
         Ok(ONLY_VERSION.to_owned())
     }
 
+    fn derivation(&self, key_id: &str, wrapped: &Wrapped) -> Option<Cost> {
+        let (header, _) = Header::decode(&wrapped.blob).ok()?;
+        let at_hand = self.keys.find(&(key_id.to_owned(), header)).is_some();
+        (wrapped.mechanism == MECHANISM && !at_hand).then_some(header.cost)
+    }
+
     fn forget(&self) {
-        *self.last() = None;
+        self.keys.forget();
     }
 }
 

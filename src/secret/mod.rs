@@ -4,6 +4,7 @@
 //! Every place that touches the bytes says [`Secret::expose`], which is what a reviewer greps for.
 
 mod arena;
+mod random;
 pub(crate) mod stack;
 
 use std::fmt;
@@ -13,7 +14,9 @@ use subtle::ConstantTimeEq;
 use arena::Slot;
 pub use arena::{Memory, memory};
 
-use crate::error::{Error, Result};
+pub(crate) use random::{fill_random, find_generator};
+
+use crate::error::Result;
 
 /// Bytes of every key in the hierarchy: AES-256 keys, and HMAC keys of the same strength.
 pub const KEY_LEN: usize = 32;
@@ -22,10 +25,10 @@ pub const KEY_LEN: usize = 32;
 pub struct Secret(Slot);
 
 impl Secret {
-    /// A key from the operating system's random source.
+    /// A key from the operating system's random source, with others mixed in.
     ///
     /// # Errors
-    /// [`Error::Random`] where the operating system has none to give.
+    /// [`crate::Error::Random`] where the operating system has none to give.
     pub fn random() -> Result<Self> {
         let mut key = Self(Slot::new());
         fill_random(key.0.get_mut())?;
@@ -80,11 +83,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
     }
-}
-
-/// Fills `bytes` from the operating system's random source.
-pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
-    getrandom::fill(bytes).map_err(|source| Error::Random(source.to_string()))
 }
 
 #[cfg(test)]

@@ -15,9 +15,12 @@ pub(super) fn find_vfs(name: Option<&CStr>) -> *mut ffi::sqlite3_vfs {
     unsafe { (sqlite().vfs_find)(name.map_or(ptr::null(), CStr::as_ptr)) }
 }
 
-/// Registers `vfs`, which must live as long as the process.
-pub(super) fn register_vfs(vfs: &'static mut ffi::sqlite3_vfs, default: bool) -> c_int {
-    // SAFETY: the reference is 'static, as sqlite3_vfs_register demands of what it links in.
+/// Registers `vfs`.
+///
+/// # Safety
+/// `vfs` lives as long as the process.
+pub(super) unsafe fn register_vfs(vfs: *mut ffi::sqlite3_vfs, default: bool) -> c_int {
+    // SAFETY: as above, which is what sqlite3_vfs_register demands of what it links in.
     unsafe { (sqlite().vfs_register)(vfs, c_int::from(default)) }
 }
 
@@ -146,6 +149,24 @@ pub(super) unsafe fn is_in_transaction(db: *mut ffi::sqlite3) -> bool {
     unsafe { (sqlite().get_autocommit)(db) == 0 }
 }
 
+/// Whether a statement of `db` runs that may write to a database.
+///
+/// # Safety
+/// `db` is open, and this thread holds its mutex.
+pub(super) unsafe fn is_writing(db: *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above; what follows the last statement is NULL.
+    unsafe {
+        let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
+        while !statement.is_null() {
+            if (sqlite().stmt_busy)(statement) != 0 && (sqlite().stmt_readonly)(statement) == 0 {
+                return true;
+            }
+            statement = (sqlite().next_stmt)(db, statement);
+        }
+    }
+    false
+}
+
 /// The VFS that opens the files of `db`; null where there is none.
 ///
 /// # Safety
@@ -159,16 +180,31 @@ pub(super) unsafe fn vfs_of(db: *mut ffi::sqlite3) -> *mut ffi::sqlite3_vfs {
     vfs
 }
 
-/// The file behind the database `name` of `db`; null where there is none.
+/// Sends the file-control `op` to the file behind the database `name` of `db`, under the mutexes
+/// under which SQLite calls the methods of the file.
 ///
 /// # Safety
-/// `db` is open and `name` is NUL-terminated.
-pub(super) unsafe fn file_of(db: *mut ffi::sqlite3, name: *const c_char) -> *mut ffi::sqlite3_file {
+/// `db` is open, `name` NUL-terminated, and `arg` what those who know `op` expect.
+pub(super) unsafe fn file_control(
+    db: *mut ffi::sqlite3,
+    name: &CStr,
+    op: c_int,
+    arg: *mut c_void,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe { (sqlite().file_control)(db, name.as_ptr(), op, arg) }
+}
+
+/// Whether `db` has a database `name`.
+///
+/// # Safety
+/// `db` is open.
+pub(super) unsafe fn has_database(db: *mut ffi::sqlite3, name: &CStr) -> bool {
     let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
     let out: *mut *mut ffi::sqlite3_file = &mut file;
+    let op = ffi::SQLITE_FCNTL_FILE_POINTER;
     // SAFETY: this op writes a file pointer through its argument.
-    unsafe { (sqlite().file_control)(db, name, ffi::SQLITE_FCNTL_FILE_POINTER, out.cast()) };
-    file
+    unsafe { file_control(db, name, op, out.cast()) == ffi::SQLITE_OK }
 }
 
 /// An SQL function to be added.

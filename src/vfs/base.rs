@@ -8,16 +8,21 @@ use super::api;
 use crate::error::{Error, Result};
 use crate::file::Storage;
 
-/// An open file of the base VFS. Made only by [`BaseFile::new`], closed by [`BaseFile::close`].
+/// An open file of the base VFS, in memory of ours. Dropping it closes it.
 pub(crate) struct BaseFile {
     file: *mut ffi::sqlite3_file,
+    /// Length of the allocation behind `file`.
+    words: usize,
     /// The base has the file, or what of it SQLite asked for last, mapped into memory.
     mapped: bool,
 }
 
-/// Bytes of the longest read or write of the base VFS: SQLite's largest page. SQLite never asks for
-/// more, and its unix VFS masks a length with 0x1ffff, so that it would write nothing of 128 KiB.
-const MOST_AT_ONCE: usize = 65536;
+/// The longest read or write that the base is asked for. SQLite's own are hardly longer, so no VFS
+/// has met such, and its unix VFS cuts a length to 17 bits.
+const LONGEST_CALL: usize = 65536;
+
+/// What SQLite takes for the sector size of a VFS that has no xSectorSize.
+const DEFAULT_SECTOR: c_int = 4096;
 
 /// Bytes of a region of the wal-index, as SQLite maps it.
 pub(super) const WAL_INDEX_REGION: c_int = 32768;
@@ -51,28 +56,17 @@ impl Place {
         work: impl FnOnce(&BaseFile) -> Result<bool>,
     ) -> Result<bool> {
         const FLAGS: c_int = ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_MAIN_JOURNAL;
-        // SAFETY: as above; the file has room for what this VFS needs, aligned and zeroed.
+        // SAFETY: as above.
         unsafe {
             let [journal, _] = api::journal_or_log_names(self.name);
-            let (Some(access), Some(open)) = ((*self.vfs).xAccess, (*self.vfs).xOpen) else {
-                return Ok(false);
-            };
+            let Some(access) = (*self.vfs).xAccess else { return Ok(false) };
             let mut exists = 0;
             let code = access(self.vfs, journal, ffi::SQLITE_ACCESS_EXISTS, &mut exists);
             if code != ffi::SQLITE_OK || exists == 0 {
                 return done(code).map(|()| false);
             }
-            let mut room = vec![0_u64; ((*self.vfs).szOsFile as usize).div_ceil(8)];
-            let file: *mut ffi::sqlite3_file = room.as_mut_ptr().cast();
-            let code = open(self.vfs, journal, file, FLAGS, std::ptr::null_mut());
-            let result = match code {
-                ffi::SQLITE_OK => work(&BaseFile::new(file)),
-                code => Err(Error::Base(code)),
-            };
-            if !(*file).pMethods.is_null() {
-                BaseFile::new(file).close();
-            }
-            result
+            let file = BaseFile::open(self.vfs, journal, FLAGS, std::ptr::null_mut())?;
+            work(&file)
         }
     }
 }
@@ -95,10 +89,30 @@ macro_rules! call {
 pub(super) use call;
 
 impl BaseFile {
+    /// # Errors
+    /// What the VFS answers.
+    ///
     /// # Safety
-    /// `file` was opened by the base VFS and stays open until [`BaseFile::close`].
-    pub(super) unsafe fn new(file: *mut ffi::sqlite3_file) -> Self {
-        Self { file, mapped: false }
+    /// `vfs` is registered; the other arguments are such as SQLite passes to xOpen, and `name` lives
+    /// until the file is closed.
+    pub(super) unsafe fn open(
+        vfs: *mut ffi::sqlite3_vfs,
+        name: *const c_char,
+        flags: c_int,
+        out_flags: *mut c_int,
+    ) -> Result<Self> {
+        // SAFETY: `vfs` is registered.
+        let (len, open) = unsafe { ((*vfs).szOsFile, (*vfs).xOpen) };
+        let len = usize::try_from(len).unwrap_or_default().max(size_of::<ffi::sqlite3_file>());
+        // Zeroed, and aligned to 8 bytes, as SQLite allocates it.
+        let room = vec![0_u64; len.div_ceil(size_of::<u64>())].into_boxed_slice();
+        let words = room.len();
+        let base = Self { file: Box::into_raw(room).cast(), words, mapped: false };
+        let open = open.ok_or(Error::Base(ffi::SQLITE_CANTOPEN))?;
+        // SAFETY: the file has room for what this VFS needs; the arguments are those of xOpen. A
+        // file whose methods are set is closed even if opening it failed: by `drop`.
+        done(unsafe { open(vfs, name, base.file, flags, out_flags) })?;
+        Ok(base)
     }
 
     pub(super) fn raw(&self) -> *mut ffi::sqlite3_file {
@@ -129,14 +143,43 @@ impl BaseFile {
         }
     }
 
+    /// Closes the file. No other method but the destructor may be called afterwards.
     pub(super) fn close(&self) -> c_int {
-        call!(self, xClose)
+        let code = call!(self, xClose);
+        // SAFETY: `open` allocated the file; SQLite, too, clears this after xClose.
+        unsafe { (*self.file).pMethods = std::ptr::null() };
+        code
     }
 
-    /// The version of the methods that this file has, hence that ours may claim.
-    pub(super) fn version(&self) -> c_int {
+    /// The version of the methods that the file has.
+    fn version(&self) -> c_int {
         // SAFETY: the file is open, so its methods are set.
         unsafe { (*(*self.file).pMethods).iVersion }
+    }
+
+    /// The version of methods that a file over this one may claim: 3 means a mapping to SQLite.
+    pub(super) fn version_to_claim(&self) -> c_int {
+        let version = self.version();
+        // SAFETY: the file is open, and its table of version 3 has these two.
+        let maps = version >= 3
+            && unsafe {
+                let methods = (*self.file).pMethods;
+                (*methods).xFetch.is_some() && (*methods).xUnfetch.is_some()
+            };
+        if maps { 3 } else { version.min(2) }
+    }
+
+    /// Whether the base has shared memory for a wal-index: SQLite's `unix-none` has none.
+    pub(super) fn has_shared_memory(&self) -> bool {
+        // SAFETY: the file is open, and its table of version 2 has these four.
+        self.version() >= 2
+            && unsafe {
+                let methods = (*self.file).pMethods;
+                (*methods).xShmMap.is_some()
+                    && (*methods).xShmLock.is_some()
+                    && (*methods).xShmBarrier.is_some()
+                    && (*methods).xShmUnmap.is_some()
+            }
     }
 
     pub(super) fn sync_with(&self, flags: c_int) -> c_int {
@@ -168,22 +211,32 @@ impl BaseFile {
     }
 
     pub(super) fn sector_size(&self) -> c_int {
-        call!(self, xSectorSize)
+        // SAFETY: the file is open, so its methods are set.
+        match unsafe { (*(*self.file).pMethods).xSectorSize } {
+            // SAFETY: as above.
+            Some(sector_size) => unsafe { sector_size(self.file) },
+            None => DEFAULT_SECTOR,
+        }
     }
 
-    /// What power loss in a write spoils with it: whole sectors, or 1 byte where overwriting is
-    /// powersafe.
-    pub(super) fn grain(&self) -> usize {
-        if self.device_characteristics() & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE != 0 {
-            return 1;
-        }
-        // As sqlite3SectorSize() bounds it.
+    /// The sector as SQLite's sqlite3SectorSize() bounds it, as a power of two.
+    pub(super) fn sector(&self) -> usize {
         let sector = self.sector_size().clamp(512, 65536) as usize;
         sector.next_power_of_two()
     }
 
+    /// Whether a write spoils no byte beside it when the power fails.
+    pub(super) fn is_powersafe(&self) -> bool {
+        self.device_characteristics() & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE != 0
+    }
+
     pub(super) fn device_characteristics(&self) -> c_int {
-        call!(self, xDeviceCharacteristics)
+        // SAFETY: the file is open, so its methods are set.
+        match unsafe { (*(*self.file).pMethods).xDeviceCharacteristics } {
+            // SAFETY: as above.
+            Some(characteristics) => unsafe { characteristics(self.file) },
+            None => 0,
+        }
     }
 
     /// # Safety
@@ -199,20 +252,36 @@ impl BaseFile {
     }
 }
 
+impl Drop for BaseFile {
+    fn drop(&mut self) {
+        // SAFETY: `open` allocated the file with this length; where its methods are set, it is open.
+        unsafe {
+            if !(*self.file).pMethods.is_null() {
+                self.close();
+            }
+            drop(Box::from_raw(std::ptr::slice_from_raw_parts_mut(
+                self.file.cast::<u64>(),
+                self.words,
+            )));
+        }
+    }
+}
+
 fn done(code: c_int) -> Result<()> {
     if code == ffi::SQLITE_OK { Ok(()) } else { Err(Error::Base(code)) }
 }
 
 impl Storage for BaseFile {
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        for done in (0..buf.len()).step_by(MOST_AT_ONCE) {
-            let left = &mut buf[done..];
-            let (part, rest) = left.split_at_mut(MOST_AT_ONCE.min(left.len()));
-            let at = (at + done as u64) as i64;
-            match call!(self, xRead, part.as_mut_ptr().cast(), part.len() as c_int, at) {
-                ffi::SQLITE_OK => {}
+        let mut done = 0;
+        while done < buf.len() {
+            let piece = &mut buf[done..];
+            let len = piece.len().min(LONGEST_CALL);
+            let from = (at + done as u64) as i64;
+            match call!(self, xRead, piece.as_mut_ptr().cast(), len as c_int, from) {
+                ffi::SQLITE_OK => done += len,
                 ffi::SQLITE_IOERR_SHORT_READ => {
-                    rest.fill(0);
+                    piece[len..].fill(0);
                     return Ok(false);
                 }
                 code => return Err(Error::Base(code)),
@@ -222,8 +291,9 @@ impl Storage for BaseFile {
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        for (part, at) in bytes.chunks(MOST_AT_ONCE).zip((at..).step_by(MOST_AT_ONCE)) {
-            done(call!(self, xWrite, part.as_ptr().cast(), part.len() as c_int, at as i64))?;
+        for (number, piece) in bytes.chunks(LONGEST_CALL).enumerate() {
+            let at = at + (number * LONGEST_CALL) as u64;
+            done(call!(self, xWrite, piece.as_ptr().cast(), piece.len() as c_int, at as i64))?;
         }
         Ok(())
     }

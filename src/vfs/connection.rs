@@ -1,13 +1,14 @@
 //! What is reached through a connection: the SQL functions and tables it gets, and the file behind a
 //! schema.
 
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CString, c_char, c_int, c_void};
 
 use libsqlite3_sys as ffi;
 
 use super::api::{self, NewFunction};
-use super::file::TdeFile;
+use super::kin::is_kin;
 use super::open::OpenFile;
+use super::shared::Entered;
 use super::table::add_tables;
 use super::{guard, is_ours};
 use crate::command::{self, Answer, Attached, Command};
@@ -50,8 +51,12 @@ pub(crate) unsafe extern "C" fn add_functions(
 ) -> c_int {
     // SAFETY: SQLite passes the new connection.
     guard(|| unsafe {
-        if is_ours(api::vfs_of(db)) {
+        let vfs = api::vfs_of(db);
+        if is_ours(vfs) {
             api::reserve_bytes_in_memory(db);
+        } else if is_kin(vfs) && with_open_file(db, "main", |_| Ok(())).is_err() {
+            // Another copy of the library adds its own, which can reach the file.
+            return Ok(ffi::SQLITE_OK);
         }
         for function in &FUNCTIONS {
             let code = api::add_function(db, function);
@@ -105,7 +110,7 @@ unsafe extern "C" fn tde_command(
 /// Runs `command` on the database `schema` of `db`.
 ///
 /// # Safety
-/// `db` is open, and used by this thread alone.
+/// `db` is open.
 pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command) -> Result<Answer> {
     // SAFETY: as above.
     unsafe { with_open_file(db, schema, |open| command::run(open, command)) }
@@ -114,7 +119,7 @@ pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command)
 /// The databases of `db`, and what is known of their keys.
 ///
 /// # Safety
-/// `db` is open, and used by this thread alone.
+/// `db` is open.
 pub(super) unsafe fn attached(db: *mut ffi::sqlite3) -> Result<Vec<Attached>> {
     // SAFETY: as above.
     let databases = unsafe { api::databases(db)? };
@@ -130,10 +135,44 @@ pub(super) unsafe fn attached(db: *mut ffi::sqlite3) -> Result<Vec<Attached>> {
     Ok(databases.into_iter().map(attached).collect())
 }
 
+/// The file-control of ours that carries an [`Errand`]. SQLite leaves those above 100 to others.
+pub(super) const ERRAND: c_int = 0x7de0_0002;
+
+/// Its address tells this copy of the library from another in the process.
+static COPY: u8 = 0;
+
+/// Work on an open file, sent to it as a file-control: SQLite then takes the mutexes under which it
+/// calls the file's methods, that of a shared cache among them.
+#[repr(C)]
+pub(super) struct Errand<'a> {
+    copy: *const u8,
+    work: &'a mut dyn FnMut(Result<&mut OpenFile>),
+}
+
+impl Errand<'_> {
+    /// The errand behind the argument of [`ERRAND`]; `None` where another copy of the library sent it.
+    ///
+    /// # Safety
+    /// `arg` is the argument of [`ERRAND`], until that returns.
+    pub(super) unsafe fn of<'a>(arg: *mut c_void) -> Option<&'a mut Self> {
+        // SAFETY: every copy sends a struct that begins with the address of its own.
+        let own = !arg.is_null() && unsafe { *arg.cast::<*const u8>() } == &raw const COPY;
+        // SAFETY: this copy sent it.
+        if own { Some(unsafe { &mut *arg.cast::<Self>() }) } else { None }
+    }
+
+    pub(super) fn run(&mut self, open: Result<Entered<'_>>) {
+        match open {
+            Ok(mut open) => (self.work)(Ok(&mut open)),
+            Err(error) => (self.work)(Err(error)),
+        }
+    }
+}
+
 /// Runs `work` on the open file of the database `schema` of `db`.
 ///
 /// # Safety
-/// `db` is open, and used by this thread alone.
+/// `db` is open.
 unsafe fn with_open_file<T>(
     db: *mut ffi::sqlite3,
     schema: &str,
@@ -141,13 +180,27 @@ unsafe fn with_open_file<T>(
 ) -> Result<T> {
     let no_such = || Error::Usage(format!("no database is attached as {schema}"));
     let name = CString::new(schema).map_err(|_| no_such())?;
-    // SAFETY: as above.
-    let file = unsafe { api::file_of(db, name.as_ptr()) };
-    if file.is_null() {
-        return Err(no_such());
+    let (mut work, mut answer) = (Some(work), None);
+    let mut errand = Errand {
+        copy: &raw const COPY,
+        work: &mut |open| {
+            if let Some(work) = work.take() {
+                answer = Some(open.and_then(work));
+            }
+        },
+    };
+    let arg: *mut Errand<'_> = &mut errand;
+    // SAFETY: `db` is open, and `arg` what this file-control takes.
+    let code = unsafe { api::file_control(db, &name, ERRAND, arg.cast()) };
+    if let Some(answer) = answer {
+        return answer;
     }
-    // SAFETY: as above, so no method of the file runs meanwhile.
-    work(unsafe { TdeFile::of(file) }.ok_or(Error::NotEncrypted)?)
+    if code == ffi::SQLITE_NOTFOUND {
+        return Err(Error::NotEncrypted);
+    }
+    // SAFETY: `db` is open.
+    let there = unsafe { api::has_database(db, &name) };
+    Err(if there { Error::Base(code) } else { no_such() })
 }
 
 #[cfg(feature = "rusqlite")]

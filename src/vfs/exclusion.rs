@@ -13,6 +13,7 @@
 //! comes into being over a changed database.
 
 use std::ffi::c_int;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use libsqlite3_sys as ffi;
@@ -101,7 +102,7 @@ impl command::Target for OpenFile {
 
     fn is_in_transaction(&self) -> bool {
         // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
-        let connection = unsafe { self.connection.as_ref() };
+        let connection = unsafe { self.connection.load(Ordering::Acquire).as_ref() };
         match connection {
             // SAFETY: the connection is open while its file is.
             Some(&db) if !db.is_null() => unsafe { api::is_in_transaction(db) },
@@ -132,7 +133,9 @@ impl OpenFile {
 
     fn is_in_wal_mode(&mut self) -> Result<bool> {
         match &mut self.content {
-            Content::Db(db) if self.log.is_null() => db.is_in_wal_mode(&self.base),
+            // Without shared memory SQLite uses a log only where it has the file for itself.
+            _ if !self.base.has_shared_memory() => Ok(false),
+            Content::Db(db) if self.log.is_none() => db.is_in_wal_mode(&self.base),
             _ => Ok(true),
         }
     }
@@ -185,7 +188,8 @@ impl OpenFile {
         unsafe {
             self.place.with_journal(|base| {
                 let mut first = [0];
-                let mut journal = Journal::open(base, db.keyring(), base.grain(), Tuning::OFF)?;
+                let grain = self.journal_grain();
+                let mut journal = Journal::open(base, db.keyring(), grain, Tuning::OFF)?;
                 let filled = journal.read(base, &mut first, 0)?;
                 Ok(filled == Filled::Full && first != [0])
             })

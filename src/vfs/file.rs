@@ -1,17 +1,22 @@
 //! The methods of an open file, as SQLite calls them.
 //!
 //! ```text
-//! | TdeFile: methods | OpenFile* | padding to 16 | the base VFS's file, szOsFile bytes |
+//! | TdeFile: methods | Shared* |
 //! ```
-//! SQLite allocates the whole, zeroed and aligned to 8 bytes.
+//! SQLite allocates it, zeroed and aligned to 8 bytes. The base VFS's file is in memory of ours.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use libsqlite3_sys as ffi;
 
-use super::base::call;
+use super::base::{BaseFile, call};
+use super::connection::{ERRAND, Errand};
+use super::kin::{WHO, answer_who};
 use super::open::OpenFile;
+use super::shared::{Entered, Shared};
 use super::{api, guard, names};
 use crate::error::{Error, Result};
 
@@ -19,62 +24,77 @@ use crate::error::{Error, Result};
 #[repr(C, align(8))]
 pub(super) struct TdeFile {
     head: ffi::sqlite3_file,
-    open: *mut OpenFile,
+    /// From `Arc::into_raw`, until xClose.
+    shared: *const Shared,
 }
 
 impl TdeFile {
-    /// Where the base VFS's file begins.
-    pub(super) const LEN: usize = size_of::<Self>().next_multiple_of(16);
-
-    pub(super) fn base(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
-        file.cast::<u8>().wrapping_add(Self::LEN).cast()
-    }
-
     /// Makes `file` ours.
     ///
     /// # Safety
     /// `file` has room for a `TdeFile`.
-    pub(super) unsafe fn install(file: *mut ffi::sqlite3_file, open: OpenFile, version: c_int) {
-        let methods = match version {
-            ..=1 => &METHODS[0],
-            2 => &METHODS[1],
-            _ => &METHODS[2],
-        };
-        let open = Box::into_raw(Box::new(open));
+    pub(super) unsafe fn install(file: *mut ffi::sqlite3_file, shared: Arc<Shared>, base: Offers) {
         // SAFETY: as above; SQLite reads `pMethods` only after xOpen returned.
         unsafe {
-            (*file.cast::<Self>()).open = open;
-            (*file).pMethods = methods;
+            (*file.cast::<Self>()).shared = Arc::into_raw(shared);
+            (*file).pMethods = base.methods();
         }
     }
 
-    /// The open file behind `file`, if it is one of ours: not NULL, and with our methods.
+    /// What is behind `file`, if it is one of ours: not NULL, and with our methods.
     ///
     /// # Safety
-    /// `file` is NULL or an open sqlite3_file, which nobody else uses for as long as `'a`.
-    pub(super) unsafe fn of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
-        // SAFETY: as above; only `install` sets one of our methods, together with `open`.
+    /// `file` is NULL or an open sqlite3_file.
+    pub(super) unsafe fn shared(file: *mut ffi::sqlite3_file) -> Option<*const Shared> {
+        // SAFETY: as above; only `install` sets one of our methods, together with `shared`.
         unsafe {
             let ours = !file.is_null() && METHODS.iter().any(|own| ptr::eq((*file).pMethods, own));
-            if ours { (*file.cast::<Self>()).open.as_mut() } else { None }
+            ours.then(|| (*file.cast::<Self>()).shared)
         }
     }
 }
 
-/// The open file behind `file`.
+/// Enters the open file behind `file`.
+///
+/// # Errors
+/// As [`Shared::enter`].
 ///
 /// # Safety
-/// SQLite called one of our methods on `file`. It calls one at a time on a file.
-unsafe fn opened<'a>(file: *mut ffi::sqlite3_file) -> &'a mut OpenFile {
+/// SQLite called one of our methods on `file`, and that has not returned.
+unsafe fn opened<'a>(file: *mut ffi::sqlite3_file) -> Result<Entered<'a>> {
     // SAFETY: only `install` makes SQLite call our methods, and `close` ends that.
-    unsafe { &mut *(*file.cast::<TdeFile>()).open }
+    unsafe { (*(*file.cast::<TdeFile>()).shared).enter() }
 }
 
-/// The methods for each version that a base file may have.
-static METHODS: [ffi::sqlite3_io_methods; 3] = [methods(1), methods(2), methods(3)];
+/// Which methods of later versions the base file has, so that ours may have them.
+#[derive(Clone, Copy)]
+pub(super) struct Offers {
+    version: c_int,
+    shared_memory: bool,
+}
 
-const fn methods(version: c_int) -> ffi::sqlite3_io_methods {
-    ffi::sqlite3_io_methods {
+impl Offers {
+    pub(super) fn of(base: &BaseFile) -> Self {
+        Self { version: base.version_to_claim(), shared_memory: base.has_shared_memory() }
+    }
+
+    fn methods(self) -> &'static ffi::sqlite3_io_methods {
+        match (self.version, self.shared_memory) {
+            (..=1, _) => &METHODS[0],
+            (2, false) => &METHODS[1],
+            (2, true) => &METHODS[2],
+            (_, false) => &METHODS[3],
+            (_, true) => &METHODS[4],
+        }
+    }
+}
+
+/// The methods for each kind of base file. SQLite asks for the version, and for xShmMap.
+static METHODS: [ffi::sqlite3_io_methods; 5] =
+    [methods(1, false), methods(2, false), methods(2, true), methods(3, false), methods(3, true)];
+
+const fn methods(version: c_int, shared_memory: bool) -> ffi::sqlite3_io_methods {
+    let mut methods = ffi::sqlite3_io_methods {
         iVersion: version,
         xClose: Some(close),
         xRead: Some(read),
@@ -88,31 +108,45 @@ const fn methods(version: c_int) -> ffi::sqlite3_io_methods {
         xFileControl: Some(file_control),
         xSectorSize: Some(sector_size),
         xDeviceCharacteristics: Some(device_characteristics),
-        xShmMap: Some(shm_map),
-        xShmLock: Some(shm_lock),
-        xShmBarrier: Some(shm_barrier),
-        xShmUnmap: Some(shm_unmap),
-        xFetch: Some(fetch),
-        xUnfetch: Some(unfetch),
+        xShmMap: None,
+        xShmLock: None,
+        xShmBarrier: None,
+        xShmUnmap: None,
+        xFetch: None,
+        xUnfetch: None,
+    };
+    if shared_memory {
+        methods.xShmMap = Some(shm_map);
+        methods.xShmLock = Some(shm_lock);
+        methods.xShmBarrier = Some(shm_barrier);
+        methods.xShmUnmap = Some(shm_unmap);
     }
+    if version >= 3 {
+        methods.xFetch = Some(fetch);
+        methods.xUnfetch = Some(unfetch);
+    }
+    methods
 }
 
 type File = *mut ffi::sqlite3_file;
 
 unsafe extern "C" fn close(file: File) -> c_int {
     guard(|| {
-        // SAFETY: xClose is the last call on `file`; `install` made the box. A database was remembered
-        // under its name when it was opened.
-        let open = unsafe {
+        // SAFETY: xClose is the last call on `file`; `install` stored the pointer.
+        let shared = unsafe {
             (*file).pMethods = ptr::null();
-            let open = Box::from_raw((*file.cast::<TdeFile>()).open);
-            if open.is_database() {
-                names::forget(file, open.place.name());
-            }
-            open
+            Arc::from_raw((*file.cast::<TdeFile>()).shared)
         };
-        open.closing();
-        Ok(open.base.close())
+        if !shared.name().is_null() {
+            // SAFETY: a database was remembered under its name when it was opened.
+            unsafe { names::forget(file, shared.name()) };
+        }
+        let closed = shared.close(|open| open.close(&shared));
+        if closed.is_err() {
+            // Further up in this thread a call is in it, which goes on with what it has.
+            std::mem::forget(shared);
+        }
+        closed
     })
 }
 
@@ -120,7 +154,7 @@ unsafe extern "C" fn read(file: File, buf: *mut c_void, len: c_int, at: i64) -> 
     // SAFETY: "xRead reads iAmt bytes into the buffer", which SQLite owns and we alone use now.
     guard(|| unsafe {
         let buf = std::slice::from_raw_parts_mut(buf.cast::<u8>(), length(len)?);
-        opened(file).read(buf, offset(at)?)
+        opened(file)?.read(buf, offset(at)?)
     })
 }
 
@@ -128,18 +162,18 @@ unsafe extern "C" fn write(file: File, buf: *const c_void, len: c_int, at: i64) 
     // SAFETY: "xWrite writes iAmt bytes from the buffer", which stays SQLite's and is not changed.
     guard(|| unsafe {
         let bytes = std::slice::from_raw_parts(buf.cast::<u8>(), length(len)?);
-        opened(file).write(bytes, offset(at)?)
+        opened(file)?.write(bytes, offset(at)?)
     })
 }
 
 unsafe extern "C" fn truncate(file: File, size: i64) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { opened(file).truncate(offset(size)?) })
+    guard(|| unsafe { opened(file)?.truncate(offset(size)?) })
 }
 
 unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { opened(file).sync(flags) })
+    guard(|| unsafe { opened(file)?.sync(flags) })
 }
 
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
@@ -148,7 +182,7 @@ unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_in
         // SAFETY: SQLite called xFileSize on `file`.
         unsafe { ask_for_reserve(file)? };
         // SAFETY: see `opened`; `out` points to one integer.
-        unsafe { *out = opened(file).size()? as i64 };
+        unsafe { *out = opened(file)?.size()? as i64 };
         Ok(ffi::SQLITE_OK)
     })
 }
@@ -157,13 +191,15 @@ unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
     guard(|| {
         names::locks(file);
         // SAFETY: see `opened`.
-        let code = unsafe { opened(file).lock(level)? };
+        let code = unsafe { opened(file)?.lock(level)? };
         if code == ffi::SQLITE_OK && level == ffi::SQLITE_LOCK_SHARED {
             // SAFETY: SQLite called xLock on `file`.
             unsafe { ask_for_reserve(file) }.inspect_err(|_| {
                 // SQLite gets an error and takes it that it has no lock.
                 // SAFETY: see `opened`.
-                unsafe { opened(file).unlock(ffi::SQLITE_LOCK_NONE) };
+                if let Ok(mut open) = unsafe { opened(file) } {
+                    open.unlock(ffi::SQLITE_LOCK_NONE);
+                }
             })?;
         }
         Ok(code)
@@ -178,54 +214,73 @@ unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
 unsafe fn ask_for_reserve(file: File) -> Result<()> {
     // SAFETY: see `opened`; the borrow ends before SQLite is called back.
     let connection = unsafe {
-        let open = opened(file);
-        open.wants_reserve().then_some(open.connection)
+        let open = opened(file)?;
+        open.wants_reserve().then(|| open.connection.load(Ordering::Acquire))
     };
     let name = connection.map_or(ptr::null(), |_| names::name_of(file));
-    match connection {
-        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
-        // its name.
-        Some(connection) if !name.is_null() => unsafe { api::reserve_bytes_of(*connection, name) },
-        _ => Ok(()),
-    }
+    let Some(connection) = connection.filter(|_| !name.is_null()) else { return Ok(()) };
+    // A pager that has a lock and changes its page size calls xFileSize before it is done.
+    // SAFETY: see `opened`; the borrow ends before SQLite is called back.
+    unsafe { opened(file)?.reserves = true };
+    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does its
+    // name.
+    let told = unsafe { api::reserve_bytes_of(*connection, name) };
+    // SAFETY: see `opened`.
+    unsafe { opened(file)?.reserves = false };
+    told
 }
 
 unsafe extern "C" fn unlock(file: File, level: c_int) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(opened(file).unlock(level)) })
+    guard(|| unsafe { Ok(opened(file)?.unlock(level)) })
 }
 
 unsafe extern "C" fn check_reserved_lock(file: File, out: *mut c_int) -> c_int {
     // SAFETY: see `opened`; `out` points to an int.
-    guard(|| unsafe { Ok(opened(file).base.check_reserved_lock(out)) })
+    guard(|| unsafe { Ok(opened(file)?.base.check_reserved_lock(out)) })
 }
 
 unsafe extern "C" fn sector_size(file: File) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(opened(file).base.sector_size()) })
+    let open = unsafe { opened(file) };
+    open.map_or(0, |open| open.base.sector_size())
 }
 
 unsafe extern "C" fn device_characteristics(file: File) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(opened(file).device_characteristics()) })
+    let open = unsafe { opened(file) };
+    open.map_or(0, |open| open.device_characteristics())
 }
 
 unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_int {
     // SAFETY: see `opened`; `arg` is what SQLite's documentation says of `op`.
     guard(|| unsafe {
+        if op == ERRAND
+            && let Some(errand) = Errand::of(arg)
+        {
+            errand.run(opened(file));
+            return Ok(ffi::SQLITE_OK);
+        }
         if op == ffi::SQLITE_FCNTL_PRAGMA {
             // `PRAGMA page_size=512`: told in time of the trailer, SQLite makes it 1024 by itself.
             // A host that cannot be told gets its error where the database is locked.
             let _ = ask_for_reserve(file);
         }
-        let open = opened(file);
+        if op == ffi::SQLITE_FCNTL_PDB {
+            let shared = &*(*file.cast::<TdeFile>()).shared;
+            shared.used_by(arg.cast());
+            // The base gets it as it would from SQLite: perhaps beside another thread's call.
+            let base = shared.base();
+            let control = (*(*base).pMethods).xFileControl;
+            return Ok(control.map_or(ffi::SQLITE_NOTFOUND, |control| control(base, op, arg)));
+        }
+        let mut open = opened(file)?;
         match op {
             ffi::SQLITE_FCNTL_PRAGMA => {
-                if let Some(code) = pragma(open, arg.cast()) {
+                if let Some(code) = pragma(&mut open, arg.cast()) {
                     return Ok(code);
                 }
             }
-            ffi::SQLITE_FCNTL_PDB => open.connection = arg.cast(),
             ffi::SQLITE_FCNTL_SYNC => open.before_commit()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
@@ -239,6 +294,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
             ffi::SQLITE_FCNTL_BEGIN_ATOMIC_WRITE if !open.passes_through() => {
                 return Ok(ffi::SQLITE_NOTFOUND);
             }
+            WHO => return Ok(answer_who(arg.cast())),
             _ => {}
         }
         let code = open.base.file_control(op, arg);
@@ -294,7 +350,7 @@ unsafe extern "C" fn shm_map(
 ) -> c_int {
     // SAFETY: see `opened`; shared memory is the base VFS's, and `out` points to a pointer.
     guard(|| unsafe {
-        let open = opened(file);
+        let mut open = opened(file)?;
         let code = call!(open.base, xShmMap, region, size, extend, out);
         let mapped = matches!(code, ffi::SQLITE_OK | ffi::SQLITE_READONLY);
         open.shm.mapped(region, size, if mapped { *out } else { ptr::null_mut() });
@@ -303,11 +359,13 @@ unsafe extern "C" fn shm_map(
 }
 
 unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
-    /// SQLite holds this one of its locks while it recovers a log, and else never exclusively.
+    /// SQLite writes a log under this one of its locks.
+    const WRITE: c_int = 0;
+    /// It holds this one while it recovers a log, and else never exclusively.
     const RECOVER: c_int = 2;
     // SAFETY: see `opened`.
     guard(|| unsafe {
-        let open = opened(file);
+        let mut open = opened(file)?;
         let exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
         let unlock = flags & ffi::SQLITE_SHM_UNLOCK != 0;
         if unlock && exclusive && (offset..offset + n).contains(&RECOVER) {
@@ -316,10 +374,21 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         if !unlock {
             open.before_shm_lock()?;
         }
+        let writes = exclusive && (offset..offset + n).contains(&WRITE);
         let code = call!(open.base, xShmLock, offset, n, flags);
         match code {
-            ffi::SQLITE_OK if unlock => open.shm_unlocked(n),
-            ffi::SQLITE_OK => open.shm_locked(offset, n),
+            ffi::SQLITE_OK if unlock => {
+                open.shm_unlocked(n);
+                if writes {
+                    open.write_lock_given_back();
+                }
+            }
+            ffi::SQLITE_OK => {
+                open.shm_locked(offset, n);
+                if writes {
+                    open.writing_starts();
+                }
+            }
             _ => {}
         }
         Ok(code)
@@ -329,8 +398,7 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
 unsafe extern "C" fn shm_barrier(file: File) {
     guard(|| {
         // SAFETY: see `opened`.
-        let base = unsafe { &opened(file).base };
-        base.shm_barrier();
+        unsafe { opened(file)?.base.shm_barrier() };
         Ok(ffi::SQLITE_OK)
     });
 }
@@ -338,7 +406,7 @@ unsafe extern "C" fn shm_barrier(file: File) {
 unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {
-        let open = opened(file);
+        let mut open = opened(file)?;
         open.shm.unmapped();
         Ok(call!(open.base, xShmUnmap, delete))
     })
@@ -350,7 +418,7 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
     // SAFETY: see `opened`; `out` points to a pointer.
     guard(|| unsafe {
         *out = ptr::null_mut();
-        let open = opened(file);
+        let mut open = opened(file)?;
         if open.passes_through() {
             return Ok(call!(open.base, xFetch, at, len, out));
         }
@@ -366,9 +434,9 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
 unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {
-        let base = &mut opened(file).base;
-        base.unmap();
-        Ok(call!(base, xUnfetch, at, page))
+        let mut open = opened(file)?;
+        open.base.unmap();
+        Ok(call!(open.base, xUnfetch, at, page))
     })
 }
 

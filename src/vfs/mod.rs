@@ -5,11 +5,14 @@
 //! | this one | the VFS: registration, opening files, and what is passed on as it is |
 //! | `file.rs` | the methods of an open file |
 //! | `content.rs` | what stands in an open file |
+//! | `shared.rs` | an open file as its neighbours reach it: entered by one call at a time |
 //! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
 //! | `waiting.rs` | which writes may wait for those that follow |
 //! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
-//! | `names.rs` | the open database files by name, for their journals and logs |
+//! | `forks.rs` | which process this is |
+//! | `kin.rs` | telling VFSs of this library from others |
+//! | `names.rs` | the open database files by name, for their journals and logs, and what a log is called |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
 //! | `table.rs` | the table-valued functions |
 //! | `base.rs` | a file of the base VFS |
@@ -25,9 +28,12 @@ pub(crate) mod connection;
 mod content;
 mod exclusion;
 mod file;
+pub(crate) mod forks;
+mod kin;
 mod names;
 mod open;
 pub(crate) mod routines;
+mod shared;
 mod shm;
 mod table;
 mod waiting;
@@ -38,7 +44,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use libsqlite3_sys as ffi;
 
@@ -46,11 +52,13 @@ use crate::error::{Error, Result, set_last, set_log};
 use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::file::tuning::switch;
+use crate::key::identity::FileId;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
 use content::Content;
-use file::TdeFile;
+use file::{Offers, TdeFile};
 use open::OpenFile;
+use shared::Shared;
 
 /// A registered VFS. Never freed, because connections point to it.
 struct Vfs {
@@ -78,46 +86,48 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
         Some(&address) => {
             let vfs = ptr::with_exposed_provenance_mut::<ffi::sqlite3_vfs>(address);
             // SAFETY: only `create` puts addresses into the map, and what it makes is never freed.
-            let vfs = unsafe { &mut *vfs };
-            *state(vfs).wishes.write().unwrap_or_else(PoisonError::into_inner) = wishes;
+            *unsafe { state(vfs) }.wishes.write().unwrap_or_else(PoisonError::into_inner) = wishes;
             vfs
         }
         None => {
             let vfs = create(name, base, wishes)?;
-            registered.insert(name.to_owned(), ptr::from_mut(vfs).expose_provenance());
+            registered.insert(name.to_owned(), vfs.expose_provenance());
             vfs
         }
     };
     // A host may unload a library that failed. So nothing points into it before all that can fail
     // is done: after the first of these, SQLite is initialised, and then the second cannot fail.
     // Both last until sqlite3_shutdown, hence are said again in each registration.
-    for code in
-        [api::on_every_connection(connection::add_functions), api::register_vfs(vfs, default)]
-    {
+    // SAFETY: `create` made it, and it is never freed.
+    let registered = unsafe { api::register_vfs(vfs, default) };
+    for code in [api::on_every_connection(connection::add_functions), registered] {
         if code != ffi::SQLITE_OK {
             return Err(Error::Base(code));
         }
     }
     set_log(api::log);
-    watch_forks();
+    forks::watch();
     Ok(())
 }
 
-fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<&'static mut ffi::sqlite3_vfs> {
+fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sqlite3_vfs> {
     let no_nul = |name: &str| {
         CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
     };
     let base_name = base.map(no_nul).transpose()?;
-    let base_vfs = api::find_vfs(base_name.as_deref());
-    // SAFETY: a non-null answer of sqlite3_vfs_find points to a registered VFS.
-    let Some(below) = (unsafe { base_vfs.as_ref() }) else {
-        return Err(Error::Usage(format!("there is no VFS called {}", base.unwrap_or("default"))));
+    let base_vfs = kin::base_for(base_name.as_deref())?;
+    // SAFETY: `base_for` answers registered VFSs. Members of later versions are there where the
+    // version says so.
+    let (max_path, has_time) = unsafe {
+        let time = (*base_vfs).iVersion >= 2 && (*base_vfs).xCurrentTimeInt64.is_some();
+        ((*base_vfs).mxPathname, time)
     };
     let name = no_nul(name)?;
     let vfs = ffi::sqlite3_vfs {
-        iVersion: below.iVersion.min(3),
-        szOsFile: (TdeFile::LEN + below.szOsFile as usize) as c_int,
-        mxPathname: below.mxPathname,
+        // SQLite asks of version 2 whether it has xCurrentTimeInt64, and nothing of version 3.
+        iVersion: 3,
+        szOsFile: size_of::<TdeFile>() as c_int,
+        mxPathname: max_path,
         pNext: ptr::null_mut(),
         zName: name.into_raw(),
         pAppData: Box::into_raw(Box::new(Vfs { base: base_vfs, wishes: RwLock::new(wishes) }))
@@ -134,29 +144,12 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<&'static mut
         xSleep: Some(sleep),
         xCurrentTime: Some(current_time),
         xGetLastError: Some(get_last_error),
-        xCurrentTimeInt64: below.xCurrentTimeInt64.map(|_| current_time_int64 as _),
-        xSetSystemCall: below.xSetSystemCall.map(|_| set_system_call as _),
-        xGetSystemCall: below.xGetSystemCall.map(|_| get_system_call as _),
-        xNextSystemCall: below.xNextSystemCall.map(|_| next_system_call as _),
+        xCurrentTimeInt64: has_time.then_some(current_time_int64),
+        xSetSystemCall: Some(set_system_call),
+        xGetSystemCall: Some(get_system_call),
+        xNextSystemCall: Some(next_system_call),
     };
-    Ok(Box::leak(Box::new(vfs)))
-}
-
-/// Makes a forked child draw nonces of its own.
-fn watch_forks() {
-    static WATCH: Once = Once::new();
-    WATCH.call_once(|| {
-        #[cfg(unix)]
-        // SAFETY: the handler only adds to an atomic, which is allowed in a forked child.
-        unsafe {
-            libc::pthread_atfork(None, None, Some(in_forked_child));
-        }
-    });
-}
-
-#[cfg(unix)]
-unsafe extern "C" fn in_forked_child() {
-    crate::nonce::FORKS.fetch_add(1, Ordering::Relaxed);
+    Ok(Box::into_raw(Box::new(vfs)))
 }
 
 /// Runs one callback. Nothing unwinds into SQLite.
@@ -181,9 +174,11 @@ fn raise(error: Error) -> c_int {
     code
 }
 
-fn state(vfs: &ffi::sqlite3_vfs) -> &Vfs {
+/// # Safety
+/// `vfs` is one that `create` made.
+unsafe fn state<'a>(vfs: *const ffi::sqlite3_vfs) -> &'a Vfs {
     // SAFETY: `create` stored it, and neither is ever freed.
-    unsafe { &*vfs.pAppData.cast::<Vfs>() }
+    unsafe { &*(*vfs).pAppData.cast::<Vfs>() }
 }
 
 /// Whether `vfs` is one of ours.
@@ -192,14 +187,17 @@ fn state(vfs: &ffi::sqlite3_vfs) -> &Vfs {
 /// `vfs` is NULL or a registered VFS.
 unsafe fn is_ours(vfs: *mut ffi::sqlite3_vfs) -> bool {
     // SAFETY: as above.
-    let open = unsafe { vfs.as_ref() }.and_then(|vfs| vfs.xOpen);
+    let open = if vfs.is_null() { None } else { unsafe { (*vfs).xOpen } };
     open.is_some_and(|open| ptr::fn_addr_eq(open, open_file as OpenMethod))
 }
 
-/// The base VFS behind one of ours.
-unsafe fn base_of<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a mut ffi::sqlite3_vfs {
-    // SAFETY: SQLite passes the VFS that was registered; its base stays registered beside it.
-    unsafe { &mut *state(&*vfs).base }
+/// The base VFS behind one of ours, which stays registered beside it.
+///
+/// # Safety
+/// `vfs` is one that `create` made: SQLite passes the VFS that was registered.
+unsafe fn base_of(vfs: *mut ffi::sqlite3_vfs) -> *mut ffi::sqlite3_vfs {
+    // SAFETY: as above.
+    unsafe { state(vfs).base }
 }
 
 type OpenMethod = unsafe extern "C" fn(
@@ -233,7 +231,7 @@ unsafe fn open_inside(
     let kind = FileKind::from_flags(flags, !name.is_null());
     // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
     let wishes = || unsafe { wishes_for(vfs, name) };
-    let wishes = match kind {
+    let mut wishes = match kind {
         FileKind::MainDb => wishes()?,
         // SAFETY: SQLite passes the VFS that was registered.
         _ => Wishes { tuning: unsafe { registered_wishes(vfs) }.tuning, ..Wishes::default() },
@@ -244,59 +242,117 @@ unsafe fn open_inside(
     } else {
         ptr::null_mut()
     };
-    // SAFETY: the database file stays open while its journal or log is, and SQLite is in no call on it.
-    let parent = Content::before_open(kind, unsafe { TdeFile::of(parent_file) }, flags)?;
-    let below = TdeFile::base(file);
-    // SAFETY: `file` has room for the base VFS's file behind ours; the other arguments are passed
-    // on as they came, `name` above all.
-    let code = unsafe {
-        (*below).pMethods = ptr::null();
-        let base = base_of(vfs);
-        base.xOpen.map_or(ffi::SQLITE_CANTOPEN, |open| open(base, name, below, flags, out_flags))
+    // SAFETY: the database file stays open while its journal or log is being opened.
+    let parent = unsafe { Shared::of(parent_file) };
+    Content::before_open(kind, open::enter(&parent)?.as_deref_mut(), flags)?;
+    let encrypted = open::enter(&parent)?.is_some_and(|parent| !parent.passes_through());
+    let called = match kind {
+        // SAFETY: `name` is that of a log.
+        FileKind::Wal if encrypted => unsafe { names::log_of(name) },
+        _ => None,
     };
-    if code != ffi::SQLITE_OK {
-        // SAFETY: SQLite closes a file whose methods are set even if opening it failed.
-        unsafe {
-            if !(*below).pMethods.is_null() {
-                BaseFile::new(below).close();
-            }
+    let mut got = flags;
+    // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as long
+    // as the file is open.
+    let base = unsafe {
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
+        let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
+        if let Some(out_flags) = out_flags.as_mut() {
+            *out_flags = got;
         }
-        return Ok(code);
+        base
+    };
+    kin::refuse_kin(&base)?;
+    let writable = got & ffi::SQLITE_OPEN_READWRITE != 0;
+    if kind == FileKind::MainDb {
+        // SAFETY: `name` is that of a main database.
+        wishes.read_only = unsafe { is_never_written(&base, name, flags, &got) };
     }
-    // SAFETY: it was just opened, and is closed below or by xClose.
-    let base = unsafe { BaseFile::new(below) };
-    let version = base.version();
-    let path = name;
-    // SAFETY: a name that is not NULL ends with a NUL.
-    let name = (!path.is_null()).then(|| unsafe { CStr::from_ptr(path) });
-    match Content::new(&base, kind, name, wishes, parent) {
-        Ok(content) => {
-            // SAFETY: `parent_file` is the database of a journal or log, else null; both were passed to
-            // the base's xOpen.
-            let mut open = unsafe {
-                let place = Place::new(base_of(vfs), path);
-                OpenFile::new(base, content, place, parent_file)
-            };
-            open.opened(file);
-            if kind == FileKind::MainDb {
-                open.rotate_by_itself();
+    let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
+    let offers = Offers::of(&base);
+    // SAFETY: both were passed to the base's xOpen.
+    let place = unsafe { Place::new(base_of(vfs), name) };
+    let mut open = OpenFile::new(base, content, place, parent, writable);
+    open.called = called;
+    let plain = Arc::clone(&open.plain);
+    plain.store(open.passes_through(), Ordering::Release);
+    if kind == FileKind::MainDb {
+        open.mend_envelope();
+        open.rotate_by_itself();
+    }
+    if open.is_read_only() {
+        // SAFETY: `out_flags` is NULL or points to an int.
+        unsafe { say_read_only(out_flags) };
+    }
+    let shared = Shared::new(open);
+    shared.enter()?.link(&shared)?;
+    // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose forgets
+    // the file.
+    unsafe {
+        TdeFile::install(file, shared, offers);
+        if kind == FileKind::MainDb {
+            if !plain.load(Ordering::Acquire) {
+                warn_of_plain_log(base_of(vfs), name);
             }
-            if open.is_read_only() {
-                // SAFETY: `out_flags` is NULL or points to an int.
-                unsafe { say_read_only(out_flags) };
-            }
-            // SAFETY: `file` has room for a `TdeFile`.
-            unsafe { TdeFile::install(file, open, version) };
-            if kind == FileKind::MainDb {
-                // SAFETY: `path` is what was passed to xOpen, and xClose forgets the file.
-                unsafe { names::remember(file, path) };
-            }
-            Ok(ffi::SQLITE_OK)
+            names::remember(file, name, plain);
         }
-        Err(error) => {
-            base.close();
-            Err(error)
-        }
+    }
+    Ok(ffi::SQLITE_OK)
+}
+
+/// Whether nothing is ever to be written to a main database: it could be opened for reading alone,
+/// or its URI or the base says that it never changes, where SQLite takes no locks either.
+///
+/// # Safety
+/// `name` and `flags` were passed to xOpen, and `out_flags`, which is NULL or points to an int,
+/// came back.
+unsafe fn is_never_written(
+    base: &BaseFile,
+    name: *const c_char,
+    flags: c_int,
+    out_flags: *const c_int,
+) -> bool {
+    // SAFETY: as above.
+    let (opened, immutable) = unsafe {
+        (out_flags.as_ref().copied().unwrap_or(0), api::uri_parameter(name, c"immutable"))
+    };
+    (flags | opened) & ffi::SQLITE_OPEN_READONLY != 0
+        || immutable.is_some_and(|value| is_true(&value))
+        || base.device_characteristics() & ffi::SQLITE_IOCAP_IMMUTABLE != 0
+}
+
+/// Whether SQLite takes `value` for true: as its sqlite3GetBoolean does, a number counts by its low
+/// byte.
+fn is_true(value: &str) -> bool {
+    let digits: String = value.chars().take_while(char::is_ascii_digit).collect();
+    match digits.parse::<u64>() {
+        Ok(number) => number != 0,
+        Err(_) => ["on", "yes", "true", "full", "extra"].contains(&value.to_lowercase().as_str()),
+    }
+}
+
+/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the library
+/// would take for its log.
+///
+/// # Safety
+/// `name` is that of a main database, as SQLite passed it to xOpen, and `base` is a registered VFS.
+unsafe fn warn_of_plain_log(base: *mut ffi::sqlite3_vfs, name: *const c_char) {
+    let mut exists = 0;
+    // SAFETY: as above.
+    let (code, log) = unsafe {
+        let [_, log] = api::journal_or_log_names(name);
+        let access =
+            (*base).xAccess.map(|access| access(base, log, ffi::SQLITE_ACCESS_EXISTS, &mut exists));
+        (access, CStr::from_ptr(log).to_string_lossy())
+    };
+    if code == Some(ffi::SQLITE_OK) && exists != 0 {
+        api::log(
+            ffi::SQLITE_WARNING,
+            &format!(
+                "sqlite-tde: {log} is not the write-ahead log of this database, which is encrypted: \
+                 remove it, for a program without sqlite-tde would copy it into the database"
+            ),
+        );
     }
 }
 
@@ -311,7 +367,7 @@ unsafe fn say_read_only(out_flags: *mut c_int) {
 /// What the registration of `vfs`, one of ours, says.
 unsafe fn registered_wishes<'a>(vfs: *mut ffi::sqlite3_vfs) -> RwLockReadGuard<'a, Wishes> {
     // SAFETY: SQLite passes the VFS that was registered; its state is never freed.
-    state(unsafe { &*vfs }).wishes.read().unwrap_or_else(PoisonError::into_inner)
+    unsafe { state(vfs) }.wishes.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What this file's URI asks for, over what the registration says.
@@ -337,6 +393,16 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
             return Err(Error::Usage(format!("tde_plaintext={other}: expected allow or refuse")));
         }
     }
+    let pinned = wishes.protectors.pins.at(Path::new(&path));
+    let asked = parameter(c"tde_file_id").map(|id| id.parse::<FileId>()).transpose()?;
+    if let (Some(asked), Some(pinned)) = (asked, pinned)
+        && asked != pinned
+    {
+        return Err(Error::Usage(format!(
+            "tde_file_id={asked}: the configuration expects {pinned} at this path"
+        )));
+    }
+    wishes.file_id = asked.or(pinned);
     let tuning = &mut wishes.tuning;
     for (key, setting) in [
         (c"tde_read_ahead", &mut tuning.read_ahead),
@@ -349,6 +415,35 @@ unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<
     Ok(wishes)
 }
 
+unsafe extern "C" fn delete(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    sync_dir: c_int,
+) -> c_int {
+    // SAFETY: the arguments are those of xDelete.
+    guard(|| unsafe {
+        let (base, called) = (base_of(vfs), names::log_of(name));
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
+        Ok((*base).xDelete.map_or(ffi::SQLITE_IOERR_DELETE, |delete| delete(base, name, sync_dir)))
+    })
+}
+
+unsafe extern "C" fn access(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    flags: c_int,
+    out: *mut c_int,
+) -> c_int {
+    // SAFETY: the arguments are those of xAccess.
+    guard(|| unsafe {
+        let (base, called) = (base_of(vfs), names::log_of(name));
+        let name = called.as_ref().map_or(name, |called| called.as_ptr());
+        Ok((*base)
+            .xAccess
+            .map_or(ffi::SQLITE_IOERR_ACCESS, |access| access(base, name, flags, out)))
+    })
+}
+
 /// Passes a call on to the base VFS as it is.
 macro_rules! pass {
     ($name:ident => $method:ident ($($arg:ident: $type:ty),*) -> $result:ty, $missing:expr) => {
@@ -356,7 +451,7 @@ macro_rules! pass {
             // SAFETY: SQLite's arguments, to the method that SQLite would have called.
             unsafe {
                 let base = base_of(vfs);
-                match base.$method {
+                match (*base).$method {
                     Some(method) => method(base, $($arg),*),
                     None => $missing,
                 }
@@ -365,8 +460,6 @@ macro_rules! pass {
     };
 }
 
-pass!(delete => xDelete(name: *const c_char, sync_dir: c_int) -> c_int, ffi::SQLITE_IOERR_DELETE);
-pass!(access => xAccess(name: *const c_char, flags: c_int, out: *mut c_int) -> c_int, ffi::SQLITE_IOERR_ACCESS);
 pass!(full_pathname => xFullPathname(name: *const c_char, len: c_int, out: *mut c_char) -> c_int, ffi::SQLITE_CANTOPEN);
 pass!(dl_open => xDlOpen(name: *const c_char) -> *mut c_void, ptr::null_mut());
 pass!(dl_error => xDlError(len: c_int, out: *mut c_char) -> (), ());
@@ -376,9 +469,57 @@ pass!(sleep => xSleep(microseconds: c_int) -> c_int, 0);
 pass!(current_time => xCurrentTime(out: *mut f64) -> c_int, ffi::SQLITE_ERROR);
 pass!(get_last_error => xGetLastError(len: c_int, out: *mut c_char) -> c_int, 0);
 pass!(current_time_int64 => xCurrentTimeInt64(out: *mut ffi::sqlite3_int64) -> c_int, ffi::SQLITE_ERROR);
-pass!(set_system_call => xSetSystemCall(name: *const c_char, call: ffi::sqlite3_syscall_ptr) -> c_int, ffi::SQLITE_NOTFOUND);
-pass!(get_system_call => xGetSystemCall(name: *const c_char) -> ffi::sqlite3_syscall_ptr, None);
-pass!(next_system_call => xNextSystemCall(name: *const c_char) -> *const c_char, ptr::null());
+
+/// The base VFS behind `vfs`, where it has methods of version 3.
+///
+/// # Safety
+/// As [`base_of`].
+unsafe fn base_with_system_calls(vfs: *mut ffi::sqlite3_vfs) -> Option<*mut ffi::sqlite3_vfs> {
+    // SAFETY: as above.
+    let base = unsafe { base_of(vfs) };
+    // SAFETY: the base is registered.
+    (unsafe { (*base).iVersion } >= 3).then_some(base)
+}
+
+unsafe extern "C" fn set_system_call(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    call: ffi::sqlite3_syscall_ptr,
+) -> c_int {
+    // SAFETY: SQLite's arguments, to the method that SQLite would have called.
+    unsafe {
+        let method =
+            base_with_system_calls(vfs).and_then(|base| Some((base, (*base).xSetSystemCall?)));
+        method.map_or(ffi::SQLITE_NOTFOUND, |(base, method)| method(base, name, call))
+    }
+}
+
+unsafe extern "C" fn get_system_call(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+) -> ffi::sqlite3_syscall_ptr {
+    // SAFETY: as above.
+    unsafe {
+        let base = base_with_system_calls(vfs)?;
+        (*base).xGetSystemCall?(base, name)
+    }
+}
+
+unsafe extern "C" fn next_system_call(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+) -> *const c_char {
+    // SAFETY: as above; names of VFSs are NUL-terminated.
+    unsafe {
+        let answer = kin::answer(name, (*vfs).zName, (*base_of(vfs)).zName);
+        if !answer.is_null() {
+            return answer;
+        }
+        let method =
+            base_with_system_calls(vfs).and_then(|base| Some((base, (*base).xNextSystemCall?)));
+        method.map_or(ptr::null(), |(base, method)| method(base, name))
+    }
+}
 
 type Symbol = Option<unsafe extern "C" fn(*mut ffi::sqlite3_vfs, *mut c_void, *const c_char)>;
 
@@ -390,6 +531,6 @@ unsafe extern "C" fn dl_sym(
     // SAFETY: SQLite's arguments, to the method that SQLite would have called.
     unsafe {
         let base = base_of(vfs);
-        base.xDlSym.and_then(|method| method(base, library, name))
+        (*base).xDlSym.and_then(|method| method(base, library, name))
     }
 }

@@ -1,4 +1,4 @@
-//! The open database files by name: which one a journal or log belongs to.
+//! The open database files by name: which one a journal or log belongs to, and what the base calls the log.
 //!
 //! `sqlite3_database_file_object` would tell, but only where SQLite itself made the name and nobody
 //! stands between it and us. A VFS above may answer with a file of its own, or hand down a copy of
@@ -8,22 +8,28 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
 use std::ptr;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
+use crate::file::beside;
 
 /// A database file's `sqlite3_file` and the name it was opened with, as addresses. Both live until
 /// the file is closed.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Named {
     file: usize,
     name: usize,
+    /// Whether it is a plaintext database, as last seen under a lock.
+    plain: Arc<AtomicBool>,
+    /// What the base calls the log of an encrypted one.
+    log: Arc<LogName>,
 }
 
 impl Named {
-    fn name(self) -> *const c_char {
+    fn name(&self) -> *const c_char {
         ptr::with_exposed_provenance(self.name)
     }
 }
@@ -44,15 +50,25 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers that the database file `file` was opened as `name`.
+/// Remembers that the database file `file` was opened as `name`. `plain` tells what it is as long as it is
+/// open.
 ///
 /// # Safety
 /// `name` is what was passed to xOpen for the main database `file`, which is told to [`forget`]
 /// before it is closed.
-pub(super) unsafe fn remember(file: *mut ffi::sqlite3_file, name: *const c_char) {
+pub(super) unsafe fn remember(
+    file: *mut ffi::sqlite3_file,
+    name: *const c_char,
+    plain: Arc<AtomicBool>,
+) {
     // SAFETY: as above.
-    let path = unsafe { CStr::from_ptr(name) }.to_bytes().to_vec();
-    let named = Named { file: file.expose_provenance(), name: name.expose_provenance() };
+    let (path, log) = unsafe {
+        let path = CStr::from_ptr(name).to_bytes();
+        (path.to_vec(), LogName::new(file, name, &[path, b"-wal"].concat()))
+    };
+    let Some(log) = log.map(Arc::new) else { return };
+    let named =
+        Named { file: file.expose_provenance(), name: name.expose_provenance(), plain, log };
     open().entry(path).or_default().push(named);
 }
 
@@ -75,15 +91,10 @@ pub(super) unsafe fn forget(file: *mut ffi::sqlite3_file, name: *const c_char) {
 pub(super) fn name_of(file: *mut ffi::sqlite3_file) -> *const c_char {
     let open = open();
     let found = open.values().flatten().find(|named| named.file == file.addr());
-    found.map_or(ptr::null(), |named| named.name())
+    found.map_or(ptr::null(), Named::name)
 }
 
 /// The database file that the journal or log `name` belongs to; null where none can be told.
-///
-/// Of several connections to one database it is the one whose name has this very pointer for its
-/// journal or log. A VFS above that copies names leaves the path alone to go by. That decides where
-/// there is one such connection, and else it is the one that this thread locked last: SQLite opens a
-/// journal or log under a lock on the database that it just took.
 ///
 /// # Safety
 /// `name` is NUL-terminated.
@@ -92,12 +103,105 @@ pub(super) unsafe fn database_of(name: *const c_char) -> *mut ffi::sqlite3_file 
     let path = unsafe { CStr::from_ptr(name) }.to_bytes();
     let Some(dash) = path.iter().rposition(|&byte| byte == b'-') else { return ptr::null_mut() };
     let open = open();
-    let files = open.get(&path[..dash]).map_or(&[][..], Vec::as_slice);
-    let owner = files
+    owner(&open, &path[..dash], name)
+        .map_or(ptr::null_mut(), |named| ptr::with_exposed_provenance_mut(named.file))
+}
+
+/// What the base calls the file that SQLite calls `name`, where `name` is that of an encrypted database's
+/// log; else it has the same name. A database that is not created yet will be encrypted.
+///
+/// # Safety
+/// `name` is NUL-terminated.
+pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
+    // SAFETY: as above.
+    let whole = unsafe { CStr::from_ptr(name) }.to_bytes();
+    let (path, number) = beside::split_log(whole)?;
+    let open = open();
+    let named = owner(&open, path, name)?;
+    if named.plain.load(Ordering::Acquire) {
+        return None;
+    }
+    if number.is_empty() {
+        return Some(Arc::clone(&named.log));
+    }
+    let file = ptr::with_exposed_provenance_mut(named.file);
+    // SAFETY: the database is open, hence its name alive.
+    unsafe { LogName::new(file, named.name(), whole) }.map(Arc::new)
+}
+
+/// Of several connections to the database at `path`, the one whose journal or log `name` is. It is the one
+/// whose name has this very pointer for it. A VFS above that copies names leaves the path alone to go by.
+/// That decides where there is one such connection, and else it is the one that this thread locked last:
+/// SQLite looks for a journal or log under a lock on the database that it just took.
+fn owner<'a>(
+    open: &'a HashMap<Vec<u8>, Vec<Named>>,
+    path: &[u8],
+    name: *const c_char,
+) -> Option<&'a Named> {
+    let files = open.get(path).map_or(&[][..], Vec::as_slice);
+    files
         .iter()
         // SAFETY: the database is open, hence its name alive.
         .find(|named| unsafe { api::journal_or_log_names(named.name()) }.contains(&name))
         .or(if let [only] = files { Some(only) } else { None })
-        .or_else(|| files.iter().find(|named| named.file == LOCKED.get()));
-    owner.map_or(ptr::null_mut(), |named| ptr::with_exposed_provenance_mut(named.file))
+        .or_else(|| files.iter().find(|named| named.file == LOCKED.get()))
+}
+
+/// The name of a log as the base gets it, with what SQLite has around such a name in memory.
+///
+/// ```text
+/// | pointer | 0 0 0 0 | database 0 (key 0 value 0)* 0 | journal 0 | log 0 | 0 0 0
+/// ```
+/// That serves `sqlite3_uri_parameter`, `sqlite3_filename_database` and their neighbours, which walk through
+/// it, and `sqlite3_database_file_object`: the pointer leads it to a structure of SQLite's, in which it
+/// reads where the database's file is. Here each word of that structure is this address.
+pub(super) struct LogName {
+    words: Box<[usize]>,
+    /// Where the log's name begins, in bytes.
+    at: usize,
+    /// What the pointer leads to.
+    _pager: Box<[usize; Self::PAGER]>,
+}
+
+impl LogName {
+    /// Words of SQLite's structure of which one is read, with room for more than it had in any version.
+    const PAGER: usize = 128;
+    /// Zeros that tell SQLite where the database's name begins, and those behind the last name.
+    const BEFORE: usize = 4;
+    const BEHIND: usize = 3;
+
+    /// What the base calls the log that SQLite calls `log`, of the database `file`; `None` where `log` is
+    /// no log's name.
+    ///
+    /// # Safety
+    /// `name` is what was passed to xOpen for the main database `file`, which is open.
+    unsafe fn new(file: *mut ffi::sqlite3_file, name: *const c_char, log: &[u8]) -> Option<Self> {
+        let log = beside::log_name(log)?;
+        // SAFETY: as above: between the name and that of its journal lie its parameters.
+        let (database, journal) = unsafe {
+            let [journal, _] = api::journal_or_log_names(name);
+            let len = usize::try_from(journal.offset_from(name)).ok()?;
+            (std::slice::from_raw_parts(name.cast::<u8>(), len), CStr::from_ptr(journal))
+        };
+        let pager = Box::new([file.expose_provenance(); Self::PAGER]);
+        let mut bytes = pager.as_ptr().expose_provenance().to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&[0; Self::BEFORE]);
+        bytes.extend_from_slice(database);
+        bytes.extend_from_slice(journal.to_bytes_with_nul());
+        let at = bytes.len();
+        bytes.extend_from_slice(&log);
+        bytes.extend_from_slice(&[0; 1 + Self::BEHIND]);
+        bytes.resize(bytes.len().next_multiple_of(size_of::<usize>()), 0);
+        let word = |bytes: &[u8]| {
+            let mut word = [0; size_of::<usize>()];
+            word.copy_from_slice(bytes);
+            usize::from_ne_bytes(word)
+        };
+        let words = bytes.chunks_exact(size_of::<usize>()).map(word).collect();
+        Some(Self { words, at, _pager: pager })
+    }
+
+    pub(super) fn as_ptr(&self) -> *const c_char {
+        self.words.as_ptr().cast::<c_char>().wrapping_add(self.at)
+    }
 }

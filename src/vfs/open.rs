@@ -1,20 +1,24 @@
 //! An open file: what each of SQLite's calls means for each kind of file.
 
 use std::ffi::c_int;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
 use super::base::{BaseFile, Place};
-use super::content::{Content, read_from};
-use super::file::TdeFile;
+use super::content::Content;
+use super::names::LogName;
+use super::shared::{Entered, Shared};
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
+use crate::file::journal::Begun;
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
-use crate::file::wal::{Parent, Recovered, Salts};
+use crate::file::wal::{Demand, Parent, Recovered, Salts};
 use crate::file::{Filled, Storage};
 
 /// Characteristics that hold for the base file and not for ours: a page of ours is more than one
@@ -31,11 +35,38 @@ const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
     | ffi::SQLITE_IOCAP_SAFE_APPEND
     | ffi::SQLITE_IOCAP_BATCH_ATOMIC;
 
+/// Another open file that belongs to this one; none where there is none.
+pub(super) type Link = Option<Arc<Shared>>;
+
+/// Enters the file of a link.
+pub(super) fn enter(link: &Link) -> Result<Option<Entered<'_>>> {
+    link.as_deref().map(Shared::enter).transpose()
+}
+
 /// The journal of the database file `parent` is not played back any more.
-fn rollback_ends(parent: *mut ffi::sqlite3_file) {
-    if let Ok(OpenFile { content: Content::Db(db), .. }) = parent_of(parent) {
+fn rollback_ends(parent: &Link) {
+    if let Ok(Some(mut open)) = enter(parent)
+        && let Content::Db(db) = &mut open.content
+    {
         db.rollback_ends();
     }
+}
+
+/// The state that the database file `parent` of a journal is in.
+fn state_of(parent: &Link) -> Result<Begun> {
+    match &mut *parent_of(parent)? {
+        OpenFile { content: Content::Db(db), base, .. } => db.state_for_journal(base),
+        _ => Ok(Begun::Unknown),
+    }
+}
+
+/// Whether a statement that may write runs on the connection at `place`.
+///
+/// # Safety
+/// `place` is NULL or from `SQLITE_FCNTL_PDB`, and SQLite is in a call on the file that it is of.
+unsafe fn is_writing(place: *mut *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above.
+    unsafe { !place.is_null() && !(*place).is_null() && api::is_writing(*place) }
 }
 
 /// Where the connection has the file for itself, nothing but its reads tells of a transaction.
@@ -43,32 +74,23 @@ fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
     if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
 }
 
-/// The open log or journal `file` of a database, or none.
-pub(super) fn log_of<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a mut OpenFile> {
-    // SAFETY: it tells its database when it closes, and while SQLite is in a call on the database it
-    // is in none on the log or journal.
-    unsafe { TdeFile::of(file) }
-}
-
-/// The smallest size in pages that the log `file` allows its database, of which `shm` is the
-/// wal-index; `None` where there is no log.
-fn least_pages(file: *mut ffi::sqlite3_file, shm: &Shm) -> Result<Option<u32>> {
-    match log_of(file) {
+/// What `log` demands of the file of its database, of which `shm` is the wal-index;
+/// `None` where there is no log.
+fn demand_of(log: &Link, shm: &Shm) -> Result<Option<Demand>> {
+    match enter(log)?.as_deref_mut() {
         Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
             let in_file = shm.frames_in_file().unwrap_or(0);
-            let least = wal.least_pages(base, in_file)?;
-            Ok(Some(least.max(shm.pages_if_all_in_file().unwrap_or(0))))
+            let mut demand = wal.demand(base, in_file, wal.end_or(shm.last_commit()))?;
+            demand.pages = demand.pages.max(shm.pages_if_all_in_file().unwrap_or(0));
+            Ok(Some(demand))
         }
         _ => Ok(None),
     }
 }
 
-/// The database file `file` of a journal or log.
-fn parent_of<'a>(file: *mut ffi::sqlite3_file) -> Result<&'a mut OpenFile> {
-    // SAFETY: SQLite closes a log before its database, and while it is in a call on the log it is in
-    // none on the database.
-    unsafe { TdeFile::of(file) }
-        .ok_or_else(|| Error::Unsupported("a log has lost its database file".into()))
+/// The database file of a journal or log.
+fn parent_of(parent: &Link) -> Result<Entered<'_>> {
+    enter(parent)?.ok_or_else(|| Error::Unsupported("a log has lost its database file".into()))
 }
 
 impl Parent for OpenFile {
@@ -99,45 +121,62 @@ pub(super) struct OpenFile {
     pub(super) base: BaseFile,
     pub(super) content: Content,
     pub(super) place: Place,
+    /// What the base calls the file, where SQLite calls it otherwise. The base may keep the pointer.
+    pub(super) called: Option<Arc<LogName>>,
+    /// Whether this is a plaintext database, for calls that come without the file.
+    pub(super) plain: Arc<AtomicBool>,
     /// The lock that SQLite holds through this file.
     pub(super) lock: c_int,
+    /// The file was opened for writing.
+    writable: bool,
     /// Where SQLite keeps the connection that uses this file (`SQLITE_FCNTL_PDB`).
-    pub(super) connection: *mut *mut ffi::sqlite3,
+    /// In a shared cache SQLite says it while another thread is in the file.
+    pub(super) connection: Arc<AtomicPtr<*mut ffi::sqlite3>>,
     /// The wal-index, of a database file in WAL mode.
     pub(super) shm: Shm,
-    /// The database file of a journal or log, which SQLite closes after those; null for other kinds.
-    parent: *mut ffi::sqlite3_file,
-    /// The open log of a database file; null where there is none.
-    pub(super) log: *mut ffi::sqlite3_file,
+    /// The database file of a journal or log.
+    parent: Link,
+    /// The open log of a database file.
+    pub(super) log: Link,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
     pub(super) checkpoint_end: Option<u32>,
-    /// The open rollback journal of a database file; null where there is none.
-    pub(super) journal: *mut ffi::sqlite3_file,
+    /// The open rollback journal of a database file.
+    pub(super) journal: Link,
+    /// SQLite is being told to reserve bytes, and may ask for the file's size meanwhile.
+    pub(super) reserves: bool,
     /// SQLite's code of a failure that no call has reported yet.
     pub(super) owed: Option<c_int>,
+    /// What the base said when the file was opened, which is when SQLite asks a database file for
+    /// it, to apply it to the journal, too.
+    sector: usize,
+    powersafe: bool,
 }
 
 impl OpenFile {
-    /// # Safety
-    /// `parent` is the database file that SQLite has for a journal or log, or null; `place` is where
-    /// the file was opened.
-    pub(super) unsafe fn new(
+    pub(super) fn new(
         base: BaseFile,
         content: Content,
         place: Place,
-        parent: *mut ffi::sqlite3_file,
+        parent: Link,
+        writable: bool,
     ) -> Self {
         Self {
+            sector: base.sector(),
+            powersafe: base.is_powersafe(),
             base,
             content,
             place,
+            called: None,
+            plain: Arc::default(),
             lock: ffi::SQLITE_LOCK_NONE,
-            connection: std::ptr::null_mut(),
+            writable,
+            connection: Arc::default(),
             shm: Shm::default(),
             parent,
-            log: std::ptr::null_mut(),
+            log: None,
             checkpoint_end: None,
-            journal: std::ptr::null_mut(),
+            journal: None,
+            reserves: false,
             owed: None,
         }
     }
@@ -152,11 +191,12 @@ impl OpenFile {
 
     /// Tells the audit log if `error` shows that somebody changed what is on disk.
     fn note_tampering(&mut self, error: &Error) {
-        let open = match parent_of(self.parent) {
-            Ok(parent) => parent,
-            Err(_) => self,
+        let mut parent = enter(&self.parent).ok().flatten();
+        let content = match parent.as_deref_mut() {
+            Some(parent) => &mut parent.content,
+            None => &mut self.content,
         };
-        if let Content::Db(db) = &mut open.content {
+        if let Content::Db(db) = content {
             db.note_tampering(error);
         }
     }
@@ -166,21 +206,29 @@ impl OpenFile {
             Content::Db(db) => {
                 watch(self.lock, db, &self.base)?;
                 let filled = db.read(&self.base, buf, at)?;
-                if filled == Filled::Short && !self.log.is_null() {
+                if filled == Filled::Short && self.log.is_some() {
                     self.check_size()?;
                 }
                 filled
             }
-            Content::Journal(journal) => journal.read(&self.base, buf, at)?,
-            Content::Wal(wal) => {
-                let parent = parent_of(self.parent)?;
-                if let Content::Db(db) = &mut parent.content {
-                    watch(parent.lock, db, &parent.base)?;
+            Content::Journal(journal) => {
+                if journal.starts_playback(&self.base, buf.len(), at)? {
+                    if let Content::Db(db) = &parent_of(&self.parent)?.content {
+                        db.check_journal()?;
+                    }
+                    journal.check_begun(state_of(&self.parent)?)?;
                 }
-                wal.read(&self.base, parent, buf, at)?
+                journal.read(&self.base, buf, at)?
+            }
+            Content::Wal(wal) => {
+                let mut parent = parent_of(&self.parent)?;
+                let OpenFile { content, lock, base, .. } = &mut *parent;
+                if let Content::Db(db) = content {
+                    watch(*lock, db, base)?;
+                }
+                wal.read(&self.base, &*parent, buf, at)?
             }
             Content::Scratch(scratch) => scratch.read(&self.base, buf, at)?,
-            Content::StandIn(bytes) => read_from(bytes, buf, at),
             Content::Through if self.base.read(buf, at)? => Filled::Full,
             Content::Through => Filled::Short,
         };
@@ -194,18 +242,23 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
-                rollback_ends(self.parent);
+                rollback_ends(&self.parent);
+                if journal.begins(bytes, at) {
+                    if let Content::Db(db) = &mut parent_of(&self.parent)?.content {
+                        db.journal_begins();
+                    }
+                    journal.begin_on(state_of(&self.parent)?);
+                }
                 journal.write(&self.base, bytes, at)?;
             }
             Content::Wal(wal) => {
-                let parent = parent_of(self.parent)?;
+                let parent = parent_of(&self.parent)?;
                 if let Content::Db(db) = &parent.content {
                     db.check_rights()?;
                 }
-                wal.write(&self.base, parent, bytes, at)?;
+                wal.write(&self.base, &*parent, bytes, at)?;
             }
             Content::Scratch(scratch) => scratch.write(&self.base, bytes, at)?,
-            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.write(bytes, at)?,
         }
         self.assert_nothing_is_lost();
@@ -216,12 +269,11 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(_) => self.truncate_pages(size)?,
             Content::Journal(journal) => {
-                rollback_ends(self.parent);
+                rollback_ends(&self.parent);
                 journal.truncate(&self.base, size)?;
             }
-            Content::Wal(wal) => wal.truncate(&self.base, parent_of(self.parent)?, size)?,
+            Content::Wal(wal) => wal.truncate(&self.base, &*parent_of(&self.parent)?, size)?,
             Content::Scratch(scratch) => scratch.truncate(&self.base, size)?,
-            Content::StandIn(_) => return Ok(ffi::SQLITE_READONLY),
             Content::Through => self.base.truncate(size)?,
         }
         self.assert_nothing_is_lost();
@@ -232,7 +284,7 @@ impl OpenFile {
         self.pay()?;
         match &mut self.content {
             Content::Db(db) => db.before_sync(&self.base)?,
-            Content::Wal(wal) => wal.before_sync(&self.base, parent_of(self.parent)?)?,
+            Content::Wal(wal) => wal.before_sync(&self.base, &*parent_of(&self.parent)?)?,
             Content::Journal(journal) => journal.require(&self.base)?,
             _ => {}
         }
@@ -243,20 +295,37 @@ impl OpenFile {
         match &mut self.content {
             Content::Db(db) => db.size(&self.base),
             Content::Journal(journal) => journal.size(&self.base),
-            Content::Wal(wal) => wal.size(&self.base, parent_of(self.parent)?),
+            Content::Wal(wal) => wal.size(&self.base, &*parent_of(&self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
-            Content::StandIn(bytes) => Ok(bytes.len() as u64),
             Content::Through => self.base.size(),
         }
     }
 
     pub(super) fn lock(&mut self, level: c_int) -> Result<c_int> {
         self.before_lock(level)?;
-        let code = self.base.lock(level);
+        let held = self.lock;
+        let code = match held {
+            ffi::SQLITE_LOCK_NONE => self.lock_first(level)?,
+            _ => self.base.lock(level),
+        };
         if code != ffi::SQLITE_OK {
             return Ok(code);
         }
-        let held = std::mem::replace(&mut self.lock, level);
+        self.lock = level;
+        if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
+            if let Err(error) = self.take_journal_anew() {
+                self.unlock(held);
+                return Err(error);
+            }
+            // A rollback of what a crash left goes straight to EXCLUSIVE. Where SQLite kept the
+            // journal open, nothing else tells of it.
+            if level == ffi::SQLITE_LOCK_EXCLUSIVE
+                && self.journal.is_some()
+                && let Content::Db(db) = &mut self.content
+            {
+                db.rollback_starts();
+            }
+        }
         if let Content::Db(db) = &mut self.content {
             db.lock_changed(held == ffi::SQLITE_LOCK_NONE);
             if held == ffi::SQLITE_LOCK_NONE
@@ -266,8 +335,9 @@ impl OpenFile {
                 self.unlock(held);
                 return Err(error);
             }
+            self.plain.store(db.is_plain(), Ordering::Release);
             if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
-                db.new_nonces();
+                self.mend_envelope();
             }
         }
         Ok(code)
@@ -283,12 +353,53 @@ impl OpenFile {
         if held == ffi::SQLITE_LOCK_NONE && db.has_no_page() {
             // What is wrong with it shows under the lock; while it is being created, nothing is.
             let _ = db.look(&self.base);
+            // A statement that will write makes the keys now, beside no lock. Between SHARED and
+            // EXCLUSIVE others would be kept from their own creation of the database, and two that
+            // came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each other:
+            // one gets SQLITE_BUSY at once.
+            // SAFETY: SQLite is in a call on the file, so the connection that uses it is open.
+            if self.writable
+                && db.is_unmade()
+                && unsafe { is_writing(self.connection.load(Ordering::Acquire)) }
+            {
+                db.prepare()?;
+            }
         }
+        // A transaction that has begun by reading has nothing but its SHARED.
         if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
             db.prepare()?;
         }
         // A rollback of what a crash left goes straight to EXCLUSIVE.
         if level == ffi::SQLITE_LOCK_RESERVED { db.check_rights() } else { Ok(()) }
+    }
+
+    /// Takes the first lock, which SQLite has as SHARED. Where another connection has created the
+    /// database since this one last looked, the provider is asked for its keys, and others must not
+    /// wait for it meanwhile.
+    fn lock_first(&mut self, level: c_int) -> Result<c_int> {
+        let code = self.base.lock(level);
+        let Content::Db(db) = &mut self.content else { return Ok(code) };
+        if code != ffi::SQLITE_OK || !db.is_unmade() {
+            return Ok(code);
+        }
+        if matches!(db.is_still_empty(&self.base), Ok(true)) {
+            return Ok(code);
+        }
+        self.base.unlock(ffi::SQLITE_LOCK_NONE);
+        // What is wrong with the file shows under the lock.
+        let _ = db.look(&self.base);
+        Ok(self.base.lock(level))
+    }
+
+    /// What the journal's handle knows of a journal holds under one lock: SQLite may keep it open
+    /// between transactions (`SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN`), while others write the file.
+    fn take_journal_anew(&self) -> Result<()> {
+        if let Some(OpenFile { content: Content::Journal(journal), .. }) =
+            enter(&self.journal)?.as_deref_mut()
+        {
+            journal.take_anew();
+        }
+        Ok(())
     }
 
     /// A transaction begins.
@@ -307,7 +418,20 @@ impl OpenFile {
         }
     }
 
+    /// Finishes a change of the protectors that was cut off, where this file may be written.
+    /// Whoever opens it asked for something else, so an error goes to the log.
+    pub(super) fn mend_envelope(&mut self) {
+        if let Err(error) = command::mend(self, std::time::Duration::ZERO) {
+            api::log(error.sqlite_code(), &format!("sqlite-tde: the envelope: {error}"));
+        }
+    }
+
     pub(super) fn unlock(&mut self, level: c_int) -> c_int {
+        if level < ffi::SQLITE_LOCK_RESERVED
+            && let Err(error) = self.take_journal_anew()
+        {
+            api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
+        }
         let code = self.base.unlock(level);
         // Also after an error: a lock that may be gone must not be counted on.
         self.lock = level;
@@ -330,6 +454,20 @@ impl OpenFile {
     /// `count` locks on the wal-index were given back.
     pub(super) fn shm_unlocked(&mut self, count: c_int) {
         self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
+    }
+
+    /// The wal-index's lock of writers was taken: a write transaction begins.
+    pub(super) fn writing_starts(&mut self) {
+        self.mend_envelope();
+    }
+
+    /// The lock under which the log is written was given back.
+    pub(super) fn write_lock_given_back(&self) {
+        if let Ok(Some(mut open)) = enter(&self.log)
+            && let Content::Wal(wal) = &mut open.content
+        {
+            wal.lock_given_back();
+        }
     }
 
     /// `count` locks on the wal-index were taken. No checkpoint of another connection makes the file
@@ -358,13 +496,16 @@ impl OpenFile {
 
     /// If a log was recovered, seals what an interrupted checkpoint left of pages that are not in it.
     fn seal_holes(&mut self) -> Result<()> {
-        let Some(OpenFile { content: Content::Wal(wal), .. }) = log_of(self.log) else {
+        let mut log = enter(&self.log)?;
+        let Some(OpenFile { base: log_base, content: Content::Wal(wal), .. }) = log.as_deref_mut()
+        else {
             return Ok(());
         };
         let Some(Recovered { least, last }) = wal.recovered else { return Ok(()) };
+        let logged = wal.demand(log_base, 0, wal.end_or(self.shm.last_commit()))?.logged;
         let last = self.shm.pages().unwrap_or(last);
         if let Content::Db(db) = &mut self.content {
-            db.seal_holes(&self.base, least.saturating_add(1)..=last)?;
+            db.seal_holes(&self.base, least.saturating_add(1)..=last, &logged)?;
         }
         wal.recovered = None;
         Ok(())
@@ -373,18 +514,18 @@ impl OpenFile {
     /// Refuses a database file that is shorter than its log allows.
     fn check_size(&self) -> Result<()> {
         let Content::Db(db) = &self.content else { return Ok(()) };
-        db.check_size(&self.base, &mut || least_pages(self.log, &self.shm))
+        db.check_size(&self.base, &mut || demand_of(&self.log, &self.shm))
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
         self.flush_journal()?;
         // Without a wal-index in shared memory, nothing else tells when a recovery is over.
-        if !self.log.is_null() && self.shm.pages().is_none() {
+        if self.log.is_some() && self.shm.pages().is_none() {
             self.seal_holes()?;
         }
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.write(&self.base, bytes, at, may_wait, &mut || least_pages(self.log, &self.shm))?;
+        db.write(&self.base, bytes, at, may_wait, &mut || demand_of(&self.log, &self.shm))?;
         self.assert_journal_is_there();
         Ok(())
     }
@@ -394,41 +535,56 @@ impl OpenFile {
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
         self.pay()?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.truncate(&self.base, size, &mut || least_pages(self.log, &self.shm))
+        db.truncate(&self.base, size, &mut || demand_of(&self.log, &self.shm))
     }
 
-    /// The file is open as `file`: a database learns of its log and of its journal.
-    pub(super) fn opened(&self, file: *mut ffi::sqlite3_file) {
-        let Ok(parent) = parent_of(self.parent) else { return };
+    /// The file is open as `own`: a database learns of its log and of its journal.
+    pub(super) fn link(&self, own: &Arc<Shared>) -> Result<()> {
+        let Some(mut parent) = enter(&self.parent)? else { return Ok(()) };
         match &self.content {
-            Content::Wal(_) => parent.log = file,
-            Content::Journal(_) => parent.journal = file,
+            Content::Wal(_) => parent.log = Some(Arc::clone(own)),
+            Content::Journal(_) => parent.journal = Some(Arc::clone(own)),
             _ => {}
         }
+        Ok(())
     }
 
-    /// The file is about to be closed.
-    pub(super) fn closing(&self) {
-        match &self.content {
-            Content::Wal(_) => {
-                if let Ok(parent) = parent_of(self.parent) {
-                    parent.log = std::ptr::null_mut();
-                }
-            }
-            Content::Journal(_) => {
-                rollback_ends(self.parent);
-                if let Ok(parent) = parent_of(self.parent) {
-                    parent.journal = std::ptr::null_mut();
-                }
-            }
-            _ => {}
+    /// Closes the file. `own` is what others know it by.
+    pub(super) fn close(&mut self, own: &Shared) -> c_int {
+        if matches!(self.content, Content::Journal(_)) {
+            rollback_ends(&self.parent);
         }
+        if let Ok(Some(mut parent)) = enter(&self.parent) {
+            let OpenFile { log, journal, .. } = &mut *parent;
+            for link in [log, journal] {
+                if link.as_deref().is_some_and(|link| link.is(own)) {
+                    *link = None;
+                }
+            }
+        }
+        // What still links to a database that is closed before them holds no more than its memory.
+        (self.parent, self.log, self.journal) = (None, None, None);
+        self.base.close()
+    }
+
+    /// What a torn write spoils of the journal, as SQLite has it from the database file: it asks that
+    /// one, when it is opened.
+    pub(super) fn journal_grain(&self) -> usize {
+        if self.powersafe { 1 } else { self.sector }
+    }
+
+    /// What a torn write spoils of the log `log`. SQLite asks the database file whether a sector is
+    /// spoilt, when it opens the log, and the log how long one is.
+    pub(super) fn log_grain(&self, log: &BaseFile) -> usize {
+        if self.base.is_powersafe() { 1 } else { log.sector().max(self.sector) }
     }
 
     /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
     /// and on first writing SQLite takes the layout that it has in mind by then.
     pub(super) fn wants_reserve(&self) -> bool {
-        matches!(&self.content, Content::Db(db) if db.has_no_page()) && !self.connection.is_null()
+        matches!(&self.content, Content::Db(db) if db.has_no_page())
+            && !self.connection.load(Ordering::Acquire).is_null()
+            && !self.reserves
     }
 
     pub(super) fn device_characteristics(&self) -> c_int {
@@ -446,7 +602,7 @@ impl OpenFile {
             Content::Through => true,
             Content::Db(db) => db.is_plain(),
             Content::Journal(_) | Content::Wal(_) => false,
-            Content::Scratch(_) | Content::StandIn(_) => false,
+            Content::Scratch(_) => false,
         }
     }
 
@@ -466,7 +622,8 @@ impl OpenFile {
     /// Authenticates the committed frames of the log, where there is one.
     #[cfg(feature = "rusqlite")]
     pub(super) fn log_frames(&self) -> Result<Frames> {
-        let Some(OpenFile { base, content: Content::Wal(wal), .. }) = log_of(self.log) else {
+        let mut log = enter(&self.log)?;
+        let Some(OpenFile { base, content: Content::Wal(wal), .. }) = log.as_deref_mut() else {
             return Ok(Frames::default());
         };
         let salts = self.shm.salts();
@@ -474,7 +631,7 @@ impl OpenFile {
             Some(last) => last,
             None => wal.last_commit(base)?,
         };
-        let frames = wal.frames(base, last)?;
+        let frames = wal.frames(base, self, last)?;
         // Where all was in the database already, another process may have begun a log meanwhile.
         Ok(if self.shm.salts() == salts { frames } else { Frames::default() })
     }

@@ -76,6 +76,9 @@ routines! {
     db_filename = sqlite3_db_filename(*mut ffi::sqlite3, *const c_char) -> *const c_char;
     get_autocommit = sqlite3_get_autocommit(*mut ffi::sqlite3) -> c_int;
     file_control = sqlite3_file_control(*mut ffi::sqlite3, *const c_char, c_int, *mut c_void) -> c_int;
+    next_stmt = sqlite3_next_stmt(*mut ffi::sqlite3, *mut ffi::sqlite3_stmt) -> *mut ffi::sqlite3_stmt;
+    stmt_busy = sqlite3_stmt_busy(*mut ffi::sqlite3_stmt) -> c_int;
+    stmt_readonly = sqlite3_stmt_readonly(*mut ffi::sqlite3_stmt) -> c_int;
     create_function_v2 = sqlite3_create_function_v2(
         *mut ffi::sqlite3, *const c_char, c_int, c_int, *mut c_void,
         Option<Function>, Option<Function>, Option<Aggregate>, Option<Destructor>

@@ -99,7 +99,7 @@ impl Shm {
     }
 
     /// The frame of the last commit and the pages after it, unless another commit is just under way.
-    fn last_commit(&self) -> Option<(u32, u32)> {
+    pub(super) fn last_commit(&self) -> Option<(u32, u32)> {
         let [frames, pages] = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, word));
         // A writer changes the second copy of the header before the first.
         fence(Ordering::Acquire);

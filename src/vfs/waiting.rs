@@ -17,7 +17,7 @@
 
 use super::api;
 use super::content::Content;
-use super::open::{OpenFile, log_of};
+use super::open::{OpenFile, enter};
 use crate::error::{Error, Result};
 
 impl OpenFile {
@@ -33,7 +33,7 @@ impl OpenFile {
     /// The database file is about to change: what its journal gathered is brought to the base, or
     /// the error is that of the change.
     pub(super) fn flush_journal(&self) -> Result<()> {
-        match log_of(self.journal) {
+        match enter(&self.journal)?.as_deref_mut() {
             Some(OpenFile { base, content: Content::Journal(journal), .. }) => {
                 journal.require(base)
             }
@@ -81,7 +81,9 @@ impl OpenFile {
 
     /// After a write to the database file that succeeded.
     pub(super) fn assert_journal_is_there(&self) {
-        if let Some(OpenFile { content: Content::Journal(journal), .. }) = log_of(self.journal) {
+        if let Ok(Some(open)) = enter(&self.journal)
+            && let Content::Journal(journal) = &open.content
+        {
             debug_assert!(!journal.owes(), "the database is ahead of its journal");
         }
     }

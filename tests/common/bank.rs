@@ -11,6 +11,8 @@ use sqlite_tde::provider::Keystore;
 
 use crate::process::Random;
 
+/// The name of the database.
+pub const FILE: &str = "bank.db";
 pub const ACCOUNTS: u64 = 200;
 pub const SUM: i64 = ACCOUNTS as i64 * 100;
 
@@ -79,7 +81,7 @@ impl Bank {
     }
 
     pub fn open(&self, flags: OpenFlags) -> rusqlite::Result<Connection> {
-        let uri = OpenOptions::new().vfs(self.vfs()).uri(self.dir.join("bank.db")).unwrap();
+        let uri = OpenOptions::new().vfs(self.vfs()).uri(self.dir.join(FILE)).unwrap();
         let mut db = Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)?;
         db.busy_handler(Some(wait_for_others))?;
         db.execute_batch("PRAGMA cache_size=20; PRAGMA synchronous=OFF; PRAGMA temp_store=FILE")?;

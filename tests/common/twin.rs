@@ -17,6 +17,9 @@ use sqlite_tde::{Cipher, Error};
 use crate::common::{Home, plain};
 
 pub const PAGE: usize = 1024;
+/// Directories of the two databases, whose paths have the same length.
+const SEALED: &str = "tde";
+const PLAIN: &str = "sql";
 /// Bytes of the envelope before the first page, and of the trailer after each block.
 pub const PAGES_AT: usize = 16384;
 pub const TRAILER: usize = 48;
@@ -33,7 +36,7 @@ impl Files {
     pub fn of(path: &Path) -> Self {
         Self {
             db: fs::read(path).unwrap(),
-            wal: fs::read(beside(path, "-wal")).ok(),
+            wal: fs::read(beside(path, log_of(path))).ok(),
             journal: fs::read(beside(path, "-journal")).ok(),
         }
     }
@@ -41,7 +44,7 @@ impl Files {
     pub fn put(&self, path: &Path) {
         remove(path);
         fs::write(path, &self.db).unwrap();
-        for (suffix, bytes) in [("-wal", &self.wal), ("-journal", &self.journal)] {
+        for (suffix, bytes) in [(log_of(path), &self.wal), ("-journal", &self.journal)] {
             if let Some(bytes) = bytes {
                 fs::write(beside(path, suffix), bytes).unwrap();
             }
@@ -57,6 +60,11 @@ impl Files {
     }
 }
 
+/// What the log of one of the databases of [`Twin`] or [`Judge`] is called: they tell by their directory.
+fn log_of(path: &Path) -> &'static str {
+    if path.parent().is_some_and(|dir| dir.ends_with(SEALED)) { "-tdewal" } else { "-wal" }
+}
+
 pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -64,7 +72,7 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 fn remove(path: &Path) {
-    for suffix in ["", "-wal", "-journal", "-shm"] {
+    for suffix in [""].iter().chain(&sqlite_tde::FILES_BESIDE) {
         let _ = fs::remove_file(beside(path, suffix));
     }
 }
@@ -88,7 +96,7 @@ impl Twin {
     /// `suffix` tells the databases of one `home` apart. Paths have the same length in both.
     pub fn new(cipher: Cipher, mode: &str) -> Self {
         let home = Home::ungathered();
-        let paths = ["tde", "sql"].map(|dir| {
+        let paths = [SEALED, PLAIN].map(|dir| {
             fs::create_dir(home.path(dir)).unwrap();
             home.path(dir).join("twin.db")
         });
@@ -201,8 +209,8 @@ impl<'a> Judge<'a> {
         let path = |dir: &str| twin.home.path(dir).join("seen.db");
         Self {
             home: &twin.home,
-            sealed: path("tde"),
-            plain: path("sql"),
+            sealed: path(SEALED),
+            plain: path(PLAIN),
             known: HashMap::new(),
             watch: Watch::start(),
         }

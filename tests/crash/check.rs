@@ -1,6 +1,6 @@
 //! A workload on a disk that writes down what happens, and the next process on what is left.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::fallible_iterator::FallibleIterator;
@@ -9,6 +9,7 @@ use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
 
+use super::platform::{Platform, PlatformVfs};
 use super::power::{Disk, Entry, Files, Image, Lie, PowerVfs};
 use super::workloads::{By, Mode, Workload};
 
@@ -19,6 +20,9 @@ pub struct Subject<'a> {
     /// Whether `tde` is between SQLite and the disk; without it, this is what SQLite itself can do.
     pub encrypted: bool,
     vfs: PowerVfs,
+    /// The VFS that `tde` stands on, or plain SQLite: the disk, or a platform over it.
+    base: &'static str,
+    platform: Option<&'static Platform>,
     tde: String,
     keys: Arc<Keys>,
 }
@@ -44,23 +48,43 @@ pub struct Found {
     /// The state of each database.
     pub spans: Vec<Span>,
     pub log: Vec<Entry>,
+    /// A program without the library had looked before.
+    pub looked: bool,
 }
 
 const PROVIDER: &str = "service";
 const DATABASES: [(&str, &str); 2] = [("main", "/main.db"), ("aux", "/aux.db")];
 
 impl<'a> Subject<'a> {
-    pub fn new(workload: &'a Workload, mode: &'a Mode, encrypted: bool) -> Self {
+    pub fn new(
+        workload: &'a Workload,
+        mode: &'a Mode,
+        encrypted: bool,
+        platform: Option<&'static Platform>,
+    ) -> Self {
         let vfs = PowerVfs::new(mode.powersafe);
+        let base = platform.map_or(vfs.name, |platform| PlatformVfs::new(platform, vfs.name).name);
         let tde = format!("tde-{}", vfs.name);
-        Self { workload, mode, encrypted, vfs, tde, keys: Arc::default() }
+        Self { workload, mode, encrypted, vfs, base, platform, tde, keys: Arc::default() }
     }
 
     pub fn name(&self) -> String {
         let Mode { journal, sync, page_size, cipher, powersafe } = self.mode;
         let kind = if self.encrypted { cipher.name() } else { "plain" };
         let disk = if *powersafe { "" } else { " not powersafe" };
-        format!("{} [{journal} {sync} {page_size} {kind}{disk}]", self.workload.name)
+        let platform =
+            self.platform.map_or(String::new(), |platform| format!(" {}", platform.name));
+        format!("{} [{journal} {sync} {page_size} {kind}{disk}{platform}]", self.workload.name)
+    }
+
+    /// Whether the database at `path` is an encrypted one.
+    fn is_encrypted(&self, path: &str) -> bool {
+        self.encrypted && !(self.workload.mixed && path == DATABASES[0].1)
+    }
+
+    /// What the name of a database's log ends with.
+    pub fn log_suffix(&self, path: &str) -> &'static str {
+        if self.is_encrypted(path) { "-tdewal" } else { "-wal" }
     }
 
     /// Schemas and paths.
@@ -73,7 +97,7 @@ impl<'a> Subject<'a> {
         self.vfs.insert(Disk::new(files, lie));
         if self.encrypted {
             let options = crate::common::options(&self.tde)
-                .base(self.vfs.name)
+                .base(self.base)
                 // Nothing is there: a database that asks for it would fail.
                 .keystore(Keystore::at("/nowhere/sqlite-tde"))
                 .provider(PROVIDER, Arc::new(Service(Arc::clone(&self.keys))))
@@ -83,11 +107,11 @@ impl<'a> Subject<'a> {
     }
 
     fn uri(&self, path: &str) -> String {
-        if self.encrypted {
+        if self.is_encrypted(path) {
             let options = OpenOptions::new().vfs(&self.tde).cipher(self.mode.cipher);
             return options.uri(path).unwrap();
         }
-        format!("file:{path}?vfs={}", self.vfs.name)
+        format!("file:{path}?vfs={}", self.base)
     }
 
     fn connect(&self, path: &str) -> Result<Connection, String> {
@@ -185,6 +209,99 @@ impl<'a> Subject<'a> {
         self.encrypted && self.workload.keys
     }
 
+    /// Who can open the image, before anybody has mended it: `span` is the first and the last step
+    /// whose protectors may be in force. The bytes must hold no wrapped key but those of these
+    /// steps, whatever software reads them; and of all parties that ever had a protector, those of
+    /// one of the steps open the database, for reading alone, and all see the same. That writes
+    /// nothing.
+    pub fn parties(
+        &self,
+        image: &Image,
+        states: &[Vec<String>],
+        (first, last): Span,
+    ) -> Result<(), String> {
+        let keys = |step: usize| states[step].last().map_or("", String::as_str);
+        let bytes = &image.files[DATABASES[0].1];
+        let allowed: HashSet<u64> =
+            (first..=last).flat_map(|step| handles(keys(step))).map(|handle| handle.1).collect();
+        let envelope = &bytes[..bytes.len().min(ENVELOPE)];
+        for at in 0..envelope.len().saturating_sub(HANDLE.len() + 8) {
+            if !envelope[at..].starts_with(HANDLE) {
+                continue;
+            }
+            let number = &envelope[at + HANDLE.len()..at + HANDLE.len() + 8];
+            let number = u64::from_be_bytes(number.try_into().unwrap());
+            if !allowed.contains(&number) {
+                let of: Vec<usize> = (0..states.len())
+                    .filter(|&step| handles(keys(step)).any(|handle| handle.1 == number))
+                    .collect();
+                return Err(format!(
+                    "byte {at} has a key of the protectors after steps {of:?}, not {first} to \
+                     {last}"
+                ));
+            }
+        }
+        self.insert(image.files.clone(), None);
+        let all: BTreeSet<String> =
+            states.iter().flat_map(|state| handles(&state[state.len() - 1])).map(|h| h.0).collect();
+        let seen = self.who(None)?;
+        if !(first..=last).any(|step| keys(step) == seen) {
+            return Err(format!("{seen} are in force, not those after steps {first} to {last}"));
+        }
+        for party in all {
+            let is_in = handles(&seen).any(|handle| handle.0 == party);
+            match self.who(Some(&party)) {
+                Ok(found) if is_in && found == seen => {}
+                Err(_) if !is_in => {}
+                other => return Err(format!("{seen} are in force; as {party}: {other:?}")),
+            }
+        }
+        let written = self.vfs.with(|disk| disk.log.len());
+        self.vfs.insert(Disk::default());
+        if written == 0 { Ok(()) } else { Err(format!("a reader wrote {written} times")) }
+    }
+
+    /// The protectors that are in force, as who opens the database through `party` alone is told.
+    fn who(&self, party: Option<&str>) -> Result<String, String> {
+        let mut options = OpenOptions::new().vfs(&self.tde);
+        options = options.flags(OpenFlags::SQLITE_OPEN_READ_ONLY);
+        if let Some(party) = party {
+            options = options.protector(party);
+        }
+        let db = sqlite_tde::open_with(DATABASES[0].1, &options).map_err(|e| e.to_string())?;
+        let status = sqlite_tde::status(&db, "main").map_err(|e| e.to_string())?;
+        let all: Vec<String> =
+            status.protectors.iter().map(|p| format!("{} {}", p.name, p.key_version)).collect();
+        Ok(all.join(",") + if status.auto_rotate { "on" } else { "off" })
+    }
+
+    /// A program without the library opens every second image: it is told that each encrypted database is
+    /// none, and changes nothing, but for the journal of a database without a byte. Answers whether it
+    /// looked.
+    pub fn stranger_looks(&self, image: &Image) -> Result<bool, String> {
+        if !self.encrypted || image.fingerprint() % 2 == 0 {
+            return Ok(false);
+        }
+        self.insert(image.files.clone(), None);
+        let there = |path: &str| image.files.get(path).is_some_and(|bytes| !bytes.is_empty());
+        for (_, path) in self.databases().iter().filter(|(_, path)| self.is_encrypted(path)) {
+            if !there(path) {
+                continue;
+            }
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_URI;
+            let uri = format!("file:{path}?vfs={}", self.vfs.name);
+            let db = Connection::open_with_flags(uri, flags).map_err(words)?;
+            let told = run(&db, "SELECT * FROM sqlite_schema").map_err(|error| error.to_string());
+            if told != Err("file is not a database".into()) {
+                return Err(format!("{path}: a stranger is told {told:?}"));
+            }
+        }
+        if self.vfs.with(|disk| disk.files()) != image.files {
+            return Err("a stranger changed a file".into());
+        }
+        Ok(true)
+    }
+
     /// Opens `image` as the next process would. Each database must be in a state of its span, all in
     /// the same one where a transaction over several is atomic. `creating`: no transaction was done
     /// yet, so that there may be no whole envelope.
@@ -199,11 +316,19 @@ impl<'a> Subject<'a> {
         let spans = self.look(states, spans, creating);
         let (log, exhausted) =
             self.vfs.with(|disk| (std::mem::take(&mut disk.log), disk.is_exhausted()));
+        let files = self.vfs.with(|disk| disk.files());
         self.vfs.insert(Disk::default());
         if exhausted {
             return Err("it does not end".into());
         }
-        Ok(Found { spans: spans?, log })
+        let spans = spans?;
+        for (_, path) in self.databases().iter().filter(|(_, path)| self.is_encrypted(path)) {
+            let (a, b) = files[*path][..ENVELOPE].split_at(ENVELOPE / 2);
+            if a != b {
+                return Err(format!("{path}: the copies of the envelope differ afterwards"));
+            }
+        }
+        Ok(Found { spans, log, looked: false })
     }
 
     fn look(
@@ -212,12 +337,20 @@ impl<'a> Subject<'a> {
         spans: &[Span],
         creating: bool,
     ) -> Result<Vec<Span>, String> {
+        if self.workload.mixed {
+            // Each by itself, and in both orders: whoever comes first may delete the super-journal.
+            let first = self.vfs.with(|disk| disk.files().values().map(Vec::len).sum::<usize>());
+            for number in [first % 2, 1 - first % 2] {
+                let db = self.connect(DATABASES[number].1)?;
+                run(&db, "SELECT * FROM sqlite_schema").map_err(words)?;
+            }
+        }
         let db = self.open()?;
         let seen = self.state(&db).map_err(words)?;
         let found = self.place(states, spans, &seen)?;
-        for (schema, _) in self.databases() {
+        for (schema, path) in self.databases() {
             sound(&db, schema)?;
-            if self.encrypted {
+            if self.is_encrypted(path) {
                 verified(&db, schema, creating)?;
             }
             run(&db, &LATER.replace("schema", schema))
@@ -362,6 +495,21 @@ fn verified(db: &Connection, schema: &str, creating: bool) -> Result<(), String>
     }
 }
 
+/// Bytes of both copies of the envelope.
+const ENVELOPE: usize = 16384;
+
+/// Before the number in each handle, so that it is found in a file.
+const HANDLE: &[u8] = b"a handle of the service: ";
+
+/// The protectors in what [`KEYS`] answers, each with the number of its handle.
+fn handles(keys: &str) -> impl Iterator<Item = (String, u64)> {
+    let all = keys.trim_end_matches("on").trim_end_matches("off");
+    all.split(',').filter_map(|one| {
+        let (name, number) = one.rsplit_once(' ')?;
+        Some((name.to_owned(), number.parse().ok()?))
+    })
+}
+
 /// Keys that a key service has handed out handles for. It outlives the processes that ask it.
 #[derive(Default)]
 struct Keys(Mutex<HashMap<Vec<u8>, (Vec<u8>, Secret)>>);
@@ -373,7 +521,7 @@ impl KeyProvider for Service {
     fn wrap(&self, _: &str, dek: &Secret, context: &Context) -> Result<Wrapped, ProviderError> {
         let mut keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let version = keys.len() as u64;
-        let handle = version.to_be_bytes().to_vec();
+        let handle = [HANDLE, &version.to_be_bytes()].concat();
         let copy = Secret::from_slice(dek.expose()).unwrap();
         keys.insert(handle.clone(), (context.encode(), copy));
         let key_version = version.to_string();

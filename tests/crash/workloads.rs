@@ -15,6 +15,8 @@ const TABLES: &str = "
 pub enum Fits {
     All,
     Wal,
+    /// Modes in which plain SQLite, too, survives all; see `plain_sqlite_survives_too`.
+    Strict,
     /// Modes after which a crash is only safe between two transactions.
     Volatile,
 }
@@ -37,6 +39,8 @@ pub struct Workload {
     pub settings: &'static str,
     /// A second database, with the same content, takes part.
     pub attached: bool,
+    /// The first database is plain, and opened by a VFS that knows of no encryption.
+    pub mixed: bool,
     /// Protectors are changed, too. Such a change is never lost once it was answered.
     pub keys: bool,
     /// One transaction each.
@@ -50,6 +54,7 @@ const PLAIN: Workload = Workload {
     layout: "",
     settings: "PRAGMA cache_size=5",
     attached: false,
+    mixed: false,
     keys: false,
     steps: &[],
 };
@@ -215,6 +220,28 @@ pub const WORKLOADS: &[Workload] = &[
         ..PLAIN
     },
     Workload {
+        name: "a plain and an encrypted database",
+        fits: Fits::Strict,
+        settings: "PRAGMA main.cache_size=5; PRAGMA aux.cache_size=5",
+        attached: true,
+        mixed: true,
+        steps: &[
+            (
+                Writer,
+                "BEGIN; UPDATE main.n SET b = b + 1; UPDATE aux.n SET b = b + 1;
+                 UPDATE aux.t SET b = 'x' || b; DELETE FROM main.t WHERE a % 3 = 0; COMMIT",
+            ),
+            (Writer, "BEGIN; UPDATE main.n SET b = 9; UPDATE aux.n SET b = 9; ROLLBACK"),
+            (Writer, "UPDATE aux.n SET b = b + 1"),
+            (
+                Writer,
+                "BEGIN; UPDATE main.n SET b = b + 1; UPDATE aux.n SET b = b + 1;
+                 INSERT INTO aux.t(b) SELECT b FROM main.t; COMMIT",
+            ),
+        ],
+        ..PLAIN
+    },
+    Workload {
         name: "checkpoints",
         fits: Fits::Wal,
         settings: "PRAGMA cache_size=5; PRAGMA wal_autocheckpoint=0",
@@ -354,6 +381,7 @@ impl Fits {
         match self {
             Self::All => !mode.is_volatile(),
             Self::Wal => mode.is_wal(),
+            Self::Strict => mode.is_wal() || !mode.is_volatile() && mode.sync != "NORMAL",
             Self::Volatile => mode.is_volatile(),
         }
     }

@@ -1,4 +1,7 @@
-# SUITE_PRELUDE: file sizes as SQLite sees them.
+# SUITE_PRELUDE: file sizes as SQLite sees them, and the log by SQLite's name for it.
+#
+# The log of an encrypted database `X` lies at `X-tdewal`. Where it is there, or one is copied, Tcl's `file` takes
+# `X-wal` for it.
 #
 # The suite compares what Tcl's `file size` says of a database, journal or log with counts of pages and
 # frames. What is ours in a file is neither: the envelope before the first page, and in journals and
@@ -27,6 +30,17 @@ proc suite_wal_size {size page_size grain} {
   expr {32 + $frames * (24 + $page_size) + min($rest, 24 + $page_size)}
 }
 
+# Bytes of a super-journal's name at the end of a journal.
+proc suite_name_size {name size} {
+  set channel [open $name rb]
+  seek $channel [expr {$size - 16}]
+  set end [read $channel 16]
+  close $channel
+  if {[string range $end 8 15] ne "\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"} { return 0 }
+  binary scan $end I len
+  expr {$len > 0 && $len + 16 <= $size - 512 ? $len + 16 : 0}
+}
+
 proc suite_logical_size {name size} {
   if {$size < 512} { return $size }
   set channel [open $name rb]
@@ -34,9 +48,9 @@ proc suite_logical_size {name size} {
   close $channel
   switch -- [string range $header 0 15] "sqlite-tde file\0" {
     return [expr {$size - 16384}]
-  } "sqlite-tde jrnl\0" {
+  } "\0sqlite-tde jrnl" {
     binary scan $header @56I grain
-    return [suite_journal_size $size $grain]
+    return [suite_journal_size [expr {$size - [suite_name_size $name $size]}] $grain]
   } "sqlite-tde wal\0\0" {
     binary scan $header @20II page_size grain
     return [suite_wal_size $size $page_size $grain]
@@ -44,9 +58,23 @@ proc suite_logical_size {name size} {
   return $size
 }
 
+# What a file is called that SQLite calls `name`.
+proc suite_name {name} {
+  if {![string match *-wal $name]} { return $name }
+  set ours [string range $name 0 end-3]tdewal
+  expr {[suite_file exists $ours] && ![suite_file exists $name] ? $ours : $name}
+}
+
 if {[info commands suite_file] eq ""} {
   rename file suite_file
   proc file {subcommand args} {
+    if {$subcommand in {exists size delete copy rename mtime}} {
+      set named [lmap name $args { suite_name $name }]
+      if {$subcommand in {copy rename} && $named ne $args && [string match *-wal [lindex $args end]]} {
+        lset named end [string range [lindex $args end] 0 end-3]tdewal
+      }
+      set args $named
+    }
     set answer [uplevel 1 [list suite_file $subcommand {*}$args]]
     if {$subcommand eq "size"} { return [suite_logical_size [lindex $args 0] $answer] }
     return $answer

@@ -1,7 +1,7 @@
-//! `encrypt` and `decrypt`: a copy by `VACUUM INTO`, which appears complete or not at all.
+//! `encrypt`, `decrypt` and `copy`: a copy by `VACUUM INTO`, which appears complete or not at all.
 //!
-//! 1. The copy is made in a new directory beside the destination, which nobody else may enter.
-//! 2. It is checked, and synced.
+//! 1. The copy is made in a new directory beside the destination, which only its owner may enter.
+//! 2. It is checked, and synced. Its mode is that of the source, without what the umask takes away.
 //! 3. It gets its name in one step, which fails where the name is taken unless `--force` was given.
 //! 4. The directory is synced, and the one of step 1 removed, as it is when any step fails.
 
@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::{Error, OpenOptions, RESERVE};
+use sqlite_tde::{
+    Cipher, Error, FILES_BESIDE, NewProtector, OpenOptions, ProtectorStatus, RESERVE, Status,
+};
 use tempfile::{TempDir, TempPath};
 
-use crate::failure::{Failure, OTHER, UNEXPECTED, USAGE, say};
+use crate::failure::{Failure, KEY, OTHER, UNEXPECTED, USAGE, say};
 use crate::progress;
 
 /// SQLite's own VFS on this platform.
@@ -44,7 +46,89 @@ pub fn encrypt(ends: &Ends, target: OpenOptions, page_size: Option<u32>) -> Resu
     refuse_encrypted(&ends.src)?;
     let source = open_source(&ends.src, &OpenOptions::new().vfs(PLAIN_VFS))?;
     set_page_size(&source, page_size).map_err(|failure| failure.about(&ends.src))?;
-    copy(ends, &source, target.parameter("reserve", RESERVE.to_string()), "encrypted")
+    copy(ends, &source, target.parameter("reserve", RESERVE.to_string()), "encrypted", |_| Ok(()))
+}
+
+/// Makes a copy of the encrypted database that `options` open, with an encryption key and a file id
+/// of its own: nothing of one is accepted in the other. It keeps cipher, page size, journal mode
+/// and the protectors, but for those in `without`.
+pub fn duplicate(ends: &Ends, options: OpenOptions, without: &[String]) -> Result<(), Failure> {
+    ends.check()?;
+    let source = open_source(&ends.src, &options)?;
+    refuse_empty(&source).map_err(|failure| failure.about(&ends.src))?;
+    let status = sqlite_tde::status(&source, "main")?;
+    let protectors = protectors(&status, without).map_err(|failure| failure.about(&ends.src))?;
+    let Some(first) = protectors.first() else {
+        return Err(Failure::new(USAGE, "no protector is left for the copy"));
+    };
+    let writes = |kept: &ProtectorStatus| {
+        let is_kept = protectors.iter().any(|protector| protector.name() == kept.name);
+        is_kept && !kept.read_only && (kept.not_after == 0 || kept.not_after > now())
+    };
+    if !status.protectors.iter().any(writes) {
+        let text = "no protector is left for the copy that may write and has not ended";
+        return Err(Failure::new(USAGE, text).about(&ends.src));
+    }
+    for protector in &protectors {
+        sqlite_tde::check_secret(&source, "main", protector.name()).map_err(|error| {
+            let hint = format!("--without '{}' leaves it out", protector.name());
+            Failure::from(error).about(&ends.src).hint(hint)
+        })?;
+    }
+    let target = OpenOptions::new()
+        .cipher(status.cipher.parse::<Cipher>()?)
+        .protector(first.name())
+        .parameter("reserve", RESERVE.to_string());
+    let is_wal = journal_mode(&source)? == "wal";
+    copy(ends, &source, target, "copied", |copy| {
+        let connection = sqlite_tde::open(copy)?;
+        sqlite_tde::set_protectors(&connection, "main", protectors.clone())?;
+        if !status.auto_rotate {
+            sqlite_tde::set_auto_rotate(&connection, "main", false)?;
+        }
+        if is_wal {
+            connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
+        }
+        // The log goes with the last connection, so that the file is all there is.
+        connection.close().map_err(|(_, error)| Failure::from(error))
+    })
+}
+
+/// The protectors of a copy: those of the source, each of which has to wrap the new key now.
+fn protectors(status: &Status, without: &[String]) -> Result<Vec<NewProtector>, Failure> {
+    let named = |name: &String| status.protectors.iter().any(|protector| protector.name == *name);
+    if let Some(name) = without.iter().find(|name| !named(name)) {
+        return Err(Failure::new(USAGE, format!("there is no protector {name} to leave out")));
+    }
+    let mut protectors = Vec::new();
+    for protector in &status.protectors {
+        let ProtectorStatus { name, provider, not_after, read_only, .. } = protector;
+        if without.contains(name) {
+            continue;
+        }
+        let refused = match protector.asks_person {
+            Some(false) => None,
+            Some(true) => Some("asks a person".to_owned()),
+            None => Some(format!("is of provider {provider}, which is not set up here")),
+        };
+        if let Some(why) = refused {
+            let text = format!("protector {name} cannot wrap the key of the copy: it {why}");
+            let hint = format!("--without '{name}' leaves it out; add it to the copy afterwards");
+            return Err(Failure::new(KEY, text).hint(hint));
+        }
+        protectors.push(NewProtector::new(name).not_after(*not_after).read_only(*read_only));
+    }
+    Ok(protectors)
+}
+
+/// The time in Unix seconds.
+fn now() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |time| time.as_secs())
+}
+
+fn journal_mode(connection: &Connection) -> Result<String, Failure> {
+    Ok(connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?)
 }
 
 /// Makes an unencrypted copy of the encrypted database that `options` open.
@@ -53,7 +137,7 @@ pub fn decrypt(ends: &Ends, options: OpenOptions) -> Result<(), Failure> {
     let source = open_source(&ends.src, &options)?;
     refuse_empty(&source).map_err(|failure| failure.about(&ends.src))?;
     let target = OpenOptions::new().vfs(PLAIN_VFS).parameter("reserve", "0");
-    copy(ends, &source, target, "decrypted")
+    copy(ends, &source, target, "decrypted", |_| Ok(()))
 }
 
 impl Ends {
@@ -75,7 +159,7 @@ impl Ends {
         if !self.force && self.dst.symlink_metadata().is_ok() {
             return Err(self.taken());
         }
-        for suffix in ["-journal", "-wal"] {
+        for suffix in FILES_BESIDE.iter().filter(|suffix| **suffix != "-shm") {
             let beside = with_suffix(&self.dst, suffix);
             if beside.symlink_metadata().is_ok() {
                 let failure = Failure::new(OTHER, "would be taken for a part of DST");
@@ -99,10 +183,11 @@ impl Ends {
 
     /// A directory for the copy while it is not complete.
     fn workplace(&self) -> Result<TempDir, Failure> {
-        tempfile::Builder::new()
-            .prefix(".sqlite-tde-")
-            .tempdir_in(self.parent())
-            .map_err(|error| Failure::at(self.parent(), &error))
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".sqlite-tde-");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+        builder.tempdir_in(self.parent()).map_err(|error| Failure::at(self.parent(), &error))
     }
 
     /// Gives the complete copy its name.
@@ -121,7 +206,14 @@ impl Ends {
     }
 }
 
-fn copy(ends: &Ends, source: &Connection, target: OpenOptions, what: &str) -> Result<(), Failure> {
+/// Copies `source` to `target`, checks the copy, and does `finish` with it before it gets its name.
+fn copy(
+    ends: &Ends,
+    source: &Connection,
+    target: OpenOptions,
+    what: &str,
+    finish: impl FnOnce(&Path) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let workplace = ends.workplace()?;
     let file = workplace.path().join("copy.db");
     let uri = target.uri(&file)?;
@@ -133,6 +225,7 @@ fn copy(ends: &Ends, source: &Connection, target: OpenOptions, what: &str) -> Re
         _ => failure,
     })?;
     check(source, &file, target)?;
+    finish(&file)?;
     ends.publish(&file)
 }
 
@@ -231,14 +324,28 @@ fn same(src: &Path, dst: &Path) -> bool {
     matches!((fs::canonicalize(src), fs::canonicalize(dst)), (Ok(src), Ok(dst)) if src == dst)
 }
 
-/// Lets the same people read the copy as the source, and puts it on the disk.
+/// Lets the same people read the copy as the source, as far as the umask lets them read a new file,
+/// and puts it on the disk.
 fn sync(src: &Path, copy: &Path) -> std::io::Result<()> {
     let file = File::options().read(true).write(true).open(copy)?;
     #[cfg(unix)]
-    file.set_permissions(fs::metadata(src)?.permissions())?;
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(src)?.permissions().mode() & 0o777 & !umask();
+        file.set_permissions(PermissionsExt::from_mode(mode))?;
+    }
     #[cfg(not(unix))]
     let _ = src;
     file.sync_all()
+}
+
+/// The process's umask. It can only be read by setting it: no other thread makes files here.
+#[cfg(unix)]
+fn umask() -> u32 {
+    use rustix::process::umask;
+    let mask = umask(rustix::fs::Mode::from_raw_mode(0o077));
+    umask(mask);
+    mask.as_raw_mode()
 }
 
 #[cfg(unix)]

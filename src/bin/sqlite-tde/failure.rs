@@ -133,9 +133,11 @@ fn code(error: &Error) -> u8 {
         | Error::PlaintextRefused
         | Error::EnvelopeDamaged(_)
         | Error::FormatTooNew { .. }
+        | Error::WrongFile { .. }
         | Error::PageAuthentication { .. }
         | Error::FrameAuthentication { .. }
-        | Error::JournalAuthentication { .. } => UNEXPECTED,
+        | Error::JournalAuthentication { .. }
+        | Error::JournalOutdated { .. } => UNEXPECTED,
         Error::Sqlite(error) => match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => UNEXPECTED,
             _ => OTHER,
@@ -175,6 +177,11 @@ fn hint(error: &Error) -> Option<String> {
         Error::EnvelopeDamaged(_) => "without its envelope the file cannot be read: put back a \
              backup"
             .into(),
+        Error::WrongFile { .. } => {
+            "somebody put another file in its place, or [pins] in config.toml \
+            has to be changed"
+                .into()
+        }
         Error::FormatTooNew { .. } => "use a newer sqlite-tde".into(),
         Error::NotEncrypted => "`sqlite-tde encrypt SRC DST` makes an encrypted copy".into(),
         _ => return None,

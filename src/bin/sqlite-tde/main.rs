@@ -56,6 +56,12 @@ enum Command {
     Encrypt(Encrypt),
     /// Copy an encrypted database into a new unencrypted one
     Decrypt(Decrypt),
+    /// Copy an encrypted database into a new one with keys of its own
+    ///
+    /// After `cp` both files have one key and one identity, and pages and logs of one are accepted
+    /// in the other. This copy has an encryption key and a file id of its own, under the same
+    /// protectors.
+    Copy(Copy),
     /// Run SQL on an encrypted database
     Sql(sql::Arguments),
     /// Show what is known about a database's encryption and its keys
@@ -105,6 +111,18 @@ struct Decrypt {
     /// The only protector to try
     #[arg(long, value_name = "NAME")]
     protector: Option<String>,
+}
+
+#[derive(Args)]
+struct Copy {
+    #[command(flatten)]
+    ends: copy::Ends,
+    /// The only protector to open SRC through
+    #[arg(long, value_name = "NAME")]
+    through: Option<String>,
+    /// A protector that the copy does not get; may be given several times
+    #[arg(long, value_name = "NAME")]
+    without: Vec<String>,
 }
 
 #[derive(Args)]
@@ -171,6 +189,10 @@ fn run(command: Command) -> Result<u8, Failure> {
             settings::audited(&settings::load()?, kind, "decrypt", None, Some(&path), || {
                 copy::decrypt(&decrypt.ends, options)
             })?;
+        }
+        Command::Copy(Copy { ends, through, without }) => {
+            register()?;
+            copy::duplicate(&ends, with_protector(OpenOptions::new(), through), &without)?;
         }
         Command::Sql(arguments) => {
             register()?;

@@ -137,7 +137,7 @@ impl Database {
         if self.json {
             return print_json(&change);
         }
-        if !change.changed {
+        if !change.changed && change.warnings.is_empty() {
             say("nothing to change\n");
         }
         self.list(&change.protectors)

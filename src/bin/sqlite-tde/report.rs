@@ -51,6 +51,10 @@ fn print_status(status: &Status) -> Result<(), Failure> {
             protector.mechanism
         )?;
     }
+    for copy in &status.faulty_envelope_copies {
+        let words = "is damaged or older than the other: `sqlite-tde verify` tells";
+        writeln!(out, "{:<12} {copy} {words}", "envelope")?;
+    }
     Ok(())
 }
 
@@ -79,6 +83,9 @@ pub fn verify(db: &Path, json: bool) -> Result<u8, Failure> {
     if report.clean {
         return Ok(DONE);
     }
+    if !report.found.stale_envelope_copies.is_empty() {
+        say("hint: open the database once for writing: that finishes the change\n");
+    }
     if with_suffix(db, "-journal").exists() {
         say("hint: a journal is beside it: open the database once for writing to recover it\n");
     }
@@ -95,6 +102,12 @@ fn print_report(report: &Report) -> Result<(), Failure> {
     }
     for copy in &report.found.bad_envelope_copies {
         writeln!(out, "envelope copy {copy} failed authentication")?;
+    }
+    for copy in &report.found.stale_envelope_copies {
+        writeln!(
+            out,
+            "envelope copy {copy} is older than the other: a change of protectors was cut off"
+        )?;
     }
     if report.truncated {
         writeln!(out, "truncated: the file has no pages, or fewer than its first page says")?;

@@ -1,29 +1,37 @@
 //! Where the records of a journal lie in its file, and the header before them.
 
+use super::begun::Begun;
 use crate::error::Result;
+use crate::key::cipher::JournalSalt;
 use crate::key::keyring::{FileId, ID_LEN};
 use crate::page::{KeyVersion, RESERVE};
 
-const MAGIC: &[u8; 16] = b"sqlite-tde jrnl\0";
+/// SQLite takes a journal whose first byte is not zero for hot, and deletes one in which it finds nothing.
+const MAGIC: &[u8; 16] = b"\0sqlite-tde jrnl";
 const FORMAT: u32 = 1;
 const FORMAT_AT: usize = MAGIC.len();
 const VERSION_AT: usize = FORMAT_AT + size_of::<u32>();
 const SALT_AT: usize = VERSION_AT + size_of::<KeyVersion>();
 const FILE_ID_AT: usize = SALT_AT + ID_LEN;
 const GRAIN_AT: usize = FILE_ID_AT + ID_LEN;
+const BEGUN_AT: usize = GRAIN_AT + size_of::<u32>();
 pub(super) const HEADER_LEN: usize = SECTOR;
 /// SQLite's smallest sector, which it takes where the VFS reports powersafe overwrite.
 pub(super) const SECTOR: usize = 512;
 const LARGEST_SECTOR: usize = 65536;
 
-const _: () = assert!(GRAIN_AT + size_of::<u32>() <= HEADER_LEN);
+const _: () = assert!(BEGUN_AT + Begun::LEN <= HEADER_LEN);
+const _: () = assert!(ID_LEN + Begun::LEN == size_of::<JournalSalt>());
+const _: () = assert!(MAGIC[0] == 0);
 
-/// What the header of a journal says. Nothing of it is authenticated but by the records.
+/// What the header of a journal says. It is authenticated by the records alone, whose key depends on
+/// version, salt and `begun`.
 pub(super) struct Header {
     pub(super) version: KeyVersion,
     pub(super) salt: FileId,
     pub(super) file_id: FileId,
     pub(super) grain: usize,
+    pub(super) begun: Begun,
 }
 
 impl Header {
@@ -36,7 +44,16 @@ impl Header {
         header[FILE_ID_AT..GRAIN_AT].copy_from_slice(&self.file_id);
         header[GRAIN_AT..GRAIN_AT + size_of::<u32>()]
             .copy_from_slice(&(self.grain as u32).to_be_bytes());
+        header[BEGUN_AT..BEGUN_AT + Begun::LEN].copy_from_slice(&self.begun.encode());
         header
+    }
+
+    /// What the key of the records is derived from.
+    pub(super) fn key_salt(&self) -> JournalSalt {
+        let mut salt = [0; size_of::<JournalSalt>()];
+        salt[..ID_LEN].copy_from_slice(&self.salt);
+        salt[ID_LEN..].copy_from_slice(&self.begun.encode());
+        salt
     }
 
     /// The header of a journal of this format, which may be torn or anybody's.
@@ -52,6 +69,9 @@ impl Header {
             id
         };
         let grain = number(GRAIN_AT) as usize;
+        let mut begun = [0; Begun::LEN];
+        begun.copy_from_slice(&header[BEGUN_AT..BEGUN_AT + Begun::LEN]);
+        let begun = Begun::decode(&begun)?;
         let known = header.starts_with(MAGIC)
             && number(FORMAT_AT) == FORMAT
             && grain.is_power_of_two()
@@ -61,6 +81,7 @@ impl Header {
             salt: id(SALT_AT),
             file_id: id(FILE_ID_AT),
             grain,
+            begun,
         })
     }
 }
@@ -70,15 +91,15 @@ pub(super) fn is_ours(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// The file id in the header of a file that calls itself a journal of ours.
-pub(super) fn file_id(header: &[u8; HEADER_LEN]) -> FileId {
-    let mut file_id = FileId::default();
-    file_id.copy_from_slice(&header[FILE_ID_AT..FILE_ID_AT + ID_LEN]);
-    file_id
-}
-
 /// Bytes that tell whether a file is a journal of ours.
 pub(super) const MAGIC_LEN: usize = MAGIC.len();
+
+/// Bytes in a journal's file, and how many of them, at its end, are the name of a super-journal.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Extent {
+    pub(super) size: u64,
+    pub(super) name: u64,
+}
 
 /// Where records lie.
 #[derive(Debug, Clone, Copy)]
@@ -121,10 +142,10 @@ impl Layout {
         self.position(size.div_ceil(self.sector() as u64)) + self.end_mark(size) as u64
     }
 
-    /// SQLite's size of a journal that is `physical` bytes long.
-    pub(super) fn logical_size(self, physical: u64) -> u64 {
+    /// SQLite's size of a journal whose file has `extent`.
+    pub(super) fn logical_size(self, extent: Extent) -> u64 {
         let sector = self.sector() as u64;
-        let body = physical.saturating_sub(sector);
+        let body = extent.size.saturating_sub(extent.name).saturating_sub(sector);
         let (records, end) = (body / self.stride(), body % self.stride());
         match (records, end) {
             (0, _) => 0,

@@ -2,17 +2,23 @@
 //!
 //! ```text
 //! 0        sector     + stride
-//! | header | record 0 | record 1 | ... | end mark   record = a sector of SQLite's journal + 48
+//! | header | record 0 | record 1 | ... | end mark | name |   record = a sector of SQLite's journal + 48
 //!
-//! header:  0      16        20            24     40        56      60
-//!          | magic | format | key version | salt | file id | grain | zeros to 512 |
+//! header:  0      16        20            24     40        56      60      80
+//!          | magic | format | key version | salt | file id | grain | begun | zeros to 512 |
 //! ```
 //! SQLite's journal, cut into sectors, each sealed as a block of its own: SQLite starts every synced
 //! part of a journal on a sector, so writing one part never rewrites bytes that an earlier sync made
 //! durable. A sector is 512 bytes where the base overwrites powersafely, and else what a torn write
 //! spoils, the base's own: then no two records share one either. `grain` is 1 or that sector, and
 //! `stride` is the length of a record, a multiple of `grain`. The salt is new for each journal, also where
-//! PERSIST reuses the file, and so is the key: old records cannot pass as new ones.
+//! PERSIST reuses the file, and so is the key: old records cannot pass as new ones. `begun` is the state of
+//! the database that the journal restores ([`begun`]). The key depends on it, too.
+//!
+//! The first byte is zero, whatever the journal holds: SQLite without the library leaves such a journal
+//! alone, and any other it takes for hot, finds nothing in it that it could play back, and deletes.
+//! Where the transaction is one over several databases, the journal ends with the name of the
+//! super-journal as it is ([`name`]).
 //!
 //! Records are always whole, for SQLite may go on at the next sector and never come back to the one
 //! it left half filled. After the last record come as many zeros, 1 to 512, as that record holds of
@@ -43,8 +49,10 @@
 //! and are read in the rollback; the database was not touched after them. A journal that is closed is done with,
 //! or is what the next one to open the database plays back: of pages that were written, all is in the base.
 
+mod begun;
 mod changed;
 pub(super) mod layout;
+mod name;
 mod read;
 mod tail;
 #[cfg(test)]
@@ -55,14 +63,15 @@ use std::sync::Arc;
 
 use libsqlite3_sys as ffi;
 
+pub(crate) use self::begun::{Begun, Counters};
 use self::changed::Changed;
-use self::layout::{HEADER_LEN, Header, Image, Layout, SECTOR};
+use self::layout::{Extent, HEADER_LEN, Header, Image, Layout, SECTOR};
 use self::tail::Tail;
 use super::Storage;
 use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
-use crate::key::keyring::{FileId, Keyring, cached};
+use crate::key::keyring::{FileId, Keyring};
 use crate::secret::fill_random;
 
 /// The smallest page; whatever is shorter is a field.
@@ -71,15 +80,6 @@ const SMALLEST_PAGE: usize = 1024;
 const READ_AHEAD: usize = 32 << 10;
 /// What SQLite's headers begin with, and the name of a super-journal ends with.
 const SQLITE_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
-
-/// What SQLite's look at the journal of another database finds.
-pub(crate) enum Another {
-    /// No journal of ours.
-    NotOurs,
-    Readable(Box<Journal>),
-    /// A journal whose database is not open in this process.
-    NoKey,
-}
 
 /// A failed write that has to be undone.
 #[derive(Clone, Copy)]
@@ -96,6 +96,8 @@ pub(crate) struct Journal {
     layout: Layout,
     /// Grain of a journal that this handle starts.
     grain: usize,
+    /// The header in the file must be read before anything else of it.
+    unread: bool,
     tuning: Tuning,
     /// The header of the journal that this handle started, until it is in the base.
     header: Option<[u8; HEADER_LEN]>,
@@ -103,7 +105,11 @@ pub(crate) struct Journal {
     /// Bytes of this journal known to be ours: in the base, by this handle, under the present salt.
     written: u64,
     /// Size of the file, while a journal that this handle started is the only thing that changes it.
-    base_size: Option<u64>,
+    extent: Option<Extent>,
+    /// The state of the database on which the next journal is begun.
+    begin_on: Begun,
+    /// The state on which a journal was begun that this handle found.
+    found: Option<Begun>,
     /// SQLite was told that the journal does not reach the disk, and is rolling back.
     given_up: bool,
     /// A failed write may have spoilt records that SQLite still counts on, and could not be undone.
@@ -133,11 +139,14 @@ impl Journal {
             cipher: None,
             layout: Layout { grain },
             grain,
+            unread: true,
             tuning,
             header: None,
             tail: Tail::default(),
             written: 0,
-            base_size: None,
+            extent: None,
+            begin_on: Begun::Unknown,
+            found: None,
             given_up: false,
             spoilt: None,
             plain: Vec::new(),
@@ -148,11 +157,28 @@ impl Journal {
             changed: Changed::default(),
         };
         journal.set_layout(grain);
+        journal.look(base)?;
+        Ok(journal)
+    }
+
+    /// Reads the header in the file, where that was not done yet.
+    fn look(&mut self, base: &impl Storage) -> Result<()> {
+        if !self.unread {
+            return Ok(());
+        }
         let mut header = [0; HEADER_LEN];
         if base.read_whole(&mut header, 0)? {
-            journal.read_header(&header)?;
+            self.read_header(&header)?;
         }
-        Ok(journal)
+        self.unread = false;
+        Ok(())
+    }
+
+    /// Other connections may have written the file: what this handle knows of it is of the past.
+    pub(crate) fn take_anew(&mut self) {
+        self.forget();
+        self.set_layout(self.grain);
+        self.unread = true;
     }
 
     fn set_layout(&mut self, grain: usize) {
@@ -162,36 +188,54 @@ impl Journal {
         self.held = None;
     }
 
-    /// The journal of another database than the one whose transaction is rolled back: SQLite looks
-    /// whether it still names the super-journal, and opens it as if it were one.
-    pub(crate) fn open_of_another(base: &impl Storage, grain: usize) -> Result<Another> {
-        let mut header = [0; HEADER_LEN];
-        if !base.read_whole(&mut header, 0)? || !layout::is_ours(&header) {
-            return Ok(Another::NotOurs);
-        }
-        match cached(&layout::file_id(&header)) {
-            Some(keyring) => Ok(Another::Readable(Box::new(Self::open(
-                base,
-                Some(keyring),
-                grain,
-                Tuning::OFF,
-            )?))),
-            None => Ok(Another::NoKey),
-        }
-    }
-
     /// Finds the key. The torn or foreign header of a journal that holds nothing for this database
     /// leads to none.
     fn read_header(&mut self, header: &[u8; HEADER_LEN]) -> Result<()> {
         let Some(keyring) = &self.keyring else { return Ok(()) };
-        let Some(Header { version, salt, grain, .. }) = Header::decode(header) else {
+        let Some(header) = Header::decode(header) else {
             return Ok(());
         };
+        let Header { version, grain, begun, .. } = header;
         if keyring.has(version)? {
+            let salt = header.key_salt();
             self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt }));
             self.set_layout(grain);
+            self.found = Some(begun);
         }
         Ok(())
+    }
+
+    /// Whether a write of `bytes` at `at` starts a new journal. Then [`Journal::begin_on`] is to be told
+    /// first.
+    pub(crate) fn begins(&self, bytes: &[u8], at: u64) -> bool {
+        // A whole sector at the start is the header of a new journal; fields of it are rewritten in
+        // shorter pieces.
+        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none()
+    }
+
+    /// The next journal is begun on this state of the database.
+    pub(crate) fn begin_on(&mut self, state: Begun) {
+        self.begin_on = state;
+    }
+
+    /// Whether SQLite begins to play a journal back by a read of `len` bytes at `at`. Then
+    /// [`Journal::check_begun`] is to be asked first.
+    pub(crate) fn starts_playback(
+        &mut self,
+        base: &impl Storage,
+        len: usize,
+        at: u64,
+    ) -> Result<bool> {
+        self.look(base)?;
+        Ok(at == 0 && len == SQLITE_MAGIC.len() && self.found.is_some())
+    }
+
+    /// Refuses a playback over a database in the state `now`, if the journal was begun on an older one.
+    ///
+    /// # Errors
+    /// [`Error::JournalOutdated`].
+    pub(crate) fn check_begun(&self, now: Begun) -> Result<()> {
+        self.found.map_or(Ok(()), |begun| begun.check(now))
     }
 
     /// Starts a new journal in this file: new salt, new key.
@@ -202,13 +246,17 @@ impl Journal {
         let mut salt = FileId::default();
         fill_random(&mut salt)?;
         let version = keyring.version()?;
-        let header = Header { version, salt, file_id: *keyring.file_id(), grain: self.grain };
-        self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt }));
+        let begun = std::mem::take(&mut self.begin_on);
+        let (file_id, grain) = (*keyring.file_id(), self.grain);
+        let header = Header { version, salt, file_id, grain, begun };
+        self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt: header.key_salt() }));
         self.header = Some(header.encode());
+        self.found = None;
+        self.unread = false;
         self.set_layout(self.grain);
         self.tail.start();
         self.written = 0;
-        self.base_size = None;
+        self.extent = None;
         self.spoilt = None;
         Ok(())
     }
@@ -217,20 +265,26 @@ impl Journal {
     fn forget(&mut self) {
         self.cipher = None;
         self.header = None;
+        self.found = None;
         self.written = 0;
         self.spoilt = None;
         self.rest();
     }
 
-    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
-        let size = self.base_size.map_or_else(|| base.size(), Ok)?;
-        Ok(self.layout.logical_size(size).max(self.tail.end()))
+    pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
+        self.look(base)?;
+        let extent = self.extent.map_or_else(|| self.measure(base), Ok)?;
+        Ok(self.layout.logical_size(extent).max(self.tail.end()))
     }
 
     pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
-        // A whole sector at the start is the header of a new journal; fields of it are rewritten in
-        // shorter pieces.
-        if at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() {
+        self.look(base)?;
+        self.put(base, bytes, at)?;
+        if ends_name(bytes, at) { self.show_name(base, at + bytes.len() as u64) } else { Ok(()) }
+    }
+
+    fn put(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        if self.begins(bytes, at) {
             self.begin()?;
         }
         self.given_up = false;
@@ -261,6 +315,7 @@ impl Journal {
         }
         self.tail.cut(self.tail.clean_end());
         self.rewrite(base, zeros, 0)?;
+        self.hide_name(base)?;
         self.rest();
         Ok(())
     }
@@ -269,7 +324,7 @@ impl Journal {
     fn rest(&mut self) {
         self.given_up = false;
         self.held = None;
-        self.base_size = None;
+        self.extent = None;
         self.tail.forget();
         self.image.forget();
         self.ahead.forget();
@@ -322,7 +377,10 @@ impl Journal {
         if clean >= end && self.header.is_none() {
             return Ok(());
         }
-        let had = self.know_size(base)?;
+        let mut had = self.know_extent(base)?;
+        if self.header.is_some() || end > self.layout.logical_size(had) {
+            had = self.hide_name(base)?;
+        }
         let (first, within) = self.layout.locate(clean);
         self.held = None;
         self.changed.clear();
@@ -350,7 +408,10 @@ impl Journal {
     fn rewrite(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         self.flush(base)?;
         self.mend(base)?;
-        let had = self.know_size(base)?;
+        let mut had = self.know_extent(base)?;
+        if at + bytes.len() as u64 > self.layout.logical_size(had) {
+            had = self.hide_name(base)?;
+        }
         self.image.start(self.layout.position(self.layout.locate(at).0));
         self.changed.clear();
         let mut done = 0;
@@ -379,31 +440,37 @@ impl Journal {
         self.image.push(self.layout, record, |sealed| cipher.seal(record, plain, sealed))
     }
 
-    /// Writes the image, with which SQLite's journal has bytes up to `end`, to a file of `had` bytes.
-    fn put_image(&mut self, base: &impl Storage, end: u64, had: u64) -> Result<()> {
+    /// Writes the image, with which SQLite's journal has bytes up to `end`, to a file that `had` this
+    /// extent.
+    fn put_image(&mut self, base: &impl Storage, end: u64, had: Extent) -> Result<()> {
         if end > self.layout.logical_size(had) {
             self.image.end(self.layout, end);
         }
         self.ahead.bytes.clear();
         let Image { position, bytes } = &self.image;
-        let size = had.max(position + bytes.len() as u64);
+        let size = had.size.max(position + bytes.len() as u64);
         let written = base.write(bytes, *position);
-        if let Err(Error::Base(code)) = written
-            && self.undo(base, had).is_err()
-        {
-            self.spoilt = Some(Spoilt { code, size: had });
+        if let Err(Error::Base(code)) = written {
+            self.undo_or_mend_later(base, code, had.size);
         }
         written?;
-        self.base_size = Some(size);
+        self.extent = Some(Extent { size, ..had });
         self.written = self.written.max(end);
         Ok(())
     }
 
+    /// Undoes a write that failed with `code` and made the file longer than `size`.
+    fn undo_or_mend_later(&mut self, base: &impl Storage, code: c_int, size: u64) {
+        if self.undo(base, size).is_err() {
+            self.spoilt = Some(Spoilt { code, size });
+        }
+    }
+
     /// Size of the file, which only this handle changes from now on.
-    fn know_size(&mut self, base: &impl Storage) -> Result<u64> {
-        let size = self.base_size.map_or_else(|| base.size(), Ok)?;
-        self.base_size = Some(size);
-        Ok(size)
+    fn know_extent(&mut self, base: &impl Storage) -> Result<Extent> {
+        let extent = self.extent.map_or_else(|| self.measure(base), Ok)?;
+        self.extent = Some(extent);
+        Ok(extent)
     }
 
     /// Puts back what a failed write may have torn: SQLite goes on reading the journal of the
@@ -427,11 +494,18 @@ impl Journal {
     }
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
+        self.look(base)?;
         if size == 0 {
+            // Where that fails, SQLite rolls back with what is here.
+            base.truncate(0)?;
             self.forget();
-            return base.truncate(0);
+            return Ok(());
         }
         self.flush(base)?;
+        let extent = self.know_extent(base)?;
+        if extent.name > 0 && size == self.layout.logical_size(extent) {
+            return Ok(());
+        }
         self.rest();
         self.written = self.written.min(size);
         base.truncate(self.layout.physical_size(size))
@@ -447,18 +521,11 @@ fn voids(bytes: &[u8], at: u64) -> bool {
 /// is the last thing that SQLite writes of a journal before the commit of another database may count
 /// on it, and it may be that of a database with nothing left to write.
 fn goes_through(bytes: &[u8], at: u64) -> bool {
-    at == 0 && bytes.len() < SECTOR || bytes == SQLITE_MAGIC
+    at == 0 && bytes.len() < SECTOR || ends_name(bytes, at)
 }
 
-/// The end of a journal that names the super-journal `name`, as SQLite writes it: name, length,
-/// checksum, magic. It stands in for a journal that cannot be read: SQLite then keeps the
-/// super-journal, which the other database may need to roll back.
-pub(crate) fn naming(name: &[u8]) -> Vec<u8> {
-    // SQLite adds up C's `char`s, which have a sign on some platforms.
-    let add = |sum: u32, &byte: &u8| sum.wrapping_add(byte as std::ffi::c_char as u32);
-    let mut end = name.to_vec();
-    end.extend_from_slice(&(name.len() as u32).to_be_bytes());
-    end.extend_from_slice(&name.iter().fold(0, add).to_be_bytes());
-    end.extend_from_slice(&SQLITE_MAGIC);
-    end
+/// Whether this is the last part of a super-journal's name. The magic of a header is written together with
+/// what follows it.
+fn ends_name(bytes: &[u8], at: u64) -> bool {
+    at > 0 && bytes == SQLITE_MAGIC
 }

@@ -1,15 +1,32 @@
 //! Reading a journal: what SQLite's playback gets, and the records that a write changes in part.
 
 use super::layout::{MAGIC_LEN, is_ours};
-use super::{Image, Journal, READ_AHEAD, SMALLEST_PAGE};
+use super::{Image, Journal, READ_AHEAD, SMALLEST_PAGE, SQLITE_MAGIC};
 use crate::error::{Error, Result};
 use crate::file::{Filled, Storage};
 
 impl Journal {
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        self.look(base)?;
         if at == 0 && buf.len() == 1 && self.is_foreign(base)? {
             return Ok(if base.read(buf, 0)? { Filled::Full } else { Filled::Short });
         }
+        let size = self.size(base)?;
+        let ends = at + buf.len() as u64 == size && buf.len() == SQLITE_MAGIC.len();
+        if ends && !self.shows_name(base, size)? {
+            buf.fill(0);
+            return Ok(Filled::Full);
+        }
+        self.read_inside(base, buf, at)
+    }
+
+    /// [`Journal::read`], whatever the file says of a super-journal.
+    pub(super) fn read_inside(
+        &mut self,
+        base: &impl Storage,
+        buf: &mut [u8],
+        at: u64,
+    ) -> Result<Filled> {
         let field = buf.len() < SMALLEST_PAGE;
         let inside = self.size(base)?.saturating_sub(at).min(buf.len() as u64) as usize;
         let mut done = 0;
@@ -72,7 +89,7 @@ impl Journal {
         bytes.clear();
         let mut more = len;
         if on && self.tuning.read_ahead {
-            let size = self.base_size.map_or_else(|| base.size(), Ok)?;
+            let size = self.extent.map_or_else(|| base.size(), |extent| Ok(extent.size))?;
             more = READ_AHEAD.min(size.saturating_sub(at) as usize).max(len);
         }
         self.ahead.position = at;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::super::Storage;
 use super::layout::logical_size;
 use super::{MainDb, Pages, State, check_page_1, first_page_size, keys};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::key::envelope::{COPY_LEN, Envelope};
 use crate::key::keyring::Keyring;
 
@@ -21,6 +21,10 @@ impl MainDb {
     /// Writes the envelope of a database that has none yet, of which a page is about to be written.
     /// The first one decides on the page size.
     pub(super) fn create(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        if matches!(self.state, State::Empty(_)) && !self.is_still_empty(base)? {
+            // Without locks nothing told that another connection has created it.
+            return Err(Error::Busy("another connection has just created the database".into()));
+        }
         let State::Empty(prepared) = &mut self.state else { return Ok(()) };
         let page_size = first_page_size(bytes, at)?;
         check_page_1(bytes, at, page_size)?;
@@ -59,6 +63,7 @@ impl MainDb {
                 base.sync()?;
                 base.write(&copy, in_use as u64)?;
                 pages.envelope = envelope;
+                pages.seen = true;
                 Ok(())
             }
             _ => Ok(()),

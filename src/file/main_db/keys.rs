@@ -5,25 +5,33 @@
 //!   the copy not in use <- new, sync;   the copy in use <- new, sync
 //! ```
 //! At each moment one copy is whole: the one before or the one after. The second write is there so
-//! that nothing of a protector that was removed stays in the file.
+//! that nothing of a protector that was removed stays in the file. Where a crash came between the
+//! two, the newer copy is in force, and [`MainDb::mend`] writes it over the other one as soon as
+//! the database is opened for writing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
+
+use libsqlite3_sys as ffi;
 
 use super::super::Storage;
 use super::pages::{Found, Pages};
-use super::{MainDb, State};
+use super::{MainDb, State, Wishes};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result, log};
 use crate::key::access::{Loss, Standing};
-use crate::key::auditor::{Auditor, is_tampering};
+use crate::key::auditor::{Auditor, about, is_tampering};
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord, Unverified};
 use crate::key::keyring::Keyring;
+use crate::key::opening::Opening;
 use crate::key::protector::{Protectors, matches};
 use crate::provider::Context;
 
 /// Reads that meet a copy while it is written find the other one; this many in a row never happen.
 const ATTEMPTS: usize = 5;
+/// Between two of them.
+const PAUSE: Duration = Duration::from_millis(1);
 
 impl MainDb {
     /// Looks, before a transaction begins, whether there are keys for it. Where they were locked, the
@@ -35,14 +43,16 @@ impl MainDb {
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
-        match pages.keyring.standing(&protectors.access)? {
-            Standing::Good => Ok(()),
+        match pages.keyring.standing(&protectors.access, self.wishes.protector.as_deref())? {
+            Standing::Good if pages.is_open() => Ok(()),
+            // Somebody else's protector gave the keys back after they were locked.
+            Standing::Good => pages.unlock(base, &self.wishes),
             Standing::Due => {
                 ask(base, &pages.keyring, protectors);
                 Ok(())
             }
             Standing::Locked => {
-                pages.unlock(base, protectors, self.wishes.protector.as_deref())?;
+                pages.unlock(base, &self.wishes)?;
                 protectors.auditor.note(&Event {
                     file_id: Some(pages.keyring.file_id()),
                     protector: Some(&pages.through),
@@ -64,8 +74,61 @@ impl MainDb {
     /// The envelope as it is on disk now: another connection may have written it since.
     pub(crate) fn refresh_envelope(&mut self, base: &impl Storage) -> Result<&Envelope> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        pages.envelope = current(base, &pages.keyring)?.0;
+        let found = in_force(base, &pages.keyring)?;
+        self.copies_differ = found.copies_differ();
+        pages.envelope = found.envelope;
         Ok(&pages.envelope)
+    }
+
+    /// Whether the copies of the envelope were not equal when last read, and this handle may mend
+    /// that.
+    pub(crate) fn wants_mending(&self) -> bool {
+        // Before the first commit they are not equal, and that commit writes both.
+        let has_pages = self.envelope().is_some_and(|envelope| envelope.has_pages);
+        has_pages && self.copies_differ && !self.wishes.read_only && !self.is_read_only()
+    }
+
+    /// Writes the envelope in force over the other copy, if that is another one: a change of
+    /// protectors was cut off, or the copy was damaged. The caller has shut out all others who
+    /// write the envelope.
+    pub(crate) fn mend(&mut self, base: &impl Storage) -> Result<()> {
+        let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
+        let found = in_force(base, &pages.keyring)?;
+        if !found.copies_differ() {
+            self.copies_differ = false;
+            pages.envelope = found.envelope;
+            return Ok(());
+        }
+        let other = COPY_LEN - found.at;
+        let stale = Unverified::decode(&found.header[other..other + COPY_LEN]);
+        if let Err(Error::FormatTooNew { .. }) = stale {
+            // Not ours to judge.
+            self.copies_differ = false;
+            return Ok(());
+        }
+        put(base, &found.header[found.at..found.at + COPY_LEN], other)?;
+        self.copies_differ = false;
+        let stale = stale.and_then(|copy| pages.keyring.verify(copy));
+        let in_force = &found.envelope.protectors;
+        let gone = |record: &ProtectorRecord| !in_force.iter().any(|new| new.is_same_wrap(record));
+        let gone: Vec<_> =
+            stale.into_iter().flat_map(|copy| copy.protectors).filter(gone).collect();
+        for record in &gone {
+            pages.keyring.took_back(record);
+            self.wishes.protectors.auditor.note(&Event {
+                file_id: Some(&found.envelope.file_id),
+                detail: Some("ends; it had been cut off"),
+                ..about(EventKind::RemoveProtector, record)
+            });
+        }
+        let names = |record: &ProtectorRecord| in_force.iter().any(|new| new.name == record.name);
+        self.finished.extend(gone.into_iter().filter(|record| !names(record)));
+        pages.envelope = found.envelope;
+        log(
+            ffi::SQLITE_NOTICE,
+            "sqlite-tde: the copies of the envelope differed, and are equal again",
+        );
+        Ok(())
     }
 
     /// Finds out through which protector this file is open now, if its own is there no more.
@@ -75,15 +138,17 @@ impl MainDb {
         if pages.envelope.protectors.iter().any(|record| record.name == pages.through) {
             return Ok(());
         }
-        pages.unlock(base, &self.wishes.protectors, None)
+        let anyone = Wishes { protector: None, ..self.wishes.clone() };
+        pages.unlock(base, &anyone)
     }
 
-    /// Takes note that the protector `old` has become `new`.
-    pub(crate) fn protector_became(&mut self, old: &str, new: &str) {
+    /// Takes note that the protector `old` has become `new`, which has given the keys.
+    pub(crate) fn protector_became(&mut self, old: &ProtectorRecord, new: &ProtectorRecord) {
         if let State::Encrypted(pages) = &mut self.state {
+            pages.keyring.took_back(old);
             pages.keyring.gave(new);
-            if pages.through == old {
-                new.clone_into(&mut pages.through);
+            if pages.through == old.name {
+                pages.through.clone_from(&new.name);
             }
         }
     }
@@ -102,9 +167,38 @@ impl MainDb {
         let mut envelope = current(base, &pages.keyring)?.0;
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
-        write(base, &pages.keyring, &envelope)?;
+        self.copies_differ = write(base, &pages.keyring, &envelope)? == Written::One;
         pages.envelope = envelope;
         Ok(answer)
+    }
+
+    /// Whether the copies of the envelope were not equal when last read or written.
+    pub(crate) fn copies_differ(&self) -> bool {
+        self.copies_differ
+    }
+
+    /// The copies of the envelope that fail authentication, and those that are older than the other
+    /// one.
+    pub(crate) fn faulty_copies(&self, base: &impl Storage) -> Result<(Vec<char>, Vec<char>)> {
+        match &self.state {
+            State::Encrypted(pages) => faulty_copies(base, &pages.keyring),
+            State::Empty(_) | State::Plain => Err(Error::NotEncrypted),
+        }
+    }
+
+    /// The protectors that only an older copy of the envelope has: each of them still opens the
+    /// database for who has other software.
+    pub(crate) fn cut_off_protectors(&self, base: &impl Storage) -> Result<Vec<ProtectorRecord>> {
+        let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
+        let found = in_force(base, &pages.keyring)?;
+        let other = COPY_LEN - found.at;
+        let stale = Unverified::decode(&found.header[other..other + COPY_LEN]);
+        let stale = stale.and_then(|copy| pages.keyring.verify(copy));
+        let new = |record: &ProtectorRecord| {
+            found.envelope.protectors.iter().any(|new| new.is_same_wrap(record))
+        };
+        let all = stale.into_iter().flat_map(|copy| copy.protectors);
+        Ok(all.filter(|record| !new(record)).collect())
     }
 
     /// Forgets the keys in this process: the next transaction asks the provider for them.
@@ -124,6 +218,9 @@ impl MainDb {
 
     /// Records, once for this handle, that something in the file is not what was written there.
     pub(crate) fn note_tampering(&mut self, error: &Error) {
+        if let Error::JournalAuthentication { record } = error {
+            self.failed_record = Some(*record);
+        }
         if !is_tampering(error) || std::mem::replace(&mut self.tampering_noted, true) {
             return;
         }
@@ -140,8 +237,14 @@ impl MainDb {
     pub(crate) fn watch(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
-        if pages.keyring.standing(&protectors.access)? == Standing::Due {
+        let wanted = self.wishes.protector.as_deref();
+        if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
             ask(base, &pages.keyring, protectors);
+        }
+        if !pages.is_open() {
+            return Err(Error::Inaccessible(
+                "its keys were locked, and given back to another connection".into(),
+            ));
         }
         Ok(())
     }
@@ -167,7 +270,16 @@ impl MainDb {
 
     /// Notes that this connection has removed a protector.
     pub(crate) fn removed(&mut self, record: &ProtectorRecord) {
+        if let State::Encrypted(pages) = &self.state {
+            pages.keyring.took_back(record);
+        }
         self.removed.push(record.clone());
+    }
+
+    /// Whether this connection has finished the removal of the protector called `name`, which had
+    /// been cut off.
+    pub(crate) fn has_finished(&self, name: &str) -> bool {
+        self.finished.iter().any(|record| matches(record, Some(name)))
     }
 
     /// Whether this connection has removed the protector called `name`.
@@ -209,6 +321,17 @@ impl MainDb {
         through.is_some_and(|record| record.read_only)
     }
 
+    /// Refuses to change what is never written.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.wishes.read_only {
+            return Err(Error::ReadOnly("the database was opened for reading alone".into()));
+        }
+        self.check_rights()
+    }
+
     /// Refuses to change what may only be read. SQLite knows that of a file that was opened so; the
     /// protector that gives the keys after they were locked may be another one.
     ///
@@ -218,7 +341,7 @@ impl MainDb {
         if self.is_read_only() {
             return Err(Error::ReadOnly(format!(
                 "the database is open through protector {}, which may only read",
-                self.through().unwrap_or_default()
+                self.through().unwrap_or_default().escape_debug()
             )));
         }
         Ok(())
@@ -231,21 +354,34 @@ impl MainDb {
 }
 
 impl Pages {
+    /// Whether the protector through which this file is open has given the keys that are here: they
+    /// may have been locked, and given back through another one.
+    fn is_open(&self) -> bool {
+        let lockings = self.keyring.lockings();
+        let given = || {
+            let mut records = self.envelope.protectors.iter();
+            records.any(|record| record.name == self.through && self.keyring.was_given_by(record))
+        };
+        if self.lockings.get() == lockings || given() {
+            self.lockings.set(lockings);
+            return true;
+        }
+        false
+    }
+
     /// Asks the provider for the keys that were locked.
-    fn unlock(
-        &mut self,
-        base: &impl Storage,
-        protectors: &Protectors,
-        wanted: Option<&str>,
-    ) -> Result<()> {
-        let copies = envelope::candidates(&read_copies(base)?)?;
-        let opened = Keyring::open(copies, protectors, wanted)
-            .map_err(|error| self.keyring.access.refused(error))?;
+    fn unlock(&mut self, base: &impl Storage, wishes: &Wishes) -> Result<()> {
+        let lockings = self.keyring.lockings();
+        let mut opening =
+            Opening::new(&wishes.protectors, wishes.protector.as_deref(), wishes.file_id);
+        let opened = steadily(base, |header, _| opening.open(&envelope::candidates(header)?))
+            .map_err(|error| self.keyring.access.refused(error, wishes.protector.as_deref()))?;
         if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
             return Err(Error::EnvelopeDamaged("the file is another database now".into()));
         }
         self.envelope = opened.envelope;
         self.through = opened.through;
+        self.lockings.set(lockings);
         Ok(())
     }
 }
@@ -280,8 +416,54 @@ fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
     Ok(header)
 }
 
+/// Answers what `look` finds in the first [`ENVELOPE_LEN`] bytes of the file, or all where it has
+/// fewer, and the length of the file. Another process may be writing the envelope: where `look`
+/// fails, it gets another try for as long as the bytes change.
+pub(super) fn steadily<T>(
+    base: &impl Storage,
+    mut look: impl FnMut(&[u8], u64) -> Result<T>,
+) -> Result<T> {
+    let mut before: Option<Vec<u8>> = None;
+    let mut attempt = 1;
+    loop {
+        let len = base.size()?;
+        let mut header = [0; ENVELOPE_LEN];
+        let header = &mut header[..ENVELOPE_LEN.min(usize::try_from(len).unwrap_or(ENVELOPE_LEN))];
+        if len > 0 {
+            base.read(header, 0)?;
+        }
+        match look(header, len) {
+            Err(_) if attempt < ATTEMPTS && before.as_deref() != Some(header) => {
+                before = Some(header.to_vec());
+                attempt += 1;
+                std::thread::sleep(PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// The envelope in force.
+struct InForce {
+    envelope: Envelope,
+    /// Where its copy begins.
+    at: usize,
+    /// Both copies, as they were read.
+    header: Vec<u8>,
+}
+
+impl InForce {
+    fn copies_differ(&self) -> bool {
+        !envelope::copies_are_equal(&self.header)
+    }
+}
+
 /// The envelope in force, and where its copy begins.
 pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelope, usize)> {
+    in_force(base, keyring).map(|found| (found.envelope, found.at))
+}
+
+fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     let mut before = Vec::new();
     for _ in 0..ATTEMPTS {
         let header = read_copies(base)?;
@@ -298,37 +480,94 @@ pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelop
                 Ok(_) | Err(_) => {}
             }
         }
-        if let Some(best) = best {
-            return Ok(best);
+        if let Some((envelope, at)) = best {
+            return Ok(InForce { envelope, at, header });
         }
         // Nobody is writing: it stays as bad as it is.
         if header == before {
             break;
         }
         before = header;
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(PAUSE);
     }
     Err(Error::EnvelopeDamaged("neither copy is this database's".into()))
 }
 
+/// The copies of the envelope that fail authentication, and those that are older than the other
+/// one. While another process writes them, that passes.
+pub(super) fn faulty_copies(
+    base: &impl Storage,
+    keyring: &Keyring,
+) -> Result<(Vec<char>, Vec<char>)> {
+    const LOOKS: usize = 10;
+    let (mut bad, mut stale, mut before) = (Vec::new(), Vec::new(), Vec::new());
+    for look in 0..LOOKS {
+        if look > 0 {
+            // A read that meets a write is torn for microseconds; between the two writes is a sync.
+            std::thread::sleep(if bad.is_empty() { 10 * PAUSE } else { PAUSE / 10 });
+        }
+        (bad, stale) = (Vec::new(), Vec::new());
+        let header = read_copies(base)?;
+        let mut newest = None;
+        for (at, name) in [(0, 'A'), (COPY_LEN, 'B')] {
+            let copy = Unverified::decode(&header[at..at + COPY_LEN]);
+            match copy.and_then(|copy| keyring.verify(copy)) {
+                Ok(copy) => match &newest {
+                    None => newest = Some((copy.generation, name)),
+                    Some((generation, first)) if copy.generation > *generation => {
+                        stale.push(*first)
+                    }
+                    Some(_) => stale.push(name),
+                },
+                Err(error @ Error::Inaccessible(_)) => return Err(error),
+                Err(_) => bad.push(name),
+            }
+        }
+        if envelope::copies_are_equal(&header) {
+            stale.clear();
+        }
+        let is_as_before = header == before;
+        if bad.is_empty() && stale.is_empty() || !bad.is_empty() && is_as_before {
+            break;
+        }
+        before = header;
+    }
+    Ok((bad, stale))
+}
+
+/// Where a new envelope went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    Both,
+    /// The other copy still has what was before.
+    One,
+}
+
+fn put(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
+    base.write(copy, at as u64).and_then(|()| base.sync())
+}
+
 /// Writes both copies, the one not in use first. After an error it puts back what was there, so that
 /// nothing has changed. Where the disk does not even let it do that, the new envelope stands if it was
-/// synced, and counts as written; if it was not, nobody can tell.
-pub(super) fn write(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
+/// synced, in one copy; if it was not, nobody can tell.
+pub(super) fn write(
+    base: &impl Storage,
+    keyring: &Keyring,
+    envelope: &Envelope,
+) -> Result<Written> {
     let copy = keyring.encode(envelope)?;
     let is_new = base.size()? == 0;
     let before = read_copies(base)?;
     let in_use = if is_new { COPY_LEN } else { current(base, keyring).map_or(COPY_LEN, |c| c.1) };
     let (first, second) = (COPY_LEN - in_use, in_use);
-    let put = |bytes: &[u8], at: usize| base.write(bytes, at as u64).and_then(|()| base.sync());
-    let put_back = |at: usize| put(&before[at..at + COPY_LEN], at);
-    if let Err(error) = put(&copy, first) {
+    let put_back = |at: usize| put(base, &before[at..at + COPY_LEN], at);
+    if let Err(error) = put(base, &copy, first) {
         if !is_new {
             let _ = put_back(first);
         }
         return Err(error);
     }
-    if let Err(error) = put(&copy, second) {
+    if let Err(error) = put(base, &copy, second) {
         // One after the other, so that one of them is whole meanwhile, too.
         let _ = put_back(second);
         let undone = !is_new && put_back(first).is_ok();
@@ -336,6 +575,7 @@ pub(super) fn write(base: &impl Storage, keyring: &Keyring, envelope: &Envelope)
             return Err(error);
         }
         log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
+        return Ok(Written::One);
     }
-    Ok(())
+    Ok(Written::Both)
 }

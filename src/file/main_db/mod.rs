@@ -39,14 +39,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use self::layout::{is_lock_page, logical_size, physical_size};
-pub(crate) use self::pages::LeastPages;
-use self::pages::{Found, Pages, SQLITE_MAGIC, check_page_1, first_page_size};
+pub(crate) use self::pages::DemandOfLog;
+use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
+use super::journal::Begun;
 use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
-use crate::key::keyring::{Keyring, Opened};
+use crate::key::identity::{FileId, wrong_file};
+use crate::key::keyring::Keyring;
+use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, now};
 use crate::suite::SuiteId;
 
@@ -58,6 +61,10 @@ pub(crate) struct Wishes {
     pub(crate) suite: SuiteId,
     pub(crate) plaintext: bool,
     pub(crate) tuning: Tuning,
+    /// The database that the file must be.
+    pub(crate) file_id: Option<FileId>,
+    /// Nothing is ever written to the file: it was opened so, or is said never to change.
+    pub(crate) read_only: bool,
 }
 
 /// One open handle of a main database file.
@@ -75,8 +82,17 @@ pub(crate) struct MainDb {
     opened: u64,
     /// Protectors that this handle has removed.
     removed: Vec<ProtectorRecord>,
+    /// Protectors whose removal was cut off, and finished by this handle.
+    finished: Vec<ProtectorRecord>,
+    /// The copies of the envelope were not equal when last read.
+    copies_differ: bool,
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
+    /// A record of this handle's own journal that failed in a rollback.
+    failed_record: Option<u64>,
+    /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of page 1
+    /// raises it by one.
+    change_counter: u32,
 }
 
 /// Where and how SQLite looks whether its cache still holds: at the change counter and what
@@ -101,7 +117,11 @@ impl MainDb {
             restored: false,
             opened: now(),
             removed: Vec::new(),
+            finished: Vec::new(),
+            copies_differ: false,
             tampering_noted: false,
+            failed_record: None,
+            change_counter: 0,
         };
         let looked = db.look(base);
         if looked.is_err() || db.envelope().is_some() {
@@ -120,51 +140,39 @@ impl MainDb {
         let was_seen = match &self.state {
             State::Empty(_) => false,
             State::Encrypted(pages) if !pages.envelope.has_pages => true,
+            // The first commit of another connection may have failed, and its rollback emptied the file.
+            State::Encrypted(pages) if !pages.seen && logical_size(base.size()?) == 0 => true,
             State::Encrypted(_) | State::Plain => return Ok(()),
         };
+        let wishes = &self.wishes;
+        let wanted = wishes.protector.as_deref();
+        let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
+        match keys::steadily(base, |header, len| wishes.look(header, len, &mut opening))? {
+            Some((state, copies_differ)) => {
+                self.state = state;
+                self.copies_differ = copies_differ;
+            }
+            None if was_seen => self.state = State::Empty(None),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Whether nothing was in the file when it was last looked at.
+    pub(crate) fn is_unmade(&self) -> bool {
+        matches!(self.state, State::Empty(_))
+    }
+
+    /// Whether no connection has created the database since this one last looked at the file.
+    pub(crate) fn is_still_empty(&self, base: &impl Storage) -> Result<bool> {
         let len = base.size()?;
         if len == 0 {
-            if was_seen {
-                self.state = State::Empty(None);
-            }
-            return Ok(());
+            return Ok(true);
         }
         let mut header = [0; ENVELOPE_LEN];
         let header = &mut header[..ENVELOPE_LEN.min(len as usize)];
         base.read(header, 0)?;
-        if let Some(plain) = self.look_for_plaintext(header, len)? {
-            self.state = plain;
-            return Ok(());
-        }
-        if envelope::is_unfinished(header, len) {
-            if was_seen {
-                self.state = State::Empty(None);
-            }
-            return Ok(());
-        }
-        let copies = envelope::candidates(header)?;
-        let wanted = self.wishes.protector.as_deref();
-        let Opened { keyring, envelope, through } =
-            Keyring::open(copies, &self.wishes.protectors, wanted)?;
-        if logical_size(len) == 0 {
-            return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
-        }
-        self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through)));
-        Ok(())
-    }
-
-    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
-        let encrypted = header.starts_with(envelope::MAGIC)
-            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
-            || envelope::is_unfinished(header, len);
-        match (encrypted, self.wishes.plaintext) {
-            (true, _) => Ok(None),
-            (false, true) => Ok(Some(State::Plain)),
-            (false, false) if header.starts_with(SQLITE_MAGIC) => Err(Error::PlaintextRefused),
-            (false, false) => Err(Error::NotADatabase(
-                "the file is neither an encrypted nor an SQLite database".into(),
-            )),
-        }
+        Ok(envelope::is_unfinished(header, len))
     }
 
     /// Whether SQLite may still choose the layout of the pages.
@@ -206,13 +214,6 @@ impl MainDb {
         Ok(())
     }
 
-    /// A write transaction begins.
-    pub(crate) fn new_nonces(&mut self) {
-        if let State::Encrypted(pages) = &mut self.state {
-            pages.cipher.begin();
-        }
-    }
-
     /// A lock was taken or given back. Where it is `first` or last, others may have changed the
     /// file's size in between.
     pub(crate) fn lock_changed(&mut self, first: bool) {
@@ -243,18 +244,22 @@ impl MainDb {
     /// grew.
     ///
     /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
-    /// is in the log, or SQLite never wrote it. Pages before were synced before the log was begun:
-    /// if one of them is bad, somebody changed it, and it stays as it is.
+    /// is in `logged`, or SQLite never wrote it. The next checkpoint brings the former. Pages before
+    /// were synced before the log was begun: if one of them is bad, somebody changed it, and it stays
+    /// as it is.
     pub(crate) fn seal_holes(
         &mut self,
         base: &impl Storage,
         grown: std::ops::RangeInclusive<u32>,
+        logged: &BTreeSet<u32>,
     ) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         self.known_size = None;
         let last = pages.count(base)?.min(u64::from(*grown.end()));
         for page in u64::from(*grown.start())..=last {
-            pages.seal_if_bad(base, page)?;
+            if !logged.contains(&(page as u32)) {
+                pages.seal_if_bad(base, page)?;
+            }
         }
         Ok(())
     }
@@ -276,15 +281,17 @@ impl MainDb {
         self.flush(base)?;
         let over = self.rolling_back && self.restored;
         if let (true, State::Encrypted(pages)) = (over, &mut self.state) {
-            pages.seal_free(base)?;
+            // What another process appends meanwhile is no page of this database.
+            let known = self.known_size.map(|size| u64::from(pages.count_in(size)));
+            pages.seal_free(base, known)?;
         }
         Ok(())
     }
 
     /// Refuses a file that ends before it may.
-    pub(crate) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<()> {
+    pub(crate) fn check_size(&self, base: &impl Storage, demand: DemandOfLog<'_>) -> Result<()> {
         match &self.state {
-            State::Encrypted(pages) => pages.check_size(base, least).map(|_| ()),
+            State::Encrypted(pages) => pages.check_size(base, demand).map(|_| ()),
             State::Empty(_) | State::Plain => Ok(()),
         }
     }
@@ -294,13 +301,56 @@ impl MainDb {
     /// has.
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
+        if matches!(self.state, State::Empty(_)) && size > 0 {
+            // Where a connection takes no locks, this is when it learns of a database that is new.
+            self.look(base)?;
+        }
         let State::Encrypted(pages) = &self.state else {
             return Ok(if self.is_plain() { size } else { 0 });
         };
         let size = logical_size(size.max(pages.outgoing.end()));
         let size = self.known_size.map_or(size, |known| known.max(size));
+        if size == 0 && pages.seen {
+            return Err(Error::PageAuthentication { page: 1 });
+        }
         self.known_size = Some(size);
         Ok(size)
+    }
+
+    /// This handle begins a journal.
+    pub(crate) fn journal_begins(&mut self) {
+        self.failed_record = None;
+    }
+
+    /// Refuses to play a journal back of which a record failed in this handle's own rollback. SQLite
+    /// ignores what that answered and reads the journal anew; the record would count as its end, and
+    /// half of the transaction would stay.
+    ///
+    /// # Errors
+    /// [`Error::JournalAuthentication`].
+    pub(crate) fn check_journal(&self) -> Result<()> {
+        self.failed_record.map_or(Ok(()), |record| Err(Error::JournalAuthentication { record }))
+    }
+
+    /// The state of the file, for a journal that begins or is about to be played back.
+    pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Begun> {
+        let State::Encrypted(pages) = &mut self.state else {
+            return Ok(Begun::NoPage(self.change_counter));
+        };
+        Ok(match pages.load(base, 1)? {
+            // A transaction that creates a database may write its first page last, over zeros.
+            Found::Good if pages.has_header() => Begun::Page1(pages.counters()),
+            Found::Good | Found::Missing => Begun::NoPage(self.change_counter),
+            Found::Bad => Begun::Unknown,
+        })
+    }
+
+    /// Notes the change counter where SQLite does: with each page 1 that it reads or writes.
+    fn note_change_counter(&mut self, page: &[u8], at: u64) {
+        const AT: usize = CHANGE_COUNTER.0 as usize;
+        if at == 0 && page.len() > SQLITE_HEADER {
+            self.change_counter = page[AT..].first_chunk().map_or(0, |n| u32::from_be_bytes(*n));
+        }
     }
 
     /// Pages that the file of an encrypted database has, and must have: as this handle knows, or as
@@ -320,6 +370,16 @@ impl MainDb {
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
+        let filled = self.read_state(base, buf, at);
+        match filled {
+            Ok(_) => self.note_change_counter(buf, at),
+            Err(_) if at == 0 && buf.len() > SQLITE_HEADER => self.change_counter = u32::MAX,
+            Err(_) => {}
+        }
+        filled
+    }
+
+    fn read_state(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
         match &mut self.state {
             State::Encrypted(pages) => {
                 if (at, buf.len()) == CHANGE_COUNTER {
@@ -345,7 +405,21 @@ impl MainDb {
         bytes: &[u8],
         at: u64,
         may_wait: bool,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
+    ) -> Result<()> {
+        let written = self.write_state(base, bytes, at, may_wait, demand);
+        // SQLite notes it also where the write failed.
+        self.note_change_counter(bytes, at);
+        written
+    }
+
+    fn write_state(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        may_wait: bool,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         if let State::Encrypted(pages) = &self.state
             && !pages.envelope.has_pages
@@ -368,7 +442,7 @@ impl MainDb {
         let written = if self.rolling_back && at + bytes.len() as u64 > size {
             pages.regrow(base, bytes, at)
         } else {
-            pages.put(base, bytes, at, size, may_wait, least)
+            pages.put(base, bytes, at, size, may_wait, demand)
         };
         if written.is_err() && waits {
             // What waited is gone, and with it what SQLite was told of the size.
@@ -383,7 +457,7 @@ impl MainDb {
         &mut self,
         base: &impl Storage,
         size: u64,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         match &mut self.state {
             State::Encrypted(_) if size == 0 => self.undo_creation(base),
@@ -397,7 +471,7 @@ impl MainDb {
                 self.known_size = Some(had.min(size));
                 if had < size {
                     // A checkpoint sets the size of a database whose last pages were never written.
-                    pages.fill(base, had, size, least)?;
+                    pages.fill(base, had, size, demand)?;
                 }
                 base.truncate(physical_size(size))?;
                 self.known_size = Some(size);
@@ -422,7 +496,7 @@ impl MainDb {
         let size = logical_size(base.size()?);
         let size = self.known_size.map_or(size, |known| known.max(size));
         findings.pages = size.div_ceil(pages.page_size as u64);
-        findings.bad_copies = pages.bad_copies(base)?;
+        (findings.bad_copies, findings.stale_copies) = keys::faulty_copies(base, &pages.keyring)?;
         for page in 1..=findings.pages {
             let counts = !is_lock_page(page, pages.page_size) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
@@ -454,6 +528,8 @@ pub(crate) struct Findings {
     pub(crate) bad_pages: Vec<u32>,
     pub(crate) bad_count: u64,
     pub(crate) bad_copies: Vec<char>,
+    /// Authentic copies of the envelope that are older than the other one.
+    pub(crate) stale_copies: Vec<char>,
 }
 
 const LISTED: usize = 1 << 16;
@@ -468,7 +544,58 @@ impl Findings {
 }
 
 impl Wishes {
+    /// What a file of `len` bytes is that begins with `header`, and whether the copies of its
+    /// envelope differ; nothing where it is none yet.
+    fn look(
+        &self,
+        header: &[u8],
+        len: u64,
+        opening: &mut Opening<'_>,
+    ) -> Result<Option<(State, bool)>> {
+        if len == 0 {
+            return self.expect_none("none, for the file is empty").map(|()| None);
+        }
+        if let Some(plain) = self.look_for_plaintext(header, len)? {
+            self.expect_none("none, for the database is not encrypted")?;
+            return Ok(Some((plain, false)));
+        }
+        if envelope::is_unfinished(header, len) {
+            return self.expect_none("none, for the database was never finished").map(|()| None);
+        }
+        let Opened { keyring, envelope, through } = opening.open(&envelope::candidates(header)?)?;
+        if logical_size(len) == 0 {
+            return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
+        }
+        let pages = Pages::new(keyring, envelope, through);
+        let copies_differ = !envelope::copies_are_equal(header);
+        Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
+    }
+
+    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
+        let encrypted = header.starts_with(envelope::MAGIC)
+            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
+            || envelope::is_unfinished(header, len);
+        // What is neither must not pass as plaintext: SQLite would look for a hot journal and a log
+        // beside the file, and delete them, before it reads a page.
+        match (encrypted, header.starts_with(SQLITE_MAGIC), self.plaintext) {
+            (true, ..) => Ok(None),
+            (false, true, true) => Ok(Some(State::Plain)),
+            (false, true, false) => Err(Error::PlaintextRefused),
+            (false, false, _) => Err(Error::NotADatabase(
+                "the file is neither an encrypted nor an SQLite database".into(),
+            )),
+        }
+    }
+
+    /// Refuses a file that has no file id where one is expected.
+    fn expect_none(&self, found: &str) -> Result<()> {
+        self.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
+    }
+
     fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
+        if let Some(expected) = self.file_id {
+            return Err(wrong_file("none, for the file is empty", &[expected]));
+        }
         Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now())
     }
 }

@@ -1,20 +1,23 @@
 //! The pages of an encrypted file: sealing, opening, filling up, and mending after a crash.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::super::ahead::Ahead;
+use super::super::journal::Counters;
 use super::super::{Filled, Storage};
 use super::layout::{is_lock_page, logical_size, physical, physical_size};
 use super::outgoing::Outgoing;
 use crate::error::{Error, Result};
+use crate::file::wal::Demand;
 use crate::key::cipher::{Cipher, Subkey};
-use crate::key::envelope::{COPY_LEN, Envelope, Unverified};
+use crate::key::envelope::Envelope;
 use crate::key::keyring::Keyring;
 use crate::page::RESERVE;
 
 /// SQLite's database header, of which page 1 is checked before it is written.
 pub(super) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
-const SQLITE_HEADER: usize = 100;
+pub(super) const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
@@ -30,9 +33,9 @@ const FORMAT_WAL: u8 = 2;
 /// Smallest and largest page: 512 would leave 464 of the 480 usable bytes that SQLite needs.
 const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
 
-/// Tells the smallest size in pages that the file of a database with a log may have; `None` where
-/// it has no log. It may take a look at the whole log.
-pub(crate) type LeastPages<'a> = &'a mut dyn FnMut() -> Result<Option<u32>>;
+/// Tells what the log demands of the file; `None` where there is no log. It may take a look at the
+/// whole log.
+pub(crate) type DemandOfLog<'a> = &'a mut dyn FnMut() -> Result<Option<Demand>>;
 
 /// The pages of an encrypted file.
 pub(super) struct Pages {
@@ -40,12 +43,17 @@ pub(super) struct Pages {
     pub(super) envelope: Envelope,
     /// Name of the protector that gave the keys.
     pub(super) through: String,
+    /// How many times the keyring had been locked when that protector was last known to have given
+    /// its keys.
+    pub(super) lockings: Cell<u64>,
     pub(super) cipher: Cipher,
     pub(super) page_size: usize,
     pub(super) outgoing: Outgoing,
     pub(super) ahead: Ahead,
     plain: Vec<u8>,
     sealed: Vec<u8>,
+    /// This handle has read a page of the file, or committed one: a file without pages was cut.
+    pub(super) seen: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -60,6 +68,7 @@ impl Pages {
         let page_size = envelope.page_size as usize;
         Self {
             cipher: keyring.cipher(Subkey::Page),
+            lockings: Cell::new(keyring.lockings()),
             keyring,
             envelope,
             through,
@@ -68,6 +77,7 @@ impl Pages {
             ahead: Ahead::default(),
             plain: vec![0; page_size],
             sealed: vec![0; page_size],
+            seen: false,
         }
     }
 
@@ -97,7 +107,7 @@ impl Pages {
                 found
             };
             match found {
-                Found::Good => {}
+                Found::Good => self.seen = true,
                 Found::Missing if page <= u64::from(must_have) => {
                     return Err(Error::PageAuthentication { page: page as u32 });
                 }
@@ -181,21 +191,6 @@ impl Pages {
         buf.copy_from_slice(&header[at..at + buf.len()]);
     }
 
-    /// The copies of the envelope that are not good on disk.
-    pub(super) fn bad_copies(&self, base: &impl Storage) -> Result<Vec<char>> {
-        let mut bad = Vec::new();
-        for (index, name) in [(0, 'A'), (1, 'B')] {
-            let mut copy = vec![0; COPY_LEN];
-            base.read(&mut copy, index * COPY_LEN as u64)?;
-            match Unverified::decode(&copy).and_then(|copy| self.keyring.verify(copy)) {
-                Ok(_) => {}
-                Err(error @ Error::Inaccessible(_)) => return Err(error),
-                Err(_) => bad.push(name),
-            }
-        }
-        Ok(bad)
-    }
-
     /// Whole pages in the file.
     pub(super) fn whole(&self, base: &impl Storage) -> Result<u32> {
         Ok(self.count_in(logical_size(base.size()?)))
@@ -211,12 +206,18 @@ impl Pages {
         Ok(logical_size(base.size()?).div_ceil(self.page_size as u64))
     }
 
-    /// Refuses a file with fewer pages than its log allows. Whether there is a log.
-    pub(super) fn check_size(&self, base: &impl Storage, least: LeastPages<'_>) -> Result<bool> {
+    /// Refuses a file with fewer pages than its log allows. What the log demands.
+    pub(super) fn check_size(
+        &self,
+        base: &impl Storage,
+        demand: DemandOfLog<'_>,
+    ) -> Result<Option<Demand>> {
         let whole = self.whole(base)?;
-        match least()? {
-            Some(least) if whole < least => Err(Error::PageAuthentication { page: whole + 1 }),
-            least => Ok(least.is_some()),
+        match demand()? {
+            Some(demand) if whole < demand.pages => {
+                Err(Error::PageAuthentication { page: whole + 1 })
+            }
+            demand => Ok(demand),
         }
     }
 
@@ -247,10 +248,10 @@ impl Pages {
         at: u64,
         size: u64,
         may_wait: bool,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         if at > size {
-            self.fill(base, size, at, least)?;
+            self.fill(base, size, at, demand)?;
         }
         self.store(base, bytes, at, may_wait)
     }
@@ -262,15 +263,20 @@ impl Pages {
         base: &impl Storage,
         size: u64,
         to: u64,
-        least: LeastPages<'_>,
+        demand: DemandOfLog<'_>,
     ) -> Result<()> {
         let page_size = self.page_size as u64;
         self.outgoing.flush(base)?;
-        let has_log = self.check_size(base, least)?;
+        let demand = self.check_size(base, demand)?;
+        let has_log = demand.is_some();
+        let logged = demand.unwrap_or_default().logged;
         let from = if has_log { size / page_size } else { size.div_ceil(page_size) };
         let mut hole = from * page_size;
         while hole < to {
-            self.store_zeros(base, hole)?;
+            let page = u32::try_from(hole / page_size + 1).unwrap_or(u32::MAX);
+            if !logged.contains(&page) {
+                self.store_zeros(base, hole)?;
+            }
             hole += self.page_size as u64;
         }
         Ok(())
@@ -294,8 +300,9 @@ impl Pages {
     /// Seals zeros over each bad page that is free: past the end of the database, where a shorter
     /// one was committed and the file not yet cut, or a leaf of the freelist, whose content means
     /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
-    pub(super) fn seal_free(&mut self, base: &impl Storage) -> Result<()> {
+    pub(super) fn seal_free(&mut self, base: &impl Storage, known: Option<u64>) -> Result<()> {
         let count = self.count(base)?;
+        let count = known.map_or(count, |known| known.min(count));
         if self.load(base, 1)? != Found::Good {
             return Ok(());
         }
@@ -350,6 +357,19 @@ impl Pages {
         }
         sealed?;
         if may_wait { Ok(()) } else { self.outgoing.flush(base) }
+    }
+
+    /// Whether page 1, which is in `plain`, is one that SQLite wrote.
+    pub(super) fn has_header(&self) -> bool {
+        self.plain.starts_with(SQLITE_MAGIC)
+    }
+
+    /// What SQLite compares of page 1, which is in `plain`, to see whether its cache still holds.
+    pub(super) fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        let len = counters.len();
+        counters.copy_from_slice(&self.plain[CHANGES_AT..CHANGES_AT + len]);
+        counters
     }
 
     /// Whether page 1, which is in `plain`, says that the database is in WAL mode.

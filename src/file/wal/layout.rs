@@ -1,9 +1,10 @@
-//! Where the records of a log lie, and the header that says so; the picture is in the parent module.
+//! Where the records of a log lie, and the header that says so; the picture is in the parent
+//! module.
 
 use super::{FRAME_HEADER, RECORD_0, WAL_HEADER};
 use crate::error::{Error, Result};
 use crate::key::keyring::{FileId, ID_LEN};
-use crate::page::RESERVE;
+use crate::page::{LogId, Place, RESERVE};
 
 pub(super) const MAGIC: &[u8; 16] = b"sqlite-tde wal\0\0";
 const FORMAT: u32 = 1;
@@ -13,13 +14,17 @@ pub(super) const GRAIN_AT: usize = PAGE_SIZE_AT + size_of::<u32>();
 pub(super) const FILE_ID_AT: usize = GRAIN_AT + size_of::<u32>();
 pub(super) const HEADER_LEN: usize = 512;
 
-const _: () = assert!(FILE_ID_AT + ID_LEN <= HEADER_LEN);
+pub(super) const LOG_ID_AT: usize = FILE_ID_AT + ID_LEN;
+const USED: usize = LOG_ID_AT + size_of::<LogId>();
 
-/// Where records lie.
-#[derive(Clone, Copy, PartialEq, Eq)]
+const _: () = assert!(USED <= HEADER_LEN);
+
+/// What a log's header says: where records lie, and which log they are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) page_size: usize,
     pub(super) grain: usize,
+    pub(super) log: LogId,
 }
 
 impl Layout {
@@ -43,10 +48,15 @@ impl Layout {
         2 * self.sector() as u64 + u64::from(frame - 1) * self.stride() as u64
     }
 
-    /// The number of record 0 as a block. It says the layout, and no frame has it: the grain is at
-    /// least 1, and a frame's number below 2^32.
-    pub(super) fn record_0(self) -> u64 {
-        (self.grain as u64) << 32 | self.page_size as u64
+    /// The place of record 0 as a block. Its number says the layout, and no frame has it: the grain
+    /// is at least 1, and a frame's number below 2^32.
+    pub(super) fn record_0(self) -> Place {
+        Place { number: (self.grain as u64) << 32 | self.page_size as u64, log: Some(self.log) }
+    }
+
+    /// The place of the record of `frame` as a block.
+    pub(super) fn block(self, frame: u32) -> Place {
+        Place { number: u64::from(frame), log: Some(self.log) }
     }
 
     /// The frame at SQLite's offset `at`, which is at least [`WAL_HEADER`], and the place in it.
@@ -103,8 +113,9 @@ impl Layout {
             && header[FILE_ID_AT..].starts_with(file_id)
             && is_size(page_size)
             && (grain == 1 || is_size(grain))
-            && is_zero(&header[FILE_ID_AT + ID_LEN..]);
-        known.then_some(Self { page_size, grain })
+            && is_zero(&header[USED..]);
+        let log = *header.get(LOG_ID_AT..)?.first_chunk()?;
+        known.then_some(Self { page_size, grain, log })
     }
 
     pub(super) fn encode(self, file_id: &FileId) -> [u8; HEADER_LEN] {
@@ -113,12 +124,14 @@ impl Layout {
         header[FORMAT_AT..PAGE_SIZE_AT].copy_from_slice(&FORMAT.to_be_bytes());
         header[PAGE_SIZE_AT..GRAIN_AT].copy_from_slice(&(self.page_size as u32).to_be_bytes());
         header[GRAIN_AT..FILE_ID_AT].copy_from_slice(&(self.grain as u32).to_be_bytes());
-        header[FILE_ID_AT..FILE_ID_AT + ID_LEN].copy_from_slice(file_id);
+        header[FILE_ID_AT..LOG_ID_AT].copy_from_slice(file_id);
+        header[LOG_ID_AT..USED].copy_from_slice(&self.log);
         header
     }
 }
 
-/// Whether this is what fills up the header and record 0, of which no byte can be changed unnoticed.
+/// Whether this is what fills up the header and record 0, of which no byte can be changed
+/// unnoticed.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
 }

@@ -4,33 +4,47 @@
 //! 0        sector     2 * sector          + stride
 //! | header | record 0 | record of frame 1 | record of frame 2 | ...
 //!
-//! header:   0      16       20          24      28        44
-//!           | magic | format | page size | grain | file id | zeros to 512 |
+//! header:   0       16       20          24      28        44       60
+//!           | magic | format | page size | grain | file id | log id | zeros to 512 |
 //! record 0: SQLite's WAL header 32, pages of the database 4, trailer 48
 //! frame:    SQLite's frame header 24, page, trailer 48
 //! ```
-//! Each record is sealed as a block of its own, numbered as its frame, record 0 as
-//! grain * 2^32 + page size, which no frame is; SQLite's bytes are kept as they
-//! are, because its checksums cover them. `grain` is what a torn write spoils: 1 byte where the base
+//! Each record is sealed as a block of its own, numbered as its frame, record 0 as grain * 2^32 +
+//! page size, which no frame is, and bound to the log id; SQLite's bytes are kept as they are,
+//! because its checksums cover them. `grain` is what a torn write spoils: 1 byte where the base
 //! overwrites powersafely, else the base's sector, and then no two records share one. `sector` is
 //! `grain`, at least 512; `stride` is the length of a frame's record, a multiple of `grain`.
 //!
+//! The log id is drawn at random each time SQLite begins a log, and is in the associated data of
+//! every record: what an earlier log left in the file, and a copy of the file that goes its own way
+//! from then on, authenticates nowhere. It is in the associated data and not the salt of a key, as
+//! a journal's is, because a log's records may be under several DEKs, and because a key for each
+//! log would cost each reader a key derivation for each log.
+//!
+//! Header and record 0 are written anew in one write whenever a log begins. A crash may leave
+//! either of them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and
+//! the log is the earlier one, of which the write touches no frame. Neither loses anything, since
+//! SQLite begins a log only where the database has all of the earlier one, synced, and syncs the
+//! header before it writes a frame.
+//!
 //! SQLite writes a frame as header and page, sometimes cut in two at a sync. Both are gathered here
-//! and sealed with the write that completes them: until then no reader can take the frame for a valid
-//! one. Later it may overwrite the page, or the header after it read the frame.
+//! and sealed with the write that completes them: until then no reader can take the frame for a
+//! valid one. Later it may overwrite the page, or the header after it read the frame.
 //!
-//! Records of frames that follow each other are gathered in `outgoing`, and reach the base in one write:
-//! with the frame that commits, whose xWrite reports an error; before a sync; when there are many. Before
-//! the commit nobody but this handle can ask for those frames, and it gets them from memory. Taken back
-//! as a whole, they are forgotten: another handle may have written frames in their places since, and
-//! the lock for which [`Parent::locks`] counts comes before whatever this handle does next.
+//! Records of frames that follow each other are gathered in `outgoing`, and reach the base in one
+//! write: with the frame that commits, whose xWrite reports an error; before a sync; when there are
+//! many. Before the commit nobody but this handle can ask for those frames, and it gets them from
+//! memory. Taken back as a whole, they are forgotten: another handle may have written frames in
+//! their places since, and the lock for which [`Parent::locks`] counts comes before whatever this
+//! handle does next.
 //!
-//! Reads are served from a window where they follow each other ([`super::ahead`]). SQLite asks for a
-//! frame only if it was committed when the transaction at hand took its lock, or if this handle wrote
-//! it since. The first kind stays as it is for as long as that lock is held: frames are only added behind,
-//! and a log starts over only where nobody reads it. So what was read since then is the frame, whether or
-//! not it was asked for yet; and the window is forgotten with each lock taken, each own write over it, and
-//! each new layout. A record that fails is read again by itself, before it counts.
+//! Reads are served from a window where they follow each other ([`super::ahead`]). SQLite asks for
+//! a frame only if it was committed when the transaction at hand took its lock, or if this handle
+//! wrote it since. The first kind stays as it is for as long as that lock is held: frames are only
+//! added behind, and a log starts over only where nobody reads it. So what was read since then is
+//! the frame, whether or not it was asked for yet; and the window is forgotten with each lock
+//! taken, each own write over it, and each new layout. A record that fails is read again by itself,
+//! before it counts.
 //!
 //! Invariants
 //! 1. A record is sealed and written whole, under a nonce of its own.
@@ -39,13 +53,20 @@
 //!    other read is of a frame that SQLite believes in, and fails; so does one of a frame that this
 //!    handle wrote in the transaction at hand.
 //! 3. A page is handed out only if its frame header has the page number that the wal-index has for
-//!    the frame, and the salts of the WAL header: records of an earlier log, or of a transaction that
-//!    was rolled back, authenticate at the same place.
-//! 4. The layout is a property of the file, authenticated with record 0: without that no frame is
-//!    written. It changes only with a new WAL header, hence new salts, so a handle that sees the same
-//!    salts in the wal-index has the right one.
-//! 5. After a commit nothing is outgoing. A frame that could not be written is an error to read, and
-//!    no frame follows it, until SQLite has taken it back.
+//!    the frame: records of a transaction that was rolled back authenticate at the same place.
+//!    SQLite's salts and checksums are not looked at. Recovery looks at them, and SQLite before
+//!    3.50 commits frames without any, for which the wal-index alone vouches. A wal-index in the
+//!    heap cannot be asked; then no other process has the log open.
+//! 4. The header is a property of the file, authenticated with record 0: without that no frame is
+//!    read or written. It changes only with SQLite's salts: where those are the same again, nothing
+//!    was committed, and the file stays as it is. So a handle that sees the salts of its record 0
+//!    in the wal-index has the right header.
+//! 5. What is outgoing are frames of the transaction at hand, none of them lost. Nothing is
+//!    outgoing after a frame that commits, after a sync, after a lock was given back, or without
+//!    record 0. A frame that could not be written is an error to read, and no frame follows it,
+//!    until SQLite has taken it back.
+//!
+//! Builds with debug assertions check the last one at each return to SQLite.
 
 mod layout;
 mod outgoing;
@@ -59,6 +80,7 @@ use std::sync::Arc;
 
 use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use self::outgoing::Outgoing;
+pub(crate) use self::survey::Demand;
 use self::transaction::Transaction;
 use super::Storage;
 use super::ahead::Ahead;
@@ -66,7 +88,8 @@ use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::keyring::Keyring;
-use crate::page::RESERVE;
+use crate::page::{LogId, RESERVE};
+use crate::secret::fill_random;
 
 /// SQLite's WAL header, and in it the page size and the salts.
 const WAL_HEADER: usize = 32;
@@ -119,9 +142,37 @@ pub(crate) struct Frames {
 struct Pending {
     frame: u32,
     filled: usize,
-    /// It was begun under another lock. Only its very rest can still come, from a VFS above that held it
-    /// back; else it was taken back.
+    /// It was begun under another lock. Only its very rest can still come, from a VFS above that
+    /// held it back; else it was taken back.
     left_over: bool,
+}
+
+/// The plaintext of record 0.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Start([u8; RECORD_0]);
+
+impl Start {
+    fn new(header: &[u8; WAL_HEADER], pages: u32) -> Self {
+        let mut record = [0; RECORD_0];
+        record[..WAL_HEADER].copy_from_slice(header);
+        record[WAL_HEADER..].copy_from_slice(&pages.to_be_bytes());
+        Self(record)
+    }
+
+    fn header(&self) -> &[u8] {
+        &self.0[..WAL_HEADER]
+    }
+
+    fn salts(&self) -> Salts {
+        let mut salts = Salts::default();
+        salts.copy_from_slice(&self.0[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]);
+        salts
+    }
+
+    /// Pages that the database file had when the log was begun.
+    fn pages(&self) -> u32 {
+        number(&self.0[WAL_HEADER..])
+    }
 }
 
 pub(crate) struct Wal {
@@ -131,15 +182,16 @@ pub(crate) struct Wal {
     grain: usize,
     tuning: Tuning,
     layout: Option<Layout>,
-    /// Record 0 authenticates, and with it the layout.
-    authentic: bool,
-    salts: Salts,
-    /// Pages that the database file had when the log was begun.
-    pages: u32,
+    /// Record 0; `None` where it does not authenticate, and then neither does the layout.
+    start: Option<Start>,
     /// What a recovery has read, until somebody has taken note of it.
     pub(crate) recovered: Option<Recovered>,
-    /// [`Parent::locks`] when layout and salts were last compared with the wal-index.
+    /// The frame of the last commit that this handle recovered or wrote.
+    end: Option<u32>,
+    /// [`Parent::locks`] when this handle last looked.
     locks: u64,
+    /// Record 0 was compared with the wal-index, or read, since then.
+    current: bool,
     pending: Option<Pending>,
     transaction: Transaction,
     outgoing: Outgoing,
@@ -155,8 +207,8 @@ pub(crate) struct Wal {
 }
 
 impl Wal {
-    /// The log of the database that `keyring` opens, on storage of which a torn write spoils `grain`
-    /// bytes. Without a keyring there is no database yet, and no log.
+    /// The log of the database that `keyring` opens, on storage of which a torn write spoils
+    /// `grain` bytes. Without a keyring there is no database yet, and no log.
     pub(crate) fn new(keyring: Option<Arc<Keyring>>, grain: usize, tuning: Tuning) -> Self {
         Self {
             cipher: keyring.as_ref().map(|keyring| keyring.cipher(Subkey::Wal)),
@@ -164,11 +216,11 @@ impl Wal {
             grain,
             tuning,
             layout: None,
-            authentic: false,
-            salts: Salts::default(),
-            pages: 0,
+            start: None,
             recovered: None,
+            end: None,
             locks: 0,
+            current: false,
             pending: None,
             transaction: Transaction::default(),
             outgoing: Outgoing::default(),
@@ -202,72 +254,89 @@ impl Wal {
             return Err(Error::PageSize(page_size as u32));
         }
         let file_id = *keyring.file_id();
-        let authentic = self.authentic;
-        let kept = self.layout.filter(|layout| authentic && layout.page_size == page_size);
-        let layout = kept.unwrap_or(Layout { page_size, grain: self.grain });
-        let mut record = [0; RECORD_0];
-        record[..WAL_HEADER].copy_from_slice(header);
-        record[WAL_HEADER..].copy_from_slice(&parent.pages()?.to_be_bytes());
+        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
+        if self.start.is_some_and(|start| start.header() == header) {
+            // Whoever began this log committed nothing in it. What record 0 says of the database is
+            // still so, and other handles know the log by its salts.
+            self.forget_transaction();
+            (self.pending, self.end) = (None, Some(0));
+            return Ok(());
+        }
+        let kept = self.layout.filter(|_| self.start.is_some());
+        // The same log once more: the transaction that began it was rolled back, and another
+        // connection writes its own count of checkpoints into the header. Whoever knows the log by
+        // its salts has its id.
+        let again = self.start.filter(|_| kept.is_some_and(|kept| kept.page_size == page_size));
+        let again = again.filter(|start| start.salts() == Start::new(header, 0).salts());
+        let (start, log) = match (again, kept) {
+            (Some(begun), Some(kept)) => (Start::new(header, begun.pages()), kept.log),
+            _ => {
+                let mut log = LogId::default();
+                fill_random(&mut log)?;
+                (Start::new(header, parent.pages()?), log)
+            }
+        };
+        // Another grain would lay record 0 over frames of the earlier log, to which a crash may lead
+        // back, unless the file is emptied first.
+        let kept_grain = kept.map_or(self.grain, |layout| layout.grain);
+        if kept_grain < self.grain {
+            base.truncate(0)?;
+        }
+        let grain = kept_grain.max(self.grain);
+        let layout = Layout { page_size, grain, log };
         let mut image = vec![0; layout.sector() + HEADER_LEN];
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
-        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
-        cipher.begin();
         let record_0 = layout.sector()..layout.sector() + RECORD_0 + RESERVE;
-        cipher.seal(layout.record_0(), &record, &mut image[record_0])?;
-        let from = if kept.is_some() { layout.sector() } else { 0 };
+        cipher.seal(layout.record_0(), &start.0, &mut image[record_0])?;
         // What is outgoing was taken back, or SQLite would not begin anew.
         self.forget_transaction();
-        (self.layout, self.authentic) = (None, false);
-        base.write(&image[from..], from as u64)?;
+        (self.layout, self.start) = (None, None);
+        base.write(&image, 0)?;
         self.set_layout(layout);
-        self.authentic = true;
-        self.take_header(&record);
+        (self.start, self.end) = (Some(start), Some(0));
         Ok(())
     }
 
-    fn take_header(&mut self, record: &[u8; RECORD_0]) {
-        let salts = &record[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()];
-        if self.salts != *salts {
-            self.ahead.clear();
-        }
-        self.salts.copy_from_slice(salts);
-        self.pages = number(&record[WAL_HEADER..]);
+    /// SQLite's salts of this log.
+    fn salts(&self) -> Option<Salts> {
+        self.start.as_ref().map(Start::salts)
     }
 
-    /// Record 0, whose salts and pages are taken over; `None` where it does not authenticate.
-    fn load_header(
-        &mut self,
-        base: &impl Storage,
-        layout: Layout,
-    ) -> Result<Option<[u8; RECORD_0]>> {
+    /// Pages that the database file had when the log was begun; 0 where there is none.
+    fn pages(&self) -> u32 {
+        self.start.as_ref().map_or(0, Start::pages)
+    }
+
+    /// Record 0; `None` where it does not authenticate.
+    fn load_start(&self, base: &impl Storage, layout: Layout) -> Result<Option<Start>> {
         let (mut sector, at) = ([0; HEADER_LEN], layout.sector() as u64);
         // What the file does not reach reads as zeros, and so does what fills the sector up.
         let whole = base.read(&mut sector, at)?
             || base.read_whole(&mut sector[..RECORD_0 + RESERVE], at)?;
-        if whole { self.open_header(layout, &sector) } else { Ok(None) }
+        if whole { self.open_start(layout, &sector) } else { Ok(None) }
     }
 
-    /// As [`Wal::load_header`], from the bytes that start with record 0.
-    fn open_header(&mut self, layout: Layout, sector: &[u8]) -> Result<Option<[u8; RECORD_0]>> {
+    /// As [`Wal::load_start`], from the bytes that start with record 0.
+    fn open_start(&self, layout: Layout, sector: &[u8]) -> Result<Option<Start>> {
         let Some(cipher) = &self.cipher else { return Ok(None) };
         let mut record = [0; RECORD_0];
         let (sealed, rest) = sector.split_at(RECORD_0 + RESERVE);
-        if !is_zero(rest) || !cipher.open(layout.record_0(), sealed, &mut record)? {
-            return Ok(None);
-        }
-        self.take_header(&record);
-        Ok(Some(record))
+        let good = is_zero(rest) && cipher.open(layout.record_0(), sealed, &mut record)?;
+        Ok(good.then_some(Start(record)))
     }
 
-    /// Looks at the file again if another handle may have started a log in it; whether it did.
+    /// Looks at the file again if another handle may have begun a log in it; whether it did.
     fn refresh(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<bool> {
-        let locks = parent.locks();
-        let unchanged = self.locks == locks || parent.salts().is_none_or(|now| now == self.salts);
         self.notice_locks(parent);
-        let known = self.layout.is_some() && unchanged;
+        if self.current && self.layout.is_some() {
+            return Ok(false);
+        }
+        // Where nothing is in shared memory, only the file can tell.
+        let known = self.start.is_some() && self.salts() == parent.salts();
         if !known {
             self.load_layout(base)?;
         }
+        self.current = true;
         Ok(!known)
     }
 
@@ -276,9 +345,32 @@ impl Wal {
     fn notice_locks(&mut self, parent: &impl Parent) {
         let locks = parent.locks();
         if self.locks != locks {
-            self.locks = locks;
+            (self.locks, self.current) = (locks, false);
             self.forget_transaction();
         }
+    }
+
+    /// SQLite gave back the lock under which it writes the log: what it did not commit is taken
+    /// back.
+    pub(crate) fn lock_given_back(&mut self) {
+        self.forget_transaction();
+        self.check();
+    }
+
+    /// Invariant 5, at a return to SQLite. It is of what this handle does, whatever the disk says.
+    fn check(&self) {
+        let (Some(first), Some(last)) = (self.outgoing.first(), self.outgoing.last()) else {
+            return;
+        };
+        debug_assert!(self.start.is_some() && self.layout.is_some(), "frames without record 0");
+        debug_assert!(self.transaction.has(first), "frame {first} is of no transaction");
+        debug_assert!(!self.transaction.has_lost(last), "frame {last} is lost and outgoing");
+    }
+
+    /// Invariant 5, where nothing may be outgoing.
+    fn check_nothing_outgoing(&self, after: &str) {
+        let first = self.outgoing.first();
+        debug_assert!(first.is_none(), "{first:?} and on are outgoing after {after}");
     }
 
     fn forget_transaction(&mut self) {
@@ -299,25 +391,21 @@ impl Wal {
         let (header, sector) = start.split_at_mut(HEADER_LEN);
         let whole = both || base.read_whole(header, 0)?;
         let layout = Layout::decode(header, keyring.file_id()).filter(|_| whole);
-        match layout {
-            Some(layout) => {
-                if self.layout != Some(layout) {
-                    self.set_layout(layout);
-                }
-                let record = if both && layout.sector() == HEADER_LEN {
-                    self.open_header(layout, sector)?
-                } else {
-                    self.load_header(base, layout)?
-                };
-                self.authentic = record.is_some();
-                if !self.authentic {
-                    self.pages = 0;
-                }
-            }
-            None => {
-                self.lose_outgoing();
-                (self.layout, self.authentic) = (None, false);
-            }
+        let Some(layout) = layout else {
+            self.lose_outgoing();
+            (self.layout, self.start, self.end) = (None, None, None);
+            return Ok(());
+        };
+        if self.layout != Some(layout) {
+            self.set_layout(layout);
+        }
+        self.start = if both && layout.sector() == HEADER_LEN {
+            self.open_start(layout, sector)?
+        } else {
+            self.load_start(base, layout)?
+        };
+        if self.start.is_none() {
+            self.lose_outgoing();
         }
         Ok(())
     }
@@ -326,7 +414,7 @@ impl Wal {
         self.lose_outgoing();
         self.outgoing.reset();
         self.ahead.clear();
-        self.layout = Some(layout);
+        (self.layout, self.start, self.end) = (Some(layout), None, None);
         self.pending = None;
         self.held = None;
         self.plain.resize(layout.record(), 0);

@@ -22,6 +22,11 @@ impl Outgoing {
         (self.count > 0).then_some(self.first)
     }
 
+    /// The last frame in it.
+    pub(super) fn last(&self) -> Option<u32> {
+        Some(self.first()? + self.count - 1)
+    }
+
     pub(super) fn is_full(&self, layout: Layout) -> bool {
         (self.count as usize + 1) * layout.stride() > LIMIT
     }

@@ -3,19 +3,32 @@
 use libsqlite3_sys as ffi;
 
 use super::layout::Layout;
-use super::{COMMIT_AT, Parent, Recovered, SALTS_AT, Salts, WAL_HEADER, Wal, number};
+use super::{COMMIT_AT, FRAME_HEADER, Parent, Recovered, SALTS_AT, WAL_HEADER, Wal, number};
 use crate::error::{Error, Result};
 use crate::file::{Filled, Storage};
 
 impl Wal {
     pub(crate) fn size(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<u64> {
         self.refresh(base, parent)?;
+        self.check();
         let Some(layout) = self.layout else { return Ok(0) };
         let outgoing = self.outgoing.end(layout).unwrap_or(0);
         Ok(layout.logical_size(base.size()?.max(outgoing)))
     }
 
     pub(crate) fn read(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        buf: &mut [u8],
+        at: u64,
+    ) -> Result<Filled> {
+        let filled = self.read_bytes(base, parent, buf, at);
+        self.check();
+        filled
+    }
+
+    fn read_bytes(
         &mut self,
         base: &impl Storage,
         parent: &impl Parent,
@@ -29,7 +42,7 @@ impl Wal {
             return Ok(Filled::Short);
         };
         if at < WAL_HEADER as u64 {
-            return self.read_header(base, layout, buf, at as usize);
+            return self.read_header(base, buf, at as usize);
         }
         let mut done = 0;
         while done < buf.len() {
@@ -49,8 +62,8 @@ impl Wal {
                 };
             }
             if starts {
-                self.note_commit();
-            } else if !self.is_expected(base, parent, frame)? {
+                self.note_commit(frame);
+            } else if !self.is_expected(parent, frame, within + len) {
                 self.held = None;
                 return Err(Error::FrameAuthentication { frame });
             }
@@ -61,70 +74,63 @@ impl Wal {
     }
 
     /// Reads of SQLite's WAL header: the whole in recovery, its checksum when a transaction that
-    /// started the log has overwritten frames.
-    fn read_header(
-        &mut self,
-        base: &impl Storage,
-        layout: Layout,
-        buf: &mut [u8],
-        at: usize,
-    ) -> Result<Filled> {
+    /// started the log has overwritten frames. Recovery may come after another handle began a log,
+    /// and before the wal-index says so.
+    fn read_header(&mut self, base: &impl Storage, buf: &mut [u8], at: usize) -> Result<Filled> {
         let end = at + buf.len();
         if end > WAL_HEADER {
             return Err(Error::NotAPage { offset: at as u64, len: buf.len() });
         }
-        match self.load_header(base, layout)? {
-            Some(record) => {
-                buf.copy_from_slice(&record[at..end]);
+        self.load_layout(base)?;
+        match &self.start {
+            Some(start) => {
+                buf.copy_from_slice(&start.header()[at..end]);
                 if at == 0 {
-                    self.recovered = Some(Recovered { least: self.pages, last: 0 });
+                    self.recovered = Some(Recovered { least: start.pages(), last: 0 });
+                    self.end = Some(0);
                 }
                 Ok(Filled::Full)
             }
             None if at == 0 => {
                 buf.fill(0);
-                let size = layout.logical_size(base.size()?);
+                let physical = base.size()?;
+                let size = self.layout.map_or(0, |layout| layout.logical_size(physical));
                 Ok(if size < end as u64 { Filled::Short } else { Filled::Full })
             }
             None => Err(Error::FrameAuthentication { frame: 0 }),
         }
     }
 
-    /// Pages of the database after the commit that the frame in `plain` is, in this log.
+    /// Pages of the database after the commit that the frame in `plain` is.
     pub(super) fn commit(&self) -> Option<u32> {
         let pages = number(&self.plain[COMMIT_AT..]);
-        (pages > 0 && self.plain[SALTS_AT..].starts_with(&self.salts)).then_some(pages)
+        (pages > 0).then_some(pages)
     }
 
-    fn note_commit(&mut self) {
-        if let (Some(recovered), Some(pages)) = (self.recovered, self.commit()) {
+    /// Takes note of a commit that SQLite recovers. It ends the log at a frame without its salts.
+    fn note_commit(&mut self, frame: u32) {
+        let Some(pages) = self.commit() else { return };
+        let recovers = self.salts().is_some_and(|salts| self.plain[SALTS_AT..].starts_with(&salts));
+        if !recovers || self.transaction.has(frame) {
+            return;
+        }
+        self.end = Some(frame);
+        if let Some(recovered) = self.recovered {
             let least = recovered.least.min(pages);
             self.recovered = Some(Recovered { least, last: pages });
         }
     }
 
-    /// Whether the frame in `plain` is the one that SQLite means by `frame`. It never is after the
-    /// file turned out to be of another layout.
-    fn is_expected(
-        &mut self,
-        base: &impl Storage,
-        parent: &impl Parent,
-        frame: u32,
-    ) -> Result<bool> {
-        let mut salts = Salts::default();
-        salts.copy_from_slice(&self.plain[SALTS_AT..SALTS_AT + size_of::<Salts>()]);
-        let mine = self.transaction.has(frame);
-        if salts != self.salts && !mine {
-            let layout = self.layout;
-            self.load_layout(base)?;
-            if self.layout != layout {
-                return Ok(false);
-            }
+    /// Whether the frame in `plain`, of which SQLite asks for bytes up to `end`, is the one that it
+    /// means by `frame`.
+    fn is_expected(&self, parent: &impl Parent, frame: u32, end: usize) -> bool {
+        // Before it commits, SQLite may ask for the checksum of a frame that the wal-index has not:
+        // before 3.50, of one that it took back after others were overwritten.
+        if end <= FRAME_HEADER && self.transaction.has(frame) {
+            return true;
         }
-        // Once a frame was overwritten, SQLite leaves out the salts of later ones until it commits.
-        let of_this_log = salts == self.salts || mine && salts == Salts::default();
         let page = number(&self.plain);
-        Ok(of_this_log && parent.page_of(frame).is_none_or(|expected| expected == page))
+        parent.page_of(frame).is_none_or(|expected| expected == page)
     }
 
     /// Puts `frame` into `plain`, from memory or from its record; `false` where that does not
@@ -134,11 +140,14 @@ impl Wal {
         if self.transaction.has_lost(frame) {
             return Err(Error::Base(ffi::SQLITE_IOERR_READ));
         }
+        if self.start.is_none() {
+            return Ok(false);
+        }
         let (Some(cipher), Some(record)) = (&self.cipher, self.outgoing.record(layout, frame))
         else {
             return self.load_written(base, layout, frame);
         };
-        let good = cipher.open(u64::from(frame), record, &mut self.plain[..layout.frame()])?;
+        let good = cipher.open(layout.block(frame), record, &mut self.plain[..layout.frame()])?;
         self.held = good.then_some(frame);
         Ok(good)
     }
@@ -152,19 +161,19 @@ impl Wal {
     ) -> Result<bool> {
         self.held = None;
         let Some(cipher) = &self.cipher else { return Ok(false) };
-        let (number, at) = (u64::from(frame), layout.position(frame));
+        let (block, at) = (layout.block(frame), layout.position(frame));
         let ahead = if self.tuning.read_ahead {
             self.ahead.read(base, at, layout.record(), layout.stride())
         } else {
             None
         };
         let good = match ahead {
-            Some(record) => cipher.open(number, record, &mut self.plain[..layout.frame()])?,
+            Some(record) => cipher.open(block, record, &mut self.plain[..layout.frame()])?,
             None => false,
         };
         let good = good
             || base.read_whole(&mut self.plain, at)?
-                && cipher.open_in_place(number, &mut self.plain)?;
+                && cipher.open_in_place(block, &mut self.plain)?;
         self.held = good.then_some(frame);
         Ok(good)
     }

@@ -2,8 +2,9 @@
 
 use super::FRAME_HEADER;
 
-/// Frame headers that are kept: 1.5 MiB. A frame past them is read where its page is overwritten.
-const HEADERS: usize = 1 << 16;
+/// Frame headers that are kept, of 24 bytes each: however many frames a transaction has, they take
+/// 192 KiB. A frame past them is read where its page is overwritten.
+const HEADERS: usize = 1 << 13;
 /// Headers for which there stays room between transactions.
 const KEPT: usize = 1 << 8;
 
@@ -38,12 +39,15 @@ impl Transaction {
     }
 
     /// SQLite puts `frame` at the end of its log: whatever came after it before, it has taken back.
-    pub(super) fn append(&mut self, frame: u32) {
-        if std::mem::take(&mut self.committed) {
+    /// Gives back whether a transaction before was committed and this one begins.
+    pub(super) fn append(&mut self, frame: u32) -> bool {
+        let begins = std::mem::take(&mut self.committed);
+        if begins {
             self.first = None;
         }
         self.begin_at(frame);
         self.lost = self.lost.filter(|&lost| lost < frame);
+        begins
     }
 
     /// The record of `frame` was taken, with this header.

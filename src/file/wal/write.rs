@@ -15,6 +15,18 @@ impl Wal {
         bytes: &[u8],
         at: u64,
     ) -> Result<()> {
+        let written = self.write_bytes(base, parent, bytes, at);
+        self.check();
+        written
+    }
+
+    fn write_bytes(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        bytes: &[u8],
+        at: u64,
+    ) -> Result<()> {
         let looked = self.refresh(base, parent)?;
         if at == 0
             && let Ok(header) = <&[u8; WAL_HEADER]>::try_from(bytes)
@@ -27,7 +39,7 @@ impl Wal {
         let Some(layout) = self.layout.filter(|_| at >= WAL_HEADER as u64) else {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         };
-        if !self.authentic {
+        if self.start.is_none() {
             return Err(Error::FrameAuthentication { frame: 0 });
         }
         let mut done = 0;
@@ -47,13 +59,16 @@ impl Wal {
         size: u64,
     ) -> Result<()> {
         self.before_sync(base, parent)?;
+        if size > 0 {
+            self.refresh(base, parent)?;
+        }
         self.ahead.clear();
         self.pending = None;
         self.held = None;
         match self.layout {
             Some(layout) if size > 0 => base.truncate(layout.physical_size(size)),
             _ => {
-                (self.layout, self.authentic) = (None, false);
+                (self.layout, self.start, self.end) = (None, None, None);
                 base.truncate(0)
             }
         }
@@ -63,7 +78,11 @@ impl Wal {
     pub(crate) fn before_sync(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
         self.notice_locks(parent);
         self.settle(base)?;
-        self.layout.map_or(Ok(()), |layout| self.flush(base, layout))
+        if let Some(layout) = self.layout {
+            self.flush(base, layout)?;
+        }
+        self.check_nothing_outgoing("a sync");
+        Ok(())
     }
 
     fn write_part(
@@ -90,8 +109,8 @@ impl Wal {
             self.pending = None;
             self.held = None;
             std::mem::swap(&mut self.gathered, &mut self.plain);
-            self.transaction.append(frame);
-            if !self.outgoing.takes(frame) {
+            let begins = self.transaction.append(frame);
+            if begins || !self.outgoing.takes(frame) {
                 self.flush(base, layout)?;
             }
         } else {
@@ -141,6 +160,8 @@ impl Wal {
         }
         if commits {
             self.transaction.commit();
+            self.end = Some(frame);
+            self.check_nothing_outgoing("a frame that commits");
         } else {
             self.held = Some(frame);
         }
@@ -165,20 +186,17 @@ impl Wal {
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame })?;
         let plain = &self.plain[..layout.frame()];
         if self.outgoing.takes(frame) {
-            cipher.seal(u64::from(frame), plain, self.outgoing.place(layout, frame))?;
+            cipher.seal(layout.block(frame), plain, self.outgoing.place(layout, frame))?;
             self.outgoing.took(frame);
             if commits || !self.tuning.gather_writes || self.outgoing.is_full(layout) {
                 self.flush(base, layout)?;
             }
         } else {
             self.sealed.resize(layout.record(), 0);
-            cipher.seal(u64::from(frame), plain, &mut self.sealed)?;
+            cipher.seal(layout.block(frame), plain, &mut self.sealed)?;
             let at = layout.position(frame);
             self.ahead.forget(at..at + self.sealed.len() as u64);
             base.write(&self.sealed, at)?;
-        }
-        if commits && let Some(cipher) = &self.cipher {
-            cipher.begin();
         }
         Ok(())
     }

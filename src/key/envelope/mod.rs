@@ -148,6 +148,14 @@ pub struct ProtectorRecord {
     pub read_only: bool,
 }
 
+impl ProtectorRecord {
+    /// Whether both have the same bytes under the same key: unwrapping one is unwrapping the other.
+    pub(crate) fn is_same_wrap(&self, other: &Self) -> bool {
+        (&self.provider, &self.key_id, &self.wrapped)
+            == (&other.provider, &other.key_id, &other.wrapped)
+    }
+}
+
 /// State of the scan that moves pages from retired DEKs to the current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScanState {
@@ -346,10 +354,10 @@ impl Unverified {
     ///
     /// # Errors
     /// [`Error::EnvelopeDamaged`] where the MAC is another.
-    pub fn verify(self, mac_key: &Secret) -> Result<Envelope> {
+    pub fn verify(&self, mac_key: &Secret) -> Result<Envelope> {
         mac(mac_key, &self.authenticated)
             .filter(|tag| bool::from(tag.ct_eq(&self.tag)))
-            .map(|_| self.envelope)
+            .map(|_| self.envelope.clone())
             .ok_or_else(|| Error::EnvelopeDamaged("the MAC does not match".to_owned()))
     }
 }
@@ -416,6 +424,12 @@ pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     } else {
         no_pages && begins(a) && (is_zero(b) || begins(b))
     }
+}
+
+/// Whether both copies in `header` are the same, byte for byte.
+pub(crate) fn copies_are_equal(header: &[u8]) -> bool {
+    let (a, b) = copies(header);
+    a == b
 }
 
 /// Copies A and B, as far as `header` has them.

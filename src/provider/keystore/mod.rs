@@ -19,7 +19,7 @@ mod store;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use etcetera::BaseStrategy;
@@ -31,6 +31,7 @@ pub use self::info::{KeyInfo, KeyRules, KeyVersionInfo, Operation};
 pub use self::manage::RECOVERY_DAYS;
 use self::passphrase::{Params, Unlocked};
 use self::store::{Store, StoredVersion};
+use super::derived::Derived;
 use super::wrap::{self, MECHANISM};
 use super::{Context, Cost, KeyProvider, ProviderError, SecretSource, WaitsFor, Wrapped};
 use crate::error::{Error, Result};
@@ -56,7 +57,7 @@ pub struct Keystore {
     dir: PathBuf,
     source: Option<SecretSource>,
     cost: Cost,
-    unlocked: Arc<Mutex<Option<Arc<Unlocked>>>>,
+    unlocked: Arc<Derived<Params, Unlocked>>,
 }
 
 impl Keystore {
@@ -171,24 +172,18 @@ impl Keystore {
 
     /// The keys of a file with a passphrase, derived once.
     fn unlock(&self, params: &Params) -> Result<Arc<Unlocked>, ProviderError> {
-        let mut kept = self.kept();
-        if let Some(unlocked) = kept.as_ref().filter(|unlocked| unlocked.params == *params) {
-            return Ok(Arc::clone(unlocked));
-        }
-        let source = self.source.as_ref().ok_or_else(|| self.no_passphrase())?;
-        let unlocked = Unlocked::unlock(&source.read(PASSPHRASE)?, params)?;
-        let unlocked = Arc::new(unlocked.ok_or_else(|| self.wrong_passphrase(source))?);
-        *kept = Some(Arc::clone(&unlocked));
-        Ok(unlocked)
+        self.unlocked.get(params, || {
+            let source = self.source.as_ref().ok_or_else(|| self.no_passphrase())?;
+            let unlocked = Unlocked::unlock(&source.read(PASSPHRASE)?, params)?;
+            unlocked.ok_or_else(|| self.wrong_passphrase(source))
+        })
     }
 
     fn remember(&self, unlocked: Option<Arc<Unlocked>>) {
-        *self.kept() = unlocked;
-    }
-
-    /// What the passphrase led to, for as long as nobody else looks at it.
-    fn kept(&self) -> MutexGuard<'_, Option<Arc<Unlocked>>> {
-        self.unlocked.lock().unwrap_or_else(PoisonError::into_inner)
+        match unlocked {
+            Some(unlocked) => self.unlocked.keep(unlocked.params.clone(), unlocked),
+            None => self.unlocked.forget(),
+        }
     }
 
     /// Creates [`DEFAULT_KEY`] unless it is there.
@@ -319,9 +314,7 @@ impl KeyProvider for Keystore {
 
     /// For the passphrase, until it has been given once.
     fn waits_for(&self) -> WaitsFor {
-        // While somebody gives it, another thread has the lock.
-        let given = || self.unlocked.try_lock().is_ok_and(|kept| kept.is_some());
-        let source = self.source.as_ref().filter(|_| !given());
+        let source = self.source.as_ref().filter(|_| self.unlocked.is_empty());
         source.map_or(WaitsFor::Nothing, SecretSource::waits_for)
     }
 

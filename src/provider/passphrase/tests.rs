@@ -1,7 +1,7 @@
 //! Published vectors, the blob's bytes, who is asked how often, and blobs that are made up.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use argon2::{AssociatedData, ParamsBuilder};

@@ -63,6 +63,8 @@ pub struct Disk {
     calls: usize,
     lie: Option<Lie>,
     pub log: Vec<Entry>,
+    /// Whether `log` also has the files without a name, under an empty one.
+    pub logs_unnamed: bool,
 }
 
 impl Disk {
@@ -100,8 +102,10 @@ impl Disk {
     }
 
     fn record(&mut self, inode: usize, op: Op) {
-        if let Some(name) = &self.inodes[inode].name {
-            self.log.push(Entry { inode, name: Arc::clone(name), op });
+        match &self.inodes[inode].name {
+            Some(name) => self.log.push(Entry { inode, name: Arc::clone(name), op }),
+            None if self.logs_unnamed => self.log.push(Entry { inode, name: "".into(), op }),
+            None => {}
         }
     }
 
@@ -111,7 +115,7 @@ impl Disk {
         self.handles
     }
 
-    /// A file without a name dies with its handle, and is in no log.
+    /// A file without a name dies with its handle, and is logged only where `logs_unnamed` says so.
     pub fn open(&mut self, name: Option<&str>, flags: i32) -> Option<usize> {
         let Some(name) = name else { return Some(self.add(None, Vec::new())) };
         if let Some(&inode) = self.names.get(name) {

@@ -9,7 +9,7 @@
 //! | `image.rs` | from a log and a point in it to what a disk may hold |
 //!
 //! Each VFS has a name and a disk of its own; the disk can be exchanged between two connections.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unused_imports)] // each test file uses its part
 
 mod disk;
 mod image;

@@ -1,11 +1,13 @@
 //! What the bytes of a main database mean, on storage in memory.
 
+mod copies;
 mod waiting;
 
 use super::layout::*;
 use super::pages::*;
 use super::*;
 use crate::file::memory::Memory;
+use crate::file::wal::Demand;
 use crate::key::keyring::Dek;
 use crate::page::RESERVE;
 use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
@@ -419,9 +421,15 @@ fn recovery_seals_holes_where_the_log_has_grown_the_file() {
     for page in [3, 6, 7, 10] {
         spoil(&base, page);
     }
-    for (from, to, left) in [(9, 8, &[3, 6, 7, 10][..]), (6, 9, &[3, 10]), (10, u32::MAX, &[3])] {
-        db.seal_holes(&base, from..=to).unwrap();
-        assert_eq!(bad_pages(&mut db, &base), left, "{from} to {to}");
+    let rows = [
+        (9, 8, None, &[3, 6, 7, 10][..]),
+        (6, 9, Some(7), &[3, 7, 10]),
+        (6, 9, None, &[3, 10]),
+        (10, u32::MAX, None, &[3]),
+    ];
+    for (from, to, logged, left) in rows {
+        db.seal_holes(&base, from..=to, &logged.into_iter().collect()).unwrap();
+        assert_eq!(bad_pages(&mut db, &base), left, "{from} to {to}, {logged:?} in the log");
     }
 }
 
@@ -432,7 +440,7 @@ fn a_file_shorter_than_its_log_allows_is_refused() {
     base.truncate(physical(8 * 1024)).unwrap();
     db.lock_changed(true);
     for (least, good) in [(8, true), (9, false), (10, false)] {
-        let mut least = || Ok(Some(least));
+        let mut least = || Ok(Some(Demand { pages: least, ..Demand::default() }));
         assert_eq!(db.check_size(&base, &mut least).is_ok(), good);
         let written = db.write(&base, &[1; 1024], 11 * 1024, false, &mut least);
         assert_eq!(written.is_ok(), good, "{written:?}");

@@ -1,5 +1,6 @@
 //! What the bytes of a write-ahead log mean, on storage in memory.
 
+mod logs;
 mod writers;
 
 use proptest::prelude::*;
@@ -112,7 +113,7 @@ fn another_handle_reads_what_was_written() {
         }
         let sizes = Recovered { least: 7, last: 9 };
         assert_eq!(other.recovered, Some(sizes), "at the log's start, and after the commit");
-        assert_eq!(other.least_pages(&base, 0).unwrap(), 7);
+        assert_eq!(other.demand(&base, 0, None).unwrap().pages, 7);
         let (filled, _) = read(&mut other, &base, &mut db, at(3), FRAME);
         assert_eq!(filled.unwrap(), Filled::Short);
     }
@@ -150,7 +151,6 @@ fn a_changed_layout_is_the_end_of_the_log_and_takes_no_frame() {
     }
 }
 
-/// Guarantee 9: the write that completes a frame has put all of it into the base.
 /// A VFS above may hold back the rest of a frame that was cut in two at a sync, until the next
 /// transaction syncs. Anything else after another lock is of another transaction.
 #[test]
@@ -198,7 +198,7 @@ fn a_complete_frame_is_in_the_base_and_a_begun_one_is_not() {
     }
 }
 
-/// T6: the page of a frame is overwritten in its transaction; then SQLite reads each frame and
+/// The page of a frame is overwritten in its transaction; then SQLite reads each frame and
 /// rewrites its header, the last one with nothing after it.
 #[test]
 fn pages_and_headers_are_rewritten_in_place() {
@@ -370,7 +370,7 @@ fn an_authentic_record_of_another_time_is_not_a_page() {
         let mut db = Db { locks: 1, salts, pages: vec![page] };
         let (filled, got) = read(&mut wal, &base, &mut db, at(1) + 24, PAGE);
         assert_eq!(filled.is_ok(), good, "{attack}: {filled:?}");
-        assert!(good || got.iter().all(|&byte| byte == 1), "{attack}: something was handed out");
+        assert!(good || got.iter().all(|&byte| byte <= 1), "{attack}: something was handed out");
     }
 }
 
@@ -422,14 +422,14 @@ fn a_log_of_another_database_counts_as_empty() {
     let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
     assert_eq!((filled.unwrap(), got), (Filled::Short, vec![0; WAL_HEADER]));
     assert_eq!(wal.recovered, None);
-    assert_eq!(wal.least_pages(&base, 0).unwrap(), 0);
+    assert_eq!(wal.demand(&base, 0, None).unwrap().pages, 0);
 }
 
 #[test]
 fn sizes_map_there_and_back() {
     for grain in [1, 512, 4096, 65536] {
         for page_size in [1024, 4096, 65536] {
-            let layout = Layout { page_size, grain };
+            let layout = Layout { page_size, grain, log: LogId::default() };
             let frame = layout.frame() as u64;
             for frames in 0..4 {
                 for part in [0, 1, 24, 500, frame - 1] {
@@ -451,7 +451,7 @@ fn sizes_map_there_and_back() {
 #[test]
 fn no_two_records_share_what_a_torn_write_spoils() {
     for grain in [512, 4096, 65536] {
-        let layout = Layout { page_size: 1024, grain };
+        let layout = Layout { page_size: 1024, grain, log: LogId::default() };
         for frame in 1..5 {
             let end = layout.position(frame) + layout.record() as u64;
             let last = (end - 1) / grain as u64;

@@ -4,6 +4,7 @@
 mod cases;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use super::*;
 
@@ -72,6 +73,8 @@ struct Writer {
     db: Db,
     /// The frames of its transaction, as SQLite wants them in the log.
     own: Vec<Vec<u8>>,
+    /// Frames that a savepoint took back, by number: they lie in the log until others do.
+    taken_back: BTreeMap<u64, Vec<u8>>,
     /// The first frame, from 1, whose page was overwritten.
     overwritten: Option<u64>,
     writing: bool,
@@ -82,6 +85,11 @@ struct World {
     keyring: Arc<Keyring>,
     grain: usize,
     tuning: Tuning,
+    /// SQLite before 3.50, which does not forget `overwritten` where a savepoint takes back that
+    /// frame.
+    old: bool,
+    /// Whether logs are told when the lock is given back under which they are written.
+    tells: bool,
     /// `locking_mode=EXCLUSIVE`: one writer, which takes no lock, and no wal-index.
     exclusive: bool,
     salt: u8,
@@ -98,13 +106,27 @@ impl World {
             wal: Wal::new(Some(Arc::clone(&keyring)), grain, tuning),
             db: Db::default(),
             own: Vec::new(),
+            taken_back: BTreeMap::new(),
             overwritten: None,
             writing: false,
         };
         let writers = (0..if exclusive { 1 } else { 2 }).map(writer).collect();
         let (committed, attempted) = (Vec::new(), None);
         let disk = Disk::default();
-        Self { disk, keyring, grain, tuning, exclusive, salt: 5, committed, attempted, writers }
+        let (salt, old, tells) = (5, false, true);
+        Self {
+            disk,
+            keyring,
+            grain,
+            tuning,
+            old,
+            tells,
+            exclusive,
+            salt,
+            committed,
+            attempted,
+            writers,
+        }
     }
 
     /// Writer `who` takes a lock, and sees the wal-index.
@@ -127,10 +149,14 @@ impl World {
         }
     }
 
-    /// No call on the log tells of it.
+    /// No call on the log tells of it, and a VFS above may keep the lock's end to itself.
     fn roll_back(&mut self, who: usize) {
         let writer = &mut self.writers[who];
         (writer.own, writer.overwritten, writer.writing) = (Vec::new(), None, false);
+        writer.taken_back.clear();
+        if self.tells && !self.exclusive {
+            writer.wal.lock_given_back();
+        }
     }
 
     fn last(&self, who: usize) -> u64 {
@@ -141,7 +167,8 @@ impl World {
     fn frame(&mut self, who: usize, frame: u64) -> &mut Vec<u8> {
         let index = frame as usize - 1;
         match index.checked_sub(self.committed.len()) {
-            Some(own) => &mut self.writers[who].own[own],
+            Some(own) if own < self.writers[who].own.len() => &mut self.writers[who].own[own],
+            Some(_) => self.writers[who].taken_back.get_mut(&frame).unwrap(),
             None => &mut self.committed[index],
         }
     }
@@ -169,9 +196,10 @@ impl World {
         if self.writers[who].overwritten.is_some() {
             bytes[8..24].fill(0);
         }
-        let Writer { wal, db, own, .. } = &mut self.writers[who];
+        let Writer { wal, db, own, taken_back, .. } = &mut self.writers[who];
         // Where a write fails, all of it is taken back.
         own.push(bytes.clone());
+        taken_back.remove(&(last + 1));
         wal.write(&self.disk, db, &bytes[..FRAME_HEADER], at(last + 1))?;
         wal.write(&self.disk, db, &bytes[FRAME_HEADER..], at(last + 1) + 24)?;
         self.index(who);
@@ -205,8 +233,11 @@ impl World {
         let kept = pick as usize % (self.writers[who].own.len() + 1);
         let all = (self.committed.len() + kept) as u64;
         let writer = &mut self.writers[who];
-        writer.own.truncate(kept);
-        writer.overwritten = writer.overwritten.filter(|&first| first <= all);
+        let taken_back = (all + 1..).zip(writer.own.split_off(kept));
+        writer.taken_back.extend(taken_back);
+        if !self.old {
+            writer.overwritten = writer.overwritten.filter(|&first| first <= all);
+        }
         self.index(who);
     }
 
@@ -325,8 +356,9 @@ impl World {
         let fails = self.disk.fails.take();
         let (salt, frames) = self.recover();
         self.disk.fails.set(fails);
-        let attempted = self.attempted.as_ref() == Some(&frames);
-        let good = if salt == self.salt { frames == self.committed } else { frames.is_empty() };
+        let attempted = self.attempted.as_ref().map(|all| valid(salt, all)) == Some(frames.clone());
+        let committed = valid(self.salt, &self.committed);
+        let good = if salt == self.salt { frames == committed } else { frames.is_empty() };
         let started_over = self.committed.is_empty() && salt != self.salt;
         assert!(good || attempted || started_over, "{what:?}: {} frames", frames.len());
     }
@@ -342,22 +374,38 @@ impl World {
         if filled == Filled::Short || header != wal_header(salt) {
             return (0, Vec::new());
         }
-        let (mut frames, mut last) = (Vec::<Vec<u8>>::new(), 0);
+        let mut frames = Vec::new();
         for number in 1..=(size - WAL_HEADER as u64) / FRAME as u64 {
             let mut frame = vec![1; FRAME];
             assert_eq!(wal.read(&self.disk, &db, &mut frame, at(number)).unwrap(), Filled::Full);
-            let before = frames.last().map_or(&header[24..], |frame| &frame[16..24]);
-            if frame[8..16] != [salt; 8] || frame[16..24] != checksum(before, &frame) {
+            frames.push(frame);
+            if valid_before_commit(salt, &frames) < frames.len() {
                 break;
             }
-            frames.push(frame);
-            if frames[frames.len() - 1][4..8] != [0; 4] {
-                last = frames.len();
-            }
         }
-        frames.truncate(last);
-        (salt, frames)
+        (salt, valid(salt, &frames))
     }
+}
+
+/// Of a log's first frames, how many have the salts and checksums that recovery wants.
+fn valid_before_commit(salt: u8, frames: &[Vec<u8>]) -> usize {
+    let header = wal_header(salt);
+    let mut before = &header[24..];
+    for (index, frame) in frames.iter().enumerate() {
+        if frame[8..16] != [salt; 8] || frame[16..24] != checksum(before, frame) {
+            return index;
+        }
+        before = &frame[16..24];
+    }
+    frames.len()
+}
+
+/// What recovery makes of a log with these frames.
+fn valid(salt: u8, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut frames = frames[..valid_before_commit(salt, frames)].to_vec();
+    let last = frames.iter().rposition(|frame| frame[4..8] != [0; 4]);
+    frames.truncate(last.map_or(0, |last| last + 1));
+    frames
 }
 
 /// Kind, pick and fill.
@@ -372,10 +420,12 @@ proptest! {
         grain in prop_oneof![Just(1_usize), Just(512), Just(4096)],
         tuning in proptest::sample::select(&TUNINGS[..]),
         (exclusive, newer) in (any::<bool>(), any::<bool>()),
+        (old, tells) in (any::<bool>(), any::<bool>()),
     ) {
         let (gcm, ctr) = keyring_and_next();
         let keyring = if newer { ctr } else { gcm };
         let mut world = World::new(keyring, grain, tuning, exclusive);
+        (world.old, world.tells) = (old, tells);
         for step in steps {
             world.take(step).unwrap();
             world.check_recovery(&step);

@@ -1,0 +1,68 @@
+//! The names of the files beside a database: the one place that says where they lie.
+//!
+//! | file | of an encrypted database `X` | of a plaintext database `X` |
+//! |---|---|---|
+//! | rollback journal | `X-journal` | `X-journal` |
+//! | write-ahead log | `X-tdewal` | `X-wal` |
+//! | wal-index | `X-shm` | `X-shm` |
+//!
+//! SQLite without the library looks whether `X-wal` is there before it reads a byte of `X`: it joins a
+//! log that it finds, and copies frames from SQLite's offsets over the database when it closes last. So
+//! an encrypted log has a name that SQLite does not look for. The journal keeps its name, which a
+//! super-journal lists and which every program that belongs to the same transaction has to find; SQLite
+//! leaves it alone because its first byte is zero.
+//!
+//! The unix VFS takes the owner and the mode of a new journal or log from the database, whose name it
+//! finds by cutting at the last `-`, which must come after the last `.`: nothing after `X-` may have
+//! either.
+
+/// Every suffix that a file beside a database may have, for tools that copy or remove databases.
+pub const FILES_BESIDE: [&str; 4] = ["-journal", "-wal", "-tdewal", "-shm"];
+
+const PLAIN_LOG: &[u8] = b"wal";
+const LOG: &[u8] = b"tdewal";
+
+/// Splits SQLite's name for a log into the database's path and what follows `-wal`: nothing, or the
+/// number that the multiplex VFS adds.
+pub(crate) fn split_log(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let dash = name.iter().rposition(|&byte| byte == b'-')?;
+    let number = name[dash + 1..].strip_prefix(PLAIN_LOG)?;
+    number.iter().all(u8::is_ascii_digit).then_some((&name[..dash], number))
+}
+
+/// Where the log of an encrypted database lies that SQLite calls `name`.
+pub(crate) fn log_name(name: &[u8]) -> Option<Vec<u8>> {
+    let (database, number) = split_log(name)?;
+    Some([database, b"-", LOG, number].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_logs_lie_elsewhere() {
+        for (name, wanted) in [
+            (&b"/a/x.db-wal"[..], Some(&b"/a/x.db-tdewal"[..])),
+            (b"/a-wal/x-wal", Some(b"/a-wal/x-tdewal")),
+            (b"x-wal-wal007", Some(b"x-wal-tdewal007")),
+            (b"-wal", Some(b"-tdewal")),
+            (b"/a/x.db-journal", None),
+            (b"/a/x.db-wal-journal", None),
+            (b"/a/x.db-shm", None),
+            (b"/a/x.wal", None),
+            (b"/a/x-walrus", None),
+            (b"/a-wal/x", None),
+            (b"", None),
+        ] {
+            assert_eq!(log_name(name).as_deref(), wanted, "{}", String::from_utf8_lossy(name));
+        }
+    }
+
+    #[test]
+    fn the_unix_vfs_finds_the_database() {
+        for suffix in FILES_BESIDE {
+            assert_eq!(suffix.rfind(['-', '.']), Some(0), "{suffix}");
+        }
+    }
+}

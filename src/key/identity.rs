@@ -1,0 +1,171 @@
+//! Which database a file is: its file id, and where that is expected to be a certain one.
+//!
+//! ```text
+//! file id = the first 16 bytes of
+//!           HKDF-SHA-256(key = DEK of key version 1, no salt, "sqlite-tde v1 file id")
+//! ```
+//! So the id stands for the DEK. A key provider whose wrapping takes a public key alone, such as
+//! `age`, `gpg` or RSA-OAEP, unwraps whatever anybody wrapped: an attacker can make a database with
+//! a DEK of his own. He cannot give it the file id of another database. Whoever expects that id
+//! notices the exchange.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::envelope::ProtectorRecord;
+use super::protector::split;
+use crate::error::{Error, Result};
+use crate::secret::Secret;
+use crate::suite::hkdf;
+
+const FILE_ID: &[u8] = b"sqlite-tde v1 file id";
+
+/// What a pinned path has to be.
+pub(crate) const FULL_PATH: &str = "expected a full path, without `~`";
+/// What a pinned protector has to be.
+pub(crate) const PROTECTOR: &str = "expected PROVIDER:KEY or PROVIDER:*";
+
+/// Bytes of a file id.
+const LEN: usize = 16;
+
+/// Which database a file is: 16 bytes that follow from its encryption key, and tell nothing of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub [u8; LEN]);
+
+impl FileId {
+    /// The id of the database whose first encryption key is `dek`.
+    pub(crate) fn of(dek: &Secret) -> Self {
+        let mut id = [0; LEN];
+        id.copy_from_slice(&hkdf::derive(dek, &[], &[FILE_ID]).expose()[..LEN]);
+        Self(id)
+    }
+}
+
+/// 32 hexadecimal digits.
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileId({self})")
+    }
+}
+
+impl FromStr for FileId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let mut id = [0; LEN];
+        base16ct::mixed::decode(text, &mut id)
+            .ok()
+            .filter(|decoded| decoded.len() == LEN)
+            .ok_or_else(|| {
+                let shown = text.escape_debug();
+                Error::Usage(format!("{shown} is no file id: expected 32 hexadecimal digits"))
+            })?;
+        Ok(Self(id))
+    }
+}
+
+/// Which databases are expected where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pins {
+    /// The one database that is expected at a path.
+    pub paths: BTreeMap<PathBuf, FileId>,
+    /// The databases that a protector may open: `PROVIDER:KEY`, or `PROVIDER:*` for every key of a
+    /// provider.
+    pub protectors: BTreeMap<String, Vec<FileId>>,
+}
+
+impl Pins {
+    /// Refuses pins that would hold for nothing; `is_set_up` tells the providers that there are.
+    pub(crate) fn check(&self, is_set_up: impl Fn(&str) -> bool) -> Result<()> {
+        for path in self.paths.keys() {
+            if !path.is_absolute() {
+                let path = path.display();
+                return Err(Error::Config(format!("pins.paths.{path}: {FULL_PATH}")));
+            }
+        }
+        for name in self.protectors.keys() {
+            let wrong = match name.split_once(':') {
+                Some((provider, key)) if !provider.is_empty() && !key.is_empty() => {
+                    (!is_set_up(provider)).then_some("no such provider is set up")
+                }
+                _ => Some(PROTECTOR),
+            };
+            if let Some(wrong) = wrong {
+                return Err(Error::Config(format!("pins.protectors.{name}: {wrong}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The database that is expected at `path`, a full one.
+    pub(crate) fn at(&self, path: &Path) -> Option<FileId> {
+        if let Some(id) = self.paths.get(path) {
+            return Some(*id);
+        }
+        // SQLite resolves links; a configuration may name one.
+        let mut links = self.paths.iter();
+        links.find(|(pin, _)| std::fs::canonicalize(pin).is_ok_and(|pin| pin == path)).map(|f| *f.1)
+    }
+
+    /// The databases that the protector of `record` is for, where the database `id` is none of
+    /// them.
+    pub(crate) fn others(&self, record: &ProtectorRecord, id: FileId) -> Option<&[FileId]> {
+        let is_for = |name: &str| {
+            let (provider, key) = split(name);
+            record.provider == provider && (key == "*" || record.key_id == key)
+        };
+        let mut pins = self.protectors.iter().filter(|(name, _)| is_for(name));
+        pins.find(|(_, expected)| !expected.contains(&id)).map(|(_, expected)| &**expected)
+    }
+}
+
+/// That the file is the database `found`, and not one of those expected.
+pub(crate) fn wrong_file(found: &str, expected: &[FileId]) -> Error {
+    let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+    Error::WrongFile { found: found.to_owned(), expected: expected.join(" or ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_32_digits() {
+        let id = FileId([0xa5; LEN]);
+        assert_eq!(id.to_string(), "a5".repeat(16));
+        for (text, good) in [
+            ("a5".repeat(16), true),
+            ("A5".repeat(16), true),
+            ("a5".repeat(15), false),
+            ("a5".repeat(17), false),
+            ("g5".repeat(16), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(text.parse::<FileId>().ok(), good.then_some(id), "{text}");
+        }
+    }
+
+    /// HMAC-SHA-256 by hand, as RFC 5869 puts it together.
+    #[test]
+    fn an_id_follows_from_the_key_alone() {
+        use hmac::{Hmac, KeyInit, Mac};
+        let hmac = |key: &[u8], text: &[u8]| -> Vec<u8> {
+            let mac = Hmac::<sha2::Sha256>::new_from_slice(key).unwrap();
+            mac.chain_update(text).finalize().into_bytes().to_vec()
+        };
+        let dek = Secret::from_slice(&[7; 32]).unwrap();
+        let prk = hmac(&[0; 32], dek.expose());
+        let okm = hmac(&prk, &[FILE_ID, &[1]].concat());
+        assert_eq!(FileId::of(&dek).0, okm[..LEN]);
+        assert_ne!(FileId::of(&Secret::from_slice(&[8; 32]).unwrap()), FileId::of(&dek));
+    }
+}

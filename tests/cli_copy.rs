@@ -1,0 +1,171 @@
+//! `sqlite-tde copy`: a copy with an identity of its own.
+
+#[path = "common/cli.rs"]
+mod cli;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use cli::Place;
+
+fn mode(place: &Place, name: &str) -> u32 {
+    fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o777
+}
+
+fn rows(place: &Place, name: &str) -> String {
+    place.ok(&format!("sql {name} --format csv SELECT\u{a0}a\u{a0}FROM\u{a0}t"))
+}
+
+fn place() -> Place {
+    let place = Place::empty();
+    place.create();
+    place.ok("sql app.db INSERT\u{a0}INTO\u{a0}t\u{a0}VALUES('one'),('two')");
+    place
+}
+
+#[test]
+fn a_copy_has_keys_of_its_own_and_the_same_protectors() {
+    for journal in ["delete", "wal"] {
+        let place = place();
+        place.ok("sql app.db PRAGMA\u{a0}user_version=7");
+        place.ok(&format!("sql app.db PRAGMA\u{a0}journal_mode={journal}"));
+        place.ok("key create spare");
+        place.ok("key create auditor");
+        place.ok("protector add app.db spare");
+        place.ok("protector add app.db auditor --read-only --not-after 2100-01-01");
+        place.ok("protector auto-rotate app.db off");
+        let before = fs::read(place.path("app.db")).unwrap();
+        fs::set_permissions(place.path("app.db"), fs::Permissions::from_mode(0o640)).unwrap();
+        place.ok("copy app.db copy.db");
+        assert!(fs::read(place.path("app.db")).unwrap() == before, "the source");
+        let only_readers = "copy app.db ro.db --without default --without spare";
+        place.fails(only_readers, 2, "no protector is left for the copy that may write");
+
+        let (one, two) = (place.json("status app.db --json"), place.json("status copy.db --json"));
+        assert_ne!(one["file_id"], two["file_id"]);
+        for same in ["cipher", "page_size", "pages", "auto_rotate", "format"] {
+            assert_eq!(one[same], two[same], "{same}");
+        }
+        let protectors = |status: &serde_json::Value| -> Vec<(String, u64, bool)> {
+            let all = status["protectors"].as_array().unwrap().iter();
+            all.map(|p| {
+                let name = p["name"].as_str().unwrap().to_owned();
+                (name, p["not_after"].as_u64().unwrap(), p["read_only"].as_bool().unwrap())
+            })
+            .collect()
+        };
+        assert_eq!(protectors(&one), protectors(&two));
+        for through in ["default", "spare", "auditor"] {
+            place.ok(&format!("protector list copy.db --through {through}"));
+        }
+        assert_eq!(rows(&place, "copy.db"), "a\none\ntwo\n");
+        let said = |sql: &str| place.ok(&format!("sql copy.db --format csv PRAGMA\u{a0}{sql}"));
+        assert_eq!(said("journal_mode"), format!("journal_mode\n{journal}\n"));
+        assert_eq!(said("user_version"), "user_version\n7\n");
+        place.ok("verify copy.db");
+        assert_eq!(mode(&place, "copy.db") & !0o640, 0, "mode {:o}", mode(&place, "copy.db"));
+        let left: Vec<String> = fs::read_dir(place.path("."))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with('.'))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+
+        // No page of one authenticates in the other: page 2 of the source in the copy's place.
+        let (from, to) = (fs::read(place.path("app.db")).unwrap(), place.path("copy.db"));
+        let page = usize::try_from(one["page_size"].as_u64().unwrap()).unwrap();
+        let mut mixed = fs::read(&to).unwrap();
+        let at = 16384 + page;
+        mixed[at..at + page].copy_from_slice(&from[at..at + page]);
+        fs::write(&to, mixed).unwrap();
+        place.fails("verify copy.db", 1, "");
+        // A copy made by `cp` has nothing that tells it from its source: a documented limit.
+        fs::copy(place.path("app.db"), place.path("cp.db")).unwrap();
+        place.ok("verify cp.db");
+        assert_eq!(place.json("status cp.db --json")["file_id"], one["file_id"]);
+    }
+}
+
+#[test]
+fn a_copy_keeps_cipher_and_page_size() {
+    let place = Place::empty();
+    place.ok("key create k");
+    rusqlite::Connection::open(place.path("plain.db"))
+        .unwrap()
+        .execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES('one')")
+        .unwrap();
+    let options = "--cipher aes-256-ctr-hmac-sha256 --page-size 8192 --protector k";
+    place.ok(&format!("encrypt plain.db app.db {options}"));
+    place.ok("copy app.db copy.db");
+    let status = place.json("status copy.db --json");
+    assert_eq!(
+        (&status["cipher"], &status["page_size"]),
+        (&"aes-256-ctr-hmac-sha256".into(), &8192.into())
+    );
+    assert_eq!(status["protectors"][0]["name"], "k");
+    assert_eq!(rows(&place, "copy.db"), "a\none\n");
+}
+
+#[test]
+fn what_cannot_be_copied_is_said_before_anything_is_made() {
+    let place = place();
+    let config = place.path("home/config.toml");
+    fs::write(
+        &config,
+        "[providers.paper]\ntype = \"passphrase\"\npassphrase = { file = \"phrase\" }\n\
+         cost = { memory_kib = 8192, iterations = 1 }\n[providers.env]\ntype = \"raw\"\n\
+         key = { env = \"RAW_KEY\" }\n",
+    )
+    .unwrap();
+    fs::write(place.path("home/phrase"), "correct horse").unwrap();
+    for name in ["home/config.toml", "home/phrase"] {
+        fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    place.ok("protector add app.db paper:recovery");
+    place.ok("protector add app.db env:key");
+    // A passphrase from a file asks nobody.
+    place.ok("copy app.db all.db");
+    place.ok("protector list all.db --through paper:recovery");
+    // Nor is a copy made under another passphrase than the one that its source is known by.
+    fs::write(place.path("home/phrase"), "battery staple").unwrap();
+    for line in ["copy app.db copy.db", "copy app.db copy.db --without default"] {
+        place.fails(line, 3, "protector paper:recovery was made with another secret");
+        place.fails(line, 3, "--without 'paper:recovery' leaves it out");
+        assert!(!place.path("copy.db").exists(), "{line}");
+    }
+    fs::write(place.path("home/phrase"), "correct horse").unwrap();
+    let asks =
+        fs::read_to_string(&config).unwrap().replace("{ file = \"phrase\" }", "{ prompt = true }");
+    fs::write(&config, asks).unwrap();
+    fs::write(place.path("taken.db"), "taken").unwrap();
+    for (line, code, words) in [
+        (
+            "copy app.db copy.db",
+            3,
+            "protector paper:recovery cannot wrap the key of the copy: it asks",
+        ),
+        ("copy app.db copy.db", 3, "--without 'paper:recovery' leaves it out"),
+        ("copy app.db copy.db --without nobody", 2, "there is no protector nobody to leave out"),
+        (
+            "copy app.db copy.db --without default --without paper:recovery --without env:key",
+            2,
+            "no protector is left",
+        ),
+        ("copy app.db app.db", 2, "the same file"),
+        ("copy app.db taken.db --without paper:recovery", 5, "--force replaces it"),
+        ("copy missing.db copy.db", 5, "missing.db"),
+        ("copy taken.db copy.db", 4, "taken.db"),
+    ] {
+        place.fails(line, code, words);
+        assert!(!place.path("copy.db").exists(), "{line}");
+    }
+    assert_eq!(fs::read(place.path("taken.db")).unwrap(), b"taken");
+    place.ok("copy app.db taken.db --force --without paper:recovery");
+    let names = place.json("protector list taken.db --json");
+    let names: Vec<&str> =
+        names.as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["default", "env:key"]);
+    // A provider that is not here at all is named.
+    fs::write(&config, "").unwrap();
+    place.fails("copy app.db copy.db", 3, "provider paper, which is not set up here");
+}

@@ -1,0 +1,99 @@
+//! Connections of one shared cache have one open file, and SQLite's mutex over it.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Home, rows};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+/// One thread reads and writes, others ask for keys by every road. None is in the file beside another.
+#[test]
+fn asking_for_keys_waits_for_whoever_is_in_the_file() {
+    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let seconds = if full { 30 } else { 2 };
+    for mode in ["WAL", "DELETE"] {
+        let home = Home::new();
+        let uri = format!("{}&cache=shared", home.uri(&home.path("main.db")));
+        let open = || {
+            let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+            let db = Connection::open_with_flags(&uri, flags).unwrap();
+            db.busy_timeout(Duration::from_secs(5)).unwrap();
+            db
+        };
+        let first = open();
+        first
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; PRAGMA cache_size=5; PRAGMA synchronous=OFF;
+                 CREATE TABLE t(a INTEGER PRIMARY KEY, b)"
+            ))
+            .unwrap();
+        let over = AtomicBool::new(false);
+        let asked = |sql: &str| {
+            let db = open();
+            let mut count = 0;
+            while !over.load(Ordering::Relaxed) {
+                let done = db.prepare(sql).and_then(|mut statement| {
+                    let mut rows = statement.query([])?;
+                    while rows.next()?.is_some() {}
+                    Ok(())
+                });
+                match done {
+                    Ok(()) => count += 1,
+                    // Another connection of the cache writes to the table.
+                    Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseLocked) => {}
+                    Err(error) => panic!("{mode}, {sql}: {error}"),
+                }
+            }
+            assert!(count > 0, "{mode}, {sql}");
+        };
+        std::thread::scope(|scope| {
+            for sql in [
+                "SELECT tde_status()",
+                "SELECT * FROM tde_database_encryption_keys",
+                "SELECT * FROM tde_key_protectors",
+                "SELECT tde_rotate_protector()",
+            ] {
+                let asked = &asked;
+                scope.spawn(move || asked(sql));
+            }
+            let end = Instant::now() + Duration::from_secs(seconds);
+            let mut turn = 0;
+            while Instant::now() < end {
+                turn += 1;
+                let sql = format!(
+                    "BEGIN; REPLACE INTO t VALUES({}, hex(randomblob(3000))); COMMIT;
+                     SELECT count(*) FROM t",
+                    turn % 200
+                );
+                if let Err(error) = first.execute_batch(&sql) {
+                    over.store(true, Ordering::Relaxed);
+                    panic!("{mode}, turn {turn}: {error}");
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(rows(&first, "PRAGMA integrity_check"), ["[Text(\"ok\")]"]);
+        assert!(sqlite_tde::verify(&first, "main", |_, _| ()).unwrap().is_clean());
+    }
+}
+
+/// What a progress function does with the connection that it serves is answered by an error.
+#[test]
+fn a_callback_that_uses_the_connection_gets_an_error() {
+    let home = Home::new();
+    let db = home.open(&home.path("main.db"));
+    db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(zeroblob(50000))").unwrap();
+    let mut refused = 0;
+    let found = sqlite_tde::verify(&db, "main", |_, _| {
+        for sql in
+            ["SELECT count(*) FROM sqlite_schema", "INSERT INTO t VALUES(1)", "SELECT tde_status()"]
+        {
+            refused += usize::from(db.query_row(sql, [], |_| Ok(())).is_err());
+        }
+    });
+    assert!(found.unwrap().is_clean());
+    assert!(refused > 0);
+    assert_eq!(rows(&db, "SELECT count(*) FROM t"), ["[Integer(1)]"]);
+}
