@@ -13,8 +13,8 @@ use crate::file::Storage;
 #[derive(Debug, Default)]
 pub(crate) struct Demand {
     /// The smallest size in pages that the file may have: what it had when the log was begun, or
-    /// what a checkpoint cut it to since; and each page that checkpoints have brought there, as far
-    /// as no commit made the database smaller.
+    /// what a checkpoint cut it to since; and each page that checkpoints have brought there, unless
+    /// a later commit made the database smaller.
     pub(crate) pages: u32,
     /// Pages that committed frames have, as far as no later commit made the database smaller. A
     /// checkpoint brings them to the file, or has done so: none of them is one that nobody wrote.
@@ -34,18 +34,20 @@ impl Wal {
         end: Option<(u32, Option<u32>)>,
     ) -> Result<Demand> {
         self.load_layout(base)?;
-        let begun = self.pages();
+        let mut least = self.pages();
         let last = end.map_or(0, |(frame, _)| frame);
-        let (mut smallest, mut written) = (u32::MAX, BTreeSet::new());
-        let (mut logged, mut wrong_end) = (BTreeSet::new(), false);
+        let (mut written, mut logged, mut wrong_end) = (BTreeSet::new(), BTreeSet::new(), false);
         self.survey(base, last, u32::MAX, |wal, frame, good| {
             if !good {
                 return;
             }
             let (page, size) = (number(&wal.plain), number(&wal.plain[COMMIT_AT..]));
-            smallest = wal.commit().map_or(smallest, |pages| smallest.min(pages));
             if frame <= in_file {
                 written.insert(page);
+            }
+            if let Some(pages) = wal.commit() {
+                least = least.min(pages);
+                written.split_off(&pages.saturating_add(1));
             }
             if frame <= last {
                 logged.insert(page);
@@ -59,8 +61,8 @@ impl Wal {
         if wrong_end {
             return Err(Error::FrameAuthentication { frame: last });
         }
-        let written = written.range(..=smallest).next_back().copied().unwrap_or(0);
-        Ok(Demand { pages: begun.min(smallest).max(written), logged })
+        let pages = written.last().map_or(least, |&last| last.max(least));
+        Ok(Demand { pages, logged })
     }
 
     /// Authenticates the frames up to `last`, that of the last commit, and compares them with the
