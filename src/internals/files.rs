@@ -179,7 +179,7 @@ impl File {
                 let _ = wal.frames(&self.base, &self.index, u32::MAX);
             }
             Some(Open::Database(db)) => {
-                let _ = db.seal_holes(&self.base, 1..=u32::MAX);
+                let _ = db.seal_holes(&self.base, 1..=u32::MAX, &Default::default());
                 db.rollback_starts();
                 let _ = db.before_sync(&self.base);
                 db.rollback_ends();
