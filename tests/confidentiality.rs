@@ -193,7 +193,7 @@ fn plain_sqlite_shows_it_everywhere() {
 
 const TASK: &str = "SQLITE_TDE_TEST_DEFAULT_VFS";
 
-/// T16: an unencrypted main database sorts what it reads from an encrypted one that is attached.
+/// An unencrypted main database sorts what it reads from an encrypted one that is attached.
 /// Answers what its writes showed.
 fn sort_from_attached(as_default: bool) -> BTreeSet<(&'static str, &'static str)> {
     let vfs = TestVfs::new();

@@ -96,7 +96,7 @@ fn both_suites_and_auto_vacuum_equal_plain() {
     }
 }
 
-/// T12: every road by which a database is created must leave room for the trailer.
+/// Every road by which a database is created must leave room for the trailer.
 #[test]
 fn every_road_to_a_new_database_reserves_its_bytes() {
     let home = Home::new();
