@@ -56,7 +56,7 @@ int script_read(struct script *script, const char *path) {
 
 /* Whether plain SQLite fails a check of its own, with this limit or fault or one close to it. */
 static int plain_fails_too(const struct script *script) {
-  for (int other = -1; other < 40; other++) {
+  for (int other = -1; other < 200; other++) {
     if (run_history(script, 1, other, 0).plain_lost) return 1;
   }
   return 0;
