@@ -204,6 +204,12 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
   }
   if (side->mode_off && is_word(sql, "ROLLBACK")) side->twin_known = 0;
   if (!side->twin || !side->twin_known) return;
+  /* SQLite rolls back where a RELEASE that commits fails, and still says that a transaction is active:
+  ** what follows is in one that has nothing of what was before. */
+  if (failed && c == 0 && is_word(sql, "RELEASE") && !outcome->autocommit) {
+    side->twin_known = 0;
+    return;
+  }
   if (c != 0) {
     if (outcome->readonly || outcome->code != SQLITE_OK || left_to_files(sql)) return;
     if (is_word(sql, "BEGIN") || !outcome->autocommit || !sqlite3_get_autocommit(side->twin)) {
