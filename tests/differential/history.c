@@ -92,6 +92,8 @@ static int is_word(const char *sql, const char *word) {
 }
 
 static int may_come_of_an_error(int code) {
+  /* What the library says of a record that is not authentic, or not of this state of the database. */
+  if (code == SQLITE_IOERR_DATA) return 0;
   switch (code & 0xff) {
     case SQLITE_OK: case SQLITE_BUSY: case SQLITE_LOCKED: case SQLITE_FULL: case SQLITE_IOERR:
     case SQLITE_CANTOPEN: case SQLITE_ABORT: case SQLITE_PROTOCOL:
@@ -194,7 +196,7 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
   struct outcome model;
   if (side->mode_off && run.diverged && (failed || is_word(sql, "ROLLBACK"))) side->lossy = 1;
   if (side->lossy) return;
-  if (primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB) {
+  if (primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB || outcome->code == SQLITE_IOERR_DATA) {
     fault_of(s, "%s: code %d: %s", name_of(s), outcome->code, outcome->error);
     return;
   }
