@@ -212,13 +212,16 @@ impl OpenFile {
                 filled
             }
             Content::Journal(journal) => {
-                if journal.starts_playback(&self.base, buf.len(), at)? {
-                    if let Content::Db(db) = &parent_of(&self.parent)?.content {
-                        db.check_journal()?;
-                    }
+                let starts = journal.starts_playback(&self.base, buf.len(), at)?;
+                if starts && let Content::Db(db) = &parent_of(&self.parent)?.content {
+                    db.check_journal()?;
+                }
+                let filled = journal.read(&self.base, buf, at)?;
+                // Of a journal that was made void, SQLite reads zeros here, and plays nothing back.
+                if starts && buf.iter().any(|&byte| byte != 0) {
                     journal.check_begun(state_of(&self.parent)?)?;
                 }
-                journal.read(&self.base, buf, at)?
+                filled
             }
             Content::Wal(wal) => {
                 let mut parent = parent_of(&self.parent)?;
