@@ -54,6 +54,19 @@ pub enum Error {
     /// Neither copy of the envelope is intact.
     #[error("envelope damaged: {0}")]
     EnvelopeDamaged(String),
+    /// The envelope in force is older than one that this process has seen in the file.
+    #[error(
+        "an older envelope was put back: this process has seen generation {known} in the file, which \
+         has {found} now, and a protector that was removed since would open the database again. If \
+         the file was restored from a backup, close all its connections in this process and open it \
+         anew; if not, put the newer envelope back (the first 16 KiB of the file), or restore the file"
+    )]
+    EnvelopeOutdated {
+        /// The generation of the envelope that was seen.
+        known: u64,
+        /// The generation in the file now. The same number means another change.
+        found: u64,
+    },
     /// A page is not what the holder of the key wrote there.
     #[error("page {page} failed authentication")]
     PageAuthentication {
@@ -210,7 +223,7 @@ impl Error {
     /// | key disabled | `SQLITE_AUTH` + 3 |
     /// | key provider unreachable | `SQLITE_CANTOPEN` + 1 |
     /// | key provider damaged, loose permissions, no random bytes | `SQLITE_CANTOPEN` + 2, 3, 4 |
-    /// | envelope damaged | `SQLITE_CORRUPT` + 1 |
+    /// | envelope damaged, an older envelope put back | `SQLITE_CORRUPT` + 1, 2 |
     /// | page, frame, journal or scratch authentication | `SQLITE_IOERR_DATA` |
     /// | format too new, plaintext refused, not a database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
     /// | another database than expected | `SQLITE_NOTADB` + 5 |
@@ -237,6 +250,7 @@ impl Error {
             Self::Audit(_) => extended(ffi::SQLITE_CANTOPEN, 7),
             Self::Config(_) => extended(ffi::SQLITE_CANTOPEN, 8),
             Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
+            Self::EnvelopeOutdated { .. } => extended(ffi::SQLITE_CORRUPT, 2),
             Self::PageAuthentication { .. }
             | Self::FrameAuthentication { .. }
             | Self::JournalAuthentication { .. }

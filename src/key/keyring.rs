@@ -17,6 +17,7 @@ use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
 use super::identity::{self, wrong_file};
+use super::newest::{FileKey, Newest, NewestByFile};
 use super::opening::{check_protector, replaced};
 use super::protector::Protectors;
 use crate::audit::{Event, EventKind};
@@ -65,6 +66,7 @@ pub(crate) struct Keyring {
     lockings: AtomicU64,
     /// Where keys were given out to.
     slots: Mutex<Vec<Weak<Slot>>>,
+    newest: NewestByFile,
     pub(crate) access: Access,
     /// Records that newer ones are to replace, until a connection writes that into the envelope.
     pub(super) pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
@@ -158,6 +160,7 @@ impl Keyring {
             seen: Mutex::default(),
             lockings: AtomicU64::new(0),
             slots: Mutex::default(),
+            newest: NewestByFile::default(),
             access: Access::new(),
             pending: Mutex::default(),
             is_pending: AtomicBool::new(false),
@@ -296,6 +299,11 @@ impl Keyring {
         slots.push(Arc::downgrade(&slot));
         drop(slots);
         Cipher::new(Arc::clone(self), subkey, slot)
+    }
+
+    /// What the handles of `file` have seen of its envelope.
+    pub(crate) fn newest(&self, file: Option<FileKey>) -> Arc<Newest> {
+        self.newest.of(file)
     }
 
     /// The keys of one kind of block.

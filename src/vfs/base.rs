@@ -245,6 +245,15 @@ impl BaseFile {
         call!(self, xCheckReservedLock, out)
     }
 
+    /// Whether the base says that the name with which the file was opened still leads to it.
+    pub(super) fn is_at_its_name(&self) -> bool {
+        let mut moved: c_int = 1;
+        let out: *mut c_int = &mut moved;
+        // SAFETY: this op writes an int through its argument.
+        let code = unsafe { self.file_control(ffi::SQLITE_FCNTL_HAS_MOVED, out.cast()) };
+        code == ffi::SQLITE_OK && moved == 0
+    }
+
     /// # Safety
     /// `arg` is what SQLite passed with `op`.
     pub(super) unsafe fn file_control(&self, op: c_int, arg: *mut c_void) -> c_int {

@@ -53,6 +53,7 @@ use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::file::tuning::switch;
 use crate::key::identity::FileId;
+use crate::key::newest::FileKey;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
 use content::Content;
@@ -267,6 +268,8 @@ unsafe fn open_inside(
     if kind == FileKind::MainDb {
         // SAFETY: `name` is that of a main database.
         wishes.read_only = unsafe { is_never_written(&base, name, flags, &got) };
+        // SAFETY: as above.
+        wishes.file = unsafe { file_key(&base, name) };
     }
     let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
     let offers = Offers::of(&base);
@@ -298,6 +301,31 @@ unsafe fn open_inside(
         }
     }
     Ok(ffi::SQLITE_OK)
+}
+
+/// Which file of the operating system `base` is, that was opened as `name`; `None` where the base
+/// does not say that the name still leads to it.
+///
+/// # Safety
+/// `name` was passed to the base's xOpen, and came back.
+unsafe fn file_key(base: &BaseFile, name: *const c_char) -> Option<FileKey> {
+    // SAFETY: as above.
+    let path = unsafe { CStr::from_ptr(name) };
+    let key = key_at(path)?;
+    base.is_at_its_name().then_some(key)
+}
+
+#[cfg(unix)]
+fn key_at(path: &CStr) -> Option<FileKey> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let path = Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()));
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+#[cfg(not(unix))]
+fn key_at(_: &CStr) -> Option<FileKey> {
+    None
 }
 
 /// Whether nothing is ever to be written to a main database: it could be opened for reading alone,

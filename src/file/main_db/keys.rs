@@ -48,7 +48,7 @@ impl MainDb {
             // Somebody else's protector gave the keys back after they were locked.
             Standing::Good => pages.unlock(base, &self.wishes),
             Standing::Due => {
-                ask(base, &pages.keyring, protectors);
+                pages.ask(base, protectors);
                 Ok(())
             }
             Standing::Locked => {
@@ -74,7 +74,7 @@ impl MainDb {
     /// The envelope as it is on disk now: another connection may have written it since.
     pub(crate) fn refresh_envelope(&mut self, base: &impl Storage) -> Result<&Envelope> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        let found = in_force(base, &pages.keyring)?;
+        let found = pages.in_force(base)?;
         self.copies_differ = found.copies_differ();
         pages.envelope = found.envelope;
         Ok(&pages.envelope)
@@ -93,7 +93,7 @@ impl MainDb {
     /// write the envelope.
     pub(crate) fn mend(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
-        let found = in_force(base, &pages.keyring)?;
+        let found = pages.in_force(base)?;
         if !found.copies_differ() {
             self.copies_differ = false;
             pages.envelope = found.envelope;
@@ -107,6 +107,7 @@ impl MainDb {
             return Ok(());
         }
         put(base, &found.header[found.at..found.at + COPY_LEN], other)?;
+        pages.newest.wrote(&found.envelope);
         self.copies_differ = false;
         let stale = stale.and_then(|copy| pages.keyring.verify(copy));
         let in_force = &found.envelope.protectors;
@@ -164,10 +165,14 @@ impl MainDb {
         change: impl FnOnce(&mut Envelope) -> Result<T>,
     ) -> Result<T> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        let mut envelope = current(base, &pages.keyring)?.0;
+        let mut envelope = pages.current(base)?.0;
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
         self.copies_differ = write(base, &pages.keyring, &envelope)? == Written::One;
+        pages.newest.wrote(&envelope);
+        if envelope.has_pages {
+            pages.newest.committed();
+        }
         pages.envelope = envelope;
         Ok(answer)
     }
@@ -181,7 +186,7 @@ impl MainDb {
     /// one.
     pub(crate) fn faulty_copies(&self, base: &impl Storage) -> Result<(Vec<char>, Vec<char>)> {
         match &self.state {
-            State::Encrypted(pages) => faulty_copies(base, &pages.keyring),
+            State::Encrypted(pages) => faulty_copies(base, pages),
             State::Empty(_) | State::Plain => Err(Error::NotEncrypted),
         }
     }
@@ -190,7 +195,7 @@ impl MainDb {
     /// database for who has other software.
     pub(crate) fn cut_off_protectors(&self, base: &impl Storage) -> Result<Vec<ProtectorRecord>> {
         let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
-        let found = in_force(base, &pages.keyring)?;
+        let found = pages.in_force(base)?;
         let other = COPY_LEN - found.at;
         let stale = Unverified::decode(&found.header[other..other + COPY_LEN]);
         let stale = stale.and_then(|copy| pages.keyring.verify(copy));
@@ -239,7 +244,7 @@ impl MainDb {
         let protectors = &self.wishes.protectors;
         let wanted = self.wishes.protector.as_deref();
         if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
-            ask(base, &pages.keyring, protectors);
+            pages.ask(base, protectors);
         }
         if !pages.is_open() {
             return Err(Error::Inaccessible(
@@ -369,12 +374,56 @@ impl Pages {
         false
     }
 
+    /// The envelope in force, which is not older than what was seen before.
+    fn in_force(&self, base: &impl Storage) -> Result<InForce> {
+        let found = in_force(base, &self.keyring)?;
+        self.newest.admit(&found.envelope, !found.copies_differ())?;
+        Ok(found)
+    }
+
+    /// The envelope in force, as [`Pages::in_force`], and where its copy begins.
+    pub(super) fn current(&self, base: &impl Storage) -> Result<(Envelope, usize)> {
+        self.in_force(base).map(|found| (found.envelope, found.at))
+    }
+
+    /// Asks the providers on a thread of its own, so that no transaction waits; here if there is
+    /// none to be had.
+    fn ask(&self, base: &impl Storage, protectors: &Protectors) {
+        let keyring = &self.keyring;
+        let envelope = match self.current(base) {
+            Ok((envelope, _)) => envelope,
+            // The transaction will meet damage by itself. Where the envelope is an older one, no
+            // protector in it counts, and the grace period goes on.
+            Err(error) => {
+                keyring.access.outage(error.to_string(), &protectors.access);
+                return;
+            }
+        };
+        let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
+        let name = "sqlite-tde access".into();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let (keyring, protectors, envelope) = &copies;
+            let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
+            if asked.is_err() {
+                keyring.access.outage("the key provider panicked".into(), &protectors.access);
+            }
+        });
+        if spawned.is_err() {
+            keyring.revalidate(protectors, &envelope);
+        }
+    }
+
     /// Asks the provider for the keys that were locked.
     fn unlock(&mut self, base: &impl Storage, wishes: &Wishes) -> Result<()> {
         let lockings = self.keyring.lockings();
         let mut opening =
             Opening::new(&wishes.protectors, wishes.protector.as_deref(), wishes.file_id);
-        let opened = steadily(base, |header, _| opening.open(&envelope::candidates(header)?))
+        let open = |header: &[u8], _| {
+            let opened = opening.open(&envelope::candidates(header)?)?;
+            self.newest.admit(&opened.envelope, envelope::copies_are_equal(header))?;
+            Ok(opened)
+        };
+        let opened = steadily(base, open)
             .map_err(|error| self.keyring.access.refused(error, wishes.protector.as_deref()))?;
         if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
             return Err(Error::EnvelopeDamaged("the file is another database now".into()));
@@ -383,30 +432,6 @@ impl Pages {
         self.through = opened.through;
         self.lockings.set(lockings);
         Ok(())
-    }
-}
-
-/// Asks the providers on a thread of its own, so that no transaction waits; here if there is none to
-/// be had.
-fn ask(base: &impl Storage, keyring: &Arc<Keyring>, protectors: &Protectors) {
-    let envelope = match current(base, keyring) {
-        Ok((envelope, _)) => envelope,
-        // The transaction will meet that by itself.
-        Err(error) => {
-            keyring.access.outage(error.to_string(), &protectors.access);
-            return;
-        }
-    };
-    let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
-    let spawned = std::thread::Builder::new().name("sqlite-tde access".into()).spawn(move || {
-        let (keyring, protectors, envelope) = &copies;
-        let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
-        if asked.is_err() {
-            keyring.access.outage("the key provider panicked".into(), &protectors.access);
-        }
-    });
-    if spawned.is_err() {
-        keyring.revalidate(protectors, &envelope);
     }
 }
 
@@ -458,11 +483,6 @@ impl InForce {
     }
 }
 
-/// The envelope in force, and where its copy begins.
-pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelope, usize)> {
-    in_force(base, keyring).map(|found| (found.envelope, found.at))
-}
-
 fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     let mut before = Vec::new();
     for _ in 0..ATTEMPTS {
@@ -494,12 +514,13 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
 }
 
 /// The copies of the envelope that fail authentication, and those that are older than the other
-/// one. While another process writes them, that passes.
+/// one, or than what this process has seen. While another process writes them, that passes.
 pub(super) fn faulty_copies(
     base: &impl Storage,
-    keyring: &Keyring,
+    pages: &Pages,
 ) -> Result<(Vec<char>, Vec<char>)> {
     const LOOKS: usize = 10;
+    let (keyring, known) = (&pages.keyring, pages.newest.generation());
     let (mut bad, mut stale, mut before) = (Vec::new(), Vec::new(), Vec::new());
     for look in 0..LOOKS {
         if look > 0 {
@@ -512,6 +533,7 @@ pub(super) fn faulty_copies(
         for (at, name) in [(0, 'A'), (COPY_LEN, 'B')] {
             let copy = Unverified::decode(&header[at..at + COPY_LEN]);
             match copy.and_then(|copy| keyring.verify(copy)) {
+                Ok(copy) if copy.generation < known => stale.push(name),
                 Ok(copy) => match &newest {
                     None => newest = Some((copy.generation, name)),
                     Some((generation, first)) if copy.generation > *generation => {
@@ -523,7 +545,7 @@ pub(super) fn faulty_copies(
                 Err(_) => bad.push(name),
             }
         }
-        if envelope::copies_are_equal(&header) {
+        if newest.is_some() && envelope::copies_are_equal(&header) {
             stale.clear();
         }
         let is_as_before = header == before;
@@ -558,7 +580,7 @@ pub(super) fn write(
     let copy = keyring.encode(envelope)?;
     let is_new = base.size()? == 0;
     let before = read_copies(base)?;
-    let in_use = if is_new { COPY_LEN } else { current(base, keyring).map_or(COPY_LEN, |c| c.1) };
+    let in_use = if is_new { COPY_LEN } else { in_force(base, keyring).map_or(COPY_LEN, |found| found.at) };
     let (first, second) = (COPY_LEN - in_use, in_use);
     let put_back = |at: usize| put(base, &before[at..at + COPY_LEN], at);
     if let Err(error) = put(base, &copy, first) {
