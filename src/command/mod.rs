@@ -52,6 +52,9 @@ pub(crate) trait Target {
 
     /// Whether the connection is in a transaction, in which others may wait for its locks.
     fn is_in_transaction(&self) -> bool;
+
+    /// Whether nothing else than this tells of transactions, and none is being written.
+    fn is_idle(&self) -> bool;
 }
 
 /// Something to ask or do.
@@ -244,7 +247,11 @@ pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer>
     }
     if *command != Command::VerifyProtectors {
         db.begin(base)?;
+        if target.is_idle() {
+            target.parts()?.0.transaction_begins();
+        }
     }
+    let (db, base) = target.parts()?;
     Ok(match command {
         Command::Status => Answer::Status(Box::new(status::status(db, base)?)),
         Command::Protectors => {

@@ -149,6 +149,24 @@ pub(super) unsafe fn is_in_transaction(db: *mut ffi::sqlite3) -> bool {
     unsafe { (sqlite().get_autocommit)(db) == 0 }
 }
 
+/// Whether no statement of `db` runs.
+///
+/// # Safety
+/// `db` is open, and this thread holds its mutex.
+pub(super) unsafe fn is_idle(db: *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above; what follows the last statement is NULL.
+    unsafe {
+        let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
+        while !statement.is_null() {
+            if (sqlite().stmt_busy)(statement) != 0 {
+                return false;
+            }
+            statement = (sqlite().next_stmt)(db, statement);
+        }
+    }
+    true
+}
+
 /// Whether a statement of `db` runs that may write to a database.
 ///
 /// # Safety

@@ -109,6 +109,14 @@ impl command::Target for OpenFile {
             _ => self.lock >= ffi::SQLITE_LOCK_RESERVED,
         }
     }
+
+    fn is_idle(&self) -> bool {
+        let place = self.connection.load(Ordering::Acquire);
+        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
+        // the connection.
+        let idle = unsafe { place.as_ref().is_some_and(|&db| !db.is_null() && api::is_idle(db)) };
+        idle && !self.is_in_transaction()
+    }
 }
 
 impl OpenFile {

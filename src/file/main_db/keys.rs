@@ -17,7 +17,7 @@ use libsqlite3_sys as ffi;
 
 use super::super::Storage;
 use super::pages::{Found, Pages};
-use super::{MainDb, State, Wishes};
+use super::{CHANGE_COUNTER, MainDb, State, Wishes};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result, log};
 use crate::key::access::{Loss, Standing};
@@ -238,20 +238,64 @@ impl MainDb {
         });
     }
 
-    /// While no other connection can come between: starts asking where it is time to, and no more.
-    pub(crate) fn watch(&mut self, base: &impl Storage) -> Result<()> {
+    /// Within a transaction, or where nothing but its reads tells of one: starts asking the provider
+    /// where it is time to, and does not wait for it.
+    ///
+    /// # Errors
+    /// As [`MainDb::check_transaction`].
+    pub(crate) fn watch(&self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
         let wanted = self.wishes.protector.as_deref();
         if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
             pages.ask(base, protectors);
         }
-        if !pages.is_open() {
-            return Err(Error::Inaccessible(
-                "its keys were locked, and given back to another connection".into(),
-            ));
+        self.check_transaction()
+    }
+
+    /// A transaction begins, with the keys that are here.
+    pub(crate) fn transaction_begins(&mut self) {
+        self.undoing = false;
+        self.commit_refused = false;
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.began = pages.lockings.get();
         }
-        Ok(())
+    }
+
+    /// Refuses to go on with a transaction that began before the keys were locked, whoever got them
+    /// back since.
+    ///
+    /// # Errors
+    /// [`Error::Inaccessible`].
+    pub(crate) fn check_transaction(&self) -> Result<()> {
+        let State::Encrypted(pages) = &self.state else { return Ok(()) };
+        if pages.began == pages.keyring.lockings() {
+            return Ok(());
+        }
+        Err(Error::Inaccessible(pages.keyring.access.loss().unwrap_or_else(|| {
+            "its keys were locked since this transaction began, and are back: roll it back, and \
+             begin anew"
+                .into()
+        })))
+    }
+
+    /// As [`MainDb::check_transaction`], before a commit. SQLite rolls back what is refused here, and
+    /// asks once more at the end of that. It does not read a journal in memory from a file, so the
+    /// second question tells of the rollback.
+    pub(crate) fn check_commit(&mut self) -> Result<()> {
+        if self.rolling_back || self.undoing || self.commit_refused {
+            return Ok(());
+        }
+        let checked = self.check_transaction();
+        self.commit_refused = checked.is_err();
+        checked
+    }
+
+    /// Whether a read of `len` bytes at `at`, while SQLite holds no lock, begins a transaction. SQLite
+    /// takes none with `nolock=1` and `immutable=1`. It then begins with page 1, or with a look whether
+    /// its cache still holds; of a file that never changes, it reads what it has not read before.
+    pub(crate) fn begins_without_lock(&self, at: u64, len: usize) -> bool {
+        self.wishes.read_only || at == 0 || (at, len) == CHANGE_COUNTER
     }
 
     /// Looks for newer versions of the protectors' keys.

@@ -81,6 +81,10 @@ pub(crate) struct MainDb {
     rolling_back: bool,
     /// A page of it was.
     restored: bool,
+    /// This handle's journal was last read from its beginning: a transaction is being rolled back.
+    undoing: bool,
+    /// The commit of the transaction at hand was refused.
+    commit_refused: bool,
     /// When the file was opened, in Unix seconds.
     opened: u64,
     /// Protectors that this handle has removed.
@@ -118,6 +122,8 @@ impl MainDb {
             known_size: None,
             rolling_back: false,
             restored: false,
+            undoing: false,
+            commit_refused: false,
             opened: now(),
             removed: Vec::new(),
             finished: Vec::new(),
@@ -273,9 +279,15 @@ impl MainDb {
         self.restored = false;
     }
 
+    /// The header of the journal is read: SQLite plays it back, or looks whether that is due.
+    pub(crate) fn undo_starts(&mut self) {
+        self.undoing = true;
+    }
+
     /// The journal is written or closed, so its playback is over or was given up.
     pub(crate) fn rollback_ends(&mut self) {
         self.rolling_back = false;
+        self.undoing = false;
     }
 
     /// Before a sync. At the end of a playback it seals the free pages that are bad: the

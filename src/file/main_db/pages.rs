@@ -49,6 +49,8 @@ pub(super) struct Pages {
     /// How many times the keyring had been locked when that protector was last known to have given
     /// its keys.
     pub(super) lockings: Cell<u64>,
+    /// The same when the transaction at hand began.
+    pub(super) began: u64,
     pub(super) cipher: Cipher,
     pub(super) page_size: usize,
     pub(super) outgoing: Outgoing,
@@ -77,6 +79,7 @@ impl Pages {
         Self {
             cipher: keyring.cipher(Subkey::Page),
             lockings: Cell::new(keyring.lockings()),
+            began: keyring.lockings(),
             keyring,
             envelope,
             newest,
