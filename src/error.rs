@@ -88,8 +88,9 @@ pub enum Error {
     /// A rollback journal was begun on an earlier state of the database than the one it lies beside.
     #[error(
         "the rollback journal beside the database belongs to an earlier state of it (change counter \
-         {begun}, now {found}) and is not played back: if the database is as it should be, move the \
-         file NAME-journal away"
+         {begun}, now {found}) and is not played back. First copy the database and the file \
+         NAME-journal, both, to another place. Then, if the database is as it should be, move \
+         NAME-journal away; if it is not, put back the file that the journal belongs to"
     )]
     JournalOutdated {
         /// SQLite's change counter when the journal was begun; 0 where the database had no page.
@@ -143,7 +144,8 @@ pub enum Error {
     /// A change of page size on a database that has content.
     #[error(
         "the page size of an encrypted database with content cannot be changed in place; copy it: \
-         VACUUM INTO a new file, or `sqlite-tde decrypt` and `encrypt --page-size`"
+         `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection that \
+         was opened for reading alone"
     )]
     PageSizeChange,
     /// Page 1 of another layout was about to be written.

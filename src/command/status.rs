@@ -191,6 +191,8 @@ pub(crate) fn page_size(db: &MainDb, size: &str) -> Result<()> {
         // Knowing of the trailer, SQLite takes it for 1024.
         Some(envelope) if size == 512 && envelope.page_size == 1024 => Ok(()),
         Some(_) if size == 512 => Err(Error::PageSize(size)),
+        // It is that of the copies which VACUUM INTO makes: nothing is ever written here.
+        Some(_) if db.is_never_written() => Ok(()),
         Some(envelope) if known && envelope.page_size != size => Err(Error::PageSizeChange),
         _ => Ok(()),
     }

@@ -370,6 +370,11 @@ impl MainDb {
         through.is_some_and(|record| record.read_only)
     }
 
+    /// Whether nothing is ever written to the file through this handle.
+    pub(crate) fn is_never_written(&self) -> bool {
+        self.wishes.read_only
+    }
+
     /// Refuses to change what is never written.
     ///
     /// # Errors
