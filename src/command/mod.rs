@@ -174,6 +174,16 @@ impl Command {
         }
     }
 
+    /// Whether it changes the envelope.
+    pub(crate) fn changes(&self) -> bool {
+        match self {
+            Self::Rotate { .. } | Self::Add(_) | Self::Set(_) | Self::Remove(_) => true,
+            Self::AutoRotate(on) => on.is_some(),
+            Self::Status | Self::Protectors | Self::Cipher | Self::Lock => false,
+            Self::VerifyProtectors | Self::CheckSecret(_) => false,
+        }
+    }
+
     /// Whether it may ask a provider or write the envelope, which a transaction of the same
     /// connection would make others wait for.
     fn needs_no_transaction(&self) -> bool {
@@ -227,6 +237,20 @@ pub(crate) fn pragma(
     }
     let command = Command::parse(&name, value)?;
     run(target, &command)?.into_text().map(Some)
+}
+
+/// Refuses a change on a connection that asked for reading alone by `PRAGMA query_only`.
+///
+/// # Errors
+/// [`Error::ReadOnly`], always.
+pub(crate) fn refuse_on_query_only<T>(target: &mut impl Target) -> Result<T> {
+    let words = "PRAGMA query_only is on for this connection, and protectors are a change of the \
+                 database: turn it off first, or use another connection";
+    let error = Error::ReadOnly(words.into());
+    let (db, _) = target.parts()?;
+    let envelope = db.envelope().ok_or(Error::NotEncrypted)?;
+    protectors::refuse(db, envelope, &error);
+    Err(error)
 }
 
 /// Does what `command` says, and tells what came of it.

@@ -113,7 +113,14 @@ unsafe extern "C" fn tde_command(
 /// `db` is open.
 pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command) -> Result<Answer> {
     // SAFETY: as above.
-    unsafe { with_open_file(db, schema, |open| command::run(open, command)) }
+    unsafe {
+        // Asked before the file is entered: SQLite tells the file of each PRAGMA.
+        let refused = command.changes() && api::is_query_only(db);
+        with_open_file(db, schema, |open| match refused {
+            true => command::refuse_on_query_only(open),
+            false => command::run(open, command),
+        })
+    }
 }
 
 /// The databases of `db`, and what is known of their keys.
