@@ -38,8 +38,8 @@ pub enum Error {
     /// A key file or directory that others may read.
     #[error("key provider refused: {0}")]
     LoosePermissions(String),
-    /// The keys of an open database are gone: its provider denied them, did not answer for longer than
-    /// the grace period, or they were locked. It heals when the provider gives them again.
+    /// The keys of an open database are gone: its provider denied them, did not answer for longer
+    /// than the grace period, or they were locked. It heals when the provider gives them again.
     #[error("database inaccessible: {0}")]
     Inaccessible(String),
     /// Another connection writes, and did for as long as a key operation waits.
@@ -85,7 +85,8 @@ pub enum Error {
         /// Record number, from 0.
         record: u64,
     },
-    /// A rollback journal was begun on an earlier state of the database than the one it lies beside.
+    /// A rollback journal was begun on an earlier state of the database than the one it lies
+    /// beside.
     #[error(
         "the rollback journal beside the database belongs to an earlier state of it (change counter \
          {begun}, now {found}) and is not played back. First copy the database and the file \

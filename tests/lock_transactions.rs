@@ -78,8 +78,7 @@ enum Unlocks {
     New,
     Itself,
 }
-const UNLOCKS: [Unlocks; 4] =
-    [Unlocks::Nobody, Unlocks::Neighbour, Unlocks::New, Unlocks::Itself];
+const UNLOCKS: [Unlocks; 4] = [Unlocks::Nobody, Unlocks::Neighbour, Unlocks::New, Unlocks::Itself];
 
 /// Runs each statement of `sql` to its end.
 fn run(db: &Connection, sql: &str) -> rusqlite::Result<()> {

@@ -64,9 +64,7 @@ fn sql(db: &Connection, sql: &str) -> Result<(), Error> {
 
 /// What changes the envelope, then what only looks at it.
 const OPERATIONS: [(&str, Operation); 15] = [
-    ("add", |db| {
-        sqlite_tde::add_protector(db, "main", NewProtector::new("c")).map(drop)
-    }),
+    ("add", |db| sqlite_tde::add_protector(db, "main", NewProtector::new("c")).map(drop)),
     ("remove", |db| sqlite_tde::remove_protector(db, "main", "d").map(drop)),
     ("remove once more", |db| sqlite_tde::remove_protector(db, "main", "b").map(drop)),
     ("rotate", |db| sqlite_tde::rotate_protector(db, "main", None, None).map(drop)),
@@ -281,5 +279,39 @@ fn a_creation_that_is_given_up_is_forgotten() {
             sqlite_tde::set_auto_rotate(&db, "main", on).unwrap();
         }
         assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 1, "{mode}");
+    }
+}
+
+/// Through an older envelope nobody consents: the keys are lost when the grace period is over.
+#[test]
+fn an_older_envelope_is_no_answer_of_a_provider() {
+    let mut policy = sqlite_tde::AccessPolicy::default();
+    (policy.revalidate, policy.grace) =
+        (Some(std::time::Duration::ZERO), std::time::Duration::ZERO);
+    for mode in MODES {
+        let home = Home::with(|options| options.access(policy.clone()));
+        sqlite_tde::provider::Keystore::at(home.path("keys")).create("b").unwrap();
+        let path = home.path("a.db");
+        let db = home.open(&path);
+        one(&db, &format!("PRAGMA journal_mode={mode}"));
+        db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+        sqlite_tde::add_protector(&db, "main", NewProtector::new("b")).unwrap();
+        let old = envelope(&path);
+        sqlite_tde::remove_protector(&db, "main", "b").unwrap();
+        let new = envelope(&path);
+        put(&path, &old, 0);
+        let read = || db.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
+        let refused = (0..1000).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            read().err()
+        });
+        let refused = Error::from(refused.expect(mode)).to_string();
+        assert!(refused.contains("older envelope was put back"), "{mode}: {refused}");
+        put(&path, &new, 0);
+        let healed = (0..1000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            read().is_ok()
+        });
+        assert!(healed, "{mode}");
     }
 }

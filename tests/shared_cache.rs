@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use common::{Home, rows};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-/// One thread reads and writes, others ask for keys by every road. None is in the file beside another.
+/// One thread reads and writes, others ask for keys by every road. None is in the file beside
+/// another.
 #[test]
 fn asking_for_keys_waits_for_whoever_is_in_the_file() {
     let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");

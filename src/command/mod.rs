@@ -9,8 +9,8 @@
 //! | `protectors.rs` | adding, rotating and removing protectors |
 //! | `views.rs` | the table-valued functions |
 //!
-//! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: what is done already is
-//! answered, not done again.
+//! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: what is done already
+//! is answered, not done again.
 
 mod check;
 mod protectors;
@@ -43,7 +43,8 @@ pub(crate) trait Target {
     /// The database, and the file below it.
     fn parts(&mut self) -> Result<(&mut MainDb, &Self::Base)>;
 
-    /// Runs `work` while no other connection can change the envelope; waits up to `patience` for it.
+    /// Runs `work` while no other connection can change the envelope; waits up to `patience` for
+    /// it.
     fn exclusively<T>(
         &mut self,
         patience: Duration,

@@ -80,7 +80,8 @@ impl NewProtector {
         self
     }
 
-    /// Whoever opens the database through it may only read, as far as this software is what they use.
+    /// Whoever opens the database through it may only read, as far as this software is what they
+    /// use.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
@@ -117,8 +118,8 @@ pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
     })
 }
 
-/// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the place
-/// of `replace`, or of the first. It has the limits of the one whose place it takes.
+/// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the
+/// place of `replace`, or of the first. It has the limits of the one whose place it takes.
 pub(super) fn rotate_to(
     target: &mut impl Target,
     to: &str,
@@ -461,9 +462,9 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
                 Step::Add(new) => envelope.protectors.push(new.clone()),
                 Step::Remove(old) => envelope.protectors.retain(|record| record != old),
                 Step::AutoRotate(on) => envelope.manual_rotation = !on,
-                Step::Order(names) => envelope.protectors.sort_by_key(|record| {
-                    names.iter().position(|name| *name == record.name)
-                }),
+                Step::Order(names) => envelope
+                    .protectors
+                    .sort_by_key(|record| names.iter().position(|name| *name == record.name)),
             }
         }
         if steps.iter().any(|step| !matches!(step, Step::AutoRotate(_))) {

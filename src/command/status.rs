@@ -42,8 +42,8 @@ pub struct Status {
     pub encryption_state: u8,
     /// The protector through which this connection was opened.
     pub opened_through: String,
-    /// What the key provider said instead of an answer, where it was last asked in vain and the keys
-    /// still serve.
+    /// What the key provider said instead of an answer, where it was last asked in vain and the
+    /// keys still serve.
     pub outage: Option<String>,
     /// The copies of the envelope, `A` or `B`, that fail authentication or are older than the other
     /// one: a change of the protectors was cut off. Whoever opens the database for writing mends

@@ -106,8 +106,8 @@ impl Pins {
         Ok(())
     }
 
-    /// The database that is expected at `path`, a full one. SQLite before 3.39 resolves no link to a
-    /// directory in it, and a configuration may name links, so both are resolved here.
+    /// The database that is expected at `path`, a full one. SQLite before 3.39 resolves no link to
+    /// a directory in it, and a configuration may name links, so both are resolved here.
     pub(crate) fn at(&self, path: &Path) -> Option<FileId> {
         if self.paths.is_empty() {
             return None;

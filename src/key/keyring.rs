@@ -168,7 +168,8 @@ impl Keyring {
         })
     }
 
-    /// A new database: its keyring, and its first envelope, which says nothing of the page size yet.
+    /// A new database: its keyring, and its first envelope, which says nothing of the page size
+    /// yet.
     pub(crate) fn create(
         protectors: &Protectors,
         protector: Option<&str>,
@@ -259,7 +260,8 @@ impl Keyring {
     /// Wipes the keys here and wherever they were given out to.
     pub(crate) fn lock(&self, loss: Loss) {
         let mut place = lock(&self.unlocked);
-        // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the reverse.
+        // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the
+        // reverse.
         self.access.lost(loss);
         self.lockings.fetch_add(1, Ordering::Release);
         *place = None;

@@ -1,9 +1,9 @@
-//! The newest envelope that this process has seen in a file: an older one in its place was put back,
+//! The newest envelope that this process has seen in a file. An older one in its place was put back,
 //! and with it protectors that were removed since.
 //!
-//! The connections of the process to one file share it, for as long as one of them is open. A copy
-//! of the file, and a file that was moved to its name, are files of their own: each may be older. So
-//! is a file that was restored while nothing had it open.
+//! All connections of the process to one file share a [`Newest`], which ends with the last of them.
+//! A file that is restored while no connection has it open is therefore accepted. A copy of the file
+//! is another file and may be older, and so may one that was renamed to the name of an open file.
 
 use std::sync::{Arc, Mutex};
 
@@ -27,29 +27,41 @@ struct Seen {
 }
 
 impl Newest {
-    /// Takes note of the envelope `found`, which is in force. `whole` says that both copies have it:
-    /// where one does not, the change was not finished, and may still be undone.
+    /// The newest envelope seen so far, to be taken before the file is read: another thread may write
+    /// the next one meanwhile. `None` while the file may still be a creation that is given up.
+    pub(crate) fn known(&self) -> Option<Envelope> {
+        let seen = lock(&self.0);
+        seen.envelope.clone().filter(|_| seen.committed)
+    }
+
+    /// Notes `found`, the envelope in force. If only one copy of the file has it (`whole` is false),
+    /// its writer has not finished and may still undo the change, so it is not noted.
     ///
     /// # Errors
-    /// [`Error::EnvelopeOutdated`] where a newer one, or another one of that number, was seen.
-    pub(crate) fn admit(&self, found: &Envelope, whole: bool) -> Result<()> {
-        let mut seen = lock(&self.0);
-        if let (Some(known), true) = (&seen.envelope, seen.committed) {
-            let another = found.generation == known.generation && found != known;
-            if found.generation < known.generation || another {
-                return Err(Error::EnvelopeOutdated {
-                    known: known.generation,
-                    found: found.generation,
-                });
-            }
+    /// [`Error::EnvelopeOutdated`] if `found` is older than `known`, or another envelope of the same
+    /// generation.
+    pub(crate) fn admit(
+        &self,
+        known: Option<&Envelope>,
+        found: &Envelope,
+        whole: bool,
+    ) -> Result<()> {
+        if let Some(known) = known
+            && (found.generation < known.generation
+                || found.generation == known.generation && found != known)
+        {
+            let (known, found) = (known.generation, found.generation);
+            return Err(Error::EnvelopeOutdated { known, found });
         }
-        if whole {
+        let mut seen = lock(&self.0);
+        let newer = |seen: &Envelope| seen.generation < found.generation;
+        if whole && (!seen.committed || seen.envelope.as_ref().is_none_or(newer)) {
             seen.envelope = Some(found.clone());
         }
         Ok(())
     }
 
-    /// Takes note of the envelope that this process has written.
+    /// Notes the envelope that this process has just written.
     pub(crate) fn wrote(&self, envelope: &Envelope) {
         lock(&self.0).envelope = Some(envelope.clone());
     }
@@ -62,12 +74,6 @@ impl Newest {
     /// The file was emptied: its creation is given up.
     pub(crate) fn start_over(&self) {
         *lock(&self.0) = Seen::default();
-    }
-
-    /// The generation below which an envelope is an older one; 0 where none is known.
-    pub(crate) fn generation(&self) -> u64 {
-        let seen = lock(&self.0);
-        if seen.committed { seen.envelope.as_ref().map_or(0, |known| known.generation) } else { 0 }
     }
 }
 

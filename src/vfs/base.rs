@@ -46,8 +46,8 @@ impl Place {
         self.name
     }
 
-    /// Runs `work` on the journal of this database, which is opened for reading; `false` where there
-    /// is none.
+    /// Runs `work` on the journal of this database, which is opened for reading; `false` where
+    /// there is none.
     ///
     /// # Safety
     /// This is the place of a main database that is open.
@@ -93,8 +93,8 @@ impl BaseFile {
     /// What the VFS answers.
     ///
     /// # Safety
-    /// `vfs` is registered; the other arguments are such as SQLite passes to xOpen, and `name` lives
-    /// until the file is closed.
+    /// `vfs` is registered; the other arguments are such as SQLite passes to xOpen, and `name`
+    /// lives until the file is closed.
     pub(super) unsafe fn open(
         vfs: *mut ffi::sqlite3_vfs,
         name: *const c_char,
@@ -119,9 +119,9 @@ impl BaseFile {
         self.file
     }
 
-    /// Has the base map the file, where it was told to; it then reads from there. The page itself is
-    /// given back at once: others can change what lies in a mapping at any moment, so it is copied
-    /// before it is verified.
+    /// Has the base map the file, where it was told to; it then reads from there. The page itself
+    /// is given back at once: others can change what lies in a mapping at any moment, so it is
+    /// copied before it is verified.
     pub(super) fn map(&mut self, at: i64, len: c_int) -> Result<()> {
         let mut page = std::ptr::null_mut();
         done(call!(self, xFetch, at, len, &mut page))?;
@@ -263,7 +263,8 @@ impl BaseFile {
 
 impl Drop for BaseFile {
     fn drop(&mut self) {
-        // SAFETY: `open` allocated the file with this length; where its methods are set, it is open.
+        // SAFETY: `open` allocated the file with this length; where its methods are set, it is
+        // open.
         unsafe {
             if !(*self.file).pMethods.is_null() {
                 self.close();

@@ -180,8 +180,8 @@ unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
 
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
     guard(|| {
-        // A database that does not lock (`nolock=1`) is asked for its size before anything is written.
-        // SAFETY: SQLite called xFileSize on `file`.
+        // A database that does not lock (`nolock=1`) is asked for its size before anything is
+        // written. SAFETY: SQLite called xFileSize on `file`.
         unsafe { ask_for_reserve(file)? };
         // SAFETY: see `opened`; `out` points to one integer.
         unsafe { *out = opened(file)?.size()? as i64 };
@@ -224,8 +224,8 @@ unsafe fn ask_for_reserve(file: File) -> Result<()> {
     // A pager that has a lock and changes its page size calls xFileSize before it is done.
     // SAFETY: see `opened`; the borrow ends before SQLite is called back.
     unsafe { opened(file)?.reserves = true };
-    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does its
-    // name.
+    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
+    // its name.
     let told = unsafe { api::reserve_bytes_of(*connection, name) };
     // SAFETY: see `opened`.
     unsafe { opened(file)?.reserves = false };
@@ -463,8 +463,8 @@ unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
     })
 }
 
-/// A page of ours is never in the file as SQLite sees it, so there is nothing to point to; but SQLite
-/// wants a mapping, and what it reads next comes from there.
+/// A page of ours is never in the file as SQLite sees it, so there is nothing to point to; but
+/// SQLite wants a mapping, and what it reads next comes from there.
 unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_void) -> c_int {
     // SAFETY: see `opened`; `out` points to a pointer.
     guard(|| unsafe {

@@ -19,8 +19,8 @@
 //! | `api.rs` | every call into SQLite |
 //! | `routines.rs` | how SQLite's routines are reached: linked in, or through a host's table |
 //!
-//! Each callback is `guard(|| one call)`: a panic becomes `SQLITE_IOERR`, an [`enum@Error`] becomes its
-//! code from the one table, a line in SQLite's log, and what `tde_last_error()` says.
+//! Each callback is `guard(|| one call)`: a panic becomes `SQLITE_IOERR`, an [`enum@Error`] becomes
+//! its code from the one table, a line in SQLite's log, and what `tde_last_error()` says.
 
 mod api;
 mod base;
@@ -253,8 +253,8 @@ unsafe fn open_inside(
         _ => None,
     };
     let mut got = flags;
-    // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as long
-    // as the file is open.
+    // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as
+    // long as the file is open.
     let base = unsafe {
         let name = called.as_ref().map_or(name, |called| called.as_ptr());
         let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
@@ -289,8 +289,8 @@ unsafe fn open_inside(
     }
     let shared = Shared::new(open);
     shared.enter()?.link(&shared)?;
-    // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose forgets
-    // the file.
+    // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose
+    // forgets the file.
     unsafe {
         TdeFile::install(file, shared, offers);
         if kind == FileKind::MainDb {
@@ -359,8 +359,8 @@ fn is_true(value: &str) -> bool {
     }
 }
 
-/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the library
-/// would take for its log.
+/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the
+/// library would take for its log.
 ///
 /// # Safety
 /// `name` is that of a main database, as SQLite passed it to xOpen, and `base` is a registered VFS.

@@ -50,8 +50,8 @@ pub fn encrypt(ends: &Ends, target: OpenOptions, page_size: Option<u32>) -> Resu
 }
 
 /// Makes a copy of the encrypted database that `options` open, with an encryption key and a file id
-/// of its own: nothing of one is accepted in the other. It keeps cipher, journal mode, the page size
-/// where none is given, and the protectors, but for those in `without`.
+/// of its own: nothing of one is accepted in the other. It keeps cipher, journal mode, the page
+/// size where none is given, and the protectors, but for those in `without`.
 pub fn duplicate(
     ends: &Ends,
     options: OpenOptions,

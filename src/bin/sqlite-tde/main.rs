@@ -1,8 +1,8 @@
 //! The command `sqlite-tde`: encrypts, decrypts, queries and checks databases from a shell.
 //!
-//! `copy` makes databases, `sql` runs statements, `report` answers questions, `key` keeps keys, `audit`
-//! reads the audit log, `config` shows the configuration, `failure` turns errors into words and exit
-//! codes, `progress` and `prompt` use a terminal.
+//! `copy` makes databases, `sql` runs statements, `report` answers questions, `key` keeps keys,
+//! `audit` reads the audit log, `config` shows the configuration, `failure` turns errors into words
+//! and exit codes, `progress` and `prompt` use a terminal.
 
 mod audit;
 mod config;

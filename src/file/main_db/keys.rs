@@ -425,8 +425,9 @@ impl Pages {
 
     /// The envelope in force, which is not older than what was seen before.
     fn in_force(&self, base: &impl Storage) -> Result<InForce> {
+        let known = self.newest.known();
         let found = in_force(base, &self.keyring)?;
-        self.newest.admit(&found.envelope, !found.copies_differ())?;
+        self.newest.admit(known.as_ref(), &found.envelope, !found.copies_differ())?;
         Ok(found)
     }
 
@@ -441,12 +442,8 @@ impl Pages {
         let keyring = &self.keyring;
         let envelope = match self.current(base) {
             Ok((envelope, _)) => envelope,
-            // The transaction will meet damage by itself. Where the envelope is an older one, no
-            // protector in it counts, and the grace period goes on.
-            Err(error) => {
-                keyring.access.outage(error.to_string(), &protectors.access);
-                return;
-            }
+            // No protector of a damaged or older envelope counts: that is no answer.
+            Err(error) => return keyring.unanswered(protectors, error.to_string()),
         };
         let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
         let name = "sqlite-tde access".into();
@@ -454,7 +451,7 @@ impl Pages {
             let (keyring, protectors, envelope) = &copies;
             let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
             if asked.is_err() {
-                keyring.access.outage("the key provider panicked".into(), &protectors.access);
+                keyring.unanswered(protectors, "the key provider panicked".into());
             }
         });
         if spawned.is_err() {
@@ -467,9 +464,11 @@ impl Pages {
         let lockings = self.keyring.lockings();
         let mut opening =
             Opening::new(&wishes.protectors, wishes.protector.as_deref(), wishes.file_id);
+        let known = self.newest.known();
         let open = |header: &[u8], _| {
             let opened = opening.open(&envelope::candidates(header)?)?;
-            self.newest.admit(&opened.envelope, envelope::copies_are_equal(header))?;
+            let whole = envelope::copies_are_equal(header);
+            self.newest.admit(known.as_ref(), &opened.envelope, whole)?;
             Ok(opened)
         };
         let opened = steadily(base, open)
@@ -564,12 +563,10 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
 
 /// The copies of the envelope that fail authentication, and those that are older than the other
 /// one, or than what this process has seen. While another process writes them, that passes.
-pub(super) fn faulty_copies(
-    base: &impl Storage,
-    pages: &Pages,
-) -> Result<(Vec<char>, Vec<char>)> {
+pub(super) fn faulty_copies(base: &impl Storage, pages: &Pages) -> Result<(Vec<char>, Vec<char>)> {
     const LOOKS: usize = 10;
-    let (keyring, known) = (&pages.keyring, pages.newest.generation());
+    let keyring = &pages.keyring;
+    let known = pages.newest.known().map_or(0, |known| known.generation);
     let (mut bad, mut stale, mut before) = (Vec::new(), Vec::new(), Vec::new());
     for look in 0..LOOKS {
         if look > 0 {
@@ -629,7 +626,8 @@ pub(super) fn write(
     let copy = keyring.encode(envelope)?;
     let is_new = base.size()? == 0;
     let before = read_copies(base)?;
-    let in_use = if is_new { COPY_LEN } else { in_force(base, keyring).map_or(COPY_LEN, |found| found.at) };
+    let in_use =
+        if is_new { COPY_LEN } else { in_force(base, keyring).map_or(COPY_LEN, |found| found.at) };
     let (first, second) = (COPY_LEN - in_use, in_use);
     let put_back = |at: usize| put(base, &before[at..at + COPY_LEN], at);
     if let Err(error) = put(base, &copy, first) {

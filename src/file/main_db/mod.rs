@@ -584,7 +584,8 @@ impl Wishes {
         }
         let newest = keyring.newest(self.file);
         let copies_differ = !envelope::copies_are_equal(header);
-        newest.admit(&envelope, !copies_differ)?;
+        // The caller reads the file anew where another thread has changed it since.
+        newest.admit(newest.known().as_ref(), &envelope, !copies_differ)?;
         let pages = Pages::new(keyring, envelope, through, newest);
         Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
     }
