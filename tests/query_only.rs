@@ -37,7 +37,7 @@ const QUESTIONS: [&str; 8] = [
     "PRAGMA tde_verify",
     "PRAGMA tde_lock",
     "SELECT tde_status('other')",
-    "SELECT count(*) FROM tde_databases",
+    "SELECT count(*) FROM tde_database_encryption_keys",
     "SELECT count(*) FROM t",
 ];
 
@@ -81,7 +81,7 @@ fn protectors_are_not_changed_where_query_only_is_on() {
 fn an_authorizer_may_refuse_the_question() {
     use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
     let home = Home::new();
-    let db = home.open(&home.path("a.db"));
+    let mut db = home.open(&home.path("a.db"));
     db.execute_batch("CREATE TABLE t(a)").unwrap();
     db.authorizer(Some(|context: AuthContext<'_>| match context.action {
         AuthAction::Pragma { pragma_name, .. } if pragma_name == "query_only" => {

@@ -467,15 +467,15 @@ impl Pages {
         let known = self.newest.known();
         let open = |header: &[u8], _| {
             let opened = opening.open(&envelope::candidates(header)?)?;
+            if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
+                return Err(Error::EnvelopeDamaged("the file is another database now".into()));
+            }
             let whole = envelope::copies_are_equal(header);
             self.newest.admit(known.as_ref(), &opened.envelope, whole)?;
             Ok(opened)
         };
         let opened = steadily(base, open)
             .map_err(|error| self.keyring.access.refused(error, wishes.protector.as_deref()))?;
-        if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
-            return Err(Error::EnvelopeDamaged("the file is another database now".into()));
-        }
         self.envelope = opened.envelope;
         self.through = opened.through;
         self.lockings.set(lockings);
