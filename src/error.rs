@@ -56,10 +56,11 @@ pub enum Error {
     EnvelopeDamaged(String),
     /// The envelope in force is older than one that this process has seen in the file.
     #[error(
-        "an older envelope was put back: this process has seen generation {known} in the file, which \
-         has {found} now, and a protector that was removed since would open the database again. If \
-         the file was restored from a backup, close all its connections in this process and open it \
-         anew; if not, put the newer envelope back (the first 16 KiB of the file), or restore the file"
+        "an older envelope was put back: this process has seen generation {known} in the file, \
+         which has {found} now, and a protector that was removed since would open the database \
+         again. If the file was restored from a backup, close all its connections in this process \
+         and open it anew; if not, put the newer envelope back (the first 16 KiB of the file), or \
+         restore the file"
     )]
     EnvelopeOutdated {
         /// The generation of the envelope that was seen.
@@ -88,9 +89,9 @@ pub enum Error {
     /// A rollback journal was begun on an earlier state of the database than the one it lies
     /// beside.
     #[error(
-        "the rollback journal beside the database belongs to an earlier state of it (change counter \
-         {begun}, now {found}) and is not played back. First copy the database and the file \
-         NAME-journal, both, to another place. Then, if the database is as it should be, move \
+        "the rollback journal beside the database belongs to an earlier state of it (change \
+         counter {begun}, now {found}) and is not played back. First copy the database and the \
+         file NAME-journal, both, to another place. Then, if the database is as it should be, move \
          NAME-journal away; if it is not, put back the file that the journal belongs to"
     )]
     JournalOutdated {
@@ -144,9 +145,9 @@ pub enum Error {
     PageSize(u32),
     /// A change of page size on a database that has content.
     #[error(
-        "the page size of an encrypted database with content cannot be changed in place; copy it: \
-         `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection that \
-         was opened for reading alone"
+        "the page size of an encrypted database with content cannot be changed in place; copy \
+         it: `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection \
+         that was opened for reading alone"
     )]
     PageSizeChange,
     /// Page 1 of another layout was about to be written.

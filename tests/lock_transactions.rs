@@ -1,6 +1,6 @@
 //! A transaction that began before the keys were locked does not go on with keys that somebody got
-//! back: it fails with the error of access, and the database has the state before it. And what takes
-//! no locks, or keeps them, notices that the keys are gone.
+//! back: it fails with the error of access, and the database has the state before it. And what
+//! takes no locks, or keeps them, notices that the keys are gone.
 
 mod common;
 #[path = "common/service.rs"]

@@ -1,9 +1,10 @@
-//! The newest envelope that this process has seen in a file. An older one in its place was put back,
-//! and with it protectors that were removed since.
+//! The newest envelope that this process has seen in a file. An older one in its place was put
+//! back, and with it protectors that were removed since.
 //!
 //! All connections of the process to one file share a [`Newest`], which ends with the last of them.
-//! A file that is restored while no connection has it open is therefore accepted. A copy of the file
-//! is another file and may be older, and so may one that was renamed to the name of an open file.
+//! A file that is restored while no connection has it open is therefore accepted. A copy of the
+//! file is another file and may be older, and so may one that was renamed to the name of an open
+//! file.
 
 use std::sync::{Arc, Mutex};
 
@@ -27,19 +28,20 @@ struct Seen {
 }
 
 impl Newest {
-    /// The newest envelope seen so far, to be taken before the file is read: another thread may write
-    /// the next one meanwhile. `None` while the file may still be a creation that is given up.
+    /// The newest envelope seen so far, to be taken before the file is read: another thread may
+    /// write the next one meanwhile. `None` while the file may still be a creation that is given
+    /// up.
     pub(crate) fn known(&self) -> Option<Envelope> {
         let seen = lock(&self.0);
         seen.envelope.clone().filter(|_| seen.committed)
     }
 
-    /// Notes `found`, the envelope in force. If only one copy of the file has it (`whole` is false),
-    /// its writer has not finished and may still undo the change, so it is not noted.
+    /// Notes `found`, the envelope in force. If only one copy of the file has it (`whole` is
+    /// false), its writer has not finished and may still undo the change, so it is not noted.
     ///
     /// # Errors
-    /// [`Error::EnvelopeOutdated`] if `found` is older than `known`, or another envelope of the same
-    /// generation.
+    /// [`Error::EnvelopeOutdated`] if `found` is older than `known`, or another envelope of the
+    /// same generation.
     pub(crate) fn admit(
         &self,
         known: Option<&Envelope>,

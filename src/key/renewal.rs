@@ -62,8 +62,8 @@ impl Keyring {
         }
     }
 
-    /// There was no answer, for `reason`: the keys are lost where that lasts for longer than the grace
-    /// period.
+    /// There was no answer, for `reason`: the keys are lost where that lasts for longer than the
+    /// grace period.
     pub(crate) fn unanswered(&self, protectors: &Protectors, reason: String) {
         if self.access.outage(reason.clone(), &protectors.access) {
             self.lose(protectors, reason);

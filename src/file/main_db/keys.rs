@@ -34,9 +34,9 @@ const ATTEMPTS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl MainDb {
-    /// Looks, before a transaction begins, whether there are keys for it. Where they were locked, the
-    /// provider is asked for them now; where it is time to ask whether it still consents, that is done
-    /// beside the transaction.
+    /// Looks, before a transaction begins, whether there are keys for it. Where they were locked,
+    /// the provider is asked for them now; where it is time to ask whether it still consents, that
+    /// is done beside the transaction.
     ///
     /// # Errors
     /// [`Error::Inaccessible`] while the provider's refusal stands, or what it says now.
@@ -157,8 +157,8 @@ impl MainDb {
     /// Changes the envelope on disk. The caller has shut out all others who may.
     ///
     /// # Errors
-    /// Those of `change` and of the base VFS; nothing has changed then, as far as that lets itself be
-    /// undone.
+    /// Those of `change` and of the base VFS; nothing has changed then, as far as that lets itself
+    /// be undone.
     pub(crate) fn change_envelope<T>(
         &mut self,
         base: &impl Storage,
@@ -238,8 +238,8 @@ impl MainDb {
         });
     }
 
-    /// Within a transaction, or where nothing but its reads tells of one: starts asking the provider
-    /// where it is time to, and does not wait for it.
+    /// Within a transaction, or where nothing but its reads tells of one: starts asking the
+    /// provider where it is time to, and does not wait for it.
     ///
     /// # Errors
     /// As [`MainDb::check_transaction`].
@@ -279,9 +279,9 @@ impl MainDb {
         })))
     }
 
-    /// As [`MainDb::check_transaction`], before a commit. SQLite rolls back what is refused here, and
-    /// asks once more at the end of that. It does not read a journal in memory from a file, so the
-    /// second question tells of the rollback.
+    /// As [`MainDb::check_transaction`], before a commit. SQLite rolls back what is refused here,
+    /// and asks once more at the end of that. It does not read a journal in memory from a file, so
+    /// the second question tells of the rollback.
     pub(crate) fn check_commit(&mut self) -> Result<()> {
         if self.rolling_back || self.undoing || self.commit_refused {
             return Ok(());
@@ -291,9 +291,10 @@ impl MainDb {
         checked
     }
 
-    /// Whether a read of `len` bytes at `at`, while SQLite holds no lock, begins a transaction. SQLite
-    /// takes none with `nolock=1` and `immutable=1`. It then begins with page 1, or with a look whether
-    /// its cache still holds; of a file that never changes, it reads what it has not read before.
+    /// Whether a read of `len` bytes at `at`, while SQLite holds no lock, begins a transaction.
+    /// SQLite takes none with `nolock=1` and `immutable=1`. It then begins with page 1, or with a
+    /// look whether its cache still holds; of a file that never changes, it reads what it has not
+    /// read before.
     pub(crate) fn begins_without_lock(&self, at: u64, len: usize) -> bool {
         self.wishes.read_only || at == 0 || (at, len) == CHANGE_COUNTER
     }
@@ -336,8 +337,8 @@ impl MainDb {
         self.removed.iter().any(|record| matches(record, Some(name)))
     }
 
-    /// Whether page 1 says that the database is in WAL mode. Who asks holds a SHARED lock, beside which
-    /// a checkpoint may write the page.
+    /// Whether page 1 says that the database is in WAL mode. Who asks holds a SHARED lock, beside
+    /// which a checkpoint may write the page.
     pub(crate) fn is_in_wal_mode(&mut self, base: &impl Storage) -> Result<bool> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(false) };
         for _ in 0..ATTEMPTS {
@@ -615,9 +616,9 @@ fn put(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
     base.write(copy, at as u64).and_then(|()| base.sync())
 }
 
-/// Writes both copies, the one not in use first. After an error it puts back what was there, so that
-/// nothing has changed. Where the disk does not even let it do that, the new envelope stands if it was
-/// synced, in one copy; if it was not, nobody can tell.
+/// Writes both copies, the one not in use first. After an error it puts back what was there, so
+/// that nothing has changed. Where the disk does not even let it do that, the new envelope stands
+/// if it was synced, in one copy; if it was not, nobody can tell.
 pub(super) fn write(
     base: &impl Storage,
     keyring: &Keyring,
