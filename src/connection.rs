@@ -156,9 +156,9 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
         .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
 }
 
-/// Authenticates every page, both copies of the envelope and the committed frames of the write-ahead
-/// log of the database attached to `connection` as `schema`, within a read transaction. `progress`
-/// gets the pages done and those there are.
+/// Authenticates every page, both copies of the envelope and the committed frames of the
+/// write-ahead log of the database attached to `connection` as `schema`, within a read transaction.
+/// `progress` gets the pages done and those there are.
 ///
 /// # Errors
 /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where

@@ -38,8 +38,8 @@ pub enum Error {
     /// A key file or directory that others may read.
     #[error("key provider refused: {0}")]
     LoosePermissions(String),
-    /// The keys of an open database are gone: its provider denied them, did not answer for longer than
-    /// the grace period, or they were locked. It heals when the provider gives them again.
+    /// The keys of an open database are gone: its provider denied them, did not answer for longer
+    /// than the grace period, or they were locked. It heals when the provider gives them again.
     #[error("database inaccessible: {0}")]
     Inaccessible(String),
     /// Another connection writes, and did for as long as a key operation waits.
@@ -54,6 +54,20 @@ pub enum Error {
     /// Neither copy of the envelope is intact.
     #[error("envelope damaged: {0}")]
     EnvelopeDamaged(String),
+    /// The envelope in force is older than one that this process has seen in the file.
+    #[error(
+        "an older envelope was put back: this process has seen generation {known} in the file, \
+         which has {found} now, and a protector that was removed since would open the database \
+         again. If the file was restored from a backup, close all its connections in this process \
+         and open it anew; if not, put the newer envelope back (the first 16 KiB of the file), or \
+         restore the file"
+    )]
+    EnvelopeOutdated {
+        /// The generation of the envelope that was seen.
+        known: u64,
+        /// The generation in the file now. The same number means another change.
+        found: u64,
+    },
     /// A page is not what the holder of the key wrote there.
     #[error("page {page} failed authentication")]
     PageAuthentication {
@@ -72,11 +86,13 @@ pub enum Error {
         /// Record number, from 0.
         record: u64,
     },
-    /// A rollback journal was begun on an earlier state of the database than the one it lies beside.
+    /// A rollback journal was begun on an earlier state of the database than the one it lies
+    /// beside.
     #[error(
-        "the rollback journal beside the database belongs to an earlier state of it (change counter \
-         {begun}, now {found}) and is not played back: if the database is as it should be, move the \
-         file NAME-journal away"
+        "the rollback journal beside the database belongs to an earlier state of it (change \
+         counter {begun}, now {found}) and is not played back. First copy the database and the \
+         file NAME-journal, both, to another place. Then, if the database is as it should be, move \
+         NAME-journal away; if it is not, put back the file that the journal belongs to"
     )]
     JournalOutdated {
         /// SQLite's change counter when the journal was begun; 0 where the database had no page.
@@ -129,8 +145,9 @@ pub enum Error {
     PageSize(u32),
     /// A change of page size on a database that has content.
     #[error(
-        "the page size of an encrypted database with content cannot be changed in place; copy it: \
-         VACUUM INTO a new file, or `sqlite-tde decrypt` and `encrypt --page-size`"
+        "the page size of an encrypted database with content cannot be changed in place; copy \
+         it: `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection \
+         that was opened for reading alone"
     )]
     PageSizeChange,
     /// Page 1 of another layout was about to be written.
@@ -210,7 +227,7 @@ impl Error {
     /// | key disabled | `SQLITE_AUTH` + 3 |
     /// | key provider unreachable | `SQLITE_CANTOPEN` + 1 |
     /// | key provider damaged, loose permissions, no random bytes | `SQLITE_CANTOPEN` + 2, 3, 4 |
-    /// | envelope damaged | `SQLITE_CORRUPT` + 1 |
+    /// | envelope damaged, an older envelope put back | `SQLITE_CORRUPT` + 1, 2 |
     /// | page, frame, journal or scratch authentication | `SQLITE_IOERR_DATA` |
     /// | format too new, plaintext refused, not a database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
     /// | another database than expected | `SQLITE_NOTADB` + 5 |
@@ -237,6 +254,7 @@ impl Error {
             Self::Audit(_) => extended(ffi::SQLITE_CANTOPEN, 7),
             Self::Config(_) => extended(ffi::SQLITE_CANTOPEN, 8),
             Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
+            Self::EnvelopeOutdated { .. } => extended(ffi::SQLITE_CORRUPT, 2),
             Self::PageAuthentication { .. }
             | Self::FrameAuthentication { .. }
             | Self::JournalAuthentication { .. }

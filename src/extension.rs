@@ -5,12 +5,12 @@
 //! | `sqlite3_extension_init` | the VFS `tde`, for who asks for it by name; it refuses plaintext databases |
 //! | `sqlite3_tdedefault_init` | `tde` as the default VFS over the one that was; existing plaintext databases pass through, temporary files are encrypted |
 //!
-//! Both read `config.toml` in `$SQLITE_TDE_HOME`, or in the platform's data directory, where there is
-//! one; a mistake in it is the reason why the library does not load.
+//! Both read `config.toml` in `$SQLITE_TDE_HOME`, or in the platform's data directory, where there
+//! is one; a mistake in it is the reason why the library does not load.
 //!
-//! Both can be called again, also after `sqlite3_shutdown`, which drops what was registered. Where a
-//! process once asked for the default, the first one gives it the default too: an application must
-//! not lose its encrypted temporary files to a library that loads this one again.
+//! Both can be called again, also after `sqlite3_shutdown`, which drops what was registered. Where
+//! a process once asked for the default, the first one gives it the default too: an application
+//! must not lose its encrypted temporary files to a library that loads this one again.
 
 use std::ffi::{c_char, c_int};
 use std::panic::catch_unwind;
@@ -68,7 +68,8 @@ unsafe fn load(
     let refusal = match loaded {
         Ok(Ok(())) => {
             DEFAULT.fetch_or(default, Ordering::Relaxed);
-            // SAFETY: `db` is the connection that loads us: it was opened before we could add to it.
+            // SAFETY: `db` is the connection that loads us: it was opened before we could add to
+            // it.
             unsafe { add_functions(db, message, table) };
             return ffi::SQLITE_OK_LOAD_PERMANENTLY;
         }

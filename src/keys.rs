@@ -15,7 +15,8 @@ use crate::vfs::connection::run_command;
 /// the one it was opened with).
 ///
 /// # Errors
-/// [`Error::NotEncrypted`]; [`Error::Inaccessible`]; [`Error::Usage`] where there is no such schema.
+/// [`Error::NotEncrypted`]; [`Error::Inaccessible`]; [`Error::Usage`] where there is no such
+/// schema.
 pub fn status(connection: &Connection, schema: &str) -> Result<Status> {
     match run_command(connection, schema, &Command::Status)? {
         Answer::Status(status) => Ok(*status),
@@ -34,13 +35,13 @@ pub fn protectors(connection: &Connection, schema: &str) -> Result<Vec<Protector
     }
 }
 
-/// Wraps the database encryption key anew. Without a name, every protector whose provider has a newer
-/// version of its key is re-wrapped under that. With the name of a protector, that one is. With
-/// another name, that key takes the place of `replace`, or of the first protector.
+/// Wraps the database encryption key anew. Without a name, every protector whose provider has a
+/// newer version of its key is re-wrapped under that. With the name of a protector, that one is.
+/// With another name, that key takes the place of `replace`, or of the first protector.
 ///
 /// # Errors
-/// Those of the providers; [`Error::Busy`] where another connection writes for longer than 5 seconds;
-/// [`Error::ReadOnly`]; [`Error::Usage`] within a transaction. Nothing has changed then.
+/// Those of the providers; [`Error::Busy`] where another connection writes for longer than 5
+/// seconds; [`Error::ReadOnly`]; [`Error::Usage`] within a transaction. Nothing has changed then.
 pub fn rotate_protector(
     connection: &Connection,
     schema: &str,

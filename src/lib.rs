@@ -1,8 +1,8 @@
 //! Transparent database encryption for **unmodified SQLite**.
 //!
-//! A VFS named `tde` sits between SQLite and the operating system: everything that reaches a disk is
-//! ciphertext, everything SQLite sees is plaintext. A database encryption key (DEK) encrypts pages;
-//! a *protector*, a key that a [`provider`] holds, wraps the DEK.
+//! A VFS named `tde` sits between SQLite and the operating system: everything that reaches a disk
+//! is ciphertext, everything SQLite sees is plaintext. A database encryption key (DEK) encrypts
+//! pages; a *protector*, a key that a [`provider`] holds, wraps the DEK.
 //!
 //! ```
 //! # let home = tempfile::tempdir()?;
@@ -19,14 +19,14 @@
 //!
 //! # The map
 //!
-//! [`register`] makes the VFS known, with [`Options`] or a [`config`]. [`open`] opens a database through
-//! it; [`status`], [`protectors`], [`rotate_protector`] and their neighbours ask about its keys and change
-//! who may open it. [`provider`] has what holds protector keys, and how to write another; [`audit`] the log of
-//! what is done with them.
+//! [`register`] makes the VFS known, with [`Options`] or a [`config`]. [`open`] opens a database
+//! through it; [`status`], [`protectors`], [`rotate_protector`] and their neighbours ask about its
+//! keys and change who may open it. [`provider`] has what holds protector keys, and how to write
+//! another; [`audit`] the log of what is done with them.
 //!
-//! Imports go one way, downwards: `vfs` > `command` > `file` > `key` > `page` > [`provider`] > `suite` >
-//! [`secret`], [`error`]. ARCHITECTURE.md has the page on that, docs/keys.md keys over time, docs/format.md the
-//! bytes, docs/threat-model.md what is protected and what is not.
+//! Imports go one way, downwards: `vfs` > `command` > `file` > `key` > `page` > [`provider`] >
+//! `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that, docs/keys.md keys over
+//! time, docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
 
 #![deny(missing_docs, unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::expect_used)]

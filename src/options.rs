@@ -36,7 +36,8 @@ impl Options {
     /// What `config` says, over what was said before. An audit log that it asks for is opened.
     ///
     /// # Errors
-    /// [`crate::Error::Config`], [`crate::Error::Audit`], or [`crate::Error::Usage`] where there is no home directory.
+    /// [`crate::Error::Config`], [`crate::Error::Audit`], or [`crate::Error::Usage`] where there is
+    /// no home directory.
     pub fn config(mut self, config: &Config) -> Result<Self> {
         let protectors = &mut self.wishes.protectors;
         for (name, provider) in config.providers()? {

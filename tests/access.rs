@@ -183,7 +183,8 @@ fn the_next_protector_serves_where_the_first_does_not() {
     }
 }
 
-/// A connection that insists on a protector which is gone is refused, and nobody else because of it.
+/// A connection that insists on a protector which is gone is refused, and nobody else because of
+/// it.
 #[test]
 fn a_refusal_of_one_connection_is_not_that_of_others() {
     let (home, ..) = home(policy(None, HOUR));

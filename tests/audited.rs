@@ -1,4 +1,5 @@
-//! What the audit log is told while databases are used, and what follows where it cannot be written.
+//! What the audit log is told while databases are used, and what follows where it cannot be
+//! written.
 
 mod common;
 #[path = "common/service.rs"]

@@ -169,3 +169,91 @@ fn what_cannot_be_copied_is_said_before_anything_is_made() {
     fs::write(&config, "").unwrap();
     place.fails("copy app.db copy.db", 3, "provider paper, which is not set up here");
 }
+
+/// Removes a database. A command that only reads leaves the log behind.
+fn remove(place: &Place, name: &str) {
+    for suffix in sqlite_tde::FILES_BESIDE.iter().chain(&[""]) {
+        let _ = fs::remove_file(place.path(&format!("{name}{suffix}")));
+    }
+}
+
+/// Names, ends and rights of a database's protectors, in their order.
+fn rights(place: &Place, name: &str) -> Vec<(String, u64, bool)> {
+    let status = place.json(&format!("status {name} --json"));
+    let all = status["protectors"].as_array().unwrap().iter();
+    all.map(|p| {
+        let name = p["name"].as_str().unwrap().to_owned();
+        (name, p["not_after"].as_u64().unwrap(), p["read_only"].as_bool().unwrap())
+    })
+    .collect()
+}
+
+/// Which protector comes first, and through which one the source is opened, makes no difference.
+#[test]
+fn the_order_of_protectors_does_not_matter() {
+    let orders: [&[&str]; 4] = [
+        &["reader", "spare"],
+        &["spare", "reader"],
+        &["reader", "second --read-only", "spare"],
+        &["reader", "spare", "second --not-after 2100-01-01"],
+    ];
+    for journal in ["delete", "wal"] {
+        for order in orders {
+            for auto in ["on", "off"] {
+                let at = format!("{journal}, {order:?}, {auto}");
+                let place = place();
+                place.ok(&format!("sql app.db PRAGMA\u{a0}journal_mode={journal}"));
+                for key in ["reader", "spare", "second"] {
+                    place.ok(&format!("key create {key}"));
+                }
+                for name in order {
+                    let flag = if *name == "reader" { " --read-only" } else { "" };
+                    place.ok(&format!("protector add app.db {name}{flag}"));
+                }
+                place.ok(&format!("protector auto-rotate app.db {auto}"));
+                place.ok("protector remove app.db default --through default");
+                for through in ["", " --through reader", " --through spare"] {
+                    remove(&place, "copy.db");
+                    place.ok(&format!("copy app.db copy.db{through}"));
+                    assert_eq!(
+                        rights(&place, "copy.db"),
+                        rights(&place, "app.db"),
+                        "{at}, {through}"
+                    );
+                    assert_eq!(rows(&place, "copy.db"), "a\none\ntwo\n", "{at}, {through}");
+                    let status = place.json("status copy.db --json");
+                    assert_eq!(status["auto_rotate"], auto == "on", "{at}, {through}");
+                    let mode = place.ok("sql copy.db --format csv PRAGMA\u{a0}journal_mode");
+                    assert_eq!(mode, format!("journal_mode\n{journal}\n"), "{at}, {through}");
+                    place.ok("protector auto-rotate copy.db on --through spare");
+                    place.ok("verify copy.db");
+                }
+                let writes = order.iter().any(|name| name.contains("--not-after"));
+                if writes {
+                    place.ok("copy app.db rest.db --without spare");
+                } else {
+                    place.fails("copy app.db rest.db --without spare", 2, "no protector is left");
+                }
+            }
+        }
+    }
+}
+
+/// The ways to another page size that the README names.
+#[test]
+fn a_copy_may_have_pages_of_another_size() {
+    for journal in ["delete", "wal"] {
+        let place = place();
+        place.ok(&format!("sql app.db PRAGMA\u{a0}journal_mode={journal}"));
+        for size in [1024, 8192, 65536, 4096] {
+            remove(&place, "copy.db");
+            place.ok(&format!("copy app.db copy.db --page-size {size}"));
+            assert_eq!(place.json("status copy.db --json")["page_size"], size, "{journal}");
+            assert_eq!(rows(&place, "copy.db"), "a\none\ntwo\n", "{journal}, {size}");
+            place.ok("verify copy.db");
+        }
+        place.fails("copy app.db other.db --page-size 512", 2, "from 1024 to 65536");
+        let words = "`sqlite-tde copy --page-size`";
+        place.fails("sql app.db PRAGMA\u{a0}page_size=8192", 5, words);
+    }
+}

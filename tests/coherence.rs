@@ -1,6 +1,6 @@
-//! What is read ahead, or from a mapping, is what the database holds: readers scan while other processes
-//! write and checkpoint all the time. Every transaction of the writer leaves the same number in each
-//! row, so a reader that sees two numbers has seen pages of two times.
+//! What is read ahead, or from a mapping, is what the database holds: readers scan while other
+//! processes write and checkpoint all the time. Every transaction of the writer leaves the same
+//! number in each row, so a reader that sees two numbers has seen pages of two times.
 
 mod common;
 #[path = "common/process.rs"]
@@ -58,8 +58,8 @@ fn scan(db: &Connection, first: i64, count: i64) -> rusqlite::Result<(i64, i64, 
         .query_row([first, first + count], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
 }
 
-/// Some rows and a far one, or all rows twice, in one transaction. The next one goes on where this one
-/// ended, which is where something was read ahead.
+/// Some rows and a far one, or all rows twice, in one transaction. The next one goes on where this
+/// one ended, which is where something was read ahead.
 fn read(db: &Connection, random: &mut Random, next: &mut i64) -> rusqlite::Result<i64> {
     let transaction = db.unchecked_transaction()?;
     let (first, count) = match random.one_in(4) {

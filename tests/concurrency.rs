@@ -1,7 +1,8 @@
 //! Many threads of many processes work on one database at once. No reader ever sees a sum that no
 //! transaction left, and nobody meets another error than that others are in the way.
 //!
-//! `SQLITE_TDE_SOAK_SECONDS` says how long the soak lasts (10 seconds unless said; 600 for a release).
+//! `SQLITE_TDE_SOAK_SECONDS` says how long the soak lasts (10 seconds unless said; 600 for a
+//! release).
 
 #[path = "common/bank.rs"]
 mod bank;
@@ -45,8 +46,8 @@ fn holds() -> (usize, u64) {
     (descriptors, pages * 4)
 }
 
-/// The task of a process: `dir|mode|plain|seed|milliseconds`. It works in two parts: after the first
-/// it knows what it needs, and the second must not need more.
+/// The task of a process: `dir|mode|plain|seed|milliseconds`. It works in two parts: after the
+/// first it knows what it needs, and the second must not need more.
 #[test]
 fn works_at_the_bank() {
     let Ok(task) = std::env::var(TASK) else { return };

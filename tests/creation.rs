@@ -175,8 +175,8 @@ fn another_connection_may_create_it_first() {
     }
 }
 
-/// It is created between this connection's look at the file and its lock: the provider is then asked
-/// for keys once more beside no lock.
+/// It is created between this connection's look at the file and its lock: the provider is then
+/// asked for keys once more beside no lock.
 #[test]
 fn a_database_that_was_created_just_now_is_looked_at_again() {
     let site = Arc::new(Site::new());
@@ -221,7 +221,8 @@ fn a_refusal_is_told_and_changes_nothing() {
     }
 }
 
-/// How many of `rounds` end with an error in one of `threads` connections that set WAL mode at once.
+/// How many of `rounds` end with an error in one of `threads` connections that set WAL mode at
+/// once.
 fn rounds_with_errors(
     rounds: usize,
     threads: usize,
@@ -252,8 +253,8 @@ fn rounds_with_errors(
         .count()
 }
 
-/// Chance decides: SQLite itself fails in a round now and then. Keys that were made under SHARED made
-/// nearly every round fail.
+/// Chance decides: SQLite itself fails in a round now and then. Keys that were made under SHARED
+/// made nearly every round fail.
 #[test]
 fn threads_that_create_a_database_in_wal_mode_fail_no_more_often_than_plain_sqlites() {
     let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");

@@ -195,6 +195,26 @@ fn pins_hold_for_paths_and_protectors() {
         let by_link = pinned(&[("link.db", id)], &[]);
         assert!(open(&by_link, "link.db").is_err() && open(&by_link, "b.db").is_err());
     }
+    #[cfg(unix)]
+    {
+        // Links to directories, which SQLite before 3.39 leaves in the path that it passes.
+        std::fs::create_dir(home.path("real")).unwrap();
+        std::fs::copy(home.path("b.db"), home.path("real/b.db")).unwrap();
+        std::os::unix::fs::symlink(home.path("real"), home.path("dir")).unwrap();
+        std::os::unix::fs::symlink("dir", home.path("again")).unwrap();
+        for pin in ["real", "dir", "again"] {
+            for through in ["real", "dir", "again"] {
+                let both = [(format!("{pin}/b.db"), id), (format!("{pin}/new.db"), id)];
+                let both: Vec<_> = both.iter().map(|(name, id)| (name.as_str(), *id)).collect();
+                let pinned = pinned(&both, &[]);
+                let refused = wrong_file(open(&pinned, &format!("{through}/b.db")));
+                assert_eq!(refused, (other.to_string(), id.to_string()), "{pin}, {through}");
+                let none = wrong_file(open(&pinned, &format!("{through}/new.db"))).0;
+                assert_eq!(none, "none, for the file is empty", "{pin}, {through}");
+                assert!(open(&pinned, &format!("{through}/none.db")).is_ok(), "{pin}, {through}");
+            }
+        }
+    }
     for name in ["public:payroll", "public:*"] {
         let by_protector = pinned(&[], &[(name, id)]);
         assert!(open(&by_protector, "a.db").is_ok(), "{name}");

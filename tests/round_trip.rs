@@ -186,7 +186,8 @@ fn a_new_database_of_512_byte_pages_gets_1024() {
     }
 }
 
-/// What cannot be encrypted in place is refused, says what to do, and leaves the database as it was.
+/// What cannot be encrypted in place is refused, says what to do, and leaves the database as it
+/// was.
 #[test]
 fn what_cannot_be_is_refused_with_a_way_out() {
     let home = Home::new();

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use common::{Home, rows};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-/// One thread reads and writes, others ask for keys by every road. None is in the file beside another.
+/// One thread reads and writes, others ask for keys by every road. None is in the file beside
+/// another.
 #[test]
 fn asking_for_keys_waits_for_whoever_is_in_the_file() {
     let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
@@ -96,4 +97,59 @@ fn a_callback_that_uses_the_connection_gets_an_error() {
     assert!(found.unwrap().is_clean());
     assert!(refused > 0);
     assert_eq!(rows(&db, "SELECT count(*) FROM t"), ["[Integer(1)]"]);
+}
+
+/// Opening and closing connections of a shared cache tells its open file of each of them
+/// (`SQLITE_FCNTL_PDB`), without the mutex that the others hold in their calls on it.
+#[test]
+fn opening_in_a_shared_cache_disturbs_nobody() {
+    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let seconds = if full { 20 } else { 2 };
+    for mode in ["WAL", "DELETE"] {
+        let home = Home::new();
+        let uri = format!("{}&cache=shared", home.uri(&home.path("main.db")));
+        let open = || {
+            let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(&uri, flags).unwrap()
+        };
+        let first = open();
+        first
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; PRAGMA cache_size=5; PRAGMA synchronous=OFF;
+                 CREATE TABLE t(a INTEGER PRIMARY KEY, b);
+                 WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 200)
+                 INSERT INTO t SELECT i, hex(randomblob(2000)) FROM i"
+            ))
+            .unwrap();
+        let over = AtomicBool::new(false);
+        let opened = std::thread::scope(|scope| {
+            let openers: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut opened = 0;
+                        while !over.load(Ordering::Relaxed) {
+                            drop(open());
+                            opened += 1;
+                        }
+                        opened
+                    })
+                })
+                .collect();
+            let end = Instant::now() + Duration::from_secs(seconds);
+            let mut done = Ok(());
+            let mut turn = 0;
+            while done.is_ok() && Instant::now() < end {
+                turn += 1;
+                done = first.execute_batch(
+                    "SELECT sum(length(b)) FROM t;
+                     BEGIN; UPDATE t SET b = b || '' WHERE a % 7 = 0; COMMIT",
+                );
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(done.is_ok(), "{mode}, turn {turn}: {done:?}");
+            openers.into_iter().map(|opener| opener.join().unwrap()).sum::<usize>()
+        });
+        assert!(opened > 10, "{mode}: {opened}");
+        assert_eq!(rows(&first, "PRAGMA integrity_check"), ["[Text(\"ok\")]"]);
+    }
 }

@@ -1,8 +1,10 @@
-//! A program without the library beside an application that has the database open: it may look, stay,
-//! try to write, checkpoint, end or be killed, before, between and after whatever the application does.
-//! It is told that the file is no database, no file changes under it, and nothing is lost.
+//! A program without the library beside an application that has the database open: it may look,
+//! stay, try to write, checkpoint, end or be killed, before, between and after whatever the
+//! application does. It is told that the file is no database, no file changes under it, and nothing
+//! is lost.
 //!
-//! `SQLITE_TDE_FULL=1` tries every order; otherwise a sample. `SQLITE_TDE_ONLY` names the one to repeat.
+//! `SQLITE_TDE_FULL=1` tries every order; otherwise a sample. `SQLITE_TDE_ONLY` names the one to
+//! repeat.
 
 #![cfg(unix)]
 
@@ -152,8 +154,8 @@ struct Case {
     steps: usize,
     /// It is killed then.
     killed: bool,
-    /// Steps of the application, and its end as one more, after which the stranger comes and goes. It
-    /// goes after the next process has used the database where that is one more still.
+    /// Steps of the application, and its end as one more, after which the stranger comes and goes.
+    /// It goes after the next process has used the database where that is one more still.
     comes: usize,
     goes: usize,
     /// It is killed, too.
@@ -403,8 +405,8 @@ fn nothing_is_lost_beside_a_stranger() {
     assert!(bad.is_empty(), "{} of {done} orders are bad:\n{}", bad.len(), bad.join("\n"));
 }
 
-/// A stale log of a plain database beside an encrypted one, and the reverse: neither is used, and neither is
-/// touched.
+/// A stale log of a plain database beside an encrypted one, and the reverse: neither is used, and
+/// neither is touched.
 #[test]
 fn logs_of_the_other_kind_are_left_alone() {
     let home = common::Home::with(|options| options.allow_plaintext(true));
@@ -462,8 +464,8 @@ fn the_log_has_the_mode_of_its_database() {
     }
 }
 
-/// Where plaintext is allowed, a file that is neither plain nor whole is refused, and what lies beside it is
-/// left alone: the keys may still be found.
+/// Where plaintext is allowed, a file that is neither plain nor whole is refused, and what lies
+/// beside it is left alone: the keys may still be found.
 #[test]
 fn a_damaged_file_does_not_pass_as_a_plain_one() {
     let home = common::Home::with(|options| options.allow_plaintext(true));

@@ -1,5 +1,6 @@
-//! Encryption adds no sync and takes none away: the base VFS is asked to sync the same files, with the
-//! same flags, in the same order as by plain SQLite, with and without the short cuts to the disk.
+//! Encryption adds no sync and takes none away: the base VFS is asked to sync the same files, with
+//! the same flags, in the same order as by plain SQLite, with and without the short cuts to the
+//! disk.
 
 mod common;
 #[path = "common/vfs.rs"]

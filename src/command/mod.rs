@@ -9,8 +9,8 @@
 //! | `protectors.rs` | adding, rotating and removing protectors |
 //! | `views.rs` | the table-valued functions |
 //!
-//! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: what is done already is
-//! answered, not done again.
+//! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: what is done already
+//! is answered, not done again.
 
 mod check;
 mod protectors;
@@ -43,7 +43,8 @@ pub(crate) trait Target {
     /// The database, and the file below it.
     fn parts(&mut self) -> Result<(&mut MainDb, &Self::Base)>;
 
-    /// Runs `work` while no other connection can change the envelope; waits up to `patience` for it.
+    /// Runs `work` while no other connection can change the envelope; waits up to `patience` for
+    /// it.
     fn exclusively<T>(
         &mut self,
         patience: Duration,
@@ -52,6 +53,9 @@ pub(crate) trait Target {
 
     /// Whether the connection is in a transaction, in which others may wait for its locks.
     fn is_in_transaction(&self) -> bool;
+
+    /// Whether nothing else than this tells of transactions, and none is being written.
+    fn is_idle(&self) -> bool;
 }
 
 /// Something to ask or do.
@@ -171,6 +175,16 @@ impl Command {
         }
     }
 
+    /// Whether it changes the envelope.
+    pub(crate) fn changes(&self) -> bool {
+        match self {
+            Self::Rotate { .. } | Self::Add(_) | Self::Set(_) | Self::Remove(_) => true,
+            Self::AutoRotate(on) => on.is_some(),
+            Self::Status | Self::Protectors | Self::Cipher | Self::Lock => false,
+            Self::VerifyProtectors | Self::CheckSecret(_) => false,
+        }
+    }
+
     /// Whether it may ask a provider or write the envelope, which a transaction of the same
     /// connection would make others wait for.
     fn needs_no_transaction(&self) -> bool {
@@ -226,6 +240,20 @@ pub(crate) fn pragma(
     run(target, &command)?.into_text().map(Some)
 }
 
+/// Refuses a change on a connection that asked for reading alone by `PRAGMA query_only`.
+///
+/// # Errors
+/// [`Error::ReadOnly`], always.
+pub(crate) fn refuse_on_query_only<T>(target: &mut impl Target) -> Result<T> {
+    let words = "PRAGMA query_only is on for this connection, and protectors are a change of the \
+                 database: turn it off first, or use another connection";
+    let error = Error::ReadOnly(words.into());
+    let (db, _) = target.parts()?;
+    let envelope = db.envelope().ok_or(Error::NotEncrypted)?;
+    protectors::refuse(db, envelope, &error);
+    Err(error)
+}
+
 /// Does what `command` says, and tells what came of it.
 pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer> {
     if command.needs_no_transaction() && target.is_in_transaction() {
@@ -244,7 +272,11 @@ pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer>
     }
     if *command != Command::VerifyProtectors {
         db.begin(base)?;
+        if target.is_idle() {
+            target.parts()?.0.transaction_begins();
+        }
     }
+    let (db, base) = target.parts()?;
     Ok(match command {
         Command::Status => Answer::Status(Box::new(status::status(db, base)?)),
         Command::Protectors => {

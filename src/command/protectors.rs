@@ -80,7 +80,8 @@ impl NewProtector {
         self
     }
 
-    /// Whoever opens the database through it may only read, as far as this software is what they use.
+    /// Whoever opens the database through it may only read, as far as this software is what they
+    /// use.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
@@ -117,8 +118,8 @@ pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
     })
 }
 
-/// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the place
-/// of `replace`, or of the first. It has the limits of the one whose place it takes.
+/// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the
+/// place of `replace`, or of the first. It has the limits of the one whose place it takes.
 pub(super) fn rotate_to(
     target: &mut impl Target,
     to: &str,
@@ -222,7 +223,7 @@ pub(super) fn auto_rotate(target: &mut impl Target, on: bool) -> Result<Change> 
     })
 }
 
-/// Makes `wanted` the protectors of the database, each wrapped anew, and none else.
+/// Makes `wanted` the protectors of the database, each wrapped anew, in this order and none else.
 pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<Change> {
     edit(target, |db, envelope| {
         if wanted.is_empty() || wanted.len() > PROTECTORS_MAX {
@@ -248,6 +249,7 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
                 None => Step::Add(record),
             });
         }
+        steps.push(Step::Order(wanted.iter().map(|new| new.name.clone()).collect()));
         Ok(Plan { steps, ..Plan::default() })
     })
 }
@@ -296,6 +298,8 @@ enum Step {
     Add(ProtectorRecord),
     Remove(ProtectorRecord),
     AutoRotate(bool),
+    /// Puts the protectors into the order of these names.
+    Order(Vec<String>),
 }
 
 #[derive(Default)]
@@ -380,6 +384,8 @@ fn record(
             Step::Add(new) => about(EventKind::AddProtector, new),
             Step::Remove(old) => about(EventKind::RemoveProtector, old),
             Step::AutoRotate(_) => Event::new(EventKind::Rotate),
+            // It comes with steps that are told.
+            Step::Order(_) => continue,
         };
         let detail = match step {
             Step::Replace(old, new) if old.name != new.name => {
@@ -401,7 +407,7 @@ fn record(
 }
 
 /// Tells the audit log of a change that is not allowed.
-fn refuse(db: &MainDb, envelope: &Envelope, error: &Error) {
+pub(super) fn refuse(db: &MainDb, envelope: &Envelope, error: &Error) {
     if matches!(error, Error::Usage(_) | Error::ReadOnly(_)) {
         db.auditor().note(&Event {
             file_id: Some(&envelope.file_id),
@@ -420,12 +426,12 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
             envelope.protectors.len() < PROTECTORS_MAX
                 && envelope.protectors.iter().all(|record| record.name != new.name)
         }
-        Step::AutoRotate(_) => true,
+        Step::AutoRotate(_) | Step::Order(_) => true,
     };
     let removed = |record: &ProtectorRecord| {
         let goes = |step: &Step| match step {
             Step::Remove(old) | Step::Replace(old, _) => old == record,
-            Step::Add(_) | Step::AutoRotate(_) => false,
+            Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => false,
         };
         steps.iter().any(goes)
     };
@@ -433,11 +439,11 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
         // One that only gets another key has the rights that it had.
         Step::Replace(old, new) => (old.read_only, old.not_after) != (new.read_only, new.not_after),
         Step::Remove(_) => true,
-        Step::Add(_) | Step::AutoRotate(_) => false,
+        Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => false,
     };
     let brings_a_writer = |step: &Step| match step {
         Step::Replace(_, new) | Step::Add(new) => may_write(new),
-        Step::Remove(_) | Step::AutoRotate(_) => false,
+        Step::Remove(_) | Step::AutoRotate(_) | Step::Order(_) => false,
     };
     let leaves_a_writer = !steps.iter().any(may_take_a_writer)
         || envelope.protectors.iter().any(|r| may_write(r) && !removed(r))
@@ -456,6 +462,9 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
                 Step::Add(new) => envelope.protectors.push(new.clone()),
                 Step::Remove(old) => envelope.protectors.retain(|record| record != old),
                 Step::AutoRotate(on) => envelope.manual_rotation = !on,
+                Step::Order(names) => envelope
+                    .protectors
+                    .sort_by_key(|record| names.iter().position(|name| *name == record.name)),
             }
         }
         if steps.iter().any(|step| !matches!(step, Step::AutoRotate(_))) {
@@ -466,7 +475,7 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
     for step in steps {
         match step {
             Step::Replace(old, new) => db.protector_became(old, new),
-            Step::Add(_) | Step::AutoRotate(_) => {}
+            Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => {}
             Step::Remove(old) => db.removed(old),
         }
     }

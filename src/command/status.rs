@@ -42,8 +42,8 @@ pub struct Status {
     pub encryption_state: u8,
     /// The protector through which this connection was opened.
     pub opened_through: String,
-    /// What the key provider said instead of an answer, where it was last asked in vain and the keys
-    /// still serve.
+    /// What the key provider said instead of an answer, where it was last asked in vain and the
+    /// keys still serve.
     pub outage: Option<String>,
     /// The copies of the envelope, `A` or `B`, that fail authentication or are older than the other
     /// one: a change of the protectors was cut off. Whoever opens the database for writing mends
@@ -191,6 +191,8 @@ pub(crate) fn page_size(db: &MainDb, size: &str) -> Result<()> {
         // Knowing of the trailer, SQLite takes it for 1024.
         Some(envelope) if size == 512 && envelope.page_size == 1024 => Ok(()),
         Some(_) if size == 512 => Err(Error::PageSize(size)),
+        // It is that of the copies which VACUUM INTO makes: nothing is ever written here.
+        Some(_) if db.is_never_written() => Ok(()),
         Some(envelope) if known && envelope.page_size != size => Err(Error::PageSizeChange),
         _ => Ok(()),
     }

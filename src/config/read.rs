@@ -1,7 +1,7 @@
 //! Reads tables of TOML so that each mistake is named with its line and field.
 //!
-//! What stands in the file is never repeated in a message: where a passphrase was written instead of
-//! the place to find it, the message must not carry it on.
+//! What stands in the file is never repeated in a message: where a passphrase was written instead
+//! of the place to find it, the message must not carry it on.
 
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};

@@ -263,6 +263,12 @@ impl Access {
         }
     }
 
+    /// Why there are no keys, if there are none.
+    pub(crate) fn loss(&self) -> Option<String> {
+        let lost = lock(&self.state).loss.is_some();
+        lost.then(|| self.reason())
+    }
+
     /// What the provider last said instead of an answer, while the keys serve all the same.
     pub(crate) fn outage_reason(&self) -> Option<String> {
         lock(&self.state).outage.clone()

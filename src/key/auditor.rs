@@ -14,8 +14,8 @@ use crate::provider::ProviderError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditPolicy {
-    /// A change to keys fails, and has changed nothing: creating a database; wrapping; adding, rotating
-    /// and removing a protector. So it is unless said.
+    /// A change to keys fails, and has changed nothing: creating a database; wrapping; adding,
+    /// rotating and removing a protector. So it is unless said.
     pub fail_key_changes: bool,
     /// Opening a database fails. Unless said it goes on, and SQLite's error log says so.
     pub fail_opens: bool,
@@ -133,6 +133,7 @@ pub(crate) fn is_tampering(error: &Error) -> bool {
     matches!(
         error,
         Error::EnvelopeDamaged(_)
+            | Error::EnvelopeOutdated { .. }
             | Error::PageAuthentication { .. }
             | Error::FrameAuthentication { .. }
             | Error::JournalAuthentication { .. }

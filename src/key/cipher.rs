@@ -1,5 +1,5 @@
-//! A [`PageCipher`] that can be taken away: its keys are gone as soon as the keyring is locked, also
-//! those of a connection that does nothing at the moment.
+//! A [`PageCipher`] that can be taken away: its keys are gone as soon as the keyring is locked,
+//! also those of a connection that does nothing at the moment.
 //!
 //! The lock of a slot is its connection's own. Only who locks the keyring ever waits for it.
 

@@ -106,14 +106,17 @@ impl Pins {
         Ok(())
     }
 
-    /// The database that is expected at `path`, a full one.
+    /// The database that is expected at `path`, a full one. SQLite before 3.39 resolves no link to
+    /// a directory in it, and a configuration may name links, so both are resolved here.
     pub(crate) fn at(&self, path: &Path) -> Option<FileId> {
+        if self.paths.is_empty() {
+            return None;
+        }
         if let Some(id) = self.paths.get(path) {
             return Some(*id);
         }
-        // SQLite resolves links; a configuration may name one.
-        let mut links = self.paths.iter();
-        links.find(|(pin, _)| std::fs::canonicalize(pin).is_ok_and(|pin| pin == path)).map(|f| *f.1)
+        let path = resolved(path, LINKS);
+        self.paths.iter().find(|(pin, _)| resolved(pin, LINKS) == path).map(|found| *found.1)
     }
 
     /// The databases that the protector of `record` is for, where the database `id` is none of
@@ -128,6 +131,21 @@ impl Pins {
     }
 }
 
+/// Links that are followed one after the other, as many as Linux does.
+const LINKS: u32 = 40;
+
+/// `path` without links, also where the file that it leads to is not there yet.
+fn resolved(path: &Path, links: u32) -> PathBuf {
+    if let Ok(path) = std::fs::canonicalize(path) {
+        return path;
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.into() };
+    match std::fs::read_link(path) {
+        Ok(target) if links > 0 => resolved(&parent.join(target), links - 1),
+        _ => resolved(parent, links).join(name),
+    }
+}
+
 /// That the file is the database `found`, and not one of those expected.
 pub(crate) fn wrong_file(found: &str, expected: &[FileId]) -> Error {
     let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
@@ -137,6 +155,44 @@ pub(crate) fn wrong_file(found: &str, expected: &[FileId]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As SQLite before 3.39 passes a path: with the links to directories in it.
+    #[cfg(unix)]
+    #[test]
+    fn a_pin_holds_through_links_on_either_side() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().canonicalize().unwrap().join(name);
+        std::fs::create_dir_all(at("real/inner")).unwrap();
+        symlink(at("real"), at("link")).unwrap();
+        symlink("link", at("second")).unwrap();
+        symlink("../real/inner/a.db", at("real/file.db")).unwrap();
+        symlink("loop.db", at("loop.db")).unwrap();
+        let names = [
+            "real/inner/a.db",
+            "link/inner/a.db",
+            "second/inner/a.db",
+            "second/inner/../inner/a.db",
+            "real/file.db",
+            "link/file.db",
+        ];
+        let id = FileId([7; LEN]);
+        for exists in [false, true] {
+            if exists {
+                std::fs::write(at("real/inner/a.db"), "").unwrap();
+            }
+            for pin in names {
+                let paths = [(at(pin), id)].into();
+                let pins = Pins { paths, ..Pins::default() };
+                for path in names {
+                    assert_eq!(pins.at(&at(path)), Some(id), "{pin}, {path}, {exists}");
+                }
+                for other in ["real/inner/b.db", "link/a.db", "loop.db", "none/a.db"] {
+                    assert_eq!(pins.at(&at(other)), None, "{pin}, {other}, {exists}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn an_id_is_32_digits() {

@@ -17,6 +17,7 @@ use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
 use super::identity::{self, wrong_file};
+use super::newest::{FileKey, Newest, NewestByFile};
 use super::opening::{check_protector, replaced};
 use super::protector::Protectors;
 use crate::audit::{Event, EventKind};
@@ -65,6 +66,7 @@ pub(crate) struct Keyring {
     lockings: AtomicU64,
     /// Where keys were given out to.
     slots: Mutex<Vec<Weak<Slot>>>,
+    newest: NewestByFile,
     pub(crate) access: Access,
     /// Records that newer ones are to replace, until a connection writes that into the envelope.
     pub(super) pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
@@ -158,6 +160,7 @@ impl Keyring {
             seen: Mutex::default(),
             lockings: AtomicU64::new(0),
             slots: Mutex::default(),
+            newest: NewestByFile::default(),
             access: Access::new(),
             pending: Mutex::default(),
             is_pending: AtomicBool::new(false),
@@ -165,7 +168,8 @@ impl Keyring {
         })
     }
 
-    /// A new database: its keyring, and its first envelope, which says nothing of the page size yet.
+    /// A new database: its keyring, and its first envelope, which says nothing of the page size
+    /// yet.
     pub(crate) fn create(
         protectors: &Protectors,
         protector: Option<&str>,
@@ -256,7 +260,8 @@ impl Keyring {
     /// Wipes the keys here and wherever they were given out to.
     pub(crate) fn lock(&self, loss: Loss) {
         let mut place = lock(&self.unlocked);
-        // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the reverse.
+        // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the
+        // reverse.
         self.access.lost(loss);
         self.lockings.fetch_add(1, Ordering::Release);
         *place = None;
@@ -296,6 +301,11 @@ impl Keyring {
         slots.push(Arc::downgrade(&slot));
         drop(slots);
         Cipher::new(Arc::clone(self), subkey, slot)
+    }
+
+    /// What the handles of `file` have seen of its envelope.
+    pub(crate) fn newest(&self, file: Option<FileKey>) -> Arc<Newest> {
+        self.newest.of(file)
     }
 
     /// The keys of one kind of block.

@@ -1,6 +1,6 @@
 //! What the providers are asked while a database is open: whether they still give its keys, and
-//! whether they have newer versions of their own. Whoever asks waits for them, so transactions leave it to
-//! a thread.
+//! whether they have newer versions of their own. Whoever asks waits for them, so transactions
+//! leave it to a thread.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -15,9 +15,9 @@ use crate::error::Error;
 use crate::provider::{ProviderError, WaitsFor};
 
 impl Keyring {
-    /// Asks the providers of the protectors whether they still give these keys, and locks the keyring
-    /// where they deny it, or have not answered for too long. Those that gave the keys are asked
-    /// first; who waits for a person is not asked.
+    /// Asks the providers of the protectors whether they still give these keys, and locks the
+    /// keyring where they deny it, or have not answered for too long. Those that gave the keys are
+    /// asked first; who waits for a person is not asked.
     pub(crate) fn revalidate(&self, protectors: &Protectors, envelope: &Envelope) {
         let Ok((current, context)) = self.dek() else { return };
         let mut order: Vec<&ProtectorRecord> = envelope.protectors.iter().collect();
@@ -59,6 +59,14 @@ impl Keyring {
                     self.lose(protectors, reason);
                 }
             }
+        }
+    }
+
+    /// There was no answer, for `reason`: the keys are lost where that lasts for longer than the
+    /// grace period.
+    pub(crate) fn unanswered(&self, protectors: &Protectors, reason: String) {
+        if self.access.outage(reason.clone(), &protectors.access) {
+            self.lose(protectors, reason);
         }
     }
 

@@ -10,9 +10,9 @@
 //! AAD = that of `wrap` with key version 1 | the first 24 bytes; integers are big-endian
 //! ```
 //!
-//! Whoever can write the database can write these numbers. They are checked against [`Cost`]'s bounds
-//! before the passphrase is asked for or memory is taken, so that a made-up blob costs at most
-//! 1 GiB and some seconds. What all blobs of an envelope may cost together is said by
+//! Whoever can write the database can write these numbers. They are checked against [`Cost`]'s
+//! bounds before the passphrase is asked for or memory is taken, so that a made-up blob costs at
+//! most 1 GiB and some seconds. What all blobs of an envelope may cost together is said by
 //! [`crate::AccessPolicy::derivation`].
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
@@ -58,8 +58,8 @@ pub struct Cost {
 
 impl Default for Cost {
     /// 64 MiB and 3 iterations, the second recommendation of RFC 9106, section 4, but in one lane
-    /// instead of four: here one thread fills them all, so that more lanes would save us nothing, and
-    /// someone who guesses on several cores some waiting.
+    /// instead of four: here one thread fills them all, so that more lanes would save us nothing,
+    /// and someone who guesses on several cores some waiting.
     fn default() -> Self {
         Self { memory_kib: 64 << 10, iterations: 3, parallelism: 1 }
     }
@@ -91,12 +91,12 @@ impl fmt::Display for Cost {
 ///
 /// The id of a key is a free label, bound to what it wraps, and named when the passphrase is asked
 /// for: "passphrase for recovery", or "new passphrase for recovery" where something is about to be
-/// wrapped with it. A passphrase has no versions: its version is always `1`, and another one takes its
-/// place by adding a protector and removing the old one.
+/// wrapped with it. A passphrase has no versions: its version is always `1`, and another one takes
+/// its place by adding a protector and removing the old one.
 ///
-/// Deriving takes some 0.15 seconds. The key that last wrapped or unwrapped stays in memory, so that
-/// the same blob is unwrapped again without asking; [`KeyProvider::forget`] wipes it. A passphrase
-/// that unwraps nothing is not kept, and never asked for again within a call.
+/// Deriving takes some 0.15 seconds. The key that last wrapped or unwrapped stays in memory, so
+/// that the same blob is unwrapped again without asking; [`KeyProvider::forget`] wipes it. A
+/// passphrase that unwraps nothing is not kept, and never asked for again within a call.
 pub struct Passphrase {
     source: SecretSource,
     cost: Cost,

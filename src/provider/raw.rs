@@ -24,9 +24,9 @@ const CHECK_LABEL: &[u8] = b"sqlite-tde v1 raw key check";
 /// refused: a key drawn at random never looks so, a passphrase or half a key in hexadecimal does.
 ///
 /// The id of the key is a free label, bound to what it wraps. Its version is a check value, 8
-/// hexadecimal digits of HKDF-SHA-256 over the key. It tells keys apart and a wrong one before it is
-/// tried. To rotate, put another key in the source's place, or name another provider with another
-/// source; the old key goes on opening what was copied before.
+/// hexadecimal digits of HKDF-SHA-256 over the key. It tells keys apart and a wrong one before it
+/// is tried. To rotate, put another key in the source's place, or name another provider with
+/// another source; the old key goes on opening what was copied before.
 #[derive(Debug, Clone)]
 pub struct RawKey {
     source: SecretSource,

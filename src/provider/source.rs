@@ -67,8 +67,8 @@ impl SecretSource {
     /// The secret; one line end behind it does not count.
     ///
     /// # Errors
-    /// [`ProviderError::NotHere`] where there is none, [`ProviderError::LoosePermissions`] for a file
-    /// that others may read, [`ProviderError::Unreachable`] for what else the system said, and
+    /// [`ProviderError::NotHere`] where there is none, [`ProviderError::LoosePermissions`] for a
+    /// file that others may read, [`ProviderError::Unreachable`] for what else the system said, and
     /// [`ProviderError::Damaged`] for one that is empty or over 4096 bytes.
     pub fn read(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         let mut secret = self.fetch(what)?;

@@ -1,5 +1,5 @@
-//! Key bytes as a type: wiped when dropped, never printed, never copied, never compared, locked into
-//! memory and left out of core dumps where the platform does that ([`memory`] tells).
+//! Key bytes as a type: wiped when dropped, never printed, never copied, never compared, locked
+//! into memory and left out of core dumps where the platform does that ([`memory`] tells).
 //!
 //! Every place that touches the bytes says [`Secret::expose`], which is what a reviewer greps for.
 

@@ -14,8 +14,8 @@ pub(crate) const BLOCKS: usize = 8192;
 /// What those of AES on many blocks need: it works on 64 at a time, in several copies.
 pub(crate) const STREAMS: usize = 16384;
 
-/// Does `work` and wipes the stack that it used, `DEPTH` bytes deep. What it answers must not hold a
-/// key itself.
+/// Does `work` and wipes the stack that it used, `DEPTH` bytes deep. What it answers must not hold
+/// a key itself.
 pub(crate) fn without_trace<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {
     let answer = apart(work);
     wipe::<DEPTH>();

@@ -103,8 +103,8 @@ pub(crate) trait Suite {
         plain: &mut [u8],
     ) -> Result<(), Unauthentic>;
 
-    /// As [`Suite::open`], where the ciphertext lies: the first `len` bytes of `block`, which goes on
-    /// for at least as long as a tag. After a failure those `len` bytes are ciphertext or zeros.
+    /// As [`Suite::open`], where the ciphertext lies: the first `len` bytes of `block`, which goes
+    /// on for at least as long as a tag. After a failure those `len` bytes are ciphertext or zeros.
     fn open_in_place(
         &self,
         nonce: &[u8],
@@ -146,8 +146,8 @@ impl SuiteKey {
         }
     }
 
-    /// The bytes of `nonce` that choose the schedule: those of the same choice have the same one, and
-    /// others another, for GCM's tag does not cover the half of the nonce that chose its key.
+    /// The bytes of `nonce` that choose the schedule: those of the same choice have the same one,
+    /// and others another, for GCM's tag does not cover the half of the nonce that chose its key.
     #[inline]
     pub(crate) fn choice(&self, nonce: &[u8]) -> Choice {
         match self {

@@ -149,6 +149,24 @@ pub(super) unsafe fn is_in_transaction(db: *mut ffi::sqlite3) -> bool {
     unsafe { (sqlite().get_autocommit)(db) == 0 }
 }
 
+/// Whether no statement of `db` runs.
+///
+/// # Safety
+/// `db` is open, and this thread holds its mutex.
+pub(super) unsafe fn is_idle(db: *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above; what follows the last statement is NULL.
+    unsafe {
+        let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
+        while !statement.is_null() {
+            if (sqlite().stmt_busy)(statement) != 0 {
+                return false;
+            }
+            statement = (sqlite().next_stmt)(db, statement);
+        }
+    }
+    true
+}
+
 /// Whether a statement of `db` runs that may write to a database.
 ///
 /// # Safety
@@ -324,6 +342,32 @@ pub(super) unsafe fn databases(db: *mut ffi::sqlite3) -> Result<Vec<(i64, String
     // SAFETY: `db` is open; nobody frees a message that is not asked for.
     let code = unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
     if code == ffi::SQLITE_OK { Ok(list) } else { Err(Error::Base(code)) }
+}
+
+/// Whether `PRAGMA query_only` is on for `db`. Where an authorizer refuses to say, it is off.
+///
+/// # Safety
+/// `db` is open, and used by this thread.
+pub(super) unsafe fn is_query_only(db: *mut ffi::sqlite3) -> bool {
+    unsafe extern "C" fn row(
+        on: *mut c_void,
+        count: c_int,
+        values: *mut *mut c_char,
+        _names: *mut *mut c_char,
+    ) -> c_int {
+        // SAFETY: `on` is the flag below; a row has one NUL-terminated text.
+        unsafe {
+            if count == 1 && !(*values).is_null() {
+                *on.cast::<bool>() = CStr::from_ptr(*values) != c"0";
+            }
+        }
+        0
+    }
+    let mut on = false;
+    let (sql, out) = (c"PRAGMA query_only", ptr::from_mut(&mut on).cast());
+    // SAFETY: `db` is open; nobody frees a message that is not asked for.
+    unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
+    on
 }
 
 /// Adds a table of `module` that is there by its name.

@@ -46,8 +46,8 @@ impl Place {
         self.name
     }
 
-    /// Runs `work` on the journal of this database, which is opened for reading; `false` where there
-    /// is none.
+    /// Runs `work` on the journal of this database, which is opened for reading; `false` where
+    /// there is none.
     ///
     /// # Safety
     /// This is the place of a main database that is open.
@@ -93,8 +93,8 @@ impl BaseFile {
     /// What the VFS answers.
     ///
     /// # Safety
-    /// `vfs` is registered; the other arguments are such as SQLite passes to xOpen, and `name` lives
-    /// until the file is closed.
+    /// `vfs` is registered; the other arguments are such as SQLite passes to xOpen, and `name`
+    /// lives until the file is closed.
     pub(super) unsafe fn open(
         vfs: *mut ffi::sqlite3_vfs,
         name: *const c_char,
@@ -119,9 +119,9 @@ impl BaseFile {
         self.file
     }
 
-    /// Has the base map the file, where it was told to; it then reads from there. The page itself is
-    /// given back at once: others can change what lies in a mapping at any moment, so it is copied
-    /// before it is verified.
+    /// Has the base map the file, where it was told to; it then reads from there. The page itself
+    /// is given back at once: others can change what lies in a mapping at any moment, so it is
+    /// copied before it is verified.
     pub(super) fn map(&mut self, at: i64, len: c_int) -> Result<()> {
         let mut page = std::ptr::null_mut();
         done(call!(self, xFetch, at, len, &mut page))?;
@@ -245,6 +245,15 @@ impl BaseFile {
         call!(self, xCheckReservedLock, out)
     }
 
+    /// Whether the base says that the name with which the file was opened still leads to it.
+    pub(super) fn is_at_its_name(&self) -> bool {
+        let mut moved: c_int = 1;
+        let out: *mut c_int = &mut moved;
+        // SAFETY: this op writes an int through its argument.
+        let code = unsafe { self.file_control(ffi::SQLITE_FCNTL_HAS_MOVED, out.cast()) };
+        code == ffi::SQLITE_OK && moved == 0
+    }
+
     /// # Safety
     /// `arg` is what SQLite passed with `op`.
     pub(super) unsafe fn file_control(&self, op: c_int, arg: *mut c_void) -> c_int {
@@ -254,7 +263,8 @@ impl BaseFile {
 
 impl Drop for BaseFile {
     fn drop(&mut self) {
-        // SAFETY: `open` allocated the file with this length; where its methods are set, it is open.
+        // SAFETY: `open` allocated the file with this length; where its methods are set, it is
+        // open.
         unsafe {
             if !(*self.file).pMethods.is_null() {
                 self.close();

@@ -1,5 +1,5 @@
-//! What is reached through a connection: the SQL functions and tables it gets, and the file behind a
-//! schema.
+//! What is reached through a connection: the SQL functions and tables it gets, and the file behind
+//! a schema.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 
@@ -113,7 +113,14 @@ unsafe extern "C" fn tde_command(
 /// `db` is open.
 pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command) -> Result<Answer> {
     // SAFETY: as above.
-    unsafe { with_open_file(db, schema, |open| command::run(open, command)) }
+    unsafe {
+        // Asked before the file is entered: SQLite tells the file of each PRAGMA.
+        let refused = command.changes() && api::is_query_only(db);
+        with_open_file(db, schema, |open| match refused {
+            true => command::refuse_on_query_only(open),
+            false => command::run(open, command),
+        })
+    }
 }
 
 /// The databases of `db`, and what is known of their keys.
@@ -150,7 +157,8 @@ pub(super) struct Errand<'a> {
 }
 
 impl Errand<'_> {
-    /// The errand behind the argument of [`ERRAND`]; `None` where another copy of the library sent it.
+    /// The errand behind the argument of [`ERRAND`]; `None` where another copy of the library sent
+    /// it.
     ///
     /// # Safety
     /// `arg` is the argument of [`ERRAND`], until that returns.
@@ -220,8 +228,8 @@ mod with_rusqlite {
         unsafe { run(connection.handle(), schema, command) }
     }
 
-    /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock, with what
-    /// its write-ahead log holds.
+    /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock, with
+    /// what its write-ahead log holds.
     pub(crate) fn with_database_and_log<T>(
         connection: &rusqlite::Connection,
         schema: &str,

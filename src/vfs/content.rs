@@ -33,6 +33,10 @@ impl Content {
         parent: Option<&mut OpenFile>,
         flags: c_int,
     ) -> Result<()> {
+        let mut parent = parent;
+        if let Some(parent) = parent.as_deref_mut() {
+            parent.before_journal(kind, flags)?;
+        }
         let db = match (kind, parent.map(|open| &mut open.content)) {
             (FileKind::MainJournal | FileKind::Wal, Some(Self::Db(db))) => db,
             (FileKind::MainJournal | FileKind::Wal, _) => {

@@ -8,9 +8,9 @@
 //! SQLite refuses RESERVED in WAL mode where several processes have the log. Which mode it is says
 //! page 1, read under a SHARED lock: while somebody holds that, nobody changes the mode.
 //!
-//! A RESERVED lock tells readers that a journal is in use. Held beside one that a crash left, it would
-//! keep them from rolling that back. So a hot journal is looked for first; while SHARED is held, none
-//! comes into being over a changed database.
+//! A RESERVED lock tells readers that a journal is in use. Held beside one that a crash left, it
+//! would keep them from rolling that back. So a hot journal is looked for first; while SHARED is
+//! held, none comes into being over a changed database.
 
 use std::ffi::c_int;
 use std::sync::atomic::Ordering;
@@ -34,8 +34,8 @@ const CHECKPOINT: c_int = 1;
 /// How long to wait between two attempts: others wait for turns of their own.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// A journal may only look hot, where a writer begins or ends between two looks. It is where it looks so
-/// this many times in a row.
+/// A journal may only look hot, where a writer begins or ends between two looks. It is where it
+/// looks so this many times in a row.
 const HOT: usize = 20;
 
 /// What became of one attempt.
@@ -109,6 +109,14 @@ impl command::Target for OpenFile {
             _ => self.lock >= ffi::SQLITE_LOCK_RESERVED,
         }
     }
+
+    fn is_idle(&self) -> bool {
+        let place = self.connection.load(Ordering::Acquire);
+        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so
+        // does the connection.
+        let idle = unsafe { place.as_ref().is_some_and(|&db| !db.is_null() && api::is_idle(db)) };
+        idle && !self.is_in_transaction()
+    }
 }
 
 impl OpenFile {
@@ -172,7 +180,8 @@ impl OpenFile {
         }
     }
 
-    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte counts.
+    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte
+    /// counts.
     fn has_hot_journal(&self) -> Result<bool> {
         let mut reserved = 0;
         // SAFETY: `reserved` is an int.

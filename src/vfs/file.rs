@@ -5,6 +5,7 @@
 //! ```
 //! SQLite allocates it, zeroed and aligned to 8 bytes. The base VFS's file is in memory of ours.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use super::kin::{WHO, answer_who};
 use super::open::OpenFile;
 use super::shared::{Entered, Shared};
 use super::{api, guard, names};
-use crate::error::{Error, Result};
+use crate::command::{self, Command};
+use crate::error::{Error, Result, last_error};
 
 /// Our part of an sqlite3_file.
 #[repr(C, align(8))]
@@ -178,8 +180,8 @@ unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
 
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
     guard(|| {
-        // A database that does not lock (`nolock=1`) is asked for its size before anything is written.
-        // SAFETY: SQLite called xFileSize on `file`.
+        // A database that does not lock (`nolock=1`) is asked for its size before anything is
+        // written. SAFETY: SQLite called xFileSize on `file`.
         unsafe { ask_for_reserve(file)? };
         // SAFETY: see `opened`; `out` points to one integer.
         unsafe { *out = opened(file)?.size()? as i64 };
@@ -222,8 +224,8 @@ unsafe fn ask_for_reserve(file: File) -> Result<()> {
     // A pager that has a lock and changes its page size calls xFileSize before it is done.
     // SAFETY: see `opened`; the borrow ends before SQLite is called back.
     unsafe { opened(file)?.reserves = true };
-    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does its
-    // name.
+    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
+    // its name.
     let told = unsafe { api::reserve_bytes_of(*connection, name) };
     // SAFETY: see `opened`.
     unsafe { opened(file)?.reserves = false };
@@ -265,6 +267,9 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
             // `PRAGMA page_size=512`: told in time of the trailer, SQLite makes it 1024 by itself.
             // A host that cannot be told gets its error where the database is locked.
             let _ = ask_for_reserve(file);
+            if let Some(code) = pragma_without_file(file, arg.cast()) {
+                return Ok(code);
+            }
         }
         if op == ffi::SQLITE_FCNTL_PDB {
             let shared = &*(*file.cast::<TdeFile>()).shared;
@@ -320,17 +325,63 @@ unsafe fn name_vfs(arg: *mut *mut c_char) {
     }
 }
 
+/// Name and value of a PRAGMA.
+///
+/// # Safety
+/// `arg` is that of `SQLITE_FCNTL_PRAGMA`: result, name, value or NULL.
+unsafe fn name_and_value<'a>(arg: *mut *mut c_char) -> (Cow<'a, str>, Option<Cow<'a, str>>) {
+    // SAFETY: as above.
+    unsafe {
+        let name = CStr::from_ptr(*arg.add(1)).to_string_lossy();
+        let value = *arg.add(2);
+        (name, (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy()))
+    }
+}
+
+/// Answers a PRAGMA of ours for which SQLite is asked in turn, or which needs no open file; `None`
+/// for another one.
+///
+/// # Safety
+/// SQLite called xFileControl on `file` with this `arg` of `SQLITE_FCNTL_PRAGMA`.
+unsafe fn pragma_without_file(file: File, arg: *mut *mut c_char) -> Option<c_int> {
+    // SAFETY: as above.
+    let (name, value) = unsafe { name_and_value(arg) };
+    let name = name.to_ascii_lowercase();
+    if !name.starts_with("tde_") {
+        return None;
+    }
+    // Where the schema cannot be read, SQLite from 3.49 on prepares no call of the function.
+    if (name.as_str(), &value) == ("tde_last_error", &None) {
+        let text = last_error().map_or(ptr::null_mut(), |text| api::sqlite_string(&text));
+        // SAFETY: SQLite frees the string in the first place.
+        unsafe { *arg = text };
+        return Some(ffi::SQLITE_OK);
+    }
+    if !Command::parse(&name, value.as_deref()).is_ok_and(|command| command.changes()) {
+        return None;
+    }
+    // SAFETY: see `opened`; the borrow ends before SQLite is called back. SQLITE_FCNTL_PDB gave the
+    // place, which lives as long as the open file, and so does the connection.
+    let refused: Result<()> = unsafe {
+        let place = opened(file).ok()?.connection.load(Ordering::Acquire);
+        if place.is_null() || (*place).is_null() || !api::is_query_only(*place) {
+            return None;
+        }
+        command::refuse_on_query_only(&mut *opened(file).ok()?)
+    };
+    let text = refused.err()?.to_string();
+    // SAFETY: as above.
+    unsafe { *arg = api::sqlite_string(&text) };
+    Some(ffi::SQLITE_ERROR)
+}
+
 /// Answers a PRAGMA of ours; `None` for one that is SQLite's.
 ///
 /// # Safety
 /// `arg` is that of `SQLITE_FCNTL_PRAGMA`: result, name, value or NULL.
 unsafe fn pragma(open: &mut OpenFile, arg: *mut *mut c_char) -> Option<c_int> {
     // SAFETY: as above.
-    let (name, value) = unsafe {
-        let name = CStr::from_ptr(*arg.add(1)).to_string_lossy();
-        let value = *arg.add(2);
-        (name, (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy()))
-    };
+    let (name, value) = unsafe { name_and_value(arg) };
     let (text, code) = match open.pragma(&name, value.as_deref()) {
         Ok(None) => return None,
         Ok(Some(answer)) => (answer, ffi::SQLITE_OK),
@@ -412,8 +463,8 @@ unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
     })
 }
 
-/// A page of ours is never in the file as SQLite sees it, so there is nothing to point to; but SQLite
-/// wants a mapping, and what it reads next comes from there.
+/// A page of ours is never in the file as SQLite sees it, so there is nothing to point to; but
+/// SQLite wants a mapping, and what it reads next comes from there.
 unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_void) -> c_int {
     // SAFETY: see `opened`; `out` points to a pointer.
     guard(|| unsafe {

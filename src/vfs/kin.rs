@@ -1,9 +1,9 @@
-//! Telling VFSs of this library, of whatever copy of it, from others: none of them may be the base of
-//! another, or rows would be enciphered twice and be unreadable to each of them alone.
+//! Telling VFSs of this library, of whatever copy of it, from others: none of them may be the base
+//! of another, or rows would be enciphered twice and be unreadable to each of them alone.
 //!
-//! One process can hold several copies of the library, loaded from different files; nothing in their
-//! memory may be touched. They are asked through SQLite's own interface, where anybody else answers
-//! that there is no such thing:
+//! One process can hold several copies of the library, loaded from different files; nothing in
+//! their memory may be touched. They are asked through SQLite's own interface, where anybody else
+//! answers that there is no such thing:
 //!
 //! | who is asked | question | answer |
 //! |---|---|---|

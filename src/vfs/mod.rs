@@ -19,8 +19,8 @@
 //! | `api.rs` | every call into SQLite |
 //! | `routines.rs` | how SQLite's routines are reached: linked in, or through a host's table |
 //!
-//! Each callback is `guard(|| one call)`: a panic becomes `SQLITE_IOERR`, an [`enum@Error`] becomes its
-//! code from the one table, a line in SQLite's log, and what `tde_last_error()` says.
+//! Each callback is `guard(|| one call)`: a panic becomes `SQLITE_IOERR`, an [`enum@Error`] becomes
+//! its code from the one table, a line in SQLite's log, and what `tde_last_error()` says.
 
 mod api;
 mod base;
@@ -53,6 +53,7 @@ use crate::file::FileKind;
 use crate::file::main_db::Wishes;
 use crate::file::tuning::switch;
 use crate::key::identity::FileId;
+use crate::key::newest::FileKey;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
 use content::Content;
@@ -252,8 +253,8 @@ unsafe fn open_inside(
         _ => None,
     };
     let mut got = flags;
-    // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as long
-    // as the file is open.
+    // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as
+    // long as the file is open.
     let base = unsafe {
         let name = called.as_ref().map_or(name, |called| called.as_ptr());
         let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
@@ -267,6 +268,8 @@ unsafe fn open_inside(
     if kind == FileKind::MainDb {
         // SAFETY: `name` is that of a main database.
         wishes.read_only = unsafe { is_never_written(&base, name, flags, &got) };
+        // SAFETY: as above.
+        wishes.file = unsafe { file_key(&base, name) };
     }
     let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
     let offers = Offers::of(&base);
@@ -286,8 +289,8 @@ unsafe fn open_inside(
     }
     let shared = Shared::new(open);
     shared.enter()?.link(&shared)?;
-    // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose forgets
-    // the file.
+    // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose
+    // forgets the file.
     unsafe {
         TdeFile::install(file, shared, offers);
         if kind == FileKind::MainDb {
@@ -298,6 +301,31 @@ unsafe fn open_inside(
         }
     }
     Ok(ffi::SQLITE_OK)
+}
+
+/// Which file of the operating system `base` is, that was opened as `name`; `None` where the base
+/// does not say that the name still leads to it.
+///
+/// # Safety
+/// `name` was passed to the base's xOpen, and came back.
+unsafe fn file_key(base: &BaseFile, name: *const c_char) -> Option<FileKey> {
+    // SAFETY: as above.
+    let path = unsafe { CStr::from_ptr(name) };
+    let key = key_at(path)?;
+    base.is_at_its_name().then_some(key)
+}
+
+#[cfg(unix)]
+fn key_at(path: &CStr) -> Option<FileKey> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let path = Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()));
+    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
+#[cfg(not(unix))]
+fn key_at(_: &CStr) -> Option<FileKey> {
+    None
 }
 
 /// Whether nothing is ever to be written to a main database: it could be opened for reading alone,
@@ -331,8 +359,8 @@ fn is_true(value: &str) -> bool {
     }
 }
 
-/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the library
-/// would take for its log.
+/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the
+/// library would take for its log.
 ///
 /// # Safety
 /// `name` is that of a main database, as SQLite passed it to xOpen, and `base` is a registered VFS.

@@ -19,7 +19,7 @@ use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
 use crate::file::wal::{Demand, Parent, Recovered, Salts};
-use crate::file::{Filled, Storage};
+use crate::file::{FileKind, Filled, Storage};
 
 /// Characteristics that hold for the base file and not for ours: a page of ours is more than one
 /// write where the file grows, and a record is not appended by itself.
@@ -34,6 +34,12 @@ const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
     | ffi::SQLITE_IOCAP_ATOMIC64K
     | ffi::SQLITE_IOCAP_SAFE_APPEND
     | ffi::SQLITE_IOCAP_BATCH_ATOMIC;
+
+/// What every pager reads of a database file before anything else.
+const SQLITE_HEADER: usize = 100;
+
+/// What SQLite reads of a journal's header, to play the journal back.
+const JOURNAL_HEADER: u64 = 28;
 
 /// Another open file that belongs to this one; none where there is none.
 pub(super) type Link = Option<Arc<Shared>>;
@@ -69,9 +75,24 @@ unsafe fn is_writing(place: *mut *mut ffi::sqlite3) -> bool {
     unsafe { !place.is_null() && !(*place).is_null() && api::is_writing(*place) }
 }
 
-/// Where the connection has the file for itself, nothing but its reads tells of a transaction.
-fn watch(lock: c_int, db: &mut MainDb, base: &BaseFile) -> Result<()> {
-    if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { Ok(()) }
+/// Before a read of the database file or its log. Where the connection has the file for itself,
+/// nothing but its reads tells of a transaction.
+fn before_read(lock: c_int, db: &MainDb, base: &BaseFile) -> Result<()> {
+    if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { db.check_transaction() }
+}
+
+/// Before a read of `len` bytes at `at` of the database file while SQLite holds no lock.
+fn before_read_without_lock(db: &mut MainDb, base: &BaseFile, at: u64, len: usize) -> Result<()> {
+    // Every pager looks at the header when it is made.
+    if (at, len) == (0, SQLITE_HEADER) {
+        return Ok(());
+    }
+    if !db.begins_without_lock(at, len) {
+        return db.watch(base);
+    }
+    db.begin(base)?;
+    db.transaction_begins();
+    Ok(())
 }
 
 /// What `log` demands of the file of its database, of which `shm` is the wal-index;
@@ -204,7 +225,12 @@ impl OpenFile {
     fn read_content(&mut self, buf: &mut [u8], at: u64) -> Result<c_int> {
         let filled = match &mut self.content {
             Content::Db(db) => {
-                watch(self.lock, db, &self.base)?;
+                match self.lock {
+                    ffi::SQLITE_LOCK_NONE => {
+                        before_read_without_lock(db, &self.base, at, buf.len())?;
+                    }
+                    lock => before_read(lock, db, &self.base)?,
+                }
                 let filled = db.read(&self.base, buf, at)?;
                 if filled == Filled::Short && self.log.is_some() {
                     self.check_size()?;
@@ -212,6 +238,11 @@ impl OpenFile {
                 filled
             }
             Content::Journal(journal) => {
+                if at < JOURNAL_HEADER
+                    && let Content::Db(db) = &mut parent_of(&self.parent)?.content
+                {
+                    db.undo_starts();
+                }
                 let starts = journal.starts_playback(&self.base, buf.len(), at)?;
                 if starts && let Content::Db(db) = &parent_of(&self.parent)?.content {
                     db.check_journal()?;
@@ -224,10 +255,9 @@ impl OpenFile {
                 filled
             }
             Content::Wal(wal) => {
-                let mut parent = parent_of(&self.parent)?;
-                let OpenFile { content, lock, base, .. } = &mut *parent;
-                if let Content::Db(db) = content {
-                    watch(*lock, db, base)?;
+                let parent = parent_of(&self.parent)?;
+                if let Content::Db(db) = &parent.content {
+                    before_read(parent.lock, db, &parent.base)?;
                 }
                 wal.read(&self.base, &*parent, buf, at)?
             }
@@ -258,6 +288,7 @@ impl OpenFile {
                 let parent = parent_of(&self.parent)?;
                 if let Content::Db(db) = &parent.content {
                     db.check_rights()?;
+                    db.check_transaction()?;
                 }
                 wal.write(&self.base, &*parent, bytes, at)?;
             }
@@ -352,6 +383,12 @@ impl OpenFile {
         if held == ffi::SQLITE_LOCK_NONE {
             self.begin()?;
         }
+        // The last checkpoint, when a connection to a log is closed: no lock on the wal-index tells
+        // of it. It fails by itself where there are no keys.
+        let closes = held == ffi::SQLITE_LOCK_SHARED && level == ffi::SQLITE_LOCK_EXCLUSIVE;
+        if closes && self.log.is_some() && self.shm.held == 0 {
+            let _ = self.begin();
+        }
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         if held == ffi::SQLITE_LOCK_NONE && db.has_no_page() {
             // What is wrong with it shows under the lock; while it is being created, nothing is.
@@ -372,7 +409,11 @@ impl OpenFile {
             db.prepare()?;
         }
         // A rollback of what a crash left goes straight to EXCLUSIVE.
-        if level == ffi::SQLITE_LOCK_RESERVED { db.check_rights() } else { Ok(()) }
+        if level == ffi::SQLITE_LOCK_RESERVED {
+            db.check_transaction()?;
+            return db.check_rights();
+        }
+        Ok(())
     }
 
     /// Takes the first lock, which SQLite has as SHARED. Where another connection has created the
@@ -408,8 +449,16 @@ impl OpenFile {
     fn begin(&mut self) -> Result<()> {
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         db.begin(&self.base)?;
+        db.transaction_begins();
         self.rotate_by_itself();
         Ok(())
+    }
+
+    /// A journal or log of this database file is about to be opened. Without locks (`nolock=1`) it is
+    /// the look for one that a crash left with which a transaction begins.
+    pub(super) fn before_journal(&mut self, kind: FileKind, flags: c_int) -> Result<()> {
+        let looks = kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_CREATE == 0;
+        if looks && self.lock == ffi::SQLITE_LOCK_NONE { self.begin() } else { Ok(()) }
     }
 
     /// Writes what a background check has wrapped under newer keys. Nobody asked for it, so nobody
@@ -527,7 +576,16 @@ impl OpenFile {
         }
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
-        db.write(&self.base, bytes, at, may_wait, &mut || demand_of(&self.log, &self.shm))?;
+        let mut demand = || demand_of(&self.log, &self.shm);
+        match db.write(&self.base, bytes, at, may_wait, &mut demand) {
+            // With `journal_mode=MEMORY` what a rollback puts back is nowhere else. It needs the keys,
+            // and so does a page that is written before the transaction is refused.
+            Err(Error::Inaccessible(_)) if self.journal.is_none() && self.log.is_none() => {
+                db.begin(&self.base)?;
+                db.write(&self.base, bytes, at, may_wait, &mut demand)?;
+            }
+            written => written?,
+        }
         self.assert_journal_is_there();
         Ok(())
     }

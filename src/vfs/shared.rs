@@ -1,10 +1,10 @@
 //! An open file as SQLite's handle of it and the files that belong to it share it.
 //!
 //! A database, its log and its journal reach each other: the log asks the wal-index, a write to the
-//! database flushes the journal. SQLite holds one mutex over all three, so one thread at a time is in
-//! a call on any of them. Two things could still meet an open file that is in use: a key provider or
-//! a hook that uses the connection which waits for it, and a host that uses a connection in two
-//! threads against SQLite's rules. Both get an error here.
+//! database flushes the journal. SQLite holds one mutex over all three, so one thread at a time is
+//! in a call on any of them. Two things could still meet an open file that is in use: a key
+//! provider or a hook that uses the connection which waits for it, and a host that uses a
+//! connection in two threads against SQLite's rules. Both get an error here.
 //!
 //! Invariants
 //! 1. At most one [`Entered`] of an open file exists.
@@ -56,13 +56,15 @@ impl Shared {
         self.base
     }
 
-    /// Notes where SQLite keeps the connection that uses the file. It says so for a connection that it
-    /// just added to a shared cache, without the mutex under which another thread may be in the file.
+    /// Notes where SQLite keeps the connection that uses the file. It says so for a connection that
+    /// it just added to a shared cache, without the mutex under which another thread may be in the
+    /// file.
     pub(super) fn used_by(&self, connection: *mut *mut libsqlite3_sys::sqlite3) {
         self.connection.store(connection, Ordering::Release);
     }
 
-    /// The name that a database file was opened with, which lives until xClose; NULL for other files.
+    /// The name that a database file was opened with, which lives until xClose; NULL for other
+    /// files.
     pub(super) fn name(&self) -> *const c_char {
         self.name
     }

@@ -25,7 +25,10 @@ impl OpenFile {
     /// wrote to the database file and before it commits, whatever `synchronous` says.
     pub(super) fn before_commit(&mut self) -> Result<()> {
         match &mut self.content {
-            Content::Db(db) => db.before_commit(&self.base),
+            Content::Db(db) => {
+                db.check_commit()?;
+                db.before_commit(&self.base)
+            }
             _ => Ok(()),
         }
     }

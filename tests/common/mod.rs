@@ -9,8 +9,8 @@ use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, Options, Tuning};
 
-/// A registration under `name`. `SQLITE_TDE_SHORTCUTS=off` makes a test do without the short cuts to the
-/// disk.
+/// A registration under `name`. `SQLITE_TDE_SHORTCUTS=off` makes a test do without the short cuts
+/// to the disk.
 pub fn options(name: &str) -> Options {
     let off = std::env::var_os("SQLITE_TDE_SHORTCUTS").is_some_and(|value| value == "off");
     Options::new().name(name).tuning(if off { Tuning::OFF } else { Tuning::default() })

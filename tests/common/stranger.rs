@@ -111,8 +111,8 @@ impl Peer {
     }
 }
 
-/// What is done to the database in a program that cannot read it. `DB` stands for its path, `OUT` for a
-/// file elsewhere. A line that starts with a dot is the shell's.
+/// What is done to the database in a program that cannot read it. `DB` stands for its path, `OUT`
+/// for a file elsewhere. A line that starts with a dot is the shell's.
 pub const ACTIONS: [(&str, &[&str]); 10] = [
     ("look", &["SELECT count(*) FROM sqlite_schema;"]),
     ("attach", &["ATTACH 'DB' AS again;", "SELECT * FROM again.sqlite_schema;"]),
@@ -126,8 +126,8 @@ pub const ACTIONS: [(&str, &[&str]); 10] = [
     ("write", &["BEGIN IMMEDIATE;", "CREATE TABLE z(a);", "COMMIT;"]),
 ];
 
-/// Programs without the library that look at databases, one after the other: they stay for a while, and end
-/// or are killed.
+/// Programs without the library that look at databases, one after the other: they stay for a while,
+/// and end or are killed.
 pub struct Stranger {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64, String>>,

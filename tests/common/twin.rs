@@ -1,6 +1,6 @@
-//! The same work in an encrypted database and, page for page alike, in a plain one. What SQLite makes
-//! of a damaged log or journal is then not a matter of opinion: an encrypted database whose log was
-//! tampered with must show what the plain one shows whose log ends at that place.
+//! The same work in an encrypted database and, page for page alike, in a plain one. What SQLite
+//! makes of a damaged log or journal is then not a matter of opinion: an encrypted database whose
+//! log was tampered with must show what the plain one shows whose log ends at that place.
 #![allow(dead_code)] // each test file uses its part
 
 use std::collections::HashMap;
@@ -60,7 +60,8 @@ impl Files {
     }
 }
 
-/// What the log of one of the databases of [`Twin`] or [`Judge`] is called: they tell by their directory.
+/// What the log of one of the databases of [`Twin`] or [`Judge`] is called: they tell by their
+/// directory.
 fn log_of(path: &Path) -> &'static str {
     if path.parent().is_some_and(|dir| dir.ends_with(SEALED)) { "-tdewal" } else { "-wal" }
 }
@@ -298,8 +299,8 @@ impl<'a> Judge<'a> {
         if bad.is_empty() { Outcome::Same } else { Outcome::Bad(bad) }
     }
 
-    /// Pages that are not as they should be were not handed out, and verification names them, or the
-    /// file is too short to have them.
+    /// Pages that are not as they should be were not handed out, and verification names them, or
+    /// the file is too short to have them.
     fn assert_found(&self, row: &str, db: &Connection, bad: &[u32], image: &[u8]) {
         if bad.is_empty() {
             return;

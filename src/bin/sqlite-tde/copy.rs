@@ -50,25 +50,34 @@ pub fn encrypt(ends: &Ends, target: OpenOptions, page_size: Option<u32>) -> Resu
 }
 
 /// Makes a copy of the encrypted database that `options` open, with an encryption key and a file id
-/// of its own: nothing of one is accepted in the other. It keeps cipher, page size, journal mode
-/// and the protectors, but for those in `without`.
-pub fn duplicate(ends: &Ends, options: OpenOptions, without: &[String]) -> Result<(), Failure> {
+/// of its own: nothing of one is accepted in the other. It keeps cipher, journal mode, the page
+/// size where none is given, and the protectors, but for those in `without`.
+pub fn duplicate(
+    ends: &Ends,
+    options: OpenOptions,
+    without: &[String],
+    page_size: Option<u32>,
+) -> Result<(), Failure> {
     ends.check()?;
     let source = open_source(&ends.src, &options)?;
     refuse_empty(&source).map_err(|failure| failure.about(&ends.src))?;
     let status = sqlite_tde::status(&source, "main")?;
     let protectors = protectors(&status, without).map_err(|failure| failure.about(&ends.src))?;
-    let Some(first) = protectors.first() else {
+    if protectors.is_empty() {
         return Err(Failure::new(USAGE, "no protector is left for the copy"));
-    };
+    }
     let writes = |kept: &ProtectorStatus| {
         let is_kept = protectors.iter().any(|protector| protector.name() == kept.name);
         is_kept && !kept.read_only && (kept.not_after == 0 || kept.not_after > now())
     };
-    if !status.protectors.iter().any(writes) {
+    let Some(writer) = status.protectors.iter().find(|kept| writes(kept)) else {
         let text = "no protector is left for the copy that may write and has not ended";
         return Err(Failure::new(USAGE, text).about(&ends.src));
-    }
+    };
+    // The copy is made and opened through the one that opened the source, if it keeps that one.
+    let through = &status.opened_through;
+    let is_kept = protectors.iter().any(|protector| protector.name() == through);
+    let maker = if is_kept { through } else { &writer.name };
     for protector in &protectors {
         sqlite_tde::check_secret(&source, "main", protector.name()).map_err(|error| {
             let hint = format!("--without '{}' leaves it out", protector.name());
@@ -77,18 +86,20 @@ pub fn duplicate(ends: &Ends, options: OpenOptions, without: &[String]) -> Resul
     }
     let target = OpenOptions::new()
         .cipher(status.cipher.parse::<Cipher>()?)
-        .protector(first.name())
+        .protector(maker)
         .parameter("reserve", RESERVE.to_string());
+    set_page_size(&source, page_size).map_err(|failure| failure.about(&ends.src))?;
     let is_wal = journal_mode(&source)? == "wal";
     copy(ends, &source, target, "copied", |copy| {
         let connection = sqlite_tde::open(copy)?;
-        sqlite_tde::set_protectors(&connection, "main", protectors.clone())?;
         if !status.auto_rotate {
             sqlite_tde::set_auto_rotate(&connection, "main", false)?;
         }
         if is_wal {
             connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
         }
+        // Last: the one that the copy was made through may be one that only reads, or has ended.
+        sqlite_tde::set_protectors(&connection, "main", protectors.clone())?;
         // The log goes with the last connection, so that the file is all there is.
         connection.close().map_err(|(_, error)| Failure::from(error))
     })

@@ -132,6 +132,7 @@ fn code(error: &Error) -> u8 {
         | Error::NotEncrypted
         | Error::PlaintextRefused
         | Error::EnvelopeDamaged(_)
+        | Error::EnvelopeOutdated { .. }
         | Error::FormatTooNew { .. }
         | Error::WrongFile { .. }
         | Error::PageAuthentication { .. }

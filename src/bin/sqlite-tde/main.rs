@@ -1,8 +1,8 @@
 //! The command `sqlite-tde`: encrypts, decrypts, queries and checks databases from a shell.
 //!
-//! `copy` makes databases, `sql` runs statements, `report` answers questions, `key` keeps keys, `audit`
-//! reads the audit log, `config` shows the configuration, `failure` turns errors into words and exit
-//! codes, `progress` and `prompt` use a terminal.
+//! `copy` makes databases, `sql` runs statements, `report` answers questions, `key` keeps keys,
+//! `audit` reads the audit log, `config` shows the configuration, `failure` turns errors into words
+//! and exit codes, `progress` and `prompt` use a terminal.
 
 mod audit;
 mod config;
@@ -123,6 +123,9 @@ struct Copy {
     /// A protector that the copy does not get; may be given several times
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
+    /// Bytes of a page; as in SRC unless said
+    #[arg(long, value_name = "BYTES", value_parser = page_size)]
+    page_size: Option<u32>,
 }
 
 #[derive(Args)]
@@ -190,9 +193,10 @@ fn run(command: Command) -> Result<u8, Failure> {
                 copy::decrypt(&decrypt.ends, options)
             })?;
         }
-        Command::Copy(Copy { ends, through, without }) => {
+        Command::Copy(Copy { ends, through, without, page_size }) => {
             register()?;
-            copy::duplicate(&ends, with_protector(OpenOptions::new(), through), &without)?;
+            let options = with_protector(OpenOptions::new(), through);
+            copy::duplicate(&ends, options, &without, page_size)?;
         }
         Command::Sql(arguments) => {
             register()?;

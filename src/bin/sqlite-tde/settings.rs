@@ -32,8 +32,8 @@ pub fn keystore(config: &Config) -> Result<Keystore, Failure> {
     Ok(keystore)
 }
 
-/// Does `work` and tells the audit log of it, before and after. Where the log cannot be told before,
-/// nothing is done, unless the configuration lets it go on.
+/// Does `work` and tells the audit log of it, before and after. Where the log cannot be told
+/// before, nothing is done, unless the configuration lets it go on.
 pub fn audited<T>(
     config: &Config,
     kind: EventKind,

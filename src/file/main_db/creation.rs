@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::super::Storage;
 use super::layout::logical_size;
-use super::{MainDb, Pages, State, check_page_1, first_page_size, keys};
+use super::{MainDb, Pages, State, check_page_1, first_page_size};
 use crate::error::{Error, Result};
 use crate::key::envelope::{COPY_LEN, Envelope};
 use crate::key::keyring::Keyring;
@@ -39,7 +39,9 @@ impl MainDb {
         }
         keyring.share();
         let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
-        self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through)));
+        let newest = keyring.newest(self.wishes.file);
+        newest.start_over();
+        self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through, newest)));
         self.known_size = Some(0);
         Ok(())
     }
@@ -55,13 +57,14 @@ impl MainDb {
                 }
                 // Where a crash left it so, another connection may have changed the protectors
                 // since.
-                let (mut envelope, in_use) = keys::current(base, &pages.keyring)?;
+                let (mut envelope, in_use) = pages.current(base)?;
                 envelope.has_pages = true;
                 envelope.generation += 1;
                 let copy = pages.keyring.encode(&envelope)?;
                 base.write(&copy, (COPY_LEN - in_use) as u64)?;
                 base.sync()?;
                 base.write(&copy, in_use as u64)?;
+                pages.newest.wrote(&envelope);
                 pages.envelope = envelope;
                 pages.seen = true;
                 Ok(())
@@ -81,6 +84,7 @@ impl MainDb {
     /// The file has no page and no envelope that counts.
     pub(super) fn start_over(&mut self) {
         if let State::Encrypted(pages) = &self.state {
+            pages.newest.start_over();
             let envelope = Envelope { has_pages: false, generation: 1, ..pages.envelope.clone() };
             self.state = State::Empty(Some((Arc::clone(&pages.keyring), envelope)));
         }

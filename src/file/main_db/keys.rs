@@ -17,7 +17,7 @@ use libsqlite3_sys as ffi;
 
 use super::super::Storage;
 use super::pages::{Found, Pages};
-use super::{MainDb, State, Wishes};
+use super::{CHANGE_COUNTER, MainDb, State, Wishes};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result, log};
 use crate::key::access::{Loss, Standing};
@@ -34,9 +34,9 @@ const ATTEMPTS: usize = 5;
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl MainDb {
-    /// Looks, before a transaction begins, whether there are keys for it. Where they were locked, the
-    /// provider is asked for them now; where it is time to ask whether it still consents, that is done
-    /// beside the transaction.
+    /// Looks, before a transaction begins, whether there are keys for it. Where they were locked,
+    /// the provider is asked for them now; where it is time to ask whether it still consents, that
+    /// is done beside the transaction.
     ///
     /// # Errors
     /// [`Error::Inaccessible`] while the provider's refusal stands, or what it says now.
@@ -48,7 +48,7 @@ impl MainDb {
             // Somebody else's protector gave the keys back after they were locked.
             Standing::Good => pages.unlock(base, &self.wishes),
             Standing::Due => {
-                ask(base, &pages.keyring, protectors);
+                pages.ask(base, protectors);
                 Ok(())
             }
             Standing::Locked => {
@@ -74,7 +74,7 @@ impl MainDb {
     /// The envelope as it is on disk now: another connection may have written it since.
     pub(crate) fn refresh_envelope(&mut self, base: &impl Storage) -> Result<&Envelope> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        let found = in_force(base, &pages.keyring)?;
+        let found = pages.in_force(base)?;
         self.copies_differ = found.copies_differ();
         pages.envelope = found.envelope;
         Ok(&pages.envelope)
@@ -93,7 +93,7 @@ impl MainDb {
     /// write the envelope.
     pub(crate) fn mend(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
-        let found = in_force(base, &pages.keyring)?;
+        let found = pages.in_force(base)?;
         if !found.copies_differ() {
             self.copies_differ = false;
             pages.envelope = found.envelope;
@@ -107,6 +107,7 @@ impl MainDb {
             return Ok(());
         }
         put(base, &found.header[found.at..found.at + COPY_LEN], other)?;
+        pages.newest.wrote(&found.envelope);
         self.copies_differ = false;
         let stale = stale.and_then(|copy| pages.keyring.verify(copy));
         let in_force = &found.envelope.protectors;
@@ -156,18 +157,22 @@ impl MainDb {
     /// Changes the envelope on disk. The caller has shut out all others who may.
     ///
     /// # Errors
-    /// Those of `change` and of the base VFS; nothing has changed then, as far as that lets itself be
-    /// undone.
+    /// Those of `change` and of the base VFS; nothing has changed then, as far as that lets itself
+    /// be undone.
     pub(crate) fn change_envelope<T>(
         &mut self,
         base: &impl Storage,
         change: impl FnOnce(&mut Envelope) -> Result<T>,
     ) -> Result<T> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        let mut envelope = current(base, &pages.keyring)?.0;
+        let mut envelope = pages.current(base)?.0;
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
         self.copies_differ = write(base, &pages.keyring, &envelope)? == Written::One;
+        pages.newest.wrote(&envelope);
+        if envelope.has_pages {
+            pages.newest.committed();
+        }
         pages.envelope = envelope;
         Ok(answer)
     }
@@ -181,7 +186,7 @@ impl MainDb {
     /// one.
     pub(crate) fn faulty_copies(&self, base: &impl Storage) -> Result<(Vec<char>, Vec<char>)> {
         match &self.state {
-            State::Encrypted(pages) => faulty_copies(base, &pages.keyring),
+            State::Encrypted(pages) => faulty_copies(base, pages),
             State::Empty(_) | State::Plain => Err(Error::NotEncrypted),
         }
     }
@@ -190,7 +195,7 @@ impl MainDb {
     /// database for who has other software.
     pub(crate) fn cut_off_protectors(&self, base: &impl Storage) -> Result<Vec<ProtectorRecord>> {
         let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
-        let found = in_force(base, &pages.keyring)?;
+        let found = pages.in_force(base)?;
         let other = COPY_LEN - found.at;
         let stale = Unverified::decode(&found.header[other..other + COPY_LEN]);
         let stale = stale.and_then(|copy| pages.keyring.verify(copy));
@@ -233,20 +238,65 @@ impl MainDb {
         });
     }
 
-    /// While no other connection can come between: starts asking where it is time to, and no more.
-    pub(crate) fn watch(&mut self, base: &impl Storage) -> Result<()> {
+    /// Within a transaction, or where nothing but its reads tells of one: starts asking the
+    /// provider where it is time to, and does not wait for it.
+    ///
+    /// # Errors
+    /// As [`MainDb::check_transaction`].
+    pub(crate) fn watch(&self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
         let wanted = self.wishes.protector.as_deref();
         if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
-            ask(base, &pages.keyring, protectors);
+            pages.ask(base, protectors);
         }
-        if !pages.is_open() {
-            return Err(Error::Inaccessible(
-                "its keys were locked, and given back to another connection".into(),
-            ));
+        self.check_transaction()
+    }
+
+    /// A transaction begins, with the keys that are here.
+    pub(crate) fn transaction_begins(&mut self) {
+        self.undoing = false;
+        self.commit_refused = false;
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.began = pages.lockings.get();
         }
-        Ok(())
+    }
+
+    /// Refuses to go on with a transaction that began before the keys were locked, whoever got them
+    /// back since.
+    ///
+    /// # Errors
+    /// [`Error::Inaccessible`].
+    pub(crate) fn check_transaction(&self) -> Result<()> {
+        let State::Encrypted(pages) = &self.state else { return Ok(()) };
+        if pages.began == pages.keyring.lockings() {
+            return Ok(());
+        }
+        Err(Error::Inaccessible(pages.keyring.access.loss().unwrap_or_else(|| {
+            "its keys were locked since this transaction began, and are back: roll it back, and \
+             begin anew"
+                .into()
+        })))
+    }
+
+    /// As [`MainDb::check_transaction`], before a commit. SQLite rolls back what is refused here,
+    /// and asks once more at the end of that. It does not read a journal in memory from a file, so
+    /// the second question tells of the rollback.
+    pub(crate) fn check_commit(&mut self) -> Result<()> {
+        if self.rolling_back || self.undoing || self.commit_refused {
+            return Ok(());
+        }
+        let checked = self.check_transaction();
+        self.commit_refused = checked.is_err();
+        checked
+    }
+
+    /// Whether a read of `len` bytes at `at`, while SQLite holds no lock, begins a transaction.
+    /// SQLite takes none with `nolock=1` and `immutable=1`. It then begins with page 1, or with a
+    /// look whether its cache still holds; of a file that never changes, it reads what it has not
+    /// read before.
+    pub(crate) fn begins_without_lock(&self, at: u64, len: usize) -> bool {
+        self.wishes.read_only || at == 0 || (at, len) == CHANGE_COUNTER
     }
 
     /// Looks for newer versions of the protectors' keys.
@@ -287,8 +337,8 @@ impl MainDb {
         self.removed.iter().any(|record| matches(record, Some(name)))
     }
 
-    /// Whether page 1 says that the database is in WAL mode. Who asks holds a SHARED lock, beside which
-    /// a checkpoint may write the page.
+    /// Whether page 1 says that the database is in WAL mode. Who asks holds a SHARED lock, beside
+    /// which a checkpoint may write the page.
     pub(crate) fn is_in_wal_mode(&mut self, base: &impl Storage) -> Result<bool> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(false) };
         for _ in 0..ATTEMPTS {
@@ -319,6 +369,11 @@ impl MainDb {
         let State::Encrypted(pages) = &self.state else { return false };
         let through = pages.envelope.protectors.iter().find(|record| record.name == pages.through);
         through.is_some_and(|record| record.read_only)
+    }
+
+    /// Whether nothing is ever written to the file through this handle.
+    pub(crate) fn is_never_written(&self) -> bool {
+        self.wishes.read_only
     }
 
     /// Refuses to change what is never written.
@@ -369,44 +424,63 @@ impl Pages {
         false
     }
 
+    /// The envelope in force, which is not older than what was seen before.
+    fn in_force(&self, base: &impl Storage) -> Result<InForce> {
+        let known = self.newest.known();
+        let found = in_force(base, &self.keyring)?;
+        self.newest.admit(known.as_ref(), &found.envelope, !found.copies_differ())?;
+        Ok(found)
+    }
+
+    /// The envelope in force, as [`Pages::in_force`], and where its copy begins.
+    pub(super) fn current(&self, base: &impl Storage) -> Result<(Envelope, usize)> {
+        self.in_force(base).map(|found| (found.envelope, found.at))
+    }
+
+    /// Asks the providers on a thread of its own, so that no transaction waits; here if there is
+    /// none to be had.
+    fn ask(&self, base: &impl Storage, protectors: &Protectors) {
+        let keyring = &self.keyring;
+        let envelope = match self.current(base) {
+            Ok((envelope, _)) => envelope,
+            // No protector of a damaged or older envelope counts: that is no answer.
+            Err(error) => return keyring.unanswered(protectors, error.to_string()),
+        };
+        let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
+        let name = "sqlite-tde access".into();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let (keyring, protectors, envelope) = &copies;
+            let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
+            if asked.is_err() {
+                keyring.unanswered(protectors, "the key provider panicked".into());
+            }
+        });
+        if spawned.is_err() {
+            keyring.revalidate(protectors, &envelope);
+        }
+    }
+
     /// Asks the provider for the keys that were locked.
     fn unlock(&mut self, base: &impl Storage, wishes: &Wishes) -> Result<()> {
         let lockings = self.keyring.lockings();
         let mut opening =
             Opening::new(&wishes.protectors, wishes.protector.as_deref(), wishes.file_id);
-        let opened = steadily(base, |header, _| opening.open(&envelope::candidates(header)?))
+        let known = self.newest.known();
+        let open = |header: &[u8], _| {
+            let opened = opening.open(&envelope::candidates(header)?)?;
+            if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
+                return Err(Error::EnvelopeDamaged("the file is another database now".into()));
+            }
+            let whole = envelope::copies_are_equal(header);
+            self.newest.admit(known.as_ref(), &opened.envelope, whole)?;
+            Ok(opened)
+        };
+        let opened = steadily(base, open)
             .map_err(|error| self.keyring.access.refused(error, wishes.protector.as_deref()))?;
-        if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
-            return Err(Error::EnvelopeDamaged("the file is another database now".into()));
-        }
         self.envelope = opened.envelope;
         self.through = opened.through;
         self.lockings.set(lockings);
         Ok(())
-    }
-}
-
-/// Asks the providers on a thread of its own, so that no transaction waits; here if there is none to
-/// be had.
-fn ask(base: &impl Storage, keyring: &Arc<Keyring>, protectors: &Protectors) {
-    let envelope = match current(base, keyring) {
-        Ok((envelope, _)) => envelope,
-        // The transaction will meet that by itself.
-        Err(error) => {
-            keyring.access.outage(error.to_string(), &protectors.access);
-            return;
-        }
-    };
-    let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
-    let spawned = std::thread::Builder::new().name("sqlite-tde access".into()).spawn(move || {
-        let (keyring, protectors, envelope) = &copies;
-        let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
-        if asked.is_err() {
-            keyring.access.outage("the key provider panicked".into(), &protectors.access);
-        }
-    });
-    if spawned.is_err() {
-        keyring.revalidate(protectors, &envelope);
     }
 }
 
@@ -458,11 +532,6 @@ impl InForce {
     }
 }
 
-/// The envelope in force, and where its copy begins.
-pub(super) fn current(base: &impl Storage, keyring: &Keyring) -> Result<(Envelope, usize)> {
-    in_force(base, keyring).map(|found| (found.envelope, found.at))
-}
-
 fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     let mut before = Vec::new();
     for _ in 0..ATTEMPTS {
@@ -494,12 +563,11 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
 }
 
 /// The copies of the envelope that fail authentication, and those that are older than the other
-/// one. While another process writes them, that passes.
-pub(super) fn faulty_copies(
-    base: &impl Storage,
-    keyring: &Keyring,
-) -> Result<(Vec<char>, Vec<char>)> {
+/// one, or than what this process has seen. While another process writes them, that passes.
+pub(super) fn faulty_copies(base: &impl Storage, pages: &Pages) -> Result<(Vec<char>, Vec<char>)> {
     const LOOKS: usize = 10;
+    let keyring = &pages.keyring;
+    let known = pages.newest.known().map_or(0, |known| known.generation);
     let (mut bad, mut stale, mut before) = (Vec::new(), Vec::new(), Vec::new());
     for look in 0..LOOKS {
         if look > 0 {
@@ -512,6 +580,7 @@ pub(super) fn faulty_copies(
         for (at, name) in [(0, 'A'), (COPY_LEN, 'B')] {
             let copy = Unverified::decode(&header[at..at + COPY_LEN]);
             match copy.and_then(|copy| keyring.verify(copy)) {
+                Ok(copy) if copy.generation < known => stale.push(name),
                 Ok(copy) => match &newest {
                     None => newest = Some((copy.generation, name)),
                     Some((generation, first)) if copy.generation > *generation => {
@@ -523,7 +592,7 @@ pub(super) fn faulty_copies(
                 Err(_) => bad.push(name),
             }
         }
-        if envelope::copies_are_equal(&header) {
+        if newest.is_some() && envelope::copies_are_equal(&header) {
             stale.clear();
         }
         let is_as_before = header == before;
@@ -547,9 +616,9 @@ fn put(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
     base.write(copy, at as u64).and_then(|()| base.sync())
 }
 
-/// Writes both copies, the one not in use first. After an error it puts back what was there, so that
-/// nothing has changed. Where the disk does not even let it do that, the new envelope stands if it was
-/// synced, in one copy; if it was not, nobody can tell.
+/// Writes both copies, the one not in use first. After an error it puts back what was there, so
+/// that nothing has changed. Where the disk does not even let it do that, the new envelope stands
+/// if it was synced, in one copy; if it was not, nobody can tell.
 pub(super) fn write(
     base: &impl Storage,
     keyring: &Keyring,
@@ -558,7 +627,8 @@ pub(super) fn write(
     let copy = keyring.encode(envelope)?;
     let is_new = base.size()? == 0;
     let before = read_copies(base)?;
-    let in_use = if is_new { COPY_LEN } else { current(base, keyring).map_or(COPY_LEN, |c| c.1) };
+    let in_use =
+        if is_new { COPY_LEN } else { in_force(base, keyring).map_or(COPY_LEN, |found| found.at) };
     let (first, second) = (COPY_LEN - in_use, in_use);
     let put_back = |at: usize| put(base, &before[at..at + COPY_LEN], at);
     if let Err(error) = put(base, &copy, first) {

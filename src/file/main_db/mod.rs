@@ -49,6 +49,7 @@ use crate::error::{Error, Result};
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
 use crate::key::identity::{FileId, wrong_file};
 use crate::key::keyring::Keyring;
+use crate::key::newest::FileKey;
 use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, now};
 use crate::suite::SuiteId;
@@ -65,6 +66,8 @@ pub(crate) struct Wishes {
     pub(crate) file_id: Option<FileId>,
     /// Nothing is ever written to the file: it was opened so, or is said never to change.
     pub(crate) read_only: bool,
+    /// Which file it is that was opened, where that can be told.
+    pub(crate) file: Option<FileKey>,
 }
 
 /// One open handle of a main database file.
@@ -78,6 +81,10 @@ pub(crate) struct MainDb {
     rolling_back: bool,
     /// A page of it was.
     restored: bool,
+    /// This handle's journal was last read from its beginning: a transaction is being rolled back.
+    undoing: bool,
+    /// The commit of the transaction at hand was refused.
+    commit_refused: bool,
     /// When the file was opened, in Unix seconds.
     opened: u64,
     /// Protectors that this handle has removed.
@@ -115,6 +122,8 @@ impl MainDb {
             known_size: None,
             rolling_back: false,
             restored: false,
+            undoing: false,
+            commit_refused: false,
             opened: now(),
             removed: Vec::new(),
             finished: Vec::new(),
@@ -270,9 +279,15 @@ impl MainDb {
         self.restored = false;
     }
 
+    /// The header of the journal is read: SQLite plays it back, or looks whether that is due.
+    pub(crate) fn undo_starts(&mut self) {
+        self.undoing = true;
+    }
+
     /// The journal is written or closed, so its playback is over or was given up.
     pub(crate) fn rollback_ends(&mut self) {
         self.rolling_back = false;
+        self.undoing = false;
     }
 
     /// Before a sync. At the end of a playback it seals the free pages that are bad: the
@@ -496,7 +511,7 @@ impl MainDb {
         let size = logical_size(base.size()?);
         let size = self.known_size.map_or(size, |known| known.max(size));
         findings.pages = size.div_ceil(pages.page_size as u64);
-        (findings.bad_copies, findings.stale_copies) = keys::faulty_copies(base, &pages.keyring)?;
+        (findings.bad_copies, findings.stale_copies) = keys::faulty_copies(base, pages)?;
         for page in 1..=findings.pages {
             let counts = !is_lock_page(page, pages.page_size) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
@@ -528,7 +543,8 @@ pub(crate) struct Findings {
     pub(crate) bad_pages: Vec<u32>,
     pub(crate) bad_count: u64,
     pub(crate) bad_copies: Vec<char>,
-    /// Authentic copies of the envelope that are older than the other one.
+    /// Authentic copies of the envelope that are older than the other one, or than one that this
+    /// process has seen.
     pub(crate) stale_copies: Vec<char>,
 }
 
@@ -566,8 +582,11 @@ impl Wishes {
         if logical_size(len) == 0 {
             return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
         }
-        let pages = Pages::new(keyring, envelope, through);
+        let newest = keyring.newest(self.file);
         let copies_differ = !envelope::copies_are_equal(header);
+        // The caller reads the file anew where another thread has changed it since.
+        newest.admit(newest.known().as_ref(), &envelope, !copies_differ)?;
+        let pages = Pages::new(keyring, envelope, through, newest);
         Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
     }
 

@@ -13,6 +13,7 @@ use crate::file::wal::Demand;
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::envelope::Envelope;
 use crate::key::keyring::Keyring;
+use crate::key::newest::Newest;
 use crate::page::RESERVE;
 
 /// SQLite's database header, of which page 1 is checked before it is written.
@@ -41,11 +42,15 @@ pub(crate) type DemandOfLog<'a> = &'a mut dyn FnMut() -> Result<Option<Demand>>;
 pub(super) struct Pages {
     pub(super) keyring: Arc<Keyring>,
     pub(super) envelope: Envelope,
+    /// What this process has seen of the envelope.
+    pub(super) newest: Arc<Newest>,
     /// Name of the protector that gave the keys.
     pub(super) through: String,
     /// How many times the keyring had been locked when that protector was last known to have given
     /// its keys.
     pub(super) lockings: Cell<u64>,
+    /// The same when the transaction at hand began.
+    pub(super) began: u64,
     pub(super) cipher: Cipher,
     pub(super) page_size: usize,
     pub(super) outgoing: Outgoing,
@@ -64,13 +69,20 @@ pub(super) enum Found {
 }
 
 impl Pages {
-    pub(super) fn new(keyring: Arc<Keyring>, envelope: Envelope, through: String) -> Self {
+    pub(super) fn new(
+        keyring: Arc<Keyring>,
+        envelope: Envelope,
+        through: String,
+        newest: Arc<Newest>,
+    ) -> Self {
         let page_size = envelope.page_size as usize;
         Self {
             cipher: keyring.cipher(Subkey::Page),
             lockings: Cell::new(keyring.lockings()),
+            began: keyring.lockings(),
             keyring,
             envelope,
+            newest,
             through,
             page_size,
             outgoing: Outgoing::default(),
@@ -107,7 +119,7 @@ impl Pages {
                 found
             };
             match found {
-                Found::Good => self.seen = true,
+                Found::Good => self.note_page(),
                 Found::Missing if page <= u64::from(must_have) => {
                     return Err(Error::PageAuthentication { page: page as u32 });
                 }
@@ -124,6 +136,13 @@ impl Pages {
             done += len;
         }
         Ok(Filled::Full)
+    }
+
+    fn note_page(&mut self) {
+        if !self.seen {
+            self.seen = true;
+            self.newest.committed();
+        }
     }
 
     /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read

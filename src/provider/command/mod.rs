@@ -1,4 +1,5 @@
-//! A provider that is a command: `age`, `gpg`, `systemd-creds`, the tool of a key service, a script.
+//! A provider that is a command: `age`, `gpg`, `systemd-creds`, the tool of a key service, a
+//! script.
 //!
 //! The command comes from the application or the user's own configuration. Of a database file only
 //! the key's id and version reach it, in letters, digits and `._-@`, never as the program's name.
@@ -44,9 +45,9 @@ const DENIED: i32 = 77;
 /// | `SQLITE_TDE_KEY_VERSION` | `{key_version}` | which version of it, `1` without a command for the newest |
 /// | `SQLITE_TDE_CONTEXT` | `{context}` | [`Context::encode`] in hexadecimal, for tools with associated data |
 ///
-/// Key ids and versions are 1 to 128 of `A-Z a-z 0-9 . _ - @`, begin with a letter or digit and have
-/// no `..`, so that they are safe as a file's name and in a script. Others are refused and nothing is
-/// run.
+/// Key ids and versions are 1 to 128 of `A-Z a-z 0-9 . _ - @`, begin with a letter or digit and
+/// have no `..`, so that they are safe as a file's name and in a script. Others are refused and
+/// nothing is run.
 ///
 /// | exit code | meaning |
 /// |---:|---|
@@ -60,9 +61,9 @@ const DENIED: i32 = 77;
 /// and tools end with for any reason. Whatever the command writes to standard error is shown in the
 /// error, 400 bytes of it: it must not write keys there.
 ///
-/// The command inherits the environment and the working directory. It runs in a process group of its
-/// own, which is killed when the time is up and when the command has ended; so it cannot ask at the
-/// terminal, and leaves no process behind unless that left the group.
+/// The command inherits the environment and the working directory. It runs in a process group of
+/// its own, which is killed when the time is up and when the command has ended; so it cannot ask at
+/// the terminal, and leaves no process behind unless that left the group.
 ///
 /// What is wrapped is the key alone. The context need not be bound by the command: a blob put into
 /// another database gives a key to which that database's envelope does not fit. To wrap context and

@@ -2,8 +2,8 @@
 //!
 //! 1. The input is in the pipe before the process starts. It fits there whole, so writing never
 //!    waits, and the reading end is still ours, so no signal comes of a command that reads nothing.
-//! 2. The process leads a group of its own, and it is not reaped before that group was killed: until
-//!    then no other group can have its number.
+//! 2. The process leads a group of its own, and it is not reaped before that group was killed:
+//!    until then no other group can have its number.
 //! 3. It is done when it ends. What it wrote until then is in the pipes; who else holds them open
 //!    is not waited for.
 

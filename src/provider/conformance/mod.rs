@@ -16,8 +16,9 @@
 //! ```
 //!
 //! It wraps random keys of its own and touches no database. A check that needs something that it
-//! was not given, such as a way to disable the key, is reported as not run. Giving it a key whose use costs
-//! money or counts failures is not wise: it makes some hundred calls, most of them to be refused.
+//! was not given, such as a way to disable the key, is reported as not run. Giving it a key whose
+//! use costs money or counts failures is not wise: it makes some hundred calls, most of them to be
+//! refused.
 
 mod checks;
 
@@ -103,13 +104,14 @@ impl<'a> Conformance<'a> {
         Self { envelope_binds: true, ..self }
     }
 
-    /// The blob has bytes that mean nothing, as line ends in base64: it may be unwrapped when it was
-    /// altered or cut, but never to another key. The envelope's MAC covers the blob, too.
+    /// The blob has bytes that mean nothing, as line ends in base64: it may be unwrapped when it
+    /// was altered or cut, but never to another key. The envelope's MAC covers the blob, too.
     pub fn malleable(self) -> Self {
         Self { malleable: true, ..self }
     }
 
-    /// The mechanism does not say why it refuses a blob, so that any kind of error is accepted there.
+    /// The mechanism does not say why it refuses a blob, so that any kind of error is accepted
+    /// there.
     pub fn vague(self) -> Self {
         Self { vague: true, ..self }
     }

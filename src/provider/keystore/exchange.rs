@@ -34,8 +34,8 @@ pub enum KeyFormat {
     Raw,
     /// 64 hexadecimal digits, and perhaps a line end.
     Hex,
-    /// The 32 bytes in base64 between `-----BEGIN SQLITE-TDE KEY-----` and its end. Other labels are
-    /// read, too, except those of asymmetric and encrypted keys.
+    /// The 32 bytes in base64 between `-----BEGIN SQLITE-TDE KEY-----` and its end. Other labels
+    /// are read, too, except those of asymmetric and encrypted keys.
     Pem,
 }
 

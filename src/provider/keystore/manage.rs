@@ -68,8 +68,8 @@ impl Keystore {
     /// Adds a random version to a key, which wraps from then on. Older versions go on unwrapping.
     ///
     /// # Errors
-    /// [`Error::NoKey`] where there is no such key, [`Error::KeyDisabled`] where it is scheduled for
-    /// deletion; else as [`Keystore::create`].
+    /// [`Error::NoKey`] where there is no such key, [`Error::KeyDisabled`] where it is scheduled
+    /// for deletion; else as [`Keystore::create`].
     pub fn rotate(&self, name: &str) -> Result<KeyInfo> {
         self.add_version(name, Secret::random()?)
     }

@@ -356,6 +356,9 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
         first.begin(&a).unwrap();
         second.wishes.protectors = wishes().protectors;
         second.begin(&b).unwrap();
+        // The transaction at hand began before they were locked.
+        assert!(second.watch(&b).is_err(), "round {round}");
+        second.transaction_begins();
         second.watch(&b).unwrap();
     }
 }
