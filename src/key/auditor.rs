@@ -137,5 +137,6 @@ pub(crate) fn is_tampering(error: &Error) -> bool {
             | Error::FrameAuthentication { .. }
             | Error::JournalAuthentication { .. }
             | Error::JournalOutdated { .. }
+            | Error::LogOutdated
     )
 }
