@@ -84,7 +84,8 @@ pub enum Error {
         /// The change counter that the database has now.
         found: u32,
     },
-    /// The write-ahead log was written for another state of the database than the one it lies beside.
+    /// The write-ahead log was written for another state of the database than the one it lies
+    /// beside.
     #[error(
         "the write-ahead log NAME-tdewal was written for another state of the database NAME and is not \
          played back: if NAME was restored from a backup, move NAME-tdewal away; if NAME-tdewal was \

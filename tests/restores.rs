@@ -1,9 +1,9 @@
-//! A database that is restored from a backup while the log of its later life lies beside it: what comes
-//! of it is the backup, or what the log was written for, or a refusal that changes no file.
+//! A database that is restored from a backup while the log of its later life lies beside it: what
+//! comes of it is the backup, or what the log was written for, or a refusal that changes no file.
 //!
-//! A history is random work on a database in WAL mode, with checkpoints, changes of the journal mode
-//! and closes in between. Backups are taken on the way; then the process is killed. Each backup is put in
-//! place as by somebody who has never heard of `NAME-tdewal`.
+//! A history is random work on a database in WAL mode, with checkpoints, changes of the journal
+//! mode and closes in between. Backups are taken on the way; then the process is killed. Each
+//! backup is put in place as by somebody who has never heard of `NAME-tdewal`.
 
 #![cfg(unix)]
 
@@ -469,8 +469,8 @@ fn a_log_without_a_commit_is_no_obstacle() {
     assert_sound(&db, "killed again");
 }
 
-/// A page that the log's transactions made and never wrote gets content later. It is damaged, and the
-/// old log is put back beside the closed database.
+/// A page that the log's transactions made and never wrote gets content later. It is damaged, and
+/// the old log is put back beside the closed database.
 #[test]
 fn an_old_log_makes_no_page_of_zeros_of_a_bad_one() {
     let home = Home::new();
@@ -513,8 +513,8 @@ fn an_old_log_makes_no_page_of_zeros_of_a_bad_one() {
     }
 }
 
-/// A log was lost while a checkpoint of it was under way. The next one is begun on a file of which the
-/// slots say that the lost one belongs to it; and it must be there after a kill.
+/// A log was lost while a checkpoint of it was under way. The next one is begun on a file of which
+/// the slots say that the lost one belongs to it; and it must be there after a kill.
 #[test]
 fn after_a_lost_log_the_next_one_counts() {
     let home = Home::new();

@@ -431,7 +431,8 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
         (ours.wal, theirs.wal) = (Some(log.to_vec()), Some(plain.to_vec()));
         (ours, Replay(theirs))
     };
-    // Its pages are all in the database, but beside pages of the present log it belongs to no state.
+    // Its pages are all in the database, but beside pages of the present log it belongs to no
+    // state.
     let refuses = |replayed: Expect| if subject.checkpointed { Refused } else { replayed };
     let plain_older = subject.older.plain.wal();
     let (files, expect) = replay(older, plain_older);

@@ -253,9 +253,10 @@ fn snapshots_hold() {
     assert_sound(&reader, "at the end");
 }
 
-/// Each connection counts the checkpoints that it knows of, and writes that into the header of a log that
-/// it begins. Where one transaction begins a log, spills and is rolled back, the next connection begins
-/// the same log once more, with the same salts and a count of its own; the first one goes on in it.
+/// Each connection counts the checkpoints that it knows of, and writes that into the header of a
+/// log that it begins. Where one transaction begins a log, spills and is rolled back, the next
+/// connection begins the same log once more, with the same salts and a count of its own; the first
+/// one goes on in it.
 #[test]
 fn a_log_that_two_connections_begin_is_one() {
     let home = Home::new();

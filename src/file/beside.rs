@@ -16,8 +16,8 @@
 //! finds by cutting at the last `-`, which must come after the last `.`: nothing after `X-` may have
 //! either.
 
-/// Every suffix that a file beside a database may have, for tools that copy or remove databases. Only
-/// a database whose name leaves no room for `-tdewal` in 255 bytes has a log at `-tde`.
+/// Every suffix that a file beside a database may have, for tools that copy or remove databases.
+/// Only a database whose name leaves no room for `-tdewal` in 255 bytes has a log at `-tde`.
 pub const FILES_BESIDE: [&str; 5] = ["-journal", "-wal", "-tdewal", "-tde", "-shm"];
 
 const PLAIN_LOG: &[u8] = b"wal";

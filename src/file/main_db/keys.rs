@@ -98,7 +98,8 @@ impl MainDb {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         let found = in_force(base, &pages.keyring)?;
         let slots = Slots::decode(&pages.keyring, &found.header)?;
-        // Where a log may be in use, only that one's begin or checkpoint may say what belongs to it.
+        // Where a log may be in use, only that one's begin or checkpoint may say what belongs to
+        // it.
         let may_have_log = slots.all_are_bad() && pages.has_log(base)?;
         if !may_have_log {
             slots.mend(base, &pages.keyring)?;

@@ -4,19 +4,19 @@
 //!   log begins        checkpoint's first page   its last, then SQLite's truncation and sync
 //!   state S           S, the log, partly        a new state, the log
 //! ```
-//! A log notes the state on which it is begun. So it fits over that state, for as long as checkpoints
-//! bring nothing but its own pages there, and over what its last checkpoint left, where all of it is
-//! in the file already. A file that was restored has an older state, of which a later log knows nothing.
-//! Transactions with a rollback journal leave the slots alone: they change the counters in page 1,
-//! which the log notes, too.
+//! A log notes the state on which it is begun. So it fits over that state, for as long as
+//! checkpoints bring nothing but its own pages there, and over what its last checkpoint left, where
+//! all of it is in the file already. A file that was restored has an older state, of which a later
+//! log knows nothing. Transactions with a rollback journal leave the slots alone: they change the
+//! counters in page 1, which the log notes, too.
 //!
 //! Invariants
 //! 1. Nothing here needs a sync of its own: SQLite syncs the file after the truncation that ends a
 //!    checkpoint, and begins a log only after that. While pages of a log come to the file, the other
 //!    slot is written, once or more, never the one with the state on which that log was begun:
 //!    whatever power loss leaves of the former, the latter admits the log.
-//! 2. Where a log of which pages are in the file was lost, or both slots are, the next log would not
-//!    be admitted. Before that one begins, a slot is written and synced.
+//! 2. Where a log of which pages are in the file was lost, or both slots are, the next log would
+//!    not be admitted. Before that one begins, a slot is written and synced.
 
 use super::super::Storage;
 use super::super::journal::Counters;
@@ -177,7 +177,8 @@ impl MainDb {
     /// A checkpoint is about to bring a page of `log` to the file, which was begun on `state`.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`] where the file is in no state for it: another one was put in its place.
+    /// [`Error::LogOutdated`] where the file is in no state for it: another one was put in its
+    /// place.
     pub(crate) fn checkpoint_writes(
         &mut self,
         base: &impl Storage,
@@ -202,8 +203,8 @@ impl MainDb {
         Ok(())
     }
 
-    /// A checkpoint has brought all of `log` to the file, which was begun on `state`. SQLite cuts the
-    /// file next and syncs it.
+    /// A checkpoint has brought all of `log` to the file, which was begun on `state`. SQLite cuts
+    /// the file next and syncs it.
     ///
     /// # Errors
     /// As [`MainDb::checkpoint_writes`].

@@ -22,10 +22,10 @@
 //! a journal's is, because a log's records may be under several DEKs, and because a key for each
 //! log would cost each reader a key derivation for each log.
 //!
-//! The origin is what the database file had when the log was begun: its size, SQLite's bytes 24 to 39
-//! of page 1, and the state that its slots name. A log is played back only over a file that is in that
-//! state, or in one that checkpoints of this very log have left ([`Parent::admits`]). Any other log
-//! is refused if it holds a commit, and else counts as empty.
+//! The origin is what the database file had when the log was begun: its size, SQLite's bytes 24 to
+//! 39 of page 1, and the state that its slots name. A log is played back only over a file that is
+//! in that state, or in one that checkpoints of this very log have left ([`Parent::admits`]). Any
+//! other log is refused if it holds a commit, and else counts as empty.
 //!
 //! Header and record 0 are written anew in one write whenever a log begins. A crash may leave
 //! either of them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and

@@ -27,8 +27,8 @@
 //!
 //! The current DEK comes first and has no wrapped bytes of its own: the protectors wrap it, each by
 //! itself. A retired DEK is wrapped under the current one. The MAC is HMAC-SHA-256, under the
-//! current DEK's envelope subkey, of everything before it. The slots say which log belongs to the file
-//! ([`slot`]); checkpoints write them, so whoever writes a copy leaves them as they are.
+//! current DEK's envelope subkey, of everything before it. The slots say which log belongs to the
+//! file ([`slot`]); checkpoints write them, so whoever writes a copy leaves them as they are.
 //!
 //! Invariants:
 //! 1. One meaning, one encoding: a copy that decodes is, byte for byte, what encoding gives.

@@ -4,13 +4,14 @@
 //! 0       16       20         28      44    60       64    96      512
 //! | magic | number | sequence | state | log | partly | MAC | zeros |
 //! ```
-//! There are two, each in the last sector of the 8 KiB of a copy of the envelope, number 0 beside copy
-//! A. The valid one of higher sequence counts. The MAC is HMAC-SHA-256 of everything before it under the
-//! envelope subkey; its magic tells it from that of a copy.
+//! There are two, each in the last sector of the 8 KiB of a copy of the envelope, number 0 beside
+//! copy A. The valid one of higher sequence counts. The MAC is HMAC-SHA-256 of everything before it
+//! under the envelope subkey; its magic tells it from that of a copy.
 //!
-//! `state` names the content that the file had after the last checkpoint that brought a whole log to
-//! it. `log` is the id of a log, or zeros: where `partly` is 0, that very log; where it is 1, one
-//! that was begun on `state` and of which a checkpoint has begun to bring pages to the file since.
+//! `state` names the content that the file had after the last checkpoint that brought a whole log
+//! to it. `log` is the id of a log, or zeros: where `partly` is 0, that very log; where it is 1,
+//! one that was begun on `state` and of which a checkpoint has begun to bring pages to the file
+//! since.
 
 use subtle::ConstantTimeEq;
 
@@ -44,7 +45,8 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// The slot of a file whose content nothing else names, and over which `log` may be played back.
+    /// The slot of a file whose content nothing else names, and over which `log` may be played
+    /// back.
     pub(crate) fn anew(sequence: u64, log: LogId) -> crate::Result<Self> {
         let mut state = StateId::default();
         fill_random(&mut state)?;
