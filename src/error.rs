@@ -100,6 +100,14 @@ pub enum Error {
         /// The change counter that the database has now.
         found: u32,
     },
+    /// The write-ahead log was written for another state of the database than the one it lies
+    /// beside.
+    #[error(
+        "the write-ahead log NAME-tdewal was written for another state of the database NAME and is not \
+         played back: if NAME was restored from a backup, move NAME-tdewal away; if NAME-tdewal was \
+         separated from its database, put them together again; copy all files first"
+    )]
+    LogOutdated,
     /// A block of a scratch file changed under the process that wrote it.
     #[error("scratch block {block} failed authentication")]
     ScratchAuthentication {
@@ -259,6 +267,7 @@ impl Error {
             | Self::FrameAuthentication { .. }
             | Self::JournalAuthentication { .. }
             | Self::JournalOutdated { .. }
+            | Self::LogOutdated
             | Self::ScratchAuthentication { .. } => ffi::SQLITE_IOERR_DATA,
             Self::FormatTooNew { .. } => extended(ffi::SQLITE_NOTADB, 1),
             Self::PlaintextRefused => extended(ffi::SQLITE_NOTADB, 2),

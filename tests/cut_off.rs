@@ -14,7 +14,9 @@ use rusqlite::{Connection, OpenFlags};
 use service::Service;
 use sqlite_tde::{Error, NewProtector, OpenOptions};
 
-const COPY: usize = 8192;
+/// A copy of the envelope, and where the second one begins.
+const COPY: usize = 7680;
+const REGION: usize = 8192;
 const MODES: [&str; 2] = ["DELETE", "WAL"];
 
 fn home() -> (Home, Service) {
@@ -74,16 +76,16 @@ fn cut_off(home: &Home, service: &Service, mode: &str, n: usize, change: Change)
     db.close().unwrap();
     let mut after = std::fs::read(&path).unwrap();
     // The copy that is written first is the one that is not in use: generation 2 is in copy B.
-    let old = if n.is_multiple_of(2) { COPY } else { 0 };
+    let old = if n.is_multiple_of(2) { REGION } else { 0 };
     after[old..old + COPY].copy_from_slice(&before[old..old + COPY]);
-    assert_ne!(after[..COPY], after[COPY..2 * COPY]);
+    assert_ne!(after[..COPY], after[REGION..REGION + COPY]);
     std::fs::write(&path, &after).unwrap();
     after
 }
 
 fn are_equal(path: &Path) -> bool {
     let bytes = std::fs::read(path).unwrap();
-    bytes[..COPY] == bytes[COPY..2 * COPY]
+    bytes[..COPY] == bytes[REGION..REGION + COPY]
 }
 
 fn as_party(home: &Home, party: &str) -> Result<Connection, Error> {
@@ -183,7 +185,7 @@ fn a_removal_that_is_said_again_is_finished() {
         // By a connection that was open meanwhile, whose process did not make the change.
         let after = cut_off(&home, &service, mode, 0, remove);
         let mut before = after.clone();
-        before.copy_within(COPY..2 * COPY, 0);
+        before.copy_within(REGION..REGION + COPY, 0);
         std::fs::write(&path, &before).unwrap();
         let db = home.open(&path);
         assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 2);
@@ -203,7 +205,7 @@ fn what_could_not_be_mended_at_once_is_mended_by_the_first_write() {
         let path = home.path("a.db");
         let bytes = cut_off(&home, &service, mode, 0, CHANGES[0].1);
         let mut whole = bytes.clone();
-        whole.copy_within(..COPY, COPY);
+        whole.copy_within(..COPY, REGION);
         std::fs::write(&path, &whole).unwrap();
         let busy = home.open(&path);
         if mode == "DELETE" {
@@ -219,7 +221,7 @@ fn what_could_not_be_mended_at_once_is_mended_by_the_first_write() {
             // Closing it would drop the locks of this process.
             std::mem::forget(file);
         };
-        overwrite(COPY, &bytes);
+        overwrite(REGION, &bytes);
         let db = match mode {
             "DELETE" => home.open(&path),
             _ => {
@@ -253,11 +255,11 @@ fn a_damaged_copy_is_mended_too() {
     cut_off(&home, &service, "DELETE", 0, CHANGES[0].1);
     drop(home.open(&path));
     let good = std::fs::read(&path).unwrap();
-    for at in [0, 100, 4000, COPY, COPY + 100, 2 * COPY - 1] {
+    for at in [0, 100, 4000, REGION, REGION + 100, REGION + COPY - 1, 2 * REGION - 1] {
         let mut bytes = good.clone();
         bytes[at] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let name = if at < COPY { 'A' } else { 'B' };
+        let name = if at < REGION { 'A' } else { 'B' };
         let options = home.options().flags(OpenFlags::SQLITE_OPEN_READ_ONLY);
         let reader = sqlite_tde::open_with(&path, &options).unwrap();
         let found = sqlite_tde::verify(&reader, "main", |_, _| ()).unwrap();
@@ -268,7 +270,7 @@ fn a_damaged_copy_is_mended_too() {
     }
     // A copy of a later format is somebody else's.
     let mut later = good.clone();
-    later[COPY + 19] = 2;
+    later[REGION + 19] = 2;
     std::fs::write(&path, &later).unwrap();
     drop(home.open(&path));
     assert!(std::fs::read(&path).unwrap() == later);

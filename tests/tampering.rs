@@ -17,6 +17,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use sqlite_tde::Error;
 
 const COPY: usize = 8192;
+/// Where the slot begins behind a copy of the envelope.
+const SLOT: usize = 7680;
 const PAGES_AT: usize = 2 * COPY;
 const PAGE: usize = 1024;
 
@@ -151,9 +153,9 @@ fn both_envelope_copies_bad_never_open() {
         let victim = home.path(&format!("victim-{cached}.db"));
         fs::write(&victim, &bytes).unwrap();
         let file = fs::OpenOptions::new().write(true).open(&victim).unwrap();
-        for at in 0..COPY {
+        for at in 0..SLOT {
             // Past the content all bytes are the same padding: a sample does.
-            if at > 600 && at % 61 != 0 && at != COPY - 1 {
+            if at > 600 && at % 61 != 0 && at != SLOT - 1 {
                 continue;
             }
             for copy in [0, COPY] {

@@ -252,3 +252,59 @@ fn snapshots_hold() {
     }
     assert_sound(&reader, "at the end");
 }
+
+/// Each connection counts the checkpoints that it knows of, and writes that into the header of a
+/// log that it begins. Where one transaction begins a log, spills and is rolled back, the next
+/// connection begins the same log once more, with the same salts and a count of its own; the first
+/// one goes on in it.
+#[test]
+fn a_log_that_two_connections_begin_is_one() {
+    let home = Home::new();
+    for (of_a, of_b) in [(2, 6), (6, 2), (0, 1), (3, 3)] {
+        for checkpoint in ["PASSIVE", "RESTART", "TRUNCATE"] {
+            let what = format!("A {of_a}, B {of_b}, {checkpoint}");
+            let name = format!("{of_a}-{of_b}-{checkpoint}");
+            let (path, other) =
+                (home.path(&format!("{name}.db")), home.path(&format!("{name}.plain")));
+            let sealed = [home.open(&path), home.open(&path)];
+            let clear = [plain(&other), plain(&other)];
+            let run = |who: usize, sql: &str| {
+                for db in [&sealed[who], &clear[who]] {
+                    db.execute_batch(sql).unwrap_or_else(|e| panic!("{what}: {sql}: {e}"));
+                }
+            };
+            run(0, "PRAGMA page_size=1024; PRAGMA journal_mode=WAL;");
+            for who in [0, 1] {
+                run(who, "PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=3;");
+            }
+            run(0, FILL);
+            let mut row = 1000;
+            let mut commit = |who: usize| {
+                row += 1;
+                run(who, &format!("INSERT INTO t VALUES({row}, zeroblob(3000))"));
+            };
+            for (who, times) in [(0, of_a), (1, of_b)] {
+                for _ in 0..times {
+                    run(who, "PRAGMA wal_checkpoint(RESTART)");
+                    commit(who);
+                }
+            }
+            run(0, &format!("PRAGMA wal_checkpoint({checkpoint})"));
+            run(0, "BEGIN; UPDATE t SET b = hex(zeroblob(400)); ROLLBACK");
+            for who in [1, 0, 1] {
+                commit(who);
+            }
+            let wanted = dump(&clear[0], "main");
+            for db in &sealed {
+                assert!(dump(db, "main") == wanted, "{what}");
+                assert_sound(db, &what);
+            }
+            // And after a kill.
+            let copy = home.path(&format!("{name}-copy.db"));
+            copy_files(&path, &copy, &["", "-tdewal"]);
+            let db = home.open(&copy);
+            assert!(dump(&db, "main") == wanted, "{what}: killed");
+            assert_sound(&db, &what);
+        }
+    }
+}

@@ -163,6 +163,7 @@ pub fn run(kind: Kind, input: &[u8]) {
                 index.locks += 1;
                 index.salts = (salt > 0).then_some([salt; 8]);
                 index.pages = (0..32).map(|frame| u32::from(first) + frame).collect();
+                index.other_state = first >= 240;
             }
             // Only a journal is written in pieces of any length.
             _ if kind == Kind::Journal => {

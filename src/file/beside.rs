@@ -3,7 +3,7 @@
 //! | file | of an encrypted database `X` | of a plaintext database `X` |
 //! |---|---|---|
 //! | rollback journal | `X-journal` | `X-journal` |
-//! | write-ahead log | `X-tdewal` | `X-wal` |
+//! | write-ahead log | `X-tdewal`; `X-tde` where that name is too long | `X-wal` |
 //! | wal-index | `X-shm` | `X-shm` |
 //!
 //! SQLite without the library looks whether `X-wal` is there before it reads a byte of `X`: it joins a
@@ -17,10 +17,16 @@
 //! either.
 
 /// Every suffix that a file beside a database may have, for tools that copy or remove databases.
-pub const FILES_BESIDE: [&str; 4] = ["-journal", "-wal", "-tdewal", "-shm"];
+/// Only a database whose name leaves no room for `-tdewal` in 255 bytes has a log at `-tde`.
+pub const FILES_BESIDE: [&str; 5] = ["-journal", "-wal", "-tdewal", "-tde", "-shm"];
 
 const PLAIN_LOG: &[u8] = b"wal";
 const LOG: &[u8] = b"tdewal";
+/// As long as SQLite's, so that there is room for it where SQLite's has.
+const SHORT_LOG: &[u8] = b"tde";
+const _: () = assert!(SHORT_LOG.len() == PLAIN_LOG.len());
+/// The longest name of a file, without its directory, on the file systems in use.
+const LONGEST: usize = 255;
 
 /// Splits SQLite's name for a log into the database's path and what follows `-wal`: nothing, or the
 /// number that the multiplex VFS adds.
@@ -33,7 +39,10 @@ pub(crate) fn split_log(name: &[u8]) -> Option<(&[u8], &[u8])> {
 /// Where the log of an encrypted database lies that SQLite calls `name`.
 pub(crate) fn log_name(name: &[u8]) -> Option<Vec<u8>> {
     let (database, number) = split_log(name)?;
-    Some([database, b"-", LOG, number].concat())
+    let directory = database.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
+    let room = LONGEST.saturating_sub(database.len() - directory + 1 + number.len());
+    let log = if room >= LOG.len() { LOG } else { SHORT_LOG };
+    Some([database, b"-", log, number].concat())
 }
 
 #[cfg(test)]
@@ -56,6 +65,21 @@ mod tests {
             (b"", None),
         ] {
             assert_eq!(log_name(name).as_deref(), wanted, "{}", String::from_utf8_lossy(name));
+        }
+    }
+
+    #[test]
+    fn a_log_has_room_wherever_sqlites_has() {
+        for (len, number, short) in [(248, "", false), (249, "", true), (251, "", true)]
+            .into_iter()
+            .chain([(245, "007", false), (246, "007", true), (248, "007", true)])
+        {
+            for directory in ["", "/a/", &"/d/".repeat(200)] {
+                let database = format!("{directory}{}", "n".repeat(len));
+                let name = log_name(format!("{database}-wal{number}").as_bytes()).unwrap();
+                let suffix = if short { "tde" } else { "tdewal" };
+                assert_eq!(name, format!("{database}-{suffix}{number}").into_bytes());
+            }
         }
     }
 

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::file::journal::Journal;
+use crate::file::journal::{Counters, Journal};
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::memory::Memory;
 use crate::file::tuning::Tuning;
-use crate::file::wal::{Parent, Salts, Wal};
+use crate::file::wal::{Origin, Parent, Salts, Wal};
 use crate::key::cipher::Subkey;
 use crate::key::keyring::{Dek, Keyring};
-use crate::page::RESERVE;
+use crate::page::{LogId, RESERVE};
 use crate::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use crate::secret::Secret;
 use crate::suite::SuiteId;
@@ -71,6 +71,8 @@ pub struct Index {
     pub salts: Option<[u8; 8]>,
     /// The page of each frame.
     pub pages: Vec<u32>,
+    /// The database is in another state than the log says.
+    pub other_state: bool,
 }
 
 impl Parent for Index {
@@ -86,8 +88,17 @@ impl Parent for Index {
         self.pages.get(frame as usize - 1).copied()
     }
 
-    fn pages(&self) -> Result<u32> {
-        Ok(self.pages.len() as u32)
+    fn origin(&self) -> Result<Origin> {
+        Ok(Origin { pages: self.pages.len() as u32, ..Origin::default() })
+    }
+
+    fn admits(
+        &self,
+        _: &LogId,
+        _: &Origin,
+        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
+    ) -> Result<bool> {
+        Ok(!self.other_state || has_page_1(None)?)
     }
 }
 
@@ -184,6 +195,12 @@ impl File {
                 let _ = db.before_sync(&self.base);
                 db.rollback_ends();
                 let _ = db.verify(&self.base, &BTreeSet::new(), |_, _| ());
+                if let Ok(origin) = db.log_origin(&self.base, None) {
+                    let log = [1; 16];
+                    let _ = db.admits_log(&self.base, &log, &origin, &mut |_| Ok(false));
+                    let _ = db.checkpoint_writes(&self.base, (log, origin.state));
+                    let _ = db.checkpoint_ends(&self.base, (log, origin.state));
+                }
             }
             Some(Open::Journal(_)) | None => {}
         }

@@ -138,5 +138,6 @@ pub(crate) fn is_tampering(error: &Error) -> bool {
             | Error::FrameAuthentication { .. }
             | Error::JournalAuthentication { .. }
             | Error::JournalOutdated { .. }
+            | Error::LogOutdated
     )
 }

@@ -15,6 +15,7 @@ use std::time::Instant;
 use super::access::{Access, AccessPolicy, Loss, Standing};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
+use super::envelope::slot::{self, SLOT_LEN};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
 use super::identity::{self, wrong_file};
 use super::newest::{FileKey, Newest, NewestByFile};
@@ -368,6 +369,17 @@ impl Keyring {
     /// One copy of `envelope`.
     pub(crate) fn encode(&self, envelope: &Envelope) -> Result<Vec<u8>> {
         self.with_keys(|keys| envelope.encode(&keys.mac))?
+    }
+
+    /// Slot `number` of the file that says `slot`.
+    pub(crate) fn encode_slot(&self, slot: &slot::Slot, number: u32) -> Result<[u8; SLOT_LEN]> {
+        let encoded = self.with_keys(|keys| slot.encode(number, &keys.mac))?;
+        encoded.ok_or_else(|| Error::Usage("a slot: no MAC key".into()))
+    }
+
+    /// What `bytes` say as slot `number`; `None` where the holder of these keys did not write them.
+    pub(crate) fn decode_slot(&self, bytes: &[u8], number: u32) -> Result<Option<slot::Slot>> {
+        self.with_keys(|keys| slot::Slot::decode(bytes, number, &keys.mac))
     }
 
     /// Notes that `record` gives these keys.

@@ -14,12 +14,14 @@ use super::shared::{Entered, Shared};
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
-use crate::file::journal::Begun;
+use crate::file::journal::{Begun, Counters};
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
-use crate::file::wal::{Demand, Parent, Recovered, Salts};
+use crate::file::wal::{Demand, Origin, Parent, Recovered, Salts};
 use crate::file::{FileKind, Filled, Storage};
+use crate::key::envelope::slot::StateId;
+use crate::page::LogId;
 
 /// Characteristics that hold for the base file and not for ours: a page of ours is more than one
 /// write where the file grows, and a record is not appended by itself.
@@ -127,12 +129,24 @@ impl Parent for OpenFile {
         self.shm.page_of(frame)
     }
 
-    fn pages(&self) -> Result<u32> {
+    fn origin(&self) -> Result<Origin> {
         match &self.content {
             Content::Db(db) => {
                 let in_index = self.shm.pages().filter(|&pages| pages > 0);
-                db.pages(&self.base, in_index)
+                db.log_origin(&self.base, in_index)
             }
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn admits(
+        &self,
+        log: &LogId,
+        origin: &Origin,
+        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
+    ) -> Result<bool> {
+        match &self.content {
+            Content::Db(db) => db.admits_log(&self.base, log, origin, has_page_1),
             _ => Err(Error::NotEncrypted),
         }
     }
@@ -574,6 +588,7 @@ impl OpenFile {
         if self.log.is_some() && self.shm.pages().is_none() {
             self.seal_holes()?;
         }
+        self.note_checkpoint(MainDb::checkpoint_writes)?;
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         let mut demand = || demand_of(&self.log, &self.shm);
@@ -590,10 +605,29 @@ impl OpenFile {
         Ok(())
     }
 
+    /// Where the database has a log, a checkpoint of it goes on as `step` says.
+    fn note_checkpoint(
+        &mut self,
+        step: impl FnOnce(&mut MainDb, &BaseFile, (LogId, StateId)) -> Result<()>,
+    ) -> Result<()> {
+        let mut log = enter(&self.log)?;
+        let Some(OpenFile { base: log_base, content: Content::Wal(wal), .. }) = log.as_deref_mut()
+        else {
+            return Ok(());
+        };
+        let log = wal.identity(log_base, &*self)?.ok_or(Error::FrameAuthentication { frame: 0 })?;
+        match &mut self.content {
+            Content::Db(db) => step(db, &self.base, log),
+            _ => Ok(()),
+        }
+    }
+
     /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
     /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
         self.pay()?;
+        // With a log, only a checkpoint that took all of it sets the size.
+        self.note_checkpoint(MainDb::checkpoint_ends)?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         db.truncate(&self.base, size, &mut || demand_of(&self.log, &self.shm))
     }

@@ -17,7 +17,7 @@ const PAGES_AT: usize = 16384;
 /// The file id in a copy of the envelope.
 const FILE_ID: Range<usize> = 32..48;
 const HEADER: usize = 512;
-const RECORD_0: usize = 36 + RESERVE;
+const RECORD_0: usize = 68 + RESERVE;
 const FRAMES_AT: usize = 2 * HEADER;
 const FRAME: usize = 24 + PAGE + RESERVE;
 const JOURNAL_RECORD: usize = 512 + RESERVE;

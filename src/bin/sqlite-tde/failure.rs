@@ -138,7 +138,8 @@ fn code(error: &Error) -> u8 {
         | Error::PageAuthentication { .. }
         | Error::FrameAuthentication { .. }
         | Error::JournalAuthentication { .. }
-        | Error::JournalOutdated { .. } => UNEXPECTED,
+        | Error::JournalOutdated { .. }
+        | Error::LogOutdated => UNEXPECTED,
         Error::Sqlite(error) => match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => UNEXPECTED,
             _ => OTHER,

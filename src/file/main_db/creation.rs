@@ -1,8 +1,8 @@
 //! How a database comes to be, and how a creation that is given up leaves nothing.
 //!
 //! ```text
-//!   copy A, sync | pages ... | first commit: copy B, sync; copy A | SQLite's own sync
-//!   no pages                                has pages  has pages
+//!   copy A, slot 0, sync | pages ... | first commit: copy B, sync; copy A | SQLite's own sync
+//!   no pages                                        has pages  has pages
 //! ```
 //! A rollback of the first transaction empties the file. A crash leaves a copy A that says that
 //! there are no pages, alone or beside pages that are rolled back. Once both copies say that there
@@ -14,8 +14,10 @@ use super::super::Storage;
 use super::layout::logical_size;
 use super::{MainDb, Pages, State, check_page_1, first_page_size};
 use crate::error::{Error, Result};
-use crate::key::envelope::{COPY_LEN, Envelope};
+use crate::key::envelope::slot::Slot;
+use crate::key::envelope::{Envelope, REGION_LEN};
 use crate::key::keyring::Keyring;
+use crate::page::LogId;
 
 impl MainDb {
     /// Writes the envelope of a database that has none yet, of which a page is about to be written.
@@ -61,7 +63,7 @@ impl MainDb {
                 envelope.has_pages = true;
                 envelope.generation += 1;
                 let copy = pages.keyring.encode(&envelope)?;
-                base.write(&copy, (COPY_LEN - in_use) as u64)?;
+                base.write(&copy, (REGION_LEN - in_use) as u64)?;
                 base.sync()?;
                 base.write(&copy, in_use as u64)?;
                 pages.newest.wrote(&envelope);
@@ -92,9 +94,11 @@ impl MainDb {
     }
 }
 
-/// Writes copy A to a file that a creation may have left before, of which nothing stays.
+/// Writes copy A, and the first slot behind it, to a file that a creation may have left before, of
+/// which nothing stays.
 fn write_copy_a(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
-    let copy = keyring.encode(envelope)?;
+    let mut copy = keyring.encode(envelope)?;
+    copy.extend(keyring.encode_slot(&Slot::anew(1, LogId::default())?, 0)?);
     if base.size()? > 0 {
         base.truncate(0)?;
     }

@@ -17,12 +17,15 @@ use libsqlite3_sys as ffi;
 
 use super::super::Storage;
 use super::pages::{Found, Pages};
+use super::slots::Slots;
 use super::{CHANGE_COUNTER, MainDb, State, Wishes};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result, log};
 use crate::key::access::{Loss, Standing};
 use crate::key::auditor::{Auditor, about, is_tampering};
-use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord, Unverified};
+use crate::key::envelope::{
+    self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN, Unverified,
+};
 use crate::key::keyring::Keyring;
 use crate::key::opening::Opening;
 use crate::key::protector::{Protectors, matches};
@@ -94,12 +97,19 @@ impl MainDb {
     pub(crate) fn mend(&mut self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         let found = pages.in_force(base)?;
+        let slots = Slots::decode(&pages.keyring, &found.header)?;
+        // Where a log may be in use, only that one's begin or checkpoint may say what belongs to
+        // it.
+        let may_have_log = slots.all_are_bad() && pages.has_log(base)?;
+        if !may_have_log {
+            slots.mend(base, &pages.keyring)?;
+        }
         if !found.copies_differ() {
             self.copies_differ = false;
             pages.envelope = found.envelope;
             return Ok(());
         }
-        let other = COPY_LEN - found.at;
+        let other = REGION_LEN - found.at;
         let stale = Unverified::decode(&found.header[other..other + COPY_LEN]);
         if let Err(Error::FormatTooNew { .. }) = stale {
             // Not ours to judge.
@@ -196,7 +206,7 @@ impl MainDb {
     pub(crate) fn cut_off_protectors(&self, base: &impl Storage) -> Result<Vec<ProtectorRecord>> {
         let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
         let found = pages.in_force(base)?;
-        let other = COPY_LEN - found.at;
+        let other = REGION_LEN - found.at;
         let stale = Unverified::decode(&found.header[other..other + COPY_LEN]);
         let stale = stale.and_then(|copy| pages.keyring.verify(copy));
         let new = |record: &ProtectorRecord| {
@@ -537,7 +547,7 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     for _ in 0..ATTEMPTS {
         let header = read_copies(base)?;
         let mut best: Option<(Envelope, usize)> = None;
-        for at in [0, COPY_LEN] {
+        for at in [0, REGION_LEN] {
             let copy = Unverified::decode(&header[at..at + COPY_LEN]);
             match copy.and_then(|copy| keyring.verify(copy)) {
                 Ok(envelope)
@@ -577,8 +587,12 @@ pub(super) fn faulty_copies(base: &impl Storage, pages: &Pages) -> Result<(Vec<c
         (bad, stale) = (Vec::new(), Vec::new());
         let header = read_copies(base)?;
         let mut newest = None;
-        for (at, name) in [(0, 'A'), (COPY_LEN, 'B')] {
+        for (at, name) in [(0, 'A'), (REGION_LEN, 'B')] {
             let copy = Unverified::decode(&header[at..at + COPY_LEN]);
+            if Slots::decode(keyring, &header)?.is_bad(at) {
+                bad.push(name);
+                continue;
+            }
             match copy.and_then(|copy| keyring.verify(copy)) {
                 Ok(copy) if copy.generation < known => stale.push(name),
                 Ok(copy) => match &newest {
@@ -627,9 +641,12 @@ pub(super) fn write(
     let copy = keyring.encode(envelope)?;
     let is_new = base.size()? == 0;
     let before = read_copies(base)?;
-    let in_use =
-        if is_new { COPY_LEN } else { in_force(base, keyring).map_or(COPY_LEN, |found| found.at) };
-    let (first, second) = (COPY_LEN - in_use, in_use);
+    let in_use = if is_new {
+        REGION_LEN
+    } else {
+        in_force(base, keyring).map_or(REGION_LEN, |found| found.at)
+    };
+    let (first, second) = (REGION_LEN - in_use, in_use);
     let put_back = |at: usize| put(base, &before[at..at + COPY_LEN], at);
     if let Err(error) = put(base, &copy, first) {
         if !is_new {

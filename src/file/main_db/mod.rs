@@ -1,8 +1,8 @@
 //! The main database file.
 //!
 //! ```text
-//! 0        8 KiB    16 KiB                     0x3fff4000  0x40004000
-//! | copy A | copy B | page 1 | page 2 | ...    | gap       | ... pages go on
+//! 0               8 KiB           16 KiB                     0x3fff4000  0x40004000
+//! | copy A | slot | copy B | slot | page 1 | page 2 | ...    | gap       | ... pages go on
 //! ```
 //! SQLite's offset `n` lies at `n + 16 KiB`; from `GAP_AT` on, 64 KiB later still. SQLite locks
 //! bytes from 0x40000000 of the file, and on Windows such locks forbid reading and writing: no page
@@ -34,6 +34,7 @@ mod keys;
 mod layout;
 mod outgoing;
 mod pages;
+mod slots;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -41,17 +42,19 @@ use std::sync::Arc;
 use self::layout::{is_lock_page, logical_size, physical_size};
 pub(crate) use self::pages::DemandOfLog;
 use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
+use self::slots::Slots;
 use super::journal::Begun;
 use super::tuning::Tuning;
 use super::{Filled, Storage};
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
-use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope, ProtectorRecord};
+use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
 use crate::key::identity::{FileId, wrong_file};
 use crate::key::keyring::Keyring;
 use crate::key::newest::FileKey;
 use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, now};
+use crate::page::LogId;
 use crate::suite::SuiteId;
 
 /// What the caller asked for when it opened the file.
@@ -100,6 +103,8 @@ pub(crate) struct MainDb {
     /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of page 1
     /// raises it by one.
     change_counter: u32,
+    /// The log of which the slots say that pages of it are in the file.
+    checkpointed: Option<LogId>,
 }
 
 /// Where and how SQLite looks whether its cache still holds: at the change counter and what
@@ -131,6 +136,7 @@ impl MainDb {
             tampering_noted: false,
             failed_record: None,
             change_counter: 0,
+            checkpointed: None,
         };
         let looked = db.look(base);
         if looked.is_err() || db.envelope().is_some() {
@@ -586,13 +592,14 @@ impl Wishes {
         let copies_differ = !envelope::copies_are_equal(header);
         // The caller reads the file anew where another thread has changed it since.
         newest.admit(newest.known().as_ref(), &envelope, !copies_differ)?;
+        let copies_differ = copies_differ || Slots::decode(&keyring, header)?.any_is_bad();
         let pages = Pages::new(keyring, envelope, through, newest);
         Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
     }
 
     fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
         let encrypted = header.starts_with(envelope::MAGIC)
-            || header.get(COPY_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
+            || header.get(REGION_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
             || envelope::is_unfinished(header, len);
         // What is neither must not pass as plaintext: SQLite would look for a hot journal and a log
         // beside the file, and delete them, before it reads a page.

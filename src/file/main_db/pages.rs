@@ -175,7 +175,7 @@ impl Pages {
 
     /// Reads and opens page `page` into `plain`, whose reserve bytes become zeros.
     pub(super) fn load_into(
-        &mut self,
+        &self,
         base: &impl Storage,
         page: u64,
         plain: &mut [u8],
@@ -385,10 +385,7 @@ impl Pages {
 
     /// What SQLite compares of page 1, which is in `plain`, to see whether its cache still holds.
     pub(super) fn counters(&self) -> Counters {
-        let mut counters = Counters::default();
-        let len = counters.len();
-        counters.copy_from_slice(&self.plain[CHANGES_AT..CHANGES_AT + len]);
-        counters
+        counters_in(&self.plain)
     }
 
     /// Whether page 1, which is in `plain`, says that the database is in WAL mode.
@@ -400,6 +397,14 @@ impl Pages {
     pub(super) fn has_log(&mut self, base: &impl Storage) -> Result<bool> {
         Ok(self.load(base, 1)? == Found::Good && self.says_wal())
     }
+}
+
+/// What SQLite compares of page 1 to see whether its cache still holds.
+pub(super) fn counters_in(page_1: &[u8]) -> Counters {
+    let mut counters = Counters::default();
+    let len = counters.len();
+    counters.copy_from_slice(&page_1[CHANGES_AT..CHANGES_AT + len]);
+    counters
 }
 
 /// Refuses a page 1 whose pages the trailer would cut, or whose database has pages of another size.

@@ -6,7 +6,8 @@
 //!
 //! header:   0       16       20          24      28        44       60
 //!           | magic | format | page size | grain | file id | log id | zeros to 512 |
-//! record 0: SQLite's WAL header 32, pages of the database 4, trailer 48
+//! record 0: SQLite's WAL header 32, origin 36: pages of the database 4, counters 16, state 16;
+//!           trailer 48
 //! frame:    SQLite's frame header 24, page, trailer 48
 //! ```
 //! Each record is sealed as a block of its own, numbered as its frame, record 0 as grain * 2^32 +
@@ -20,6 +21,11 @@
 //! from then on, authenticates nowhere. It is in the associated data and not the salt of a key, as
 //! a journal's is, because a log's records may be under several DEKs, and because a key for each
 //! log would cost each reader a key derivation for each log.
+//!
+//! The origin is what the database file had when the log was begun: its size, SQLite's bytes 24 to
+//! 39 of page 1, and the state that its slots name. A log is played back only over a file that is
+//! in that state, or in one that checkpoints of this very log have left ([`Parent::admits`]). Any
+//! other log is refused if it holds a commit, and else counts as empty.
 //!
 //! Header and record 0 are written anew in one write whenever a log begins. A crash may leave
 //! either of them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and
@@ -69,6 +75,7 @@
 //! Builds with debug assertions check the last one at each return to SQLite.
 
 mod layout;
+mod origin;
 mod outgoing;
 mod read;
 mod survey;
@@ -84,9 +91,11 @@ pub(crate) use self::survey::Demand;
 use self::transaction::Transaction;
 use super::Storage;
 use super::ahead::Ahead;
+use super::journal::Counters;
 use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
+use crate::key::envelope::slot::StateId;
 use crate::key::keyring::Keyring;
 use crate::page::{LogId, RESERVE};
 use crate::secret::fill_random;
@@ -96,7 +105,9 @@ const WAL_HEADER: usize = 32;
 const WAL_PAGE_SIZE_AT: usize = 8;
 const WAL_SALTS_AT: usize = 16;
 /// Record 0 without its trailer.
-const RECORD_0: usize = WAL_HEADER + size_of::<u32>();
+const RECORD_0: usize = STATE_AT + size_of::<StateId>();
+const COUNTERS_AT: usize = WAL_HEADER + size_of::<u32>();
+const STATE_AT: usize = COUNTERS_AT + size_of::<Counters>();
 /// SQLite's frame header: page number, pages of the database after a commit or 0, salts, checksum.
 const FRAME_HEADER: usize = 24;
 const COMMIT_AT: usize = 4;
@@ -115,8 +126,25 @@ pub(crate) trait Parent {
     fn salts(&self) -> Option<Salts>;
     /// The page that the wal-index has for `frame`; `None` where there is none in shared memory.
     fn page_of(&self, frame: u32) -> Option<u32>;
-    /// Pages in the database file.
-    fn pages(&self) -> Result<u32>;
+    /// The state of the database file, for a log that begins.
+    fn origin(&self) -> Result<Origin>;
+    /// Whether the log `log`, begun on `origin`, belongs to the database file as it is.
+    /// `has_page_1` tells whether the log has page 1, with these counters or with any.
+    fn admits(
+        &self,
+        log: &LogId,
+        origin: &Origin,
+        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
+    ) -> Result<bool>;
+}
+
+/// What the database file was when a log was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Origin {
+    /// Pages that it had.
+    pub(crate) pages: u32,
+    pub(crate) counters: Counters,
+    pub(crate) state: StateId,
 }
 
 /// What a recovery read of the sizes that the database had, in pages.
@@ -152,10 +180,12 @@ struct Pending {
 struct Start([u8; RECORD_0]);
 
 impl Start {
-    fn new(header: &[u8; WAL_HEADER], pages: u32) -> Self {
+    fn new(header: &[u8; WAL_HEADER], origin: &Origin) -> Self {
         let mut record = [0; RECORD_0];
         record[..WAL_HEADER].copy_from_slice(header);
-        record[WAL_HEADER..].copy_from_slice(&pages.to_be_bytes());
+        record[WAL_HEADER..COUNTERS_AT].copy_from_slice(&origin.pages.to_be_bytes());
+        record[COUNTERS_AT..STATE_AT].copy_from_slice(&origin.counters);
+        record[STATE_AT..].copy_from_slice(&origin.state);
         Self(record)
     }
 
@@ -165,13 +195,15 @@ impl Start {
 
     fn salts(&self) -> Salts {
         let mut salts = Salts::default();
-        salts.copy_from_slice(&self.0[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]);
+        salts.copy_from_slice(salts_in(&self.0));
         salts
     }
 
-    /// Pages that the database file had when the log was begun.
-    fn pages(&self) -> u32 {
-        number(&self.0[WAL_HEADER..])
+    fn origin(&self) -> Origin {
+        let mut origin = Origin { pages: number(&self.0[WAL_HEADER..]), ..Origin::default() };
+        origin.counters.copy_from_slice(&self.0[COUNTERS_AT..STATE_AT]);
+        origin.state.copy_from_slice(&self.0[STATE_AT..]);
+        origin
     }
 }
 
@@ -186,6 +218,8 @@ pub(crate) struct Wal {
     start: Option<Start>,
     /// What a recovery has read, until somebody has taken note of it.
     pub(crate) recovered: Option<Recovered>,
+    /// A log that belongs to another state of the database and has no commit: it counts as empty.
+    void: Option<LogId>,
     /// The frame of the last commit that this handle recovered or wrote.
     end: Option<u32>,
     /// [`Parent::locks`] when this handle last looked.
@@ -218,6 +252,7 @@ impl Wal {
             layout: None,
             start: None,
             recovered: None,
+            void: None,
             end: None,
             locks: 0,
             current: false,
@@ -267,13 +302,13 @@ impl Wal {
         // connection writes its own count of checkpoints into the header. Whoever knows the log by
         // its salts has its id.
         let again = self.start.filter(|_| kept.is_some_and(|kept| kept.page_size == page_size));
-        let again = again.filter(|start| start.salts() == Start::new(header, 0).salts());
+        let again = again.filter(|start| start.salts() == salts_in(header));
         let (start, log) = match (again, kept) {
-            (Some(begun), Some(kept)) => (Start::new(header, begun.pages()), kept.log),
+            (Some(begun), Some(kept)) => (Start::new(header, &begun.origin()), kept.log),
             _ => {
                 let mut log = LogId::default();
                 fill_random(&mut log)?;
-                (Start::new(header, parent.pages()?), log)
+                (Start::new(header, &parent.origin()?), log)
             }
         };
         // Another grain would lay record 0 over frames of the earlier log, to which a crash may lead
@@ -304,7 +339,7 @@ impl Wal {
 
     /// Pages that the database file had when the log was begun; 0 where there is none.
     fn pages(&self) -> u32 {
-        self.start.as_ref().map_or(0, Start::pages)
+        self.start.as_ref().map_or(0, |start| start.origin().pages)
     }
 
     /// Record 0; `None` where it does not authenticate.
@@ -404,6 +439,9 @@ impl Wal {
         } else {
             self.load_start(base, layout)?
         };
+        if self.void == Some(layout.log) {
+            self.start = None;
+        }
         if self.start.is_none() {
             self.lose_outgoing();
         }
@@ -421,6 +459,11 @@ impl Wal {
         self.gathered.resize(layout.record(), 0);
         self.sealed = Vec::new();
     }
+}
+
+/// The salts in SQLite's WAL header.
+fn salts_in(header: &[u8]) -> &[u8] {
+    &header[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]
 }
 
 /// The big-endian number that `bytes` start with.

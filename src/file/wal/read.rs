@@ -42,7 +42,7 @@ impl Wal {
             return Ok(Filled::Short);
         };
         if at < WAL_HEADER as u64 {
-            return self.read_header(base, buf, at as usize);
+            return self.read_header(base, parent, buf, at as usize);
         }
         let mut done = 0;
         while done < buf.len() {
@@ -83,17 +83,26 @@ impl Wal {
     /// Reads of SQLite's WAL header: the whole in recovery, its checksum when a transaction that
     /// started the log has overwritten frames. Recovery may come after another handle began a log,
     /// and before the wal-index says so.
-    fn read_header(&mut self, base: &impl Storage, buf: &mut [u8], at: usize) -> Result<Filled> {
+    fn read_header(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        buf: &mut [u8],
+        at: usize,
+    ) -> Result<Filled> {
         let end = at + buf.len();
         if end > WAL_HEADER {
             return Err(Error::NotAPage { offset: at as u64, len: buf.len() });
         }
         self.load_layout(base)?;
+        if at == 0 {
+            self.check_origin(base, parent)?;
+        }
         match &self.start {
             Some(start) => {
                 buf.copy_from_slice(&start.header()[at..end]);
                 if at == 0 {
-                    self.recovered = Some(Recovered { least: start.pages(), last: 0 });
+                    self.recovered = Some(Recovered { least: start.origin().pages, last: 0 });
                     self.end = Some(0);
                 }
                 Ok(Filled::Full)

@@ -119,7 +119,7 @@ impl Wal {
 
     /// Shows `see` each frame in the file up to `last`: whether it authenticates, and then it is in
     /// `plain`. Past frame `sure` it stops at one that does not, for the file may be of any size.
-    fn survey(
+    pub(super) fn survey(
         &mut self,
         base: &impl Storage,
         sure: u32,

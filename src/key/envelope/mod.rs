@@ -1,10 +1,10 @@
 //! The envelope: what a database file says about its keys, in 16 KiB before the first page.
 //!
 //! ```text
-//! 0                                    8192                                 16384
-//! +------------------------------------+------------------------------------+---------
-//! | copy A                             | copy B                             | page 1 ..
-//! +------------------------------------+------------------------------------+---------
+//! 0                         7680       8192                      15872      16384
+//! +-------------------------+----------+-------------------------+----------+---------
+//! | copy A                  | slot 0   | copy B                  | slot 1   | page 1 ..
+//! +-------------------------+----------+-------------------------+----------+---------
 //! a copy, all integers big-endian, times in Unix seconds:
 //! 0       16       20       24           32        48          52        60        68
 //! +-------+--------+--------+------------+---------+-----------+---------+---------+--
@@ -14,7 +14,7 @@
 //! +-------------+------------+-------+-------------+-----------+------------+-------+---+
 //! | regenerated | scan state | 0 0 0 | scan cursor | DEK count | protectors | flags | 0 |
 //! +-------------+------------+-------+-------------+-----------+------------+-------+---+
-//! 88                           length - 32   length           8192
+//! 88                           length - 32   length           7680
 //! +---------+------------------+-------------+----------------+
 //! | DEK, .. | protector, ..    | MAC         | zeros          |
 //! +---------+------------------+-------------+----------------+
@@ -27,12 +27,15 @@
 //!
 //! The current DEK comes first and has no wrapped bytes of its own: the protectors wrap it, each by
 //! itself. A retired DEK is wrapped under the current one. The MAC is HMAC-SHA-256, under the
-//! current DEK's envelope subkey, of everything before it.
+//! current DEK's envelope subkey, of everything before it. The slots say which log belongs to the
+//! file ([`slot`]); checkpoints write them, so whoever writes a copy leaves them as they are.
 //!
 //! Invariants:
 //! 1. One meaning, one encoding: a copy that decodes is, byte for byte, what encoding gives.
 //! 2. Nothing that was not authenticated leaves this module as an [`Envelope`]: decoding gives an
 //!    [`Unverified`], which tells only what it takes to find the key.
+
+pub(crate) mod slot;
 
 use std::collections::BTreeSet;
 
@@ -40,6 +43,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
+use self::slot::SLOT_LEN;
 use crate::error::{Error, Result};
 use crate::provider::Wrapped;
 use crate::secret::Secret;
@@ -51,9 +55,11 @@ pub const MAGIC: &[u8; 16] = b"sqlite-tde file\0";
 /// The newest format version that this software reads, and the one that it writes.
 pub const FORMAT: u32 = 1;
 /// Bytes of one copy.
-pub const COPY_LEN: usize = 8192;
-/// Bytes of both copies: where page 1 starts.
-pub const ENVELOPE_LEN: usize = 2 * COPY_LEN;
+pub const COPY_LEN: usize = REGION_LEN - SLOT_LEN;
+/// Bytes of a copy and the slot behind it: where copy B starts.
+pub const REGION_LEN: usize = 8192;
+/// Bytes of both copies and slots: where page 1 starts.
+pub const ENVELOPE_LEN: usize = 2 * REGION_LEN;
 
 const FORMAT_AT: usize = MAGIC.len();
 const LENGTH_AT: usize = FORMAT_AT + size_of::<u32>();
@@ -435,7 +441,8 @@ pub(crate) fn copies_are_equal(header: &[u8]) -> bool {
 /// Copies A and B, as far as `header` has them.
 fn copies(header: &[u8]) -> (&[u8], &[u8]) {
     let header = header.get(..ENVELOPE_LEN).unwrap_or(header);
-    header.split_at_checked(COPY_LEN).unwrap_or((header, &[]))
+    let (a, b) = header.split_at_checked(REGION_LEN).unwrap_or((header, &[]));
+    (a.get(..COPY_LEN).unwrap_or(a), b.get(..COPY_LEN).unwrap_or(b))
 }
 
 /// An error's words without its class.

@@ -336,7 +336,7 @@ fn what_is_out_of_bounds_is_not_written() {
         (|e| e.protectors[0].wrapped.mechanism = "m".repeat(256), "mechanism is over 255"),
         (|e| e.protectors[0].key_id = "k".repeat(65536), "key id is over 65535"),
         (|e| e.protectors[0].wrapped.blob = vec![1; 2049], "wrapped DEK length of a protector"),
-        (|e| e.protectors[0].key_id = "k".repeat(8000), "bytes of 8192"),
+        (|e| e.protectors[0].key_id = "k".repeat(7500), "bytes of 7680"),
     ];
     for (n, (change, words)) in table.into_iter().enumerate() {
         let mut envelope = sample();
@@ -363,7 +363,14 @@ fn a_full_copy_fits_and_one_byte_more_does_not() {
 fn copy(generation: u64) -> Vec<u8> {
     let mut envelope = Envelope { generation, ..sample() };
     envelope.protectors[0].wrapped.blob = vec![0xb1; 1000];
-    envelope.encode(&key(1)).unwrap()
+    region(&envelope)
+}
+
+/// A copy, and an empty slot behind it.
+fn region(envelope: &Envelope) -> Vec<u8> {
+    let mut region = envelope.encode(&key(1)).unwrap();
+    region.resize(REGION_LEN, 0);
+    region
 }
 
 #[test]
@@ -380,10 +387,10 @@ fn a_first_write_without_its_last_sector_does_not_parse() {
 
 #[test]
 fn the_newest_copy_that_parses_comes_first() {
-    let (zeros, torn) = (vec![0; COPY_LEN], [&copy(9)[..512], &[0; COPY_LEN - 512]].concat());
+    let (zeros, torn) = (vec![0; REGION_LEN], [&copy(9)[..512], &[0; REGION_LEN - 512]].concat());
     let mut other = sample();
     other.file_id = [9; 16];
-    let other = other.encode(&key(1)).unwrap();
+    let other = region(&other);
     let table = [
         ("only A, as first written", copy(1), zeros.clone(), vec![1]),
         ("B is newer", copy(1), copy(2), vec![2, 1]),
@@ -405,12 +412,12 @@ fn the_newest_copy_that_parses_comes_first() {
 
 #[test]
 fn where_no_copy_parses_the_error_says_why() {
-    let zeros = vec![0; COPY_LEN];
+    let zeros = vec![0; REGION_LEN];
     let mut damaged = copy(1);
     damaged[SCAN_STATE_AT] = 77;
     let mut newer = copy(1);
     newer[FORMAT_AT + 3] = 2;
-    let plain = [&b"SQLite format 3\0"[..], &[0; COPY_LEN - 16]].concat();
+    let plain = [&b"SQLite format 3\0"[..], &[0; REGION_LEN - 16]].concat();
     let table = [
         ("empty", vec![], vec![], "not a database: "),
         ("zeros", zeros.clone(), zeros.clone(), "not a database: "),
@@ -433,7 +440,7 @@ fn where_no_copy_parses_the_error_says_why() {
 #[test]
 fn only_a_creation_that_was_cut_off_is_unfinished() {
     let good = copy(1);
-    let later = Envelope { has_pages: true, generation: 2, ..sample() }.encode(&key(1)).unwrap();
+    let later = region(&Envelope { has_pages: true, generation: 2, ..sample() });
     let then = |copy: &[u8], len: usize, fill: u8| {
         [&copy[..len], &vec![fill; ENVELOPE_LEN - len]].concat()
     };
@@ -445,6 +452,9 @@ fn only_a_creation_that_was_cut_off_is_unfinished() {
         file[at] = 1;
         file
     };
+    let slot_alone = [&[0; COPY_LEN][..], &[7; 512]].concat();
+    let mut with_slot = good.clone();
+    with_slot[COPY_LEN..].fill(7);
     let inside = [&good[..512], &[0; 512], &good[1024..]].concat();
     let table = [
         ("first sector only", good[..512].to_vec(), true),
@@ -453,28 +463,30 @@ fn only_a_creation_that_was_cut_off_is_unfinished() {
         ("second sector and end lost", [&good[..512], &[0; 512], &good[1024..1536]].concat(), true),
         ("a sector inside a wrapped key lost", inside, true),
         ("length grown, nothing written", vec![0; ENVELOPE_LEN], true),
+        ("a slot alone", slot_alone, true),
+        ("copy A and a slot", with_slot, true),
         ("one sector of zeros", vec![0; 512], true),
         ("copy A", good.clone(), true),
-        ("copy A, with room for B", then(&good, COPY_LEN, 0), true),
+        ("copy A, with room for B", then(&good, REGION_LEN, 0), true),
         ("copy A, and B of a commit whose pages were lost", [&good[..], &later].concat(), true),
         ("copy A, and half of that B", [&good[..], &later[..512]].concat(), true),
         ("nothing", vec![], false),
         ("less than the magic", good[..15].to_vec(), false),
         ("less than a sector", good[..511].to_vec(), false),
-        ("A but for its last byte", good[..COPY_LEN - 1].to_vec(), false),
+        ("A but for its last byte", good[..REGION_LEN - 1].to_vec(), false),
         ("less than a sector of zeros", vec![0; 511], false),
         ("a database cut at its first page", [&later[..], &later].concat(), false),
         ("cut within copy B", [&later[..], &later[..4096]].concat(), false),
         ("cut at copy B", later.clone(), false),
         ("cut within copy A", later[..512].to_vec(), false),
         ("cut, and zeros behind", then(&later, 4096, 0), false),
-        ("B alone", [vec![0; COPY_LEN], good.clone()].concat(), false),
+        ("B alone", [vec![0; REGION_LEN], good.clone()].concat(), false),
         ("plaintext", plain, false),
         ("of a later format", newer, false),
         ("something in the first sector", zero_then(100), false),
         ("something in the second sector", zero_then(512), false),
-        ("something in B", zero_then(COPY_LEN), false),
-        ("torn A, something in B", [&then(&good, 512, 0)[..COPY_LEN], &[7; 512]].concat(), false),
+        ("something in B", zero_then(REGION_LEN), false),
+        ("torn A, something in B", [&then(&good, 512, 0)[..REGION_LEN], &[7; 512]].concat(), false),
     ];
     for (name, file, expected) in table {
         let len = file.len() as u64;

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use super::*;
 use crate::error::Error;
 use crate::file::memory::Memory;
-use crate::key::envelope::ENVELOPE_LEN;
+use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, REGION_LEN};
 
 const SECTOR: usize = 512;
 
@@ -116,7 +116,7 @@ fn has(bytes: &[u8], key: &str) -> bool {
 }
 
 fn are_equal(bytes: &[u8]) -> bool {
-    bytes[..COPY_LEN] == bytes[COPY_LEN..ENVELOPE_LEN]
+    envelope::copies_are_equal(bytes)
 }
 
 fn change(db: &mut MainDb, base: &impl Storage, change: Change) -> Result<()> {
@@ -196,7 +196,7 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
         assert!(are_equal(&base.0.borrow()), "{what}");
         assert_eq!(has(&base.0.borrow(), "two"), what == "add", "{what}");
     }
-    assert_eq!(images, 3 * 4 * 17 * 3);
+    assert_eq!(images, 3 * 4 * (COPY_LEN / SECTOR + 1) * 3);
 }
 
 /// A change is cut off, and the next one is made by who has not mended anything: nothing of the
@@ -246,11 +246,12 @@ fn verify_names_the_copy_that_is_older() {
         let (bad, stale) = verified(bytes.clone());
         assert!(bad.is_empty() && stale.len() == 1, "{stale:?}");
         // The other way round, too.
-        bytes[..ENVELOPE_LEN].rotate_left(COPY_LEN);
+        let (a, b) = bytes.split_at_mut(REGION_LEN);
+        a[..COPY_LEN].swap_with_slice(&mut b[..COPY_LEN]);
         let other = if stale == ['A'] { 'B' } else { 'A' };
         assert_eq!(verified(bytes), (vec![], vec![other]));
     }
-    for (at, name) in [(100, 'A'), (COPY_LEN + 100, 'B')] {
+    for (at, name) in [(100, 'A'), (REGION_LEN + 100, 'B')] {
         let mut bytes = before.clone();
         bytes[at] ^= 1;
         assert_eq!(verified(bytes), (vec![name], vec![]));
@@ -300,7 +301,8 @@ fn a_look_that_meets_a_change_looks_again() {
     let mix = |a: &[u8], b: &[u8], from: usize| {
         let mut mixed = a.to_vec();
         mixed[from..COPY_LEN].copy_from_slice(&b[from..COPY_LEN]);
-        mixed[COPY_LEN + from..ENVELOPE_LEN].copy_from_slice(&b[COPY_LEN + from..ENVELOPE_LEN]);
+        let second = REGION_LEN + from..REGION_LEN + COPY_LEN;
+        mixed[second.clone()].copy_from_slice(&b[second]);
         mixed
     };
     let key = |key: &str| key.to_owned();

@@ -1,6 +1,7 @@
 //! What the bytes of a main database mean, on storage in memory.
 
 mod copies;
+mod slots;
 mod waiting;
 
 use super::layout::*;
@@ -8,6 +9,7 @@ use super::pages::*;
 use super::*;
 use crate::file::memory::Memory;
 use crate::file::wal::Demand;
+use crate::key::envelope::COPY_LEN;
 use crate::key::keyring::Dek;
 use crate::page::RESERVE;
 use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
@@ -121,29 +123,29 @@ fn a_creation_cut_off_is_begun_anew_or_completed() {
     let (base, mut db) = created(4096);
     write(&mut db, &base, &[1; 4096], 4096).unwrap();
     let first = base.0.borrow().clone();
-    assert_eq!(first[COPY_LEN..ENVELOPE_LEN], [0; COPY_LEN], "copy B comes with the commit");
+    assert_eq!(first[REGION_LEN..ENVELOPE_LEN], [0; REGION_LEN], "copy B comes with the commit");
     db.before_commit(&base).unwrap();
     let last = base.0.borrow().clone();
-    assert_eq!(last[..COPY_LEN], last[COPY_LEN..ENVELOPE_LEN]);
+    assert_eq!(last[..COPY_LEN], last[REGION_LEN..][..COPY_LEN]);
     for (what, bytes, pages) in [
         ("nothing", vec![], 0),
         ("half of copy A", first[..512].to_vec(), 0),
-        ("copy A", first[..COPY_LEN].to_vec(), 0),
+        ("copy A", first[..REGION_LEN].to_vec(), 0),
         ("copy A, and room up to page 1", first[..ENVELOPE_LEN].to_vec(), 0),
         (
             "copies A and B, no page",
-            [&first[..COPY_LEN], &last[COPY_LEN..ENVELOPE_LEN]].concat(),
+            [&first[..REGION_LEN], &last[REGION_LEN..ENVELOPE_LEN]].concat(),
             0,
         ),
         ("copy A and pages", first.clone(), 2),
         (
             "B torn",
-            [&first[..COPY_LEN], &last[COPY_LEN..9000], &[0; 7384], &first[ENVELOPE_LEN..]]
+            [&first[..REGION_LEN], &last[REGION_LEN..9000], &[0; 7384], &first[ENVELOPE_LEN..]]
                 .concat(),
             2,
         ),
-        ("B whole", [&first[..COPY_LEN], &last[COPY_LEN..]].concat(), 2),
-        ("A torn", [&last[..40], &[0; 8152], &last[COPY_LEN..]].concat(), 2),
+        ("B whole", [&first[..REGION_LEN], &last[REGION_LEN..]].concat(), 2),
+        ("A torn", [&last[..40], &[0; COPY_LEN - 40], &last[COPY_LEN..]].concat(), 2),
         ("all", last.clone(), 2),
     ] {
         let base = Memory(bytes.into());
@@ -269,10 +271,10 @@ fn layouts_that_cannot_be_are_refused_and_nothing_is_written() {
 #[test]
 fn an_unfinished_creation_is_an_empty_database() {
     let (base, _) = created(1024);
-    let copy = base.0.borrow()[..COPY_LEN].to_vec();
+    let copy = base.0.borrow()[..REGION_LEN].to_vec();
     for mask in 0..16_u32 {
-        let mut torn = vec![0; COPY_LEN];
-        for sector in (0..16).filter(|sector| sector % 4 != 3 && mask & (1 << (sector % 4)) != 0) {
+        let mut torn = vec![0; REGION_LEN];
+        for sector in (0..16).filter(|sector| mask & (1 << (sector % 4)) != 0) {
             let part = sector * 512..(sector + 1) * 512;
             torn[part.clone()].copy_from_slice(&copy[part]);
         }
@@ -290,13 +292,13 @@ fn files_that_are_no_database_are_told_apart() {
     let newer = {
         let mut bytes = good.0.borrow().clone();
         bytes[19] = 2;
-        bytes[COPY_LEN + 19] = 2;
+        bytes[REGION_LEN + 19] = 2;
         bytes
     };
     let damaged = {
         let mut bytes = good.0.borrow().clone();
         bytes[60] ^= 1;
-        bytes[COPY_LEN + 60] ^= 1;
+        bytes[REGION_LEN + 60] ^= 1;
         bytes
     };
     for (what, bytes, want) in [

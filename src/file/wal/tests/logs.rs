@@ -38,8 +38,16 @@ impl Parent for Cut {
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.0.page_of(frame)
     }
-    fn pages(&self) -> Result<u32> {
-        Ok(2)
+    fn origin(&self) -> Result<Origin> {
+        Ok(Origin { pages: 2, ..Origin::default() })
+    }
+    fn admits(
+        &self,
+        _: &LogId,
+        _: &Origin,
+        _: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
+    ) -> Result<bool> {
+        Ok(true)
     }
 }
 

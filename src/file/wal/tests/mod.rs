@@ -32,8 +32,16 @@ impl Parent for Db {
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.pages.get(frame as usize - 1).copied()
     }
-    fn pages(&self) -> Result<u32> {
-        Ok(7)
+    fn origin(&self) -> Result<Origin> {
+        Ok(Origin { pages: 7, ..Origin::default() })
+    }
+    fn admits(
+        &self,
+        _: &LogId,
+        _: &Origin,
+        _: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
+    ) -> Result<bool> {
+        Ok(true)
     }
 }
 

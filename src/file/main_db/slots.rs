@@ -1,0 +1,224 @@
+//! The slots of the file as it is on disk: which log belongs to it, and how that changes.
+//!
+//! ```text
+//!   log begins        checkpoint's first page   its last, then SQLite's truncation and sync
+//!   state S           S, the log, partly        a new state, the log
+//! ```
+//! A log notes the state on which it is begun. So it fits over that state, for as long as
+//! checkpoints bring nothing but its own pages there, and over what its last checkpoint left, where
+//! all of it is in the file already. A file that was restored has an older state, of which a later
+//! log knows nothing. Transactions with a rollback journal leave the slots alone: they change the
+//! counters in page 1, which the log notes, too.
+//!
+//! Invariants
+//! 1. Nothing here needs a sync of its own: SQLite syncs the file after the truncation that ends a
+//!    checkpoint, and begins a log only after that. While pages of a log come to the file, the other
+//!    slot is written, once or more, never the one with the state on which that log was begun:
+//!    whatever power loss leaves of the former, the latter admits the log.
+//! 2. Where a log of which pages are in the file was lost, or both slots are, the next log would
+//!    not be admitted. Before that one begins, a slot is written and synced.
+
+use super::super::Storage;
+use super::super::journal::Counters;
+use super::pages::Found;
+use super::{MainDb, State};
+use crate::error::{Error, Result};
+use crate::file::wal::Origin;
+use crate::key::envelope::slot::{SLOT_LEN, Slot, StateId};
+use crate::key::envelope::{COPY_LEN, ENVELOPE_LEN, REGION_LEN};
+use crate::key::keyring::Keyring;
+use crate::page::LogId;
+
+/// Where the slots are.
+const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
+
+/// Both slots, as they were read.
+pub(super) struct Slots {
+    valid: [Option<Slot>; 2],
+    /// It was written, and not by the holder of the key, or not to its end.
+    bad: [bool; 2],
+}
+
+impl Slots {
+    fn read(base: &impl Storage, keyring: &Keyring) -> Result<Self> {
+        let mut header = [0; ENVELOPE_LEN];
+        base.read(&mut header[COPY_LEN..], COPY_LEN as u64)?;
+        Self::decode(keyring, &header)
+    }
+
+    /// The slots in the first [`ENVELOPE_LEN`] bytes of a file.
+    pub(super) fn decode(keyring: &Keyring, header: &[u8]) -> Result<Self> {
+        let (mut valid, mut bad) = ([None; 2], [false; 2]);
+        for (number, at) in PLACES.into_iter().enumerate() {
+            let Some(bytes) = header.get(at..at + SLOT_LEN) else { continue };
+            valid[number] = keyring.decode_slot(bytes, number as u32)?;
+            bad[number] = valid[number].is_none() && bytes.iter().any(|&byte| byte != 0);
+        }
+        Ok(Self { valid, bad })
+    }
+
+    /// Whether the slot behind the copy of the envelope at `copy` is damaged.
+    pub(super) fn is_bad(&self, copy: usize) -> bool {
+        self.bad[usize::from(copy > 0)]
+    }
+
+    pub(super) fn any_is_bad(&self) -> bool {
+        self.bad.contains(&true)
+    }
+
+    /// Whether none is valid.
+    pub(super) fn all_are_bad(&self) -> bool {
+        self.newest().is_none()
+    }
+
+    /// Empties a damaged slot; where none is valid, the other one names the state of the file.
+    pub(super) fn mend(&self, base: &impl Storage, keyring: &Keyring) -> Result<()> {
+        if !self.any_is_bad() {
+            return Ok(());
+        }
+        let kept = usize::from(self.valid[0].is_none() && self.valid[1].is_some());
+        if self.all_are_bad() {
+            let slot = keyring.encode_slot(&Slot::anew(1, LogId::default())?, kept as u32)?;
+            base.write(&slot, PLACES[kept] as u64)?;
+        }
+        if self.bad[1 - kept] {
+            base.write(&[0; SLOT_LEN], PLACES[1 - kept] as u64)?;
+        }
+        Ok(())
+    }
+
+    /// The slot that counts.
+    fn newest(&self) -> Option<&Slot> {
+        self.valid.iter().flatten().max_by_key(|slot| slot.sequence)
+    }
+
+    fn next_sequence(&self) -> u64 {
+        self.newest().map_or(1, |slot| slot.sequence.saturating_add(1))
+    }
+
+    /// Which slot to write while a log is brought to the file that was begun on `state`.
+    fn free_for(&self, state: &StateId) -> usize {
+        let [Some(a), Some(b)] = &self.valid else { return usize::from(self.valid[0].is_some()) };
+        let newer = usize::from(b.sequence > a.sequence);
+        match (a.state == *state, b.state == *state) {
+            (true, false) => 1,
+            (false, true) => 0,
+            (true, true) => newer,
+            (false, false) => 1 - newer,
+        }
+    }
+
+    fn write(
+        &self,
+        base: &impl Storage,
+        keyring: &Keyring,
+        slot: &Slot,
+        state: &StateId,
+    ) -> Result<()> {
+        let number = self.free_for(state);
+        base.write(&keyring.encode_slot(slot, number as u32)?, PLACES[number] as u64)
+    }
+}
+
+impl MainDb {
+    /// The state of the file, for a log that begins. `in_index` are its pages by the wal-index.
+    ///
+    /// # Errors
+    /// [`Error::PageAuthentication`] where page 1 is bad, or a page is missing.
+    pub(crate) fn log_origin(&self, base: &impl Storage, in_index: Option<u32>) -> Result<Origin> {
+        let pages = self.pages(base, in_index)?;
+        let counters = self.counters_on_disk(base)?.ok_or(Error::PageAuthentication { page: 1 })?;
+        let State::Encrypted(file) = &self.state else { return Err(Error::NotEncrypted) };
+        let slots = Slots::read(base, &file.keyring)?;
+        if let Some(slot) = slots.newest().filter(|slot| !slot.partly) {
+            return Ok(Origin { pages, counters, state: slot.state });
+        }
+        let slot = Slot::anew(slots.next_sequence(), LogId::default())?;
+        slots.write(base, &file.keyring, &slot, &StateId::default())?;
+        base.sync()?;
+        Ok(Origin { pages, counters, state: slot.state })
+    }
+
+    /// Whether the log `log`, which was begun on `origin`, may be played back over the file.
+    /// `has_page_1` tells whether the log has page 1, with these counters or with any.
+    ///
+    /// # Errors
+    /// [`Error::PageAuthentication`] where page 1 is bad and not in the log.
+    pub(crate) fn admits_log(
+        &self,
+        base: &impl Storage,
+        log: &LogId,
+        origin: &Origin,
+        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
+    ) -> Result<bool> {
+        let State::Encrypted(file) = &self.state else { return Ok(true) };
+        let slots = Slots::read(base, &file.keyring)?;
+        if !slots.newest().is_some_and(|slot| slot.admits(log, &origin.state)) {
+            return Ok(false);
+        }
+        match self.counters_on_disk(base)? {
+            Some(counters) if counters == origin.counters => Ok(true),
+            // A checkpoint may have brought page 1 from the log.
+            Some(counters) => has_page_1(Some(counters)),
+            // It may have been cut off while it wrote page 1.
+            None if has_page_1(None)? => Ok(true),
+            None => Err(Error::PageAuthentication { page: 1 }),
+        }
+    }
+
+    /// SQLite's counters in page 1; `None` where that is bad or missing.
+    fn counters_on_disk(&self, base: &impl Storage) -> Result<Option<Counters>> {
+        let State::Encrypted(file) = &self.state else { return Ok(None) };
+        let mut page = vec![0; file.page_size];
+        let good = file.load_into(base, 1, &mut page)? == Found::Good;
+        Ok(good.then(|| super::pages::counters_in(&page)))
+    }
+
+    /// A checkpoint is about to bring a page of `log` to the file, which was begun on `state`.
+    ///
+    /// # Errors
+    /// [`Error::LogOutdated`] where the file is in no state for it: another one was put in its
+    /// place.
+    pub(crate) fn checkpoint_writes(
+        &mut self,
+        base: &impl Storage,
+        (log, state): (LogId, StateId),
+    ) -> Result<()> {
+        let State::Encrypted(file) = &self.state else { return Ok(()) };
+        if self.checkpointed == Some(log) {
+            return Ok(());
+        }
+        let slots = Slots::read(base, &file.keyring)?;
+        let slot = match slots.newest() {
+            Some(slot) if !slot.admits(&log, &state) => return Err(Error::LogOutdated),
+            Some(slot) if slot.log == log => None,
+            Some(slot) => Some(slot.state),
+            None => Some(state),
+        };
+        if let Some(state) = slot {
+            let slot = Slot { sequence: slots.next_sequence(), state, log, partly: true };
+            slots.write(base, &file.keyring, &slot, &state)?;
+        }
+        self.checkpointed = Some(log);
+        Ok(())
+    }
+
+    /// A checkpoint has brought all of `log` to the file, which was begun on `state`. SQLite cuts
+    /// the file next and syncs it.
+    ///
+    /// # Errors
+    /// As [`MainDb::checkpoint_writes`].
+    pub(crate) fn checkpoint_ends(
+        &mut self,
+        base: &impl Storage,
+        (log, state): (LogId, StateId),
+    ) -> Result<()> {
+        let State::Encrypted(file) = &self.state else { return Ok(()) };
+        let slots = Slots::read(base, &file.keyring)?;
+        if slots.newest().is_some_and(|slot| !slot.admits(&log, &state)) {
+            return Err(Error::LogOutdated);
+        }
+        let slot = Slot::anew(slots.next_sequence(), log)?;
+        slots.write(base, &file.keyring, &slot, &state)
+    }
+}

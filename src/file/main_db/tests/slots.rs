@@ -1,0 +1,252 @@
+//! Which logs the file admits, whatever a crash leaves of the slots.
+
+use std::cell::RefCell;
+
+use super::*;
+use crate::file::journal::Counters;
+use crate::file::wal::Origin;
+use crate::key::envelope::COPY_LEN;
+use crate::key::envelope::slot::StateId;
+
+const SLOT_LEN: usize = 512;
+const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
+
+/// A file, and the writes since its last sync.
+#[derive(Default)]
+struct Disk {
+    now: Memory,
+    synced: RefCell<Vec<u8>>,
+    unsynced: RefCell<Vec<(u64, Vec<u8>)>>,
+    syncs: std::cell::Cell<usize>,
+}
+
+impl Storage for Disk {
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        self.now.read(buf, at)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.unsynced.borrow_mut().push((at, bytes.to_vec()));
+        self.now.write(bytes, at)
+    }
+
+    fn truncate(&self, size: u64) -> Result<()> {
+        self.now.truncate(size)
+    }
+
+    fn size(&self) -> Result<u64> {
+        self.now.size()
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.syncs.set(self.syncs.get() + 1);
+        self.synced.replace(self.now.0.borrow().clone());
+        self.unsynced.borrow_mut().clear();
+        Ok(())
+    }
+}
+
+impl Disk {
+    /// A database that was just committed.
+    fn new() -> (Self, MainDb) {
+        let (memory, mut db) = created(1024);
+        db.before_commit(&memory).unwrap();
+        let disk = Self { now: memory, ..Self::default() };
+        disk.sync().unwrap();
+        (disk, db)
+    }
+
+    /// What power loss may leave: of each write since the sync all, nothing, or rubbish.
+    fn images(&self) -> Vec<Vec<u8>> {
+        let unsynced = self.unsynced.borrow();
+        (0..3_usize.pow(unsynced.len() as u32))
+            .map(|choice| {
+                let mut image = self.synced.borrow().clone();
+                for (number, (at, bytes)) in unsynced.iter().enumerate() {
+                    let place = *at as usize..*at as usize + bytes.len();
+                    match choice / 3_usize.pow(number as u32) % 3 {
+                        0 => {}
+                        1 => image[place].copy_from_slice(bytes),
+                        _ => image[place].fill(0xa5),
+                    }
+                }
+                image
+            })
+            .collect()
+    }
+}
+
+fn admits(db: &MainDb, image: &[u8], (log, origin): &(LogId, Origin)) -> bool {
+    let base = Memory(image.to_vec().into());
+    db.admits_log(&base, log, origin, &mut |_| Ok(false)).unwrap()
+}
+
+fn begin(db: &MainDb, disk: &Disk, number: u8) -> (LogId, Origin) {
+    ([number; 16], db.log_origin(disk, None).unwrap())
+}
+
+/// What checkpoints do with a log, `S` for SQLite's sync: a page, the end, or both again.
+const LIVES: [&str; 8] = ["pES", "EpES", "pppES", "pEpES", "ESpES", "pESES", "pESpESpES", "ES"];
+
+#[test]
+fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
+    for first in LIVES {
+        for second in LIVES {
+            let (disk, mut db) = Disk::new();
+            let syncs = disk.syncs.get();
+            let mut before: Vec<(LogId, Origin)> = Vec::new();
+            for (number, life) in [first, second, first, second].into_iter().enumerate() {
+                let log = begin(&db, &disk, 1 + number as u8);
+                for (step, does) in life.chars().enumerate() {
+                    let id = (log.0, log.1.state);
+                    match does {
+                        'p' => db.checkpoint_writes(&disk, id).unwrap(),
+                        'E' => db.checkpoint_ends(&disk, id).unwrap(),
+                        _ => {
+                            // SQLite's, after which nothing is unsynced.
+                            disk.sync().unwrap();
+                            disk.syncs.set(disk.syncs.get() - 1);
+                        }
+                    }
+                    let what = format!("{first}, {second}: log {number}, step {step}");
+                    for image in disk.images() {
+                        assert!(admits(&db, &image, &log), "{what}");
+                        // The last one before it is all in the file.
+                        let mut older = before.iter().rev().skip(1);
+                        assert!(older.all(|old| !admits(&db, &image, old)), "{what}: older");
+                        let opened = MainDb::open(&Memory(image.into()), wishes());
+                        assert!(opened.is_ok(), "{what}: {:?}", opened.err());
+                    }
+                }
+                before.push(log);
+            }
+            assert_eq!(disk.syncs.get(), syncs, "{first}, {second}: syncs of our own");
+        }
+    }
+}
+
+#[test]
+fn a_backup_admits_no_log_of_a_later_state() {
+    let (disk, mut db) = Disk::new();
+    let mut backups = vec![(0, disk.now.0.borrow().clone())];
+    let mut logs = Vec::new();
+    for number in 1..5_u8 {
+        let log = begin(&db, &disk, number);
+        logs.push(log);
+        for step in ["page", "end"] {
+            let id = (log.0, log.1.state);
+            match step {
+                "page" => db.checkpoint_writes(&disk, id).unwrap(),
+                _ => db.checkpoint_ends(&disk, id).unwrap(),
+            }
+            backups.push((number, disk.now.0.borrow().clone()));
+        }
+    }
+    for (place, (last, image)) in backups.iter().enumerate() {
+        for (log, number) in logs.iter().zip(1..) {
+            // Odd places are beside pages of a log that is not all in the file.
+            let partly = place % 2 == 1;
+            let fits = number == *last || !partly && number == last + 1;
+            assert_eq!(admits(&db, image, log), fits, "backup {place}, log {number}");
+        }
+    }
+}
+
+#[test]
+fn slots_that_somebody_changed() {
+    let (disk, mut db) = Disk::new();
+    let first = begin(&db, &disk, 1);
+    let young = disk.now.0.borrow().clone();
+    db.checkpoint_ends(&disk, (first.0, first.1.state)).unwrap();
+    let second = begin(&db, &disk, 2);
+    db.checkpoint_writes(&disk, (second.0, second.1.state)).unwrap();
+    let now = disk.now.0.borrow().clone();
+    let slot = |image: &[u8], number: usize| image[PLACES[number]..][..SLOT_LEN].to_vec();
+    let with = |number: usize, bytes: &[u8]| {
+        let mut image = now.clone();
+        image[PLACES[number]..][..SLOT_LEN].copy_from_slice(bytes);
+        image
+    };
+    let (other, mut other_db) = Disk::new();
+    other_db.checkpoint_ends(&other, ([9; 16], begin(&other_db, &other, 9).1.state)).unwrap();
+    let other = other.now.0.borrow().clone();
+    let newest = usize::from(slot(&now, 0) == slot(&young, 0));
+    for (what, image, admitted) in [
+        ("as they are", now.clone(), [false, true]),
+        ("the newest emptied", with(newest, &[0; SLOT_LEN]), [true, true]),
+        ("the newest torn", with(newest, &[7; SLOT_LEN]), [true, true]),
+        ("the newest of another database", with(newest, &slot(&other, newest)), [true, true]),
+        ("the other one in its place", with(newest, &slot(&now, 1 - newest)), [true, true]),
+        ("it in the other one's place", with(1 - newest, &slot(&now, newest)), [false, true]),
+        // Replay.
+        ("an older one in its place", young, [true, false]),
+    ] {
+        assert_eq!([&first, &second].map(|log| admits(&db, &image, log)), admitted, "{what}");
+    }
+    let mut none = now.clone();
+    PLACES.map(|at| none[at] ^= 1);
+    assert!(!admits(&db, &none, &first) && !admits(&db, &none, &second), "none left");
+    // The one in use goes on, and a log that begins is admitted after power loss.
+    disk.now.0.replace(none.clone());
+    db.checkpointed = None;
+    db.checkpoint_writes(&disk, (second.0, second.1.state)).unwrap();
+    assert!(admits(&db, &disk.now.0.borrow(), &second));
+    disk.now.0.replace(none);
+    disk.sync().unwrap();
+    let third = begin(&db, &disk, 3);
+    assert!(disk.images().iter().all(|image| admits(&db, image, &third)));
+}
+
+/// Another file was copied over the database while it was open.
+#[test]
+fn a_checkpoint_of_a_log_of_another_state_is_refused() {
+    let (disk, mut db) = Disk::new();
+    let backup = disk.now.0.borrow().clone();
+    let first = begin(&db, &disk, 1);
+    db.checkpoint_ends(&disk, (first.0, first.1.state)).unwrap();
+    let second = begin(&db, &disk, 2);
+    disk.now.0.replace(backup.clone());
+    let id = (second.0, second.1.state);
+    assert!(matches!(db.checkpoint_writes(&disk, id), Err(Error::LogOutdated)));
+    assert!(matches!(db.checkpoint_ends(&disk, id), Err(Error::LogOutdated)));
+    assert_eq!(*disk.now.0.borrow(), backup);
+}
+
+#[test]
+fn page_1_decides_where_the_slots_do_not() {
+    let (disk, db) = Disk::new();
+    let log = begin(&db, &disk, 1);
+    let image = disk.now.0.borrow().clone();
+    let bad = {
+        let mut image = image.clone();
+        image[ENVELOPE_LEN + 30] ^= 1;
+        image
+    };
+    let other = Origin { counters: [8; 16], ..log.1 };
+    let here = log.1.counters;
+    let any: fn(Option<Counters>) -> bool = |_| true;
+    let none: fn(Option<Counters>) -> bool = |_| false;
+    let rows: [(&str, &[u8], Origin, fn(Option<Counters>) -> bool, Option<bool>); 5] = [
+        ("the same", &image, log.1, none, Some(true)),
+        ("another transaction", &image, other, none, Some(false)),
+        ("a page 1 of the log", &image, other, any, Some(true)),
+        ("a torn page 1 that is in the log", &bad, log.1, any, Some(true)),
+        ("a bad page 1 that is not", &bad, log.1, none, None),
+    ];
+    for (what, image, origin, has, admitted) in rows {
+        let base = Memory(image.to_vec().into());
+        let got = db.admits_log(&base, &log.0, &origin, &mut |counters| {
+            assert!(counters.is_none_or(|counters| counters == here), "{what}");
+            Ok(has(counters))
+        });
+        match (got, admitted) {
+            (Ok(got), Some(admitted)) => assert_eq!(got, admitted, "{what}"),
+            (Err(Error::PageAuthentication { page: 1 }), None) => {}
+            (got, _) => panic!("{what}: {got:?}"),
+        }
+    }
+    assert_ne!(log.1.state, StateId::default());
+    assert_eq!(begin(&db, &Disk { now: Memory(image.into()), ..Disk::default() }, 2).1, log.1);
+    let base = Memory(bad.into());
+    assert!(matches!(db.log_origin(&base, None), Err(Error::PageAuthentication { page: 1 })));
+}
