@@ -4,17 +4,28 @@
 **     differential LIBRARY --seed SEED [--shrink] [--trace]               one history
 **     differential LIBRARY --replay FILE.. [--shrink] [--trace]           histories from files
 **
-** SQLITE_TDE_HOME is set. Works below /dev/shm where it can. Ends with 1 after a failure. */
+** SQLITE_TDE_HOME is set. Works below /dev/shm where it can. Ends with 1 after a failure. A campaign runs
+** in a process apart, and goes on in another one after a crash, until ten histories have failed. A crash
+** while plain SQLite works, which it repeats by itself, is plain SQLite's. */
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include "differential.h"
 
-static const char *library;
-static int excused, lost, verbose;
+const char *library;
+static int verbose;
+/* What processes of a campaign share. */
+static struct progress {
+  long done;                      /* histories */
+  int failures, excused, lost;
+  int plain_crashed, side;        /* the side that worked when a process crashed, or -1 */
+  int load_failed;
+} *progress;
 static char last_error[400];
 static char base_dir[150];
 static char now_running[300];
@@ -23,22 +34,29 @@ static void crashed(int number) {
   char text[400];
   int length = snprintf(text, sizeof text, "SQLite %s: signal %d in %s\n", sqlite3_libversion(), number,
     now_running);
+  progress->side = current_side;
   if (write(2, text, (size_t)length) < 0) _exit(3);
   signal(number, SIG_DFL);
   raise(number);
 }
 
-static void load(void) {
+void load_library(const char *path) {
   sqlite3 *db;
   char *message = 0;
-  shim_register();
+  progress->load_failed = 1;
   if (sqlite3_open_v2(":memory:", &db, SQLITE_OPEN_READWRITE, 0) != SQLITE_OK) exit(2);
   sqlite3_db_config(db, SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 1, (int *)0);
-  if (sqlite3_load_extension(db, library, 0, &message) != SQLITE_OK) {
-    fprintf(stderr, "%s: %s\n", library, message ? message : "?");
+  if (sqlite3_load_extension(db, path, 0, &message) != SQLITE_OK) {
+    fprintf(stderr, "%s: %s\n", path, message ? message : "?");
     exit(2);
   }
   sqlite3_close(db);
+  progress->load_failed = 0;
+}
+
+static void load(void) {
+  shim_register();
+  load_library(library);
 }
 
 int script_read(struct script *script, const char *path) {
@@ -56,7 +74,8 @@ int script_read(struct script *script, const char *path) {
 
 /* Whether plain SQLite fails a check of its own, with this limit or fault or one close to it. */
 static int plain_fails_too(const struct script *script) {
-  for (int other = -1; other < 200; other++) {
+  /* Plain SQLite writes more often: what meets a late write there meets an early one here. */
+  for (int other = -1; other < 240; other += other < 40 ? 1 : 2) {
     if (run_history(script, 1, other, 0).plain_lost) return 1;
   }
   return 0;
@@ -88,11 +107,11 @@ static struct verdict judge(const struct script *script, int trace) {
   alarm(60);
   verdict = run_history(script, 0, -1, trace);
   if (verdict.failed) explain(last_error);
-  if (verdict.plain_lost) lost++;
+  if (verdict.plain_lost) progress->lost++;
   if (verdict.plain_lost && verbose) printf("%s: %s (step %d)\n", now_running, verdict.why, verdict.step);
   if (verdict.failed && has_faults(script) && plain_fails_too(script)) {
     verdict.failed = 0;
-    excused++;
+    progress->excused++;
     if (verbose) printf("%s: excused: %s (step %d)\n", now_running, verdict.why, verdict.step);
   }
   alarm(0);
@@ -102,14 +121,36 @@ static struct verdict judge(const struct script *script, int trace) {
 /* In a process of its own, so that a crash of it is a failure like others. */
 static int fails_apart(const struct script *script) {
   int status;
-  pid_t child = fork();
+  pid_t child;
+  progress->side = -1;
+  child = fork();
   if (child == 0) {
-    fclose(stderr);
+    int failed;
+    if (!freopen("/dev/null", "w", stderr)) _exit(3);
     load();
-    _exit(judge(script, 0).failed);
+    failed = judge(script, 0).failed;
+    helpers_end();
+    _exit(failed);
   }
   if (child < 0 || waitpid(child, &status, 0) != child) return 0;
-  return status != 0;
+  return WIFSIGNALED(status) ? progress->side != PLAIN : status != 0;
+}
+
+/* Whether plain SQLite crashes in `script` without the other side. */
+static int plain_crashes(const struct script *script) {
+  int status = 0;
+  for (int i = 0; i < 3; i++) {
+    pid_t child = fork();
+    if (child == 0) {
+      shim_register();
+      if (!freopen("/dev/null", "w", stderr)) _exit(3);
+      alarm(60);
+      run_history(script, 1, -1, 0);
+      _exit(0);
+    }
+    if (child > 0 && waitpid(child, &status, 0) == child && WIFSIGNALED(status)) return 1;
+  }
+  return 0;
 }
 
 static int try_without(struct script *script, int from, int count) {
@@ -195,14 +236,73 @@ static double seconds(void) {
   return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+struct campaign {
+  uint64_t first;
+  long histories;
+  double until;                   /* in seconds(), or 0 */
+  int failures;                   /* it ends after so many */
+};
+
+static int is_over(const struct campaign *campaign) {
+  return progress->done >= campaign->histories || progress->failures >= campaign->failures
+    || (campaign->until > 0 && seconds() >= campaign->until);
+}
+
+static void make(struct script *script, uint64_t seed, char name[100]) {
+  snprintf(name, 100, "seed %llu", (unsigned long long)seed);
+  script_free(script);
+  generate(script, seed);
+}
+
+/* Runs histories until all are done, or one of them crashes. */
+static void run_apart(struct script *script, const struct campaign *campaign) {
+  char name[100];
+  load();
+  for (; !is_over(campaign); progress->done++) {
+    make(script, campaign->first + (uint64_t)progress->done, name);
+    progress->failures += one(script, name, 0, 0);
+  }
+  helpers_end();
+  fflush(stdout);
+  _exit(0);
+}
+
+static void run_campaign(struct script *script, const struct campaign *campaign) {
+  while (!is_over(campaign)) {
+    char name[100];
+    int status;
+    pid_t child;
+    progress->side = -1;
+    fflush(stdout);
+    child = fork();
+    if (child == 0) run_apart(script, campaign);
+    if (child < 0 || waitpid(child, &status, 0) != child || progress->load_failed) exit(2);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) continue;
+    make(script, campaign->first + (uint64_t)progress->done++, name);
+    if (progress->side == PLAIN && plain_crashes(script)) {
+      progress->plain_crashed++;
+    } else {
+      progress->failures++;
+      printf("SQLite %s: %s: ended with status %d on side %d\n", sqlite3_libversion(), name, status,
+        progress->side);
+    }
+  }
+}
+
 int main(int count, char **arguments) {
   static struct script script;
-  long histories = 0, done = 0;
-  uint64_t first = 1, seed = 0;
-  int shrinking = 0, trace = 0, failures = 0, most = 1, replay = 0, print = 0;
+  struct campaign campaign = {1, 0, 0, 10};
+  uint64_t seed = 0;
+  int shrinking = 0, trace = 0, replay = 0, print = 0;
   double limit = 0, begun;
   if (count < 3) return 2;
   library = arguments[1];
+  progress = mmap(0, sizeof *progress, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (progress == MAP_FAILED) return 2;
+  if (!strcmp(arguments[2], "--watcher")) return watcher_main();
+  if (!strcmp(arguments[2], "--stranger")) return stranger_main(library, 0);
+  if (!strcmp(arguments[2], "--loaded")) return stranger_main(library, 1);
+  signal(SIGPIPE, SIG_IGN);
   for (int i = 2; i < count; i++) {
     const char *option = arguments[i], *value = i + 1 < count ? arguments[i + 1] : "";
     if (!strcmp(option, "--shrink")) shrinking = 1;
@@ -210,11 +310,11 @@ int main(int count, char **arguments) {
     else if (!strcmp(option, "--verbose")) verbose = 1;
     else if (!strcmp(option, "--print")) print = 1;
     else if (!strcmp(option, "--replay")) { replay = i + 1; break; }
-    else if (!strcmp(option, "--histories")) histories = atol(value), i++;
-    else if (!strcmp(option, "--first")) first = strtoull(value, 0, 10), i++;
+    else if (!strcmp(option, "--histories")) campaign.histories = atol(value), i++;
+    else if (!strcmp(option, "--first")) campaign.first = strtoull(value, 0, 10), i++;
     else if (!strcmp(option, "--seed")) seed = strtoull(value, 0, 10), i++;
     else if (!strcmp(option, "--seconds")) limit = atof(value), i++;
-    else if (!strcmp(option, "--failures")) most = atoi(value), i++;
+    else if (!strcmp(option, "--failures")) campaign.failures = atoi(value), i++;
     else return 2;
   }
   snprintf(base_dir, sizeof base_dir, "%s/tde-differential-XXXXXX",
@@ -227,7 +327,7 @@ int main(int count, char **arguments) {
     signal(signals[i], crashed);
   }
   sqlite3_config(SQLITE_CONFIG_STMTJRNL_SPILL, 2048);
-  if (!shrinking) load();
+  if (!shrinking && (replay || seed)) load();
   begun = seconds();
   if (replay) {
     for (int i = replay; i < count; i++) {
@@ -236,28 +336,25 @@ int main(int count, char **arguments) {
         fprintf(stderr, "%s: %s\n", arguments[i], strerror(errno));
         return 2;
       }
-      failures += one(&script, arguments[i], shrinking, trace);
-      done++;
+      progress->failures += one(&script, arguments[i], shrinking, trace);
+      progress->done++;
     }
   } else if (seed) {
     char name[100];
-    snprintf(name, sizeof name, "seed %llu", (unsigned long long)seed);
-    generate(&script, seed);
+    make(&script, seed, name);
     if (print) print_script(&script);
-    failures += one(&script, name, shrinking, trace);
-    done = 1;
+    progress->failures += one(&script, name, shrinking, trace);
+    progress->done = 1;
   } else {
-    for (; done < histories && (limit <= 0 || seconds() - begun < limit) && failures < most; done++) {
-      char name[100];
-      snprintf(name, sizeof name, "seed %llu", (unsigned long long)first + done);
-      generate(&script, first + (uint64_t)done);
-      failures += one(&script, name, 0, 0);
-      script_free(&script);
-    }
+    if (limit > 0) campaign.until = begun + limit;
+    if (limit > 0 && !campaign.histories) campaign.histories = LONG_MAX;
+    run_campaign(&script, &campaign);
   }
-  printf("SQLite %s: %ld histories, %d failed, %d excused by plain SQLite, plain lost %d, %.0f a second\n",
-    sqlite3_libversion(), done, failures, excused, lost, (double)done / (seconds() - begun + 1e-9));
+  helpers_end();
+  printf("SQLite %s: %ld histories, %d failed, %d excused by plain SQLite, plain lost %d, crashed %d, "
+    "%.0f a second\n", sqlite3_libversion(), progress->done, progress->failures, progress->excused,
+    progress->lost, progress->plain_crashed, (double)progress->done / (seconds() - begun + 1e-9));
   world_remove();
   rmdir(base_dir);
-  return failures > 0;
+  return progress->failures > 0;
 }

@@ -8,6 +8,7 @@
 ** | history.c      | runs a history step by step and judges it                            |
 ** | world.c        | the two sides: files, connections, digests, images of the files      |
 ** | shim.c         | the VFS under both: growth limits, injected errors, images in between |
+** | stranger.c     | other processes: programs that cannot read the encrypted database      |
 **
 ** A history is a text of one step a line. What a step means is in history.c. */
 #ifndef DIFFERENTIAL_H
@@ -41,7 +42,7 @@ struct disk {
   int stopped;            /* no more is written: the image was taken */
 };
 extern struct disk disks[SIDES];
-extern int current_side;                 /* whose temporary files are opened now */
+extern int current_side;                 /* which side works, and opens temporary files */
 extern void (*on_image)(int side);
 void shim_register(void);
 /* Sizes of the files count from here on. `pages` more pages of `page_size` bytes may be written. */
@@ -74,7 +75,25 @@ int same_content(const struct content *a, const struct content *b);
 void image_take(int side, int number);
 void image_put_back(int side, int number);
 uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t count);
+void copy_files(const char *from, const char *into); /* all of a directory but the wal-index */
 int every_page(int side);                /* copies the whole database into memory */
+
+/* stranger.c */
+
+enum { STRANGERS = 2 };                  /* 0: without the library, 1: with it, but not its VFS */
+int stranger_main(const char *library, int loaded);
+int watcher_main(void);
+const char *stranger_action(int index);
+/* What stranger `number` does to the encrypted side, and whether it was refused and changed nothing. */
+int stranger_step(int number, const char *what, char why[500]);
+void strangers_leave(void);
+void copy_apart(const char *from, const char *into); /* copy_files, in another process */
+void helpers_end(void);
+
+/* differential.c */
+
+extern const char *library;
+void load_library(const char *path);
 
 /* history.c */
 

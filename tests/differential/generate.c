@@ -36,6 +36,8 @@ static struct plan {
   struct script *script;
   enum kind kind;
   int page_size, rows, depth, savepoints, aux, reader, open, images, seed, wal, backup;
+  uint64_t strangers; /* where their random numbers are; 0: there are none */
+  int came[STRANGERS];
 } plan;
 
 #define ADD(...) script_add(plan.script, __VA_ARGS__)
@@ -275,6 +277,29 @@ static void attach(void) {
   plan.aux = 1;
 }
 
+/* Their random numbers are their own: a history is the same with and without them. */
+static void stranger(void) {
+  uint64_t kept = state;
+  int who;
+  state = plan.strangers;
+  if (chance(15)) {
+    who = below(STRANGERS);
+    if (!plan.came[who]) {
+      ADD("stranger %d %s %s", who, chance(80) ? "rw" : "ro", plan.aux && chance(30) ? "b.db" : "a.db");
+      plan.came[who] = 1;
+    }
+    for (int i = below(3); i > 0; i--) ADD("stranger %d %s", who, stranger_action(below(1000)));
+    if (chance(40)) {
+      if (chance(70)) ADD("stranger %d close", who);
+      else if (chance(50)) ADD("stranger %d kill", who);
+      else ADD("stranger %d kill %s", who, stranger_action(below(1000)));
+      plan.came[who] = 0;
+    }
+  }
+  plan.strangers = state;
+  state = kept;
+}
+
 static void image(void) {
   if (plan.images == MAX_IMAGES) return;
   plan.images++;
@@ -319,6 +344,7 @@ void generate(struct script *script, uint64_t seed) {
   kind = below(10);
   plan.kind = kind < 5 ? AGREE : kind < 8 ? LIMITS : ERRORS;
   plan.seed = 1;
+  plan.strangers = seed % 4 == 0 ? seed ^ 0x5374726e67657273u : 0;
   begin_database();
   if (chance(30)) reader();
   if (chance(20)) attach();
@@ -327,6 +353,7 @@ void generate(struct script *script, uint64_t seed) {
   steps = between(20, 90);
   while (steps-- > 0) {
     int what = below(100);
+    if (plan.strangers) stranger();
     if (what < 22) transaction();
     else if (what < 38) update();
     else if (what < 48) insert();

@@ -18,6 +18,10 @@
 ** | image                    | the files as a killed process leaves them, read at the end        |
 ** | imageat N                | the same before the Nth change of a file in the next step         |
 ** | check                    | the whole content, by this connection and by a new one            |
+** | stranger C rw F, ro F    | process C, which has no key, opens file F: see stranger.c         |
+** | stranger C WORK          | its work, by a name in stranger.c                                 |
+** | stranger C close         | it closes its connection                                          |
+** | stranger C kill [WORK]   | it is killed, while it does that work                             |
 **
 ** Until the first limit or fault both sides must agree in everything. From then on each side is judged by a
 ** model of its own: the statements that succeeded on it are run again on a database in memory,
@@ -63,15 +67,21 @@ struct side {
 static struct run {
   const struct script *script;
   int only_plain, other, trace;
-  int diverged, with_twin, images, armed, has_log;
+  int diverged, with_twin, images, armed, has_log, has_strangers;
   int page_size;
   struct verdict verdict;
   struct side sides[SIDES];
 } run;
 
-#define EACH_SIDE(s) for (int s = 0; s < (run.only_plain ? 1 : SIDES) && !over(); s++)
+#define EACH_SIDE(s) for (int s = 0; next_side(s); s++)
 
 static int over(void) { return run.verdict.failed || run.verdict.plain_lost; }
+
+static int next_side(int s) {
+  if (s >= (run.only_plain ? 1 : SIDES) || over()) return 0;
+  current_side = s;
+  return 1;
+}
 
 /* A check of side `s` that did not hold, alone. */
 static void fault_of(int s, const char *format, ...) {
@@ -653,6 +663,13 @@ static void step_fault(const char *kind, int after) {
   run.diverged = 1;
 }
 
+/* Beside the encrypted side: plain SQLite could read the other one. */
+static void step_stranger(int number, const char *what) {
+  char why[500];
+  current_side = TDE;
+  if (!run.only_plain && !stranger_step(number, what, why)) fault_of(TDE, "%s", why);
+}
+
 /* ---- images ---- */
 
 /* A kill in the middle of a write transaction loses what has no journal on the disk. */
@@ -744,6 +761,10 @@ static struct content recover_image(int s, int number) {
   struct content found, after;
   sqlite3 *db = 0;
   image_put_back(s, number);
+  if (s == TDE && run.has_strangers) {
+    static const char *const looks[] = {"rw a.db", "recover", "wal", "wipe", "delete", "write", "close"};
+    for (int i = 0; i < 7; i++) step_stranger(number % STRANGERS, looks[i]);
+  }
   found = fresh_content(s, 1);
   if (found.code != SQLITE_OK || found.problem[0]) return found;
   if (world_open(s, &db) == SQLITE_OK) {
@@ -826,6 +847,7 @@ static void step(const char *line) {
   else if (!strcmp(word, "image")) step_image();
   else if (!strcmp(word, "imageat")) arm_images(number);
   else if (!strcmp(word, "check")) step_check();
+  else if (!strcmp(word, "stranger")) step_stranger(c, rest);
   else if (!strcmp(word, "limit") || !strcmp(word, "fault")) {
     char kind[20] = "";
     number = 0;
@@ -850,6 +872,7 @@ static void start(const struct script *script) {
       run.with_twin = 1;
     }
     if (strstr(line, "WAL")) run.has_log = 1;
+    if (!strncmp(line, "stranger", 8)) run.has_strangers = 1;
   }
   for (int s = 0; s < SIDES; s++) {
     struct side *side = &run.sides[s];
@@ -905,6 +928,7 @@ static void finish(void) {
   if (!run.diverged && !run.only_plain && !over()) {
     compare_content(&found[PLAIN], &found[TDE], "the end");
   }
+  strangers_leave();
   judge_images();
 }
 
@@ -928,5 +952,6 @@ struct verdict run_history(const struct script *script, int only_plain, int othe
     sqlite3_close(run.sides[s].twin);
     run.verdict = verdict;
   }
+  strangers_leave();
   return run.verdict;
 }

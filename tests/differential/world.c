@@ -11,7 +11,7 @@ static const char *const side_names[SIDES] = {"p", "t"};
 /* The library's code for an ATTACH that creates, on a host that cannot. */
 enum { CREATES_NOT = SQLITE_CANTOPEN | 117 << 8 };
 
-static char base_dir[150];
+static char base_dir[150], out_file[200]; /* where a stranger's VACUUM goes */
 
 static void path_of(int side, int image, char into[300]) {
   if (image < 0) {
@@ -32,6 +32,7 @@ static void empty_dir(const char *dir) {
 
 void world_setup(const char *base) {
   snprintf(base_dir, sizeof base_dir, "%s", base);
+  snprintf(out_file, sizeof out_file, "%s/out.db", base);
   for (int side = 0; side < SIDES; side++) {
     snprintf(disks[side].dir, sizeof disks[side].dir, "%s/%s", base, side_names[side]);
     mkdir(disks[side].dir, 0700);
@@ -54,6 +55,7 @@ void world_remove(void) {
       rmdir(dir);
     }
   }
+  unlinkat(AT_FDCWD, out_file, 0);
 }
 
 /* fill(seed, count): a blob that depends on both. */
@@ -274,22 +276,27 @@ static void copy_file(const char *from, const char *into) {
   close(out);
 }
 
-/* Copies what a killed process leaves on the disk. The wal-index dies with it. */
-void image_take(int side, int number) {
-  char dir[300], from[600], into[600];
-  DIR *open;
+void copy_files(const char *dir, const char *target) {
+  char from[900], into[900];
   struct dirent *entry;
-  path_of(side, number, dir);
-  empty_dir(dir);
-  open = opendir(disks[side].dir);
+  DIR *open = opendir(dir);
   while (open && (entry = readdir(open))) {
     size_t length = strlen(entry->d_name);
     if (entry->d_name[0] == '.' || (length > 4 && !strcmp(entry->d_name + length - 4, "-shm"))) continue;
-    snprintf(from, sizeof from, "%s/%s", disks[side].dir, entry->d_name);
-    snprintf(into, sizeof into, "%s/%s", dir, entry->d_name);
+    snprintf(from, sizeof from, "%s/%s", dir, entry->d_name);
+    snprintf(into, sizeof into, "%s/%s", target, entry->d_name);
     copy_file(from, into);
   }
   if (open) closedir(open);
+}
+
+/* Copies what a killed process leaves on the disk. The wal-index dies with it. Another process does it: in
+** this one, closing a file gives back the locks of its connections. */
+void image_take(int side, int number) {
+  char dir[300];
+  path_of(side, number, dir);
+  empty_dir(dir);
+  copy_apart(disks[side].dir, dir);
 }
 
 /* The image under the names that its files had: a super-journal holds full names. */

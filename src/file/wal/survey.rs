@@ -14,7 +14,8 @@ use crate::file::Storage;
 pub(crate) struct Demand {
     /// The smallest size in pages that the file may have: what it had when the log was begun, or
     /// what a checkpoint cut it to since; and each page that checkpoints have brought there, unless
-    /// a later commit made the database smaller.
+    /// a later commit made the database smaller. A checkpoint that a reader holds back skips a page
+    /// of which a later frame is in the log, though it counts the earlier one as brought.
     pub(crate) pages: u32,
     /// Pages that committed frames have, as far as no later commit made the database smaller. A
     /// checkpoint brings them to the file, or has done so: none of them is one that nobody wrote.
@@ -44,6 +45,8 @@ impl Wal {
             let (page, size) = (number(&wal.plain), number(&wal.plain[COMMIT_AT..]));
             if frame <= in_file {
                 written.insert(page);
+            } else if frame <= last {
+                written.remove(&page);
             }
             if let Some(pages) = wal.commit() {
                 least = least.min(pages);
