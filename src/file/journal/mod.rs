@@ -53,11 +53,13 @@ mod begun;
 mod changed;
 pub(super) mod layout;
 mod name;
+mod newest;
 mod read;
 mod tail;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::os::raw::c_int;
 use std::sync::Arc;
 
@@ -66,6 +68,7 @@ use libsqlite3_sys as ffi;
 pub(crate) use self::begun::{Begun, Counters};
 use self::changed::Changed;
 use self::layout::{Extent, HEADER_LEN, Header, Image, Layout, SECTOR};
+use self::newest::Newest;
 use self::tail::Tail;
 use super::Storage;
 use super::tuning::Tuning;
@@ -122,6 +125,7 @@ pub(crate) struct Journal {
     /// The records of one write, and those it changes in part as they were before.
     image: Image,
     changed: Changed,
+    newest: Newest,
 }
 
 impl Journal {
@@ -155,6 +159,7 @@ impl Journal {
             ahead: Image::default(),
             image: Image::default(),
             changed: Changed::default(),
+            newest: Newest::default(),
         };
         journal.set_layout(grain);
         journal.look(base)?;
@@ -255,6 +260,7 @@ impl Journal {
         self.unread = false;
         self.set_layout(self.grain);
         self.tail.start();
+        self.newest.forget();
         self.written = 0;
         self.extent = None;
         self.spoilt = None;
@@ -266,6 +272,7 @@ impl Journal {
         self.cipher = None;
         self.header = None;
         self.found = None;
+        self.newest.forget();
         self.written = 0;
         self.spoilt = None;
         self.rest();
@@ -394,11 +401,12 @@ impl Journal {
             }
             None => self.image.start(self.layout.position(first)),
         }
-        for record in first..end.div_ceil(self.layout.sector() as u64) {
+        let records = first..end.div_ceil(self.layout.sector() as u64);
+        for record in records.clone() {
             self.tail.read(&mut self.plain, record * self.layout.sector() as u64);
             self.push(record)?;
         }
-        self.put_image(base, end, had)?;
+        self.put_image(base, records, end, had)?;
         self.header = None;
         self.tail.flushed(end);
         Ok(())
@@ -412,8 +420,10 @@ impl Journal {
         if at + bytes.len() as u64 > self.layout.logical_size(had) {
             had = self.hide_name(base)?;
         }
-        self.image.start(self.layout.position(self.layout.locate(at).0));
+        let first = self.layout.locate(at).0;
+        self.image.start(self.layout.position(first));
         self.changed.clear();
+        let mut records = first..first;
         let mut done = 0;
         while done < bytes.len() {
             let (record, within) = self.layout.locate(at + done as u64);
@@ -424,9 +434,10 @@ impl Journal {
             self.held = None;
             self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
             self.push(record)?;
+            records.end = record + 1;
             done += len;
         }
-        self.put_image(base, at + bytes.len() as u64, had)?;
+        self.put_image(base, records, at + bytes.len() as u64, had)?;
         self.tail.patch(bytes, at);
         Ok(())
     }
@@ -440,14 +451,24 @@ impl Journal {
         self.image.push(self.layout, record, |sealed| cipher.seal(record, plain, sealed))
     }
 
-    /// Writes the image, with which SQLite's journal has bytes up to `end`, to a file that `had` this
-    /// extent.
-    fn put_image(&mut self, base: &impl Storage, end: u64, had: Extent) -> Result<()> {
+    /// Writes the image, which holds `records` and with which SQLite's journal has bytes up to
+    /// `end`, to a file that `had` this extent.
+    fn put_image(
+        &mut self,
+        base: &impl Storage,
+        records: Range<u64>,
+        end: u64,
+        had: Extent,
+    ) -> Result<()> {
         if end > self.layout.logical_size(had) {
             self.image.end(self.layout, end);
         }
         self.ahead.bytes.clear();
         let Image { position, bytes } = &self.image;
+        for record in records {
+            let at = (self.layout.position(record) - position) as usize;
+            self.newest.note(record, &bytes[at..at + self.layout.record()]);
+        }
         let size = had.size.max(position + bytes.len() as u64);
         let written = base.write(bytes, *position);
         if let Err(Error::Base(code)) = written {
@@ -480,6 +501,7 @@ impl Journal {
         let plain = self.changed.plain.chunks_exact(self.layout.sector());
         for (&record, plain) in self.changed.records.iter().zip(plain) {
             cipher.seal(record, plain, &mut self.sealed)?;
+            self.newest.note(record, &self.sealed);
             base.write(&self.sealed, self.layout.position(record))?;
         }
         base.truncate(size)
