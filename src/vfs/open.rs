@@ -14,7 +14,6 @@ use super::shared::{Entered, Shared};
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
-use crate::file::journal::Begun;
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
@@ -52,11 +51,14 @@ fn rollback_ends(parent: &Link) {
     }
 }
 
-/// The state that the database file `parent` of a journal is in.
-fn state_of(parent: &Link) -> Result<Begun> {
+/// Runs `work` on the database file `parent` of a journal.
+fn with_database<T>(
+    parent: &Link,
+    work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
+) -> Result<T> {
     match &mut *parent_of(parent)? {
-        OpenFile { content: Content::Db(db), base, .. } => db.state_for_journal(base),
-        _ => Ok(Begun::Unknown),
+        OpenFile { content: Content::Db(db), base, .. } => work(db, base),
+        _ => Err(Error::NotEncrypted),
     }
 }
 
@@ -213,10 +215,10 @@ impl OpenFile {
             }
             Content::Journal(journal) => {
                 if journal.starts_playback(&self.base, buf.len(), at)? {
-                    if let Content::Db(db) = &parent_of(&self.parent)?.content {
+                    journal.check_begun(with_database(&self.parent, |db, base| {
                         db.check_journal()?;
-                    }
-                    journal.check_begun(state_of(&self.parent)?)?;
+                        db.state_for_journal(base)
+                    })?)?;
                 }
                 journal.read(&self.base, buf, at)?
             }
@@ -243,13 +245,9 @@ impl OpenFile {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
                 rollback_ends(&self.parent);
-                if journal.begins(bytes, at) {
-                    if let Content::Db(db) = &mut parent_of(&self.parent)?.content {
-                        db.journal_begins();
-                    }
-                    journal.begin_on(state_of(&self.parent)?);
-                }
-                journal.write(&self.base, bytes, at)?;
+                journal.write(&self.base, bytes, at, || {
+                    with_database(&self.parent, |db, base| db.journal_begins(base))
+                })?;
             }
             Content::Wal(wal) => {
                 let parent = parent_of(&self.parent)?;

@@ -30,6 +30,8 @@
 //! playback. A shorter read (magic, page number, checksum, name of a super-journal) answers zeros,
 //! which no header, no page record and no name starts with: SQLite takes a short read of a name for
 //! an error of the disk.
+//! To the handle that wrote the record it is an error, and so is an older version of it ([`newest`]):
+//! no crash explains either, and SQLite would roll back half of the transaction.
 //!
 //! # What is gathered
 //!
@@ -82,7 +84,7 @@ const SMALLEST_PAGE: usize = 1024;
 /// What a playback reads at once.
 const READ_AHEAD: usize = 32 << 10;
 /// What SQLite's headers begin with, and the name of a super-journal ends with.
-const SQLITE_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+pub(super) const SQLITE_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
 /// A failed write that has to be undone.
 #[derive(Clone, Copy)]
@@ -109,8 +111,6 @@ pub(crate) struct Journal {
     written: u64,
     /// Size of the file, while a journal that this handle started is the only thing that changes it.
     extent: Option<Extent>,
-    /// The state of the database on which the next journal is begun.
-    begin_on: Begun,
     /// The state on which a journal was begun that this handle found.
     found: Option<Begun>,
     /// SQLite was told that the journal does not reach the disk, and is rolling back.
@@ -149,7 +149,6 @@ impl Journal {
             tail: Tail::default(),
             written: 0,
             extent: None,
-            begin_on: Begun::Unknown,
             found: None,
             given_up: false,
             spoilt: None,
@@ -210,17 +209,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether a write of `bytes` at `at` starts a new journal. Then [`Journal::begin_on`] is to be told
-    /// first.
-    pub(crate) fn begins(&self, bytes: &[u8], at: u64) -> bool {
+    /// Whether a write of `bytes` at `at` starts a new journal.
+    fn begins(&self, bytes: &[u8], at: u64) -> bool {
         // A whole sector at the start is the header of a new journal; fields of it are rewritten in
         // shorter pieces.
-        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none()
-    }
-
-    /// The next journal is begun on this state of the database.
-    pub(crate) fn begin_on(&mut self, state: Begun) {
-        self.begin_on = state;
+        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() && !voids(bytes, at)
     }
 
     /// Whether SQLite begins to play a journal back by a read of `len` bytes at `at`. Then
@@ -236,22 +229,22 @@ impl Journal {
     }
 
     /// Refuses a playback over a database in the state `now`, if the journal was begun on an older one.
+    /// `None` where page 1 does not tell.
     ///
     /// # Errors
     /// [`Error::JournalOutdated`].
-    pub(crate) fn check_begun(&self, now: Begun) -> Result<()> {
+    pub(crate) fn check_begun(&self, now: Option<Begun>) -> Result<()> {
         self.found.map_or(Ok(()), |begun| begun.check(now))
     }
 
-    /// Starts a new journal in this file: new salt, new key.
-    fn begin(&mut self) -> Result<()> {
+    /// Starts a new journal in this file, on that state of the database: new salt, new key.
+    fn begin(&mut self, begun: Begun) -> Result<()> {
         let keyring = self.keyring.as_ref().ok_or_else(|| {
             Error::Usage("a journal was written before its database was locked".into())
         })?;
         let mut salt = FileId::default();
         fill_random(&mut salt)?;
         let version = keyring.version()?;
-        let begun = std::mem::take(&mut self.begin_on);
         let (file_id, grain) = (*keyring.file_id(), self.grain);
         let header = Header { version, salt, file_id, grain, begun };
         self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt: header.key_salt() }));
@@ -284,16 +277,23 @@ impl Journal {
         Ok(self.layout.logical_size(extent).max(self.tail.end()))
     }
 
-    pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+    /// `begun_on` tells the state of the database, where this write starts a new journal.
+    pub(crate) fn write(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        begun_on: impl FnOnce() -> Result<Begun>,
+    ) -> Result<()> {
         self.look(base)?;
+        if self.begins(bytes, at) {
+            self.begin(begun_on()?)?;
+        }
         self.put(base, bytes, at)?;
         if ends_name(bytes, at) { self.show_name(base, at + bytes.len() as u64) } else { Ok(()) }
     }
 
     fn put(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
-        if self.begins(bytes, at) {
-            self.begin()?;
-        }
         self.given_up = false;
         if voids(bytes, at) {
             return self.void(base, bytes);
@@ -315,8 +315,8 @@ impl Journal {
     /// SQLite ends the transaction with zeros over the first header. What was gathered is of no use any
     /// more: a rollback on a full disk comes here as well.
     fn void(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
-        if self.header.is_some() {
-            // Nothing of this journal is in the base.
+        if self.header.is_some() || self.cipher.is_none() {
+            // Nothing of this journal is in the base, or nothing that could be played back.
             self.forget();
             return Ok(());
         }

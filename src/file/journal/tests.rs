@@ -25,7 +25,7 @@ fn open_on(base: &impl Storage, keyring: &Arc<Keyring>, grain: usize, tuning: Tu
 impl Journal {
     /// Writes to the journal of a database that has no page yet.
     fn put_in(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
-        self.write(base, bytes, at)
+        self.write(base, bytes, at, || Ok(Begun::NoPage(0)))
     }
 }
 
@@ -530,5 +530,34 @@ fn a_change_to_a_record_of_the_running_transaction_is_an_error() {
         assert!(matches!(result, Err(Error::JournalAuthentication { record: 0 })), "{result:?}");
         let result = journal.read(&base, &mut [0; 1024], 0);
         assert!(matches!(result, Err(Error::JournalAuthentication { record: 0 })), "{result:?}");
+    }
+}
+
+/// SQLite commits under TRUNCATE by emptying the journal. Where that fails, it rolls back with what
+/// the journal has.
+#[test]
+fn a_journal_that_could_not_be_emptied_is_still_there() {
+    for (tuning, flushed) in [(0, true), (0, false), (1, true)] {
+        let (disk, keyring) = (Disk::default(), keyring());
+        let mut pair = Pair::new(&disk, &keyring, 1, TUNINGS[tuning]);
+        pair.take(&Step::Append(90_000, 3)).unwrap();
+        pair.take(&Step::Append(1032, 4)).unwrap();
+        if flushed {
+            pair.take(&Step::Flush).unwrap();
+        }
+        let size = pair.journal.size(&disk).unwrap();
+        disk.fails.set(Some(Fails::From(disk.calls.get())));
+        let emptied = pair.journal.truncate(&disk, 0);
+        assert!(matches!(emptied, Err(Error::Base(10))), "{emptied:?}");
+        disk.heal();
+        assert_eq!(pair.journal.size(&disk).unwrap(), size);
+        pair.reads(0, pair.model.len() + 9).unwrap();
+        // Not by what is at hand in plaintext alone.
+        pair.take(&Step::Flush).unwrap();
+        pair.journal.tail.forget();
+        pair.reads(0, pair.model.len() + 9).unwrap();
+        check_prefix(&disk.base, &keyring, &pair);
+        pair.journal.truncate(&disk, 0).unwrap();
+        assert_eq!((pair.journal.size(&disk).unwrap(), disk.base.size().unwrap()), (0, 0));
     }
 }

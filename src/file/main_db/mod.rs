@@ -317,11 +317,6 @@ impl MainDb {
         Ok(size)
     }
 
-    /// This handle begins a journal.
-    pub(crate) fn journal_begins(&mut self) {
-        self.failed_record = None;
-    }
-
     /// Refuses to play a journal back of which a record failed in this handle's own rollback. SQLite
     /// ignores what that answered and reads the journal anew; the record would count as its end, and
     /// half of the transaction would stay.
@@ -332,17 +327,32 @@ impl MainDb {
         self.failed_record.map_or(Ok(()), |record| Err(Error::JournalAuthentication { record }))
     }
 
-    /// The state of the file, for a journal that begins or is about to be played back.
-    pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Begun> {
+    /// The state of the file, for a journal that is about to be played back; `None` where page 1 is
+    /// damaged.
+    pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Option<Begun>> {
         let State::Encrypted(pages) = &mut self.state else {
-            return Ok(Begun::NoPage(self.change_counter));
+            return Ok(Some(Begun::NoPage(self.change_counter)));
         };
         Ok(match pages.load(base, 1)? {
             // A transaction that creates a database may write its first page last, over zeros.
-            Found::Good if pages.has_header() => Begun::Page1(pages.counters()),
-            Found::Good | Found::Missing => Begun::NoPage(self.change_counter),
-            Found::Bad => Begun::Unknown,
+            Found::Good if pages.has_header() => Some(Begun::Page1(pages.counters())),
+            Found::Good | Found::Missing => Some(Begun::NoPage(self.change_counter)),
+            Found::Bad => None,
         })
+    }
+
+    /// This handle begins a journal. The state of the file that it restores.
+    ///
+    /// SQLite has read page 1 well in this transaction, or has it in its cache since before
+    /// somebody damaged the file. A journal that is begun then would pass for one of any state.
+    ///
+    /// # Errors
+    /// [`Error::PageAuthentication`] where page 1 is damaged.
+    pub(crate) fn journal_begins(&mut self, base: &impl Storage) -> Result<Begun> {
+        let begun = self.state_for_journal(base)?;
+        let begun = begun.ok_or(Error::PageAuthentication { page: 1 })?;
+        self.failed_record = None;
+        Ok(begun)
     }
 
     /// Notes the change counter where SQLite does: with each page 1 that it reads or writes.
