@@ -254,7 +254,7 @@ unsafe fn open_inside(
     let mut got = flags;
     // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as long
     // as the file is open.
-    let base = unsafe {
+    let mut base = unsafe {
         let name = called.as_ref().map_or(name, |called| called.as_ptr());
         let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
         if let Some(out_flags) = out_flags.as_mut() {
@@ -268,10 +268,14 @@ unsafe fn open_inside(
         // SAFETY: `name` is that of a main database.
         wishes.read_only = unsafe { is_never_written(&base, name, flags, &got) };
     }
-    let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
-    let offers = Offers::of(&base);
     // SAFETY: both were passed to the base's xOpen.
     let place = unsafe { Place::new(base_of(vfs), name) };
+    if kind == FileKind::MainDb {
+        // SAFETY: as above.
+        unsafe { base.set_place(place) };
+    }
+    let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
+    let offers = Offers::of(&base);
     let mut open = OpenFile::new(base, content, place, parent, writable);
     open.called = called;
     let plain = Arc::clone(&open.plain);
