@@ -1,6 +1,6 @@
 //! A file of the base VFS: its methods behind safe calls.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use libsqlite3_sys as ffi;
 
@@ -103,6 +103,38 @@ impl Place {
             }
             let file = BaseFile::open(self.vfs, name, flags, std::ptr::null_mut())?;
             work(&file).map(Some)
+        }
+    }
+
+    /// The log that a program without the library would take for this database's, if it is not
+    /// empty.
+    ///
+    /// # Safety
+    /// This is the place of a main database that is open.
+    pub(super) unsafe fn plain_log(&self) -> Result<Option<String>> {
+        // SAFETY: as above.
+        unsafe {
+            let size = self.with_neighbour(Neighbour::PlainLog, Storage::size)?;
+            let name = || CStr::from_ptr(self.name_of(Neighbour::PlainLog)).to_string_lossy();
+            Ok(size.is_some_and(|size| size > 0).then(|| name().into_owned()))
+        }
+    }
+
+    /// Deletes such a log, as SQLite does where the database has no page.
+    ///
+    /// # Safety
+    /// This is the place of a main database that is open.
+    pub(super) unsafe fn delete_plain_log(&self) -> Result<()> {
+        let name = self.name_of(Neighbour::PlainLog);
+        // SAFETY: as above.
+        unsafe {
+            match (*self.vfs).xDelete {
+                Some(delete) if self.has(name)? => match delete(self.vfs, name, 0) {
+                    ffi::SQLITE_IOERR_DELETE_NOENT => Ok(()),
+                    code => done(code),
+                },
+                _ => Ok(()),
+            }
         }
     }
 

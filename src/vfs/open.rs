@@ -522,6 +522,10 @@ impl OpenFile {
         }
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
+        if db.is_unmade() {
+            // SAFETY: this database is open there.
+            unsafe { self.place.delete_plain_log()? };
+        }
         db.write(&self.base, bytes, at, may_wait, &mut || demand_of(&self.log, &self.shm))?;
         self.assert_journal_is_there();
         Ok(())
@@ -587,6 +591,11 @@ impl OpenFile {
     pub(super) fn device_characteristics(&self) -> c_int {
         let base = self.base.device_characteristics();
         if self.passes_through() { base } else { base & !NOT_OURS }
+    }
+
+    /// Whether this is a database without a page.
+    pub(super) fn is_unmade(&self) -> bool {
+        matches!(&self.content, Content::Db(db) if db.is_unmade())
     }
 
     pub(super) fn is_database(&self) -> bool {
