@@ -237,8 +237,9 @@ unsafe fn open_inside(
         _ => Wishes { tuning: unsafe { registered_wishes(vfs) }.tuning, ..Wishes::default() },
     };
     let parent_file = if matches!(kind, FileKind::MainJournal | FileKind::Wal) {
+        let written = kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_READWRITE != 0;
         // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
-        unsafe { names::database_of(name) }
+        unsafe { names::database_of(name, written) }
     } else {
         ptr::null_mut()
     };
@@ -279,7 +280,7 @@ unsafe fn open_inside(
     let offers = Offers::of(&base);
     let mut open = OpenFile::new(base, content, place, parent, writable);
     open.called = called;
-    let plain = Arc::clone(&open.plain);
+    let (plain, writes) = (Arc::clone(&open.plain), Arc::clone(&open.writes));
     plain.store(open.passes_through(), Ordering::Release);
     if kind == FileKind::MainDb {
         // SAFETY: the database is open there.
@@ -298,7 +299,7 @@ unsafe fn open_inside(
     unsafe {
         TdeFile::install(file, shared, offers);
         if kind == FileKind::MainDb {
-            names::remember(file, name, plain);
+            names::remember(file, name, plain, writes);
         }
     }
     Ok(ffi::SQLITE_OK)

@@ -127,6 +127,8 @@ pub(super) struct OpenFile {
     pub(super) called: Option<Arc<LogName>>,
     /// Whether this is a plaintext database, for calls that come without the file.
     pub(super) plain: Arc<AtomicBool>,
+    /// Whether this connection holds the lock of the one that may write a journal.
+    pub(super) writes: Arc<AtomicBool>,
     /// The lock that SQLite holds through this file.
     pub(super) lock: c_int,
     /// The file was opened for writing.
@@ -170,6 +172,7 @@ impl OpenFile {
             place,
             called: None,
             plain: Arc::default(),
+            writes: Arc::default(),
             lock: ffi::SQLITE_LOCK_NONE,
             writable,
             connection: Arc::default(),
@@ -309,7 +312,7 @@ impl OpenFile {
         if code != ffi::SQLITE_OK {
             return Ok(code);
         }
-        self.lock = level;
+        self.set_lock(level);
         if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
             if let Err(error) = self.take_journal_anew() {
                 self.unlock(held);
@@ -339,6 +342,11 @@ impl OpenFile {
             }
         }
         Ok(code)
+    }
+
+    fn set_lock(&mut self, level: c_int) {
+        self.lock = level;
+        self.writes.store(level >= ffi::SQLITE_LOCK_RESERVED, Ordering::Release);
     }
 
     /// Whatever may have to wait for a provider is done before others can wait for the lock.
@@ -431,7 +439,7 @@ impl OpenFile {
         }
         let code = self.base.unlock(level);
         // Also after an error: a lock that may be gone must not be counted on.
-        self.lock = level;
+        self.set_lock(level);
         if let Content::Db(db) = &mut self.content {
             db.lock_changed(level == ffi::SQLITE_LOCK_NONE);
         }
