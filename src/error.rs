@@ -145,6 +145,14 @@ pub enum Error {
     /// The file is neither an encrypted nor a plaintext database.
     #[error("not a database: {0}")]
     NotADatabase(String),
+    /// A log of plain SQLite lies beside an encrypted database.
+    #[error(
+        "{0} is not the write-ahead log of this database, which is encrypted: it is left from an \
+         unencrypted one. A program without sqlite-tde that opens the database would copy that log over \
+         its pages, so nothing is written to it. Move {0} away, or remove it if nothing in it is \
+         needed; for reading alone the database can be opened (mode=ro)"
+    )]
+    PlainLog(String),
     /// A page size that leaves SQLite too few usable bytes, or none that SQLite knows.
     #[error(
         "page size {0} is not possible: an encrypted page reserves 48 bytes and SQLite needs 480 \
@@ -243,7 +251,7 @@ impl Error {
     /// | inaccessible, unfinished | `SQLITE_IOERR` + 5, 6 |
     /// | busy, read-only | `SQLITE_BUSY`, `SQLITE_READONLY` |
     /// | unsupported, usage | `SQLITE_CANTOPEN` + 5, 6 |
-    /// | audit log, configuration | `SQLITE_CANTOPEN` + 7, 8 |
+    /// | audit log, configuration, a plain log beside the database | `SQLITE_CANTOPEN` + 7, 8, 9 |
     ///
     /// "+ n" means extension byte 0x70 + n. Refusals met while writing are in the `SQLITE_IOERR`
     /// family, the only one after which SQLite's pager rolls back by itself.
@@ -261,6 +269,7 @@ impl Error {
             Self::Usage(_) | Self::KeyExists(_) => extended(ffi::SQLITE_CANTOPEN, 6),
             Self::Audit(_) => extended(ffi::SQLITE_CANTOPEN, 7),
             Self::Config(_) => extended(ffi::SQLITE_CANTOPEN, 8),
+            Self::PlainLog(_) => extended(ffi::SQLITE_CANTOPEN, 9),
             Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
             Self::EnvelopeOutdated { .. } => extended(ffi::SQLITE_CORRUPT, 2),
             Self::PageAuthentication { .. }

@@ -406,7 +406,8 @@ fn nothing_is_lost_beside_a_stranger() {
 }
 
 /// A stale log of a plain database beside an encrypted one, and the reverse: neither is used, and
-/// neither is touched.
+/// neither is touched. The encrypted database is not written while the former lies there: a plain
+/// program that opens it would copy that log over the pages.
 #[test]
 fn logs_of_the_other_kind_are_left_alone() {
     let home = common::Home::with(|options| options.allow_plaintext(true));
@@ -420,28 +421,107 @@ fn logs_of_the_other_kind_are_left_alone() {
     {
         wal(db);
         db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
-        let there = |suffix: &str| PathBuf::from(format!("{}{suffix}", path.display())).exists();
+        let there = |suffix: &str| beside(path, suffix).exists();
         assert!(there(suffix) && !there(other), "{suffix}");
     }
     // Each gets the log of the other beside it.
-    let name = |path: &Path, suffix: &str| PathBuf::from(format!("{}{suffix}", path.display()));
-    let stale = [
-        (name(&sealed, "-wal"), fs::read(name(&open_text, "-wal")).unwrap()),
-        (name(&open_text, "-tdewal"), fs::read(name(&sealed, "-tdewal")).unwrap()),
-    ];
+    let stale_plain = (beside(&sealed, "-wal"), fs::read(beside(&open_text, "-wal")).unwrap());
+    let stale_ours = (beside(&open_text, "-tdewal"), fs::read(beside(&sealed, "-tdewal")).unwrap());
     drop((ours, theirs));
-    for (path, bytes) in &stale {
+    for (path, bytes) in [&stale_plain, &stale_ours] {
         fs::write(path, bytes).unwrap();
     }
     for round in 1..4 {
-        for path in [&sealed, &open_text] {
-            let db = home.open(path);
-            assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(round), "{path:?}");
-            db.execute_batch("INSERT INTO t VALUES(2)").unwrap();
-            assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
+        let db = home.open(&open_text);
+        assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(round));
+        db.execute_batch("INSERT INTO t VALUES(2)").unwrap();
+        assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
+        assert!(fs::read(&stale_ours.0).unwrap() == stale_ours.1, "round {round}: was changed");
+    }
+    let before = fs::read(&sealed).unwrap();
+    for mode in ["WAL", "DELETE"] {
+        let refused = home.try_open(&sealed).map(drop).unwrap_err();
+        let words = refused.to_string();
+        assert!(matches!(refused, sqlite_tde::Error::PlainLog(_)), "{mode}: {words}");
+        assert!(words.contains("sealed.db-wal"), "{words}");
+        assert!(fs::read(&stale_plain.0).unwrap() == stale_plain.1, "{mode}: was changed");
+        assert!(mode == "DELETE" || fs::read(&sealed).unwrap() == before, "{mode}: was changed");
+        let reading = home.options().flags(rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY);
+        let db = sqlite_tde::open_with(&sealed, &reading).unwrap();
+        assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1), "{mode}");
+        drop(db);
+        // Moved away, or empty: that is all that it takes.
+        for way in ["moved", "emptied"] {
+            match way {
+                "moved" => fs::rename(&stale_plain.0, home.path("moved")).unwrap(),
+                _ => fs::write(&stale_plain.0, b"").unwrap(),
+            }
+            let db = home.open(&sealed);
+            db.execute_batch("INSERT INTO t VALUES(2); DELETE FROM t WHERE a = 2").unwrap();
+            one(&db, "PRAGMA journal_mode=DELETE");
+            drop(db);
+            fs::write(&stale_plain.0, &stale_plain.1).unwrap();
         }
-        for (path, bytes) in &stale {
-            assert!(fs::read(path).unwrap() == *bytes, "round {round}: {path:?} was changed");
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", path.display()))
+}
+
+/// A log that a plain database left, whose name an encrypted one gets on each road: it is deleted,
+/// as plain SQLite deletes it where it finds an empty database. A plain program then finds nothing
+/// to copy.
+#[test]
+fn a_new_database_deletes_the_log_of_a_plain_one() {
+    let home = common::Home::new();
+    let source = home.path("source.db");
+    let donor = plain(&home.path("donor.db"));
+    donor
+        .execute_batch(
+            "PRAGMA journal_mode=WAL; CREATE TABLE stale(a);
+             INSERT INTO stale VALUES(zeroblob(20000))",
+        )
+        .unwrap();
+    let stale = fs::read(home.path("donor.db-wal")).unwrap();
+    assert!(!stale.is_empty());
+    home.open(&source).execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"] {
+        for road in ["open", "an empty file", "attach", "vacuum into", "given up"] {
+            let path = home.path(&format!("{mode}-{road}.db"));
+            let log = beside(&path, "-wal");
+            fs::write(&log, &stale).unwrap();
+            if road == "an empty file" {
+                fs::write(&path, b"").unwrap();
+            }
+            let what = format!("{mode}, {road}");
+            if matches!(road, "attach" | "vacuum into") {
+                let db = home.open(&source);
+                let uri = home.uri(&path);
+                match road {
+                    "attach" => db
+                        .execute_batch(&format!(
+                            "ATTACH '{uri}' AS aux; CREATE TABLE aux.t(a); INSERT INTO aux.t VALUES(1)"
+                        ))
+                        .unwrap(),
+                    _ => db.execute_batch(&format!("VACUUM INTO '{uri}'")).unwrap(),
+                }
+            } else {
+                let db = home.open(&path);
+                one(&db, &format!("PRAGMA journal_mode={mode}"));
+                // Without a journal nothing is taken back.
+                if road == "given up" && mode != "OFF" {
+                    db.execute_batch("PRAGMA cache_size=2; BEGIN; CREATE TABLE t(a)").unwrap();
+                    db.execute_batch("INSERT INTO t VALUES(zeroblob(50000)); ROLLBACK").unwrap();
+                }
+                db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+            }
+            assert!(!log.exists(), "{what}: the log is there");
+            let stranger = plain(&path);
+            assert!(stranger.query_row("SELECT 1 FROM sqlite_schema", [], |_| Ok(())).is_err());
+            drop(stranger);
+            let db = home.open(&path);
+            assert_eq!(one(&db, "SELECT a FROM t"), Value::Integer(1), "{what}");
         }
     }
 }

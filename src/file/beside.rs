@@ -16,6 +16,8 @@
 //! finds by cutting at the last `-`, which must come after the last `.`: nothing after `X-` may have
 //! either.
 
+use super::journal;
+
 /// Every suffix that a file beside a database may have, for tools that copy or remove databases.
 /// Only a database whose name leaves no room for `-tdewal` in 255 bytes has a log at `-tde`.
 pub const FILES_BESIDE: [&str; 5] = ["-journal", "-wal", "-tdewal", "-tde", "-shm"];
@@ -43,6 +45,46 @@ pub(crate) fn log_name(name: &[u8]) -> Option<Vec<u8>> {
     let room = LONGEST.saturating_sub(database.len() - directory + 1 + number.len());
     let log = if room >= LOG.len() { LOG } else { SHORT_LOG };
     Some([database, b"-", log, number].concat())
+}
+
+/// Bytes at the start of a journal or log that tell whose it is.
+pub(crate) const START: usize = 16;
+
+/// What SQLite's log begins with, but for the last bit, which is the byte order of its checksums.
+const LOG_MAGIC: u32 = 0x377f_0682;
+
+/// What lies beside a file that is no database as it is, and may be needed to restore one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remains {
+    /// No journal and no log, or a journal of ours.
+    Nothing,
+    /// A journal or log that does not tell whose it is. SQLite's may begin with zeros.
+    Unclear,
+    /// A journal or log of a plaintext database.
+    Plain,
+}
+
+impl Remains {
+    /// By the first bytes of journal and log, with zeros where they are shorter; `None` where there
+    /// is none, or an empty one.
+    pub(crate) fn of(journal: Option<&[u8; START]>, log: Option<&[u8; START]>) -> Self {
+        let journal = journal.map(|start| match start {
+            start if journal::layout::is_ours(start) => Self::Nothing,
+            start if start.starts_with(&journal::SQLITE_MAGIC) => Self::Plain,
+            _ => Self::Unclear,
+        });
+        let log =
+            log.map(|start| match start.first_chunk().map(|word| u32::from_be_bytes(*word)) {
+                Some(word) if word & !1 == LOG_MAGIC => Self::Plain,
+                _ => Self::Unclear,
+            });
+        match (journal, log) {
+            // Only an encrypted database has such a journal.
+            (Some(Self::Nothing), _) | (None, None) => Self::Nothing,
+            (Some(Self::Plain), _) | (_, Some(Self::Plain)) => Self::Plain,
+            _ => Self::Unclear,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use std::os::raw::c_int;
 
 use libsqlite3_sys as ffi;
 
+use self::beside::Remains;
 use crate::error::{Error, Result};
 
 /// The calls that our files make on the file below them.
@@ -55,6 +56,11 @@ pub(crate) trait Storage {
     /// saves nothing.
     fn is_mapped(&self) -> bool {
         false
+    }
+    /// What lies beside the file, where it is a database, that a plaintext one may be restored
+    /// from.
+    fn remains(&self) -> Result<Remains> {
+        Ok(Remains::Nothing)
     }
     /// Returns when what was written survives power loss.
     fn sync(&self) -> Result<()>;

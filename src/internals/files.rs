@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::file::journal::{Counters, Journal};
+use crate::file::journal::{Begun, Counters, Journal};
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::memory::Memory;
 use crate::file::tuning::Tuning;
@@ -154,7 +154,7 @@ impl File {
     pub fn write(&mut self, bytes: &[u8], at: u64) -> Option<()> {
         match self.open.as_mut()? {
             Open::Wal(wal) => wal.write(&self.base, &self.index, bytes, at),
-            Open::Journal(journal) => journal.write(&self.base, bytes, at),
+            Open::Journal(journal) => journal.write(&self.base, bytes, at, || Ok(Begun::NoPage(0))),
             Open::Database(db) => db.write(&self.base, bytes, at, false, &mut || Ok(None)),
         }
         .ok()

@@ -1,12 +1,13 @@
 //! A file of the base VFS: its methods behind safe calls.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
 use crate::error::{Error, Result};
 use crate::file::Storage;
+use crate::file::beside::{self, Remains};
 
 /// An open file of the base VFS, in memory of ours. Dropping it closes it.
 pub(crate) struct BaseFile {
@@ -15,6 +16,8 @@ pub(crate) struct BaseFile {
     words: usize,
     /// The base has the file, or what of it SQLite asked for last, mapped into memory.
     mapped: bool,
+    /// Where it was opened, if it is a database.
+    place: Option<Place>,
 }
 
 /// The longest read or write that the base is asked for. SQLite's own are hardly longer, so no VFS
@@ -26,6 +29,14 @@ const DEFAULT_SECTOR: c_int = 4096;
 
 /// Bytes of a region of the wal-index, as SQLite maps it.
 pub(super) const WAL_INDEX_REGION: c_int = 32768;
+
+/// A file beside a database, as SQLite names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Neighbour {
+    Journal,
+    /// The log of a plaintext database.
+    PlainLog,
+}
 
 /// Where a database file was opened.
 #[derive(Clone, Copy)]
@@ -46,27 +57,102 @@ impl Place {
         self.name
     }
 
-    /// Runs `work` on the journal of this database, which is opened for reading; `false` where
-    /// there is none.
+    fn name_of(&self, which: Neighbour) -> *const c_char {
+        // SAFETY: as for `new`.
+        let [journal, log] = unsafe { api::journal_or_log_names(self.name) };
+        match which {
+            Neighbour::Journal => journal,
+            Neighbour::PlainLog => log,
+        }
+    }
+
+    /// Whether the base has a file called `name`. SQLite's VFSs say no of an empty one.
+    ///
+    /// # Safety
+    /// This is the place of a main database that is open, and `name` is NUL-terminated.
+    unsafe fn has(&self, name: *const c_char) -> Result<bool> {
+        let mut exists = 0;
+        // SAFETY: as above.
+        let code = unsafe {
+            let Some(access) = (*self.vfs).xAccess else { return Ok(false) };
+            access(self.vfs, name, ffi::SQLITE_ACCESS_EXISTS, &mut exists)
+        };
+        done(code).map(|()| exists != 0)
+    }
+
+    /// Runs `work` on a file beside this database, which is opened for reading; `None` where there
+    /// is none.
     ///
     /// # Safety
     /// This is the place of a main database that is open.
-    pub(super) unsafe fn with_journal(
+    pub(super) unsafe fn with_neighbour<T>(
         &self,
-        work: impl FnOnce(&BaseFile) -> Result<bool>,
-    ) -> Result<bool> {
-        const FLAGS: c_int = ffi::SQLITE_OPEN_READONLY | ffi::SQLITE_OPEN_MAIN_JOURNAL;
+        which: Neighbour,
+        work: impl FnOnce(&BaseFile) -> Result<T>,
+    ) -> Result<Option<T>> {
+        let flags = ffi::SQLITE_OPEN_READONLY
+            | match which {
+                Neighbour::Journal => ffi::SQLITE_OPEN_MAIN_JOURNAL,
+                Neighbour::PlainLog => ffi::SQLITE_OPEN_WAL,
+            };
+        let name = self.name_of(which);
         // SAFETY: as above.
         unsafe {
-            let [journal, _] = api::journal_or_log_names(self.name);
-            let Some(access) = (*self.vfs).xAccess else { return Ok(false) };
-            let mut exists = 0;
-            let code = access(self.vfs, journal, ffi::SQLITE_ACCESS_EXISTS, &mut exists);
-            if code != ffi::SQLITE_OK || exists == 0 {
-                return done(code).map(|()| false);
+            if !self.has(name)? {
+                return Ok(None);
             }
-            let file = BaseFile::open(self.vfs, journal, FLAGS, std::ptr::null_mut())?;
-            work(&file)
+            let file = BaseFile::open(self.vfs, name, flags, std::ptr::null_mut())?;
+            work(&file).map(Some)
+        }
+    }
+
+    /// The log that a program without the library would take for this database's, if it is not
+    /// empty.
+    ///
+    /// # Safety
+    /// This is the place of a main database that is open.
+    pub(super) unsafe fn plain_log(&self) -> Result<Option<String>> {
+        // SAFETY: as above.
+        unsafe {
+            let size = self.with_neighbour(Neighbour::PlainLog, Storage::size)?;
+            let name = || CStr::from_ptr(self.name_of(Neighbour::PlainLog)).to_string_lossy();
+            Ok(size.is_some_and(|size| size > 0).then(|| name().into_owned()))
+        }
+    }
+
+    /// Deletes such a log, as SQLite does where the database has no page.
+    ///
+    /// # Safety
+    /// This is the place of a main database that is open.
+    pub(super) unsafe fn delete_plain_log(&self) -> Result<()> {
+        let name = self.name_of(Neighbour::PlainLog);
+        // SAFETY: as above.
+        unsafe {
+            match (*self.vfs).xDelete {
+                Some(delete) if self.has(name)? => match delete(self.vfs, name, 0) {
+                    ffi::SQLITE_IOERR_DELETE_NOENT => Ok(()),
+                    code => done(code),
+                },
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// What lies beside this database that a plaintext one may be restored from.
+    ///
+    /// # Safety
+    /// This is the place of a main database that is open.
+    unsafe fn remains(&self) -> Result<Remains> {
+        let start = |base: &BaseFile| {
+            let mut start = [0; beside::START];
+            let _ = base.read(&mut start, 0)?;
+            Ok((base.size()? > 0).then_some(start))
+        };
+        // SAFETY: as above.
+        unsafe {
+            let journal = self.with_neighbour(Neighbour::Journal, start)?.flatten();
+            let log = self.with_neighbour(Neighbour::PlainLog, start)?.flatten();
+            Ok(Remains::of(journal.as_ref(), log.as_ref()))
         }
     }
 }
@@ -107,12 +193,20 @@ impl BaseFile {
         // Zeroed, and aligned to 8 bytes, as SQLite allocates it.
         let room = vec![0_u64; len.div_ceil(size_of::<u64>())].into_boxed_slice();
         let words = room.len();
-        let base = Self { file: Box::into_raw(room).cast(), words, mapped: false };
+        let base = Self { file: Box::into_raw(room).cast(), words, mapped: false, place: None };
         let open = open.ok_or(Error::Base(ffi::SQLITE_CANTOPEN))?;
         // SAFETY: the file has room for what this VFS needs; the arguments are those of xOpen. A
         // file whose methods are set is closed even if opening it failed: by `drop`.
         done(unsafe { open(vfs, name, base.file, flags, out_flags) })?;
         Ok(base)
+    }
+
+    /// Tells the file, which is a main database, where it was opened.
+    ///
+    /// # Safety
+    /// It was opened there.
+    pub(super) unsafe fn set_place(&mut self, place: Place) {
+        self.place = Some(place);
     }
 
     pub(super) fn raw(&self) -> *mut ffi::sqlite3_file {
@@ -314,6 +408,11 @@ impl Storage for BaseFile {
 
     fn is_mapped(&self) -> bool {
         self.mapped
+    }
+
+    fn remains(&self) -> Result<Remains> {
+        // SAFETY: `set_place` was told so, and the file is open.
+        self.place.map_or(Ok(Remains::Nothing), |place| unsafe { place.remains() })
     }
 
     fn size(&self) -> Result<u64> {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use libsqlite3_sys as ffi;
 
 use super::api;
-use super::base::BaseFile;
+use super::base::{BaseFile, Neighbour};
 use super::content::Content;
 use super::open::OpenFile;
 use crate::command;
@@ -193,16 +193,16 @@ impl OpenFile {
         if reserved != 0 {
             return Ok(false);
         }
+        let is_hot = |base: &BaseFile| {
+            let mut first = [0];
+            let grain = self.journal_grain();
+            let mut journal = Journal::open(base, db.keyring(), grain, Tuning::OFF)?;
+            let filled = journal.read(base, &mut first, 0)?;
+            Ok(filled == Filled::Full && first != [0])
+        };
         // SAFETY: the database is open, so its place holds.
-        unsafe {
-            self.place.with_journal(|base| {
-                let mut first = [0];
-                let grain = self.journal_grain();
-                let mut journal = Journal::open(base, db.keyring(), grain, Tuning::OFF)?;
-                let filled = journal.read(base, &mut first, 0)?;
-                Ok(filled == Filled::Full && first != [0])
-            })
-        }
+        let is_hot = unsafe { self.place.with_neighbour(Neighbour::Journal, is_hot)? };
+        Ok(is_hot.unwrap_or(false))
     }
 }
 

@@ -238,8 +238,9 @@ unsafe fn open_inside(
         _ => Wishes { tuning: unsafe { registered_wishes(vfs) }.tuning, ..Wishes::default() },
     };
     let parent_file = if matches!(kind, FileKind::MainJournal | FileKind::Wal) {
+        let written = kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_READWRITE != 0;
         // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
-        unsafe { names::database_of(name) }
+        unsafe { names::database_of(name, written) }
     } else {
         ptr::null_mut()
     };
@@ -255,7 +256,7 @@ unsafe fn open_inside(
     let mut got = flags;
     // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as
     // long as the file is open.
-    let base = unsafe {
+    let mut base = unsafe {
         let name = called.as_ref().map_or(name, |called| called.as_ptr());
         let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
         if let Some(out_flags) = out_flags.as_mut() {
@@ -271,15 +272,22 @@ unsafe fn open_inside(
         // SAFETY: as above.
         wishes.file = unsafe { file_key(&base, name) };
     }
-    let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
-    let offers = Offers::of(&base);
     // SAFETY: both were passed to the base's xOpen.
     let place = unsafe { Place::new(base_of(vfs), name) };
+    if kind == FileKind::MainDb {
+        // SAFETY: as above.
+        unsafe { base.set_place(place) };
+    }
+    let read_only = wishes.read_only;
+    let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
+    let offers = Offers::of(&base);
     let mut open = OpenFile::new(base, content, place, parent, writable);
     open.called = called;
-    let plain = Arc::clone(&open.plain);
+    let (plain, writes) = (Arc::clone(&open.plain), Arc::clone(&open.writes));
     plain.store(open.passes_through(), Ordering::Release);
     if kind == FileKind::MainDb {
+        // SAFETY: the database is open there.
+        unsafe { refuse_plain_log(&open, read_only)? };
         open.mend_envelope();
         open.rotate_by_itself();
     }
@@ -294,10 +302,7 @@ unsafe fn open_inside(
     unsafe {
         TdeFile::install(file, shared, offers);
         if kind == FileKind::MainDb {
-            if !plain.load(Ordering::Acquire) {
-                warn_of_plain_log(base_of(vfs), name);
-            }
-            names::remember(file, name, plain);
+            names::remember(file, name, plain, writes);
         }
     }
     Ok(ffi::SQLITE_OK)
@@ -359,28 +364,27 @@ fn is_true(value: &str) -> bool {
     }
 }
 
-/// Says so in SQLite's log where a log lies beside an encrypted database that a program without the
-/// library would take for its log.
+/// Refuses to write an encrypted database beside which a log lies that a program without the
+/// library would take for its log. Where the file is only read, it is said in SQLite's log. A
+/// database without a page has its log deleted when it is created.
 ///
 /// # Safety
-/// `name` is that of a main database, as SQLite passed it to xOpen, and `base` is a registered VFS.
-unsafe fn warn_of_plain_log(base: *mut ffi::sqlite3_vfs, name: *const c_char) {
-    let mut exists = 0;
+/// `open` is a main database.
+unsafe fn refuse_plain_log(open: &OpenFile, read_only: bool) -> Result<()> {
+    if open.passes_through() || open.is_unmade() {
+        return Ok(());
+    }
     // SAFETY: as above.
-    let (code, log) = unsafe {
-        let [_, log] = api::journal_or_log_names(name);
-        let access =
-            (*base).xAccess.map(|access| access(base, log, ffi::SQLITE_ACCESS_EXISTS, &mut exists));
-        (access, CStr::from_ptr(log).to_string_lossy())
-    };
-    if code == Some(ffi::SQLITE_OK) && exists != 0 {
-        api::log(
-            ffi::SQLITE_WARNING,
-            &format!(
-                "sqlite-tde: {log} is not the write-ahead log of this database, which is encrypted: \
-                 remove it, for a program without sqlite-tde would copy it into the database"
-            ),
-        );
+    let log = unsafe { open.place.plain_log() };
+    match log {
+        Ok(Some(log)) if !read_only => Err(Error::PlainLog(log)),
+        Ok(Some(log)) => {
+            let warning = Error::PlainLog(log);
+            api::log(ffi::SQLITE_WARNING, &format!("sqlite-tde: {warning}"));
+            Ok(())
+        }
+        // What cannot be looked at tells nothing.
+        Ok(None) | Err(_) => Ok(()),
     }
 }
 

@@ -24,6 +24,8 @@ struct Named {
     name: usize,
     /// Whether it is a plaintext database, as last seen under a lock.
     plain: Arc<AtomicBool>,
+    /// Whether its connection holds RESERVED, or more.
+    writes: Arc<AtomicBool>,
     /// What the base calls the log of an encrypted one.
     log: Arc<LogName>,
 }
@@ -51,7 +53,7 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
 }
 
 /// Remembers that the database file `file` was opened as `name`. `plain` tells what it is as long as it is
-/// open.
+/// open, and `writes` whether its connection may write a journal.
 ///
 /// # Safety
 /// `name` is what was passed to xOpen for the main database `file`, which is told to [`forget`]
@@ -60,6 +62,7 @@ pub(super) unsafe fn remember(
     file: *mut ffi::sqlite3_file,
     name: *const c_char,
     plain: Arc<AtomicBool>,
+    writes: Arc<AtomicBool>,
 ) {
     // SAFETY: as above.
     let (path, log) = unsafe {
@@ -67,8 +70,8 @@ pub(super) unsafe fn remember(
         (path.to_vec(), LogName::new(file, name, &[path, b"-wal"].concat()))
     };
     let Some(log) = log.map(Arc::new) else { return };
-    let named =
-        Named { file: file.expose_provenance(), name: name.expose_provenance(), plain, log };
+    let (file, name) = (file.expose_provenance(), name.expose_provenance());
+    let named = Named { file, name, plain, writes, log };
     open().entry(path).or_default().push(named);
 }
 
@@ -95,15 +98,16 @@ pub(super) fn name_of(file: *mut ffi::sqlite3_file) -> *const c_char {
 }
 
 /// The database file that the journal or log `name` belongs to; null where none can be told.
+/// `written` is a journal that SQLite opens to write it.
 ///
 /// # Safety
 /// `name` is NUL-terminated.
-pub(super) unsafe fn database_of(name: *const c_char) -> *mut ffi::sqlite3_file {
+pub(super) unsafe fn database_of(name: *const c_char, written: bool) -> *mut ffi::sqlite3_file {
     // SAFETY: as above.
     let path = unsafe { CStr::from_ptr(name) }.to_bytes();
     let Some(dash) = path.iter().rposition(|&byte| byte == b'-') else { return ptr::null_mut() };
     let open = open();
-    owner(&open, &path[..dash], name)
+    owner(&open, &path[..dash], name, written)
         .map_or(ptr::null_mut(), |named| ptr::with_exposed_provenance_mut(named.file))
 }
 
@@ -117,7 +121,7 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
     let whole = unsafe { CStr::from_ptr(name) }.to_bytes();
     let (path, number) = beside::split_log(whole)?;
     let open = open();
-    let named = owner(&open, path, name)?;
+    let named = owner(&open, path, name, false)?;
     if named.plain.load(Ordering::Acquire) {
         return None;
     }
@@ -129,14 +133,17 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
     unsafe { LogName::new(file, named.name(), whole) }.map(Arc::new)
 }
 
-/// Of several connections to the database at `path`, the one whose journal or log `name` is. It is the one
-/// whose name has this very pointer for it. A VFS above that copies names leaves the path alone to go by.
-/// That decides where there is one such connection, and else it is the one that this thread locked last:
-/// SQLite looks for a journal or log under a lock on the database that it just took.
+/// Of several connections to the database at `path`, the one whose journal or log `name` is. It is
+/// the one whose name has this very pointer for it. A VFS above that copies names leaves the path
+/// alone to go by. That decides where there is one such connection. Of several, one at a time holds
+/// the lock under which a journal is `written`, and it may have taken that long before it opens the
+/// journal. Else it is the one that this thread locked last: SQLite looks for a journal or log
+/// right after it locked the database.
 fn owner<'a>(
     open: &'a HashMap<Vec<u8>, Vec<Named>>,
     path: &[u8],
     name: *const c_char,
+    written: bool,
 ) -> Option<&'a Named> {
     let files = open.get(path).map_or(&[][..], Vec::as_slice);
     files
@@ -144,6 +151,7 @@ fn owner<'a>(
         // SAFETY: the database is open, hence its name alive.
         .find(|named| unsafe { api::journal_or_log_names(named.name()) }.contains(&name))
         .or(if let [only] = files { Some(only) } else { None })
+        .or_else(|| files.iter().find(|named| written && named.writes.load(Ordering::Acquire)))
         .or_else(|| files.iter().find(|named| named.file == LOCKED.get()))
 }
 

@@ -14,7 +14,7 @@ use super::shared::{Entered, Shared};
 use super::shm::Shm;
 use crate::command;
 use crate::error::{Error, Result};
-use crate::file::journal::{Begun, Counters};
+use crate::file::journal::Counters;
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
@@ -60,11 +60,14 @@ fn rollback_ends(parent: &Link) {
     }
 }
 
-/// The state that the database file `parent` of a journal is in.
-fn state_of(parent: &Link) -> Result<Begun> {
+/// Runs `work` on the database file `parent` of a journal.
+fn with_database<T>(
+    parent: &Link,
+    work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
+) -> Result<T> {
     match &mut *parent_of(parent)? {
-        OpenFile { content: Content::Db(db), base, .. } => db.state_for_journal(base),
-        _ => Ok(Begun::Unknown),
+        OpenFile { content: Content::Db(db), base, .. } => work(db, base),
+        _ => Err(Error::NotEncrypted),
     }
 }
 
@@ -160,6 +163,8 @@ pub(super) struct OpenFile {
     pub(super) called: Option<Arc<LogName>>,
     /// Whether this is a plaintext database, for calls that come without the file.
     pub(super) plain: Arc<AtomicBool>,
+    /// Whether this connection holds the lock of the one that may write a journal.
+    pub(super) writes: Arc<AtomicBool>,
     /// The lock that SQLite holds through this file.
     pub(super) lock: c_int,
     /// The file was opened for writing.
@@ -203,6 +208,7 @@ impl OpenFile {
             place,
             called: None,
             plain: Arc::default(),
+            writes: Arc::default(),
             lock: ffi::SQLITE_LOCK_NONE,
             writable,
             connection: Arc::default(),
@@ -258,13 +264,13 @@ impl OpenFile {
                     db.undo_starts();
                 }
                 let starts = journal.starts_playback(&self.base, buf.len(), at)?;
-                if starts && let Content::Db(db) = &parent_of(&self.parent)?.content {
-                    db.check_journal()?;
+                if starts {
+                    with_database(&self.parent, |db, _| db.check_journal())?;
                 }
                 let filled = journal.read(&self.base, buf, at)?;
                 // Of a journal that was made void, SQLite reads zeros here, and plays nothing back.
                 if starts && buf.iter().any(|&byte| byte != 0) {
-                    journal.check_begun(state_of(&self.parent)?)?;
+                    journal.check_begun(with_database(&self.parent, MainDb::state_for_journal)?)?;
                 }
                 filled
             }
@@ -290,13 +296,9 @@ impl OpenFile {
             Content::Db(_) => self.write_page(bytes, at)?,
             Content::Journal(journal) => {
                 rollback_ends(&self.parent);
-                if journal.begins(bytes, at) {
-                    if let Content::Db(db) = &mut parent_of(&self.parent)?.content {
-                        db.journal_begins();
-                    }
-                    journal.begin_on(state_of(&self.parent)?);
-                }
-                journal.write(&self.base, bytes, at)?;
+                journal.write(&self.base, bytes, at, || {
+                    with_database(&self.parent, |db, base| db.journal_begins(base))
+                })?;
             }
             Content::Wal(wal) => {
                 let parent = parent_of(&self.parent)?;
@@ -359,7 +361,7 @@ impl OpenFile {
         if code != ffi::SQLITE_OK {
             return Ok(code);
         }
-        self.lock = level;
+        self.set_lock(level);
         if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
             if let Err(error) = self.take_journal_anew() {
                 self.unlock(held);
@@ -389,6 +391,11 @@ impl OpenFile {
             }
         }
         Ok(code)
+    }
+
+    fn set_lock(&mut self, level: c_int) {
+        self.lock = level;
+        self.writes.store(level >= ffi::SQLITE_LOCK_RESERVED, Ordering::Release);
     }
 
     /// Whatever may have to wait for a provider is done before others can wait for the lock.
@@ -499,7 +506,7 @@ impl OpenFile {
         }
         let code = self.base.unlock(level);
         // Also after an error: a lock that may be gone must not be counted on.
-        self.lock = level;
+        self.set_lock(level);
         if let Content::Db(db) = &mut self.content {
             db.lock_changed(level == ffi::SQLITE_LOCK_NONE);
         }
@@ -591,6 +598,10 @@ impl OpenFile {
         self.note_checkpoint(MainDb::checkpoint_writes)?;
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
+        if db.is_unmade() {
+            // SAFETY: this database is open there.
+            unsafe { self.place.delete_plain_log()? };
+        }
         let mut demand = || demand_of(&self.log, &self.shm);
         match db.write(&self.base, bytes, at, may_wait, &mut demand) {
             // With `journal_mode=MEMORY` what a rollback puts back is nowhere else. It needs the keys,
@@ -684,6 +695,11 @@ impl OpenFile {
     pub(super) fn device_characteristics(&self) -> c_int {
         let base = self.base.device_characteristics();
         if self.passes_through() { base } else { base & !NOT_OURS }
+    }
+
+    /// Whether this is a database without a page.
+    pub(super) fn is_unmade(&self) -> bool {
+        matches!(&self.content, Content::Db(db) if db.is_unmade())
     }
 
     pub(super) fn is_database(&self) -> bool {

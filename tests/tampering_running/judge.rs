@@ -3,6 +3,7 @@
 //! | file | accepted, beside errors and plain SQLite's rows |
 //! |---|---|
 //! | any, put back | replay: pages of other times, each as SQLite wrote it |
+//! | record of a journal, put back into the transaction that writes it | nothing |
 //! | envelope, put back | replay: an older envelope, which has no rows |
 //! | database, emptied | an empty database, for a connection that is opened afterwards |
 //! | log, recovered afterwards | it ends earlier: the last commits are gone |
@@ -20,7 +21,7 @@ use std::ptr;
 use rusqlite::{Connection, ffi};
 
 use super::changes::{Change, Cut, Part, Row};
-use super::history::{Answer, Do, Plan, ROTATING, Step, TRUNCATING};
+use super::history::{Answer, Do, Plan, ROTATING, Step, TRUNCATING, Who};
 use super::stage::{Ran, Stage};
 use super::vfs::{File, Method};
 use super::watch::{Seen, content};
@@ -55,6 +56,8 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
     };
     let of_row = match (row.file, row.change) {
         (File::Database, Change::PutBack(Part::CopyA | Part::CopyB | Part::Head, _)) => usize::MAX,
+        // The connection that writes a journal knows its newest records.
+        (File::Journal, Change::PutBack(..)) if is_written(stage, ran.step) => later(&breaks),
         (_, Change::PutBack(..) | Change::PutBackAll(_)) | (File::Index, _) => ran.step,
         (File::Database, Change::Cut(Cut::To(0))) => {
             let opens = |seen: &&Seen| (seen.file, seen.method) == (File::Database, Method::Open);
@@ -87,6 +90,18 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
         }
     };
     of_row.min(unjournaled)
+}
+
+/// Whether the writer is in the midst of a transaction of several statements in `step`, and not in the
+/// one that ends it.
+fn is_written(stage: &Stage, step: usize) -> bool {
+    let of_tx = |tx: usize| {
+        let mut steps = (0..stage.steps.len()).filter(move |&number| stage.steps[number].tx == tx);
+        let first = steps.next();
+        first.zip(steps.last())
+    };
+    let mut txs = stage.steps.iter().filter(|step| step.who == Who::Writer).map(|step| step.tx);
+    txs.any(|tx| of_tx(tx).is_some_and(|(first, last)| first <= step && step < last))
 }
 
 /// What the transactions that failed may have done: nothing, or those that failed while committing,

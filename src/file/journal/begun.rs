@@ -5,8 +5,9 @@
 //! 0      4
 //! | kind | SQLite's bytes 24 to 39 of page 1: change counter 4, pages 4, free pages 8 |
 //! ```
-//! Kind 0: not known. Kind 1: there was no page 1; the first four bytes are the change counter that the
-//! connection saw last, and the others zeros. Kind 2: as they stood in page 1.
+//! Kind 1: there was no page 1; the first four bytes are the change counter that the connection saw
+//! last, and the others zeros. Kind 2: as they stood in page 1. No journal is begun beside a page 1
+//! that is damaged.
 //!
 //! SQLite raises the change counter by one when a transaction commits, and page 1 stays in its cache until
 //! then. Only a rollback to a savepoint, or of a statement, writes page 1 earlier: with its counter as it
@@ -20,10 +21,8 @@ use crate::error::Error;
 /// Bytes of page 1 that SQLite compares to see whether its cache still holds.
 pub(crate) type Counters = [u8; 16];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begun {
-    #[default]
-    Unknown,
     /// There is no page; the last counter that the connection read or wrote.
     NoPage(u32),
     Page1(Counters),
@@ -34,11 +33,10 @@ impl Begun {
 
     pub(super) fn encode(self) -> [u8; Self::LEN] {
         let (kind, counters) = match self {
-            Self::Unknown => (0_u32, Counters::default()),
             Self::NoPage(counter) => {
                 let mut counters = Counters::default();
                 counters[..4].copy_from_slice(&counter.to_be_bytes());
-                (1, counters)
+                (1_u32, counters)
             }
             Self::Page1(counters) => (2, counters),
         };
@@ -53,23 +51,21 @@ impl Begun {
         let mut counters = Counters::default();
         counters.copy_from_slice(&bytes[4..]);
         let begun = match bytes[3] {
-            0 => Self::Unknown,
             1 => Self::NoPage(counter(&counters)),
             _ => Self::Page1(counters),
         };
         (begun.encode() == *bytes).then_some(begun)
     }
 
-    /// Refuses a playback over `now` of a journal that was begun on `self`. A page 1 that is missing or
-    /// does not authenticate tells nothing: the journal restores it.
+    /// Refuses a playback over `now` of a journal that was begun on `self`. A page 1 that is
+    /// missing, or that does not authenticate (`None`), tells nothing: the journal restores it.
     ///
     /// # Errors
     /// [`Error::JournalOutdated`].
-    pub(super) fn check(self, now: Self) -> Result<(), Error> {
-        let Self::Page1(now) = now else { return Ok(()) };
+    pub(super) fn check(self, now: Option<Self>) -> Result<(), Error> {
+        let Some(Self::Page1(now)) = now else { return Ok(()) };
         let found = counter(&now);
         let begun = match self {
-            Self::Unknown => return Ok(()),
             Self::NoPage(_) if found == 0 => return Ok(()),
             Self::NoPage(begun) => begun,
             Self::Page1(was) => counter(&was),
@@ -97,11 +93,11 @@ mod tests {
 
     #[test]
     fn one_encoding_each() {
-        for begun in [Begun::Unknown, Begun::NoPage(0), Begun::NoPage(7), page(0, 0), page(9, 3)] {
+        for begun in [Begun::NoPage(0), Begun::NoPage(7), page(0, 0), page(9, 3)] {
             assert_eq!(Begun::decode(&begun.encode()), Some(begun));
         }
-        for (at, value) in [(0, 1), (3, 3), (3, 255), (8, 1), (19, 1)] {
-            let mut bytes = Begun::Unknown.encode();
+        for (at, value) in [(0, 1), (3, 0), (3, 3), (3, 255), (8, 1), (19, 1)] {
+            let mut bytes = Begun::NoPage(0).encode();
             bytes[at] = value;
             assert_eq!(Begun::decode(&bytes), None, "byte {at}");
         }
@@ -128,10 +124,9 @@ mod tests {
             (Begun::NoPage(last), page(0, 1), true),
             (Begun::NoPage(0), Begun::NoPage(0), true),
             (page(5, 1), Begun::NoPage(0), true),
-            (page(5, 1), Begun::Unknown, true),
-            (Begun::Unknown, page(9, 1), true),
         ] {
-            assert_eq!(begun.check(now).is_ok(), fits, "{begun:?} over {now:?}");
+            assert_eq!(begun.check(Some(now)).is_ok(), fits, "{begun:?} over {now:?}");
+            assert!(begun.check(None).is_ok(), "{begun:?} over a damaged page 1");
         }
     }
 }

@@ -22,7 +22,7 @@ const LARGEST_SECTOR: usize = 65536;
 
 const _: () = assert!(BEGUN_AT + Begun::LEN <= HEADER_LEN);
 const _: () = assert!(ID_LEN + Begun::LEN == size_of::<JournalSalt>());
-const _: () = assert!(MAGIC[0] == 0);
+const _: () = assert!(MAGIC[0] == 0 && MAGIC.len() == crate::file::beside::START);
 
 /// What the header of a journal says. It is authenticated by the records alone, whose key depends on
 /// version, salt and `begun`.
@@ -87,7 +87,7 @@ impl Header {
 }
 
 /// Whether a file that begins with `bytes` calls itself a journal of ours.
-pub(super) fn is_ours(bytes: &[u8]) -> bool {
+pub(in crate::file) fn is_ours(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 

@@ -30,6 +30,8 @@
 //! playback. A shorter read (magic, page number, checksum, name of a super-journal) answers zeros,
 //! which no header, no page record and no name starts with: SQLite takes a short read of a name for
 //! an error of the disk.
+//! To the handle that wrote the record it is an error, and so is an older version of it ([`newest`]):
+//! no crash explains either, and SQLite would roll back half of the transaction.
 //!
 //! # What is gathered
 //!
@@ -53,11 +55,13 @@ mod begun;
 mod changed;
 pub(super) mod layout;
 mod name;
+mod newest;
 mod read;
 mod tail;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::os::raw::c_int;
 use std::sync::Arc;
 
@@ -66,6 +70,7 @@ use libsqlite3_sys as ffi;
 pub(crate) use self::begun::{Begun, Counters};
 use self::changed::Changed;
 use self::layout::{Extent, HEADER_LEN, Header, Image, Layout, SECTOR};
+use self::newest::Newest;
 use self::tail::Tail;
 use super::Storage;
 use super::tuning::Tuning;
@@ -79,7 +84,7 @@ const SMALLEST_PAGE: usize = 1024;
 /// What a playback reads at once.
 const READ_AHEAD: usize = 32 << 10;
 /// What SQLite's headers begin with, and the name of a super-journal ends with.
-const SQLITE_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+pub(super) const SQLITE_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
 /// A failed write that has to be undone.
 #[derive(Clone, Copy)]
@@ -106,8 +111,6 @@ pub(crate) struct Journal {
     written: u64,
     /// Size of the file, while a journal that this handle started is the only thing that changes it.
     extent: Option<Extent>,
-    /// The state of the database on which the next journal is begun.
-    begin_on: Begun,
     /// The state on which a journal was begun that this handle found.
     found: Option<Begun>,
     /// SQLite was told that the journal does not reach the disk, and is rolling back.
@@ -122,6 +125,7 @@ pub(crate) struct Journal {
     /// The records of one write, and those it changes in part as they were before.
     image: Image,
     changed: Changed,
+    newest: Newest,
 }
 
 impl Journal {
@@ -145,7 +149,6 @@ impl Journal {
             tail: Tail::default(),
             written: 0,
             extent: None,
-            begin_on: Begun::Unknown,
             found: None,
             given_up: false,
             spoilt: None,
@@ -155,6 +158,7 @@ impl Journal {
             ahead: Image::default(),
             image: Image::default(),
             changed: Changed::default(),
+            newest: Newest::default(),
         };
         journal.set_layout(grain);
         journal.look(base)?;
@@ -205,17 +209,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether a write of `bytes` at `at` starts a new journal. Then [`Journal::begin_on`] is to be told
-    /// first.
-    pub(crate) fn begins(&self, bytes: &[u8], at: u64) -> bool {
+    /// Whether a write of `bytes` at `at` starts a new journal.
+    fn begins(&self, bytes: &[u8], at: u64) -> bool {
         // A whole sector at the start is the header of a new journal; fields of it are rewritten in
         // shorter pieces.
-        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none()
-    }
-
-    /// The next journal is begun on this state of the database.
-    pub(crate) fn begin_on(&mut self, state: Begun) {
-        self.begin_on = state;
+        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() && !voids(bytes, at)
     }
 
     /// Whether SQLite begins to play a journal back by a read of `len` bytes at `at`. Then
@@ -231,22 +229,22 @@ impl Journal {
     }
 
     /// Refuses a playback over a database in the state `now`, if the journal was begun on an older one.
+    /// `None` where page 1 does not tell.
     ///
     /// # Errors
     /// [`Error::JournalOutdated`].
-    pub(crate) fn check_begun(&self, now: Begun) -> Result<()> {
+    pub(crate) fn check_begun(&self, now: Option<Begun>) -> Result<()> {
         self.found.map_or(Ok(()), |begun| begun.check(now))
     }
 
-    /// Starts a new journal in this file: new salt, new key.
-    fn begin(&mut self) -> Result<()> {
+    /// Starts a new journal in this file, on that state of the database: new salt, new key.
+    fn begin(&mut self, begun: Begun) -> Result<()> {
         let keyring = self.keyring.as_ref().ok_or_else(|| {
             Error::Usage("a journal was written before its database was locked".into())
         })?;
         let mut salt = FileId::default();
         fill_random(&mut salt)?;
         let version = keyring.version()?;
-        let begun = std::mem::take(&mut self.begin_on);
         let (file_id, grain) = (*keyring.file_id(), self.grain);
         let header = Header { version, salt, file_id, grain, begun };
         self.cipher = Some(keyring.cipher(Subkey::Journal { version, salt: header.key_salt() }));
@@ -255,6 +253,7 @@ impl Journal {
         self.unread = false;
         self.set_layout(self.grain);
         self.tail.start();
+        self.newest.forget();
         self.written = 0;
         self.extent = None;
         self.spoilt = None;
@@ -266,6 +265,7 @@ impl Journal {
         self.cipher = None;
         self.header = None;
         self.found = None;
+        self.newest.forget();
         self.written = 0;
         self.spoilt = None;
         self.rest();
@@ -277,16 +277,23 @@ impl Journal {
         Ok(self.layout.logical_size(extent).max(self.tail.end()))
     }
 
-    pub(crate) fn write(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+    /// `begun_on` tells the state of the database, where this write starts a new journal.
+    pub(crate) fn write(
+        &mut self,
+        base: &impl Storage,
+        bytes: &[u8],
+        at: u64,
+        begun_on: impl FnOnce() -> Result<Begun>,
+    ) -> Result<()> {
         self.look(base)?;
+        if self.begins(bytes, at) {
+            self.begin(begun_on()?)?;
+        }
         self.put(base, bytes, at)?;
         if ends_name(bytes, at) { self.show_name(base, at + bytes.len() as u64) } else { Ok(()) }
     }
 
     fn put(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
-        if self.begins(bytes, at) {
-            self.begin()?;
-        }
         self.given_up = false;
         if voids(bytes, at) {
             return self.void(base, bytes);
@@ -308,8 +315,8 @@ impl Journal {
     /// SQLite ends the transaction with zeros over the first header. What was gathered is of no use any
     /// more: a rollback on a full disk comes here as well.
     fn void(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
-        if self.header.is_some() {
-            // Nothing of this journal is in the base.
+        if self.header.is_some() || self.cipher.is_none() {
+            // Nothing of this journal is in the base, or nothing that could be played back.
             self.forget();
             return Ok(());
         }
@@ -394,11 +401,12 @@ impl Journal {
             }
             None => self.image.start(self.layout.position(first)),
         }
-        for record in first..end.div_ceil(self.layout.sector() as u64) {
+        let records = first..end.div_ceil(self.layout.sector() as u64);
+        for record in records.clone() {
             self.tail.read(&mut self.plain, record * self.layout.sector() as u64);
             self.push(record)?;
         }
-        self.put_image(base, end, had)?;
+        self.put_image(base, records, end, had)?;
         self.header = None;
         self.tail.flushed(end);
         Ok(())
@@ -412,8 +420,10 @@ impl Journal {
         if at + bytes.len() as u64 > self.layout.logical_size(had) {
             had = self.hide_name(base)?;
         }
-        self.image.start(self.layout.position(self.layout.locate(at).0));
+        let first = self.layout.locate(at).0;
+        self.image.start(self.layout.position(first));
         self.changed.clear();
+        let mut records = first..first;
         let mut done = 0;
         while done < bytes.len() {
             let (record, within) = self.layout.locate(at + done as u64);
@@ -424,9 +434,10 @@ impl Journal {
             self.held = None;
             self.plain[within..within + len].copy_from_slice(&bytes[done..done + len]);
             self.push(record)?;
+            records.end = record + 1;
             done += len;
         }
-        self.put_image(base, at + bytes.len() as u64, had)?;
+        self.put_image(base, records, at + bytes.len() as u64, had)?;
         self.tail.patch(bytes, at);
         Ok(())
     }
@@ -440,14 +451,24 @@ impl Journal {
         self.image.push(self.layout, record, |sealed| cipher.seal(record, plain, sealed))
     }
 
-    /// Writes the image, with which SQLite's journal has bytes up to `end`, to a file that `had` this
-    /// extent.
-    fn put_image(&mut self, base: &impl Storage, end: u64, had: Extent) -> Result<()> {
+    /// Writes the image, which holds `records` and with which SQLite's journal has bytes up to
+    /// `end`, to a file that `had` this extent.
+    fn put_image(
+        &mut self,
+        base: &impl Storage,
+        records: Range<u64>,
+        end: u64,
+        had: Extent,
+    ) -> Result<()> {
         if end > self.layout.logical_size(had) {
             self.image.end(self.layout, end);
         }
         self.ahead.bytes.clear();
         let Image { position, bytes } = &self.image;
+        for record in records {
+            let at = (self.layout.position(record) - position) as usize;
+            self.newest.note(record, &bytes[at..at + self.layout.record()]);
+        }
         let size = had.size.max(position + bytes.len() as u64);
         let written = base.write(bytes, *position);
         if let Err(Error::Base(code)) = written {
@@ -480,6 +501,7 @@ impl Journal {
         let plain = self.changed.plain.chunks_exact(self.layout.sector());
         for (&record, plain) in self.changed.records.iter().zip(plain) {
             cipher.seal(record, plain, &mut self.sealed)?;
+            self.newest.note(record, &self.sealed);
             base.write(&self.sealed, self.layout.position(record))?;
         }
         base.truncate(size)

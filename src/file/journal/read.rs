@@ -60,8 +60,8 @@ impl Journal {
         Ok(self.cipher.is_none() && base.read(&mut magic, 0)? && !is_ours(&magic))
     }
 
-    /// Puts `record` into `plain`, as the base has it; `false` where it does not authenticate. `on` tells
-    /// that those after it will be asked for.
+    /// Puts `record` into `plain`, as the base has it; `false` where it does not authenticate, or
+    /// is not as this handle wrote it last. `on` tells that those after it will be asked for.
     fn load(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
         if self.held == Some(record) {
             return Ok(true);
@@ -74,7 +74,8 @@ impl Journal {
         let Some(cipher) = &self.cipher else { return Ok(false) };
         let at = (self.layout.position(record) - self.ahead.position) as usize;
         let sealed = &self.ahead.bytes[at..at + self.layout.record()];
-        let opened = cipher.open(record, sealed, &mut self.plain)?;
+        let opened =
+            cipher.open(record, sealed, &mut self.plain)? && self.newest.admits(record, sealed);
         self.held = opened.then_some(record);
         Ok(opened)
     }

@@ -1,5 +1,7 @@
 //! Reads as a plain file does, whatever fails; what a crash or an attacker leaves is not taken.
 
+mod replay;
+
 use super::*;
 use crate::file::Filled;
 use crate::file::main_db::tests::{keyring, keyring_and_next};
@@ -18,6 +20,13 @@ fn open(base: &impl Storage, keyring: &Arc<Keyring>) -> Journal {
 
 fn open_on(base: &impl Storage, keyring: &Arc<Keyring>, grain: usize, tuning: Tuning) -> Journal {
     Journal::open(base, Some(Arc::clone(keyring)), grain, tuning).unwrap()
+}
+
+impl Journal {
+    /// Writes to the journal of a database that has no page yet.
+    fn put_in(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+        self.write(base, bytes, at, || Ok(Begun::NoPage(0)))
+    }
 }
 
 /// What a failing disk does.
@@ -143,7 +152,7 @@ impl<'a> Pair<'a> {
 
     /// A write that fails has changed nothing that was there.
     fn put(&mut self, bytes: &[u8], at: usize) -> Result<()> {
-        self.journal.write(self.disk, bytes, at as u64)?;
+        self.journal.put_in(self.disk, bytes, at as u64)?;
         self.model.resize(self.model.len().max(at + bytes.len()), 0);
         self.model[at..at + bytes.len()].copy_from_slice(bytes);
         if !self.journal.tuning.gather_writes {
@@ -344,11 +353,11 @@ fn pages_reach_the_base_in_few_writes() {
         let mut journal = open_on(&disk, &keyring, 1, tuning);
         let mut header = [0; 512];
         header[12] = 9;
-        journal.write(&disk, &header, 0).unwrap();
+        journal.put_in(&disk, &header, 0).unwrap();
         let mut at = 512;
         for page in 0..40_u8 {
             for piece in [&[page + 1; 4][..], &[page + 1; 4096], &[page + 1; 4]] {
-                journal.write(&disk, piece, at).unwrap();
+                journal.put_in(&disk, piece, at).unwrap();
                 at += piece.len() as u64;
             }
         }
@@ -356,7 +365,7 @@ fn pages_reach_the_base_in_few_writes() {
         let writes = disk.writes.get();
         assert!((least..=most).contains(&writes), "{tuning:?}: {writes}");
         for piece in &naming(b"/a/name-mj0123456789")[..4] {
-            journal.write(&disk, piece, at).unwrap();
+            journal.put_in(&disk, piece, at).unwrap();
             at += piece.len() as u64;
         }
         journal.flush(&disk).unwrap();
@@ -366,7 +375,7 @@ fn pages_reach_the_base_in_few_writes() {
             ("zeros that commit", [0; 28].to_vec(), 0, 1),
         ] {
             let before = disk.writes.get();
-            journal.write(&disk, &bytes, at).unwrap();
+            journal.put_in(&disk, &bytes, at).unwrap();
             assert_eq!(disk.writes.get(), before + writes, "{tuning:?}: {what} goes through");
             let mut seen = vec![1; bytes.len()];
             open(&disk, &keyring).read(&disk, &mut seen, at).unwrap();
@@ -390,14 +399,14 @@ fn a_transaction_that_was_never_flushed_leaves_no_hot_journal() {
         let mut first = [1];
         open(&base, &keyring).read(&base, &mut first, 0).unwrap();
         assert_eq!(first, [0], "round {round}: before");
-        journal.write(&base, &[0xd9; 512], 0).unwrap();
-        journal.write(&base, &[5; 4000], 512).unwrap();
+        journal.put_in(&base, &[0xd9; 512], 0).unwrap();
+        journal.put_in(&base, &[5; 4000], 512).unwrap();
         open(&base, &keyring).read(&base, &mut first, 0).unwrap();
         assert_eq!(first, [0], "round {round}: gathered");
         journal.flush(&base).unwrap();
         open(&base, &keyring).read(&base, &mut first, 0).unwrap();
         assert_eq!(first, [0xd9], "round {round}: flushed");
-        journal.write(&base, &[0; 28], 0).unwrap();
+        journal.put_in(&base, &[0; 28], 0).unwrap();
     }
 }
 
@@ -409,7 +418,7 @@ fn an_idle_journal_holds_little_memory() {
     for end in ["zeros", "truncation"] {
         let mut at = 0;
         while at < 300_000 {
-            journal.write(&base, &[3; 4096], at).unwrap();
+            journal.put_in(&base, &[3; 4096], at).unwrap();
             at += 4096;
         }
         journal.read(&base, &mut [0; 4096], 512).unwrap();
@@ -419,7 +428,7 @@ fn an_idle_journal_holds_little_memory() {
         };
         assert!(held(&journal) <= 192 << 10, "{end}: {} bytes", held(&journal));
         match end {
-            "zeros" => journal.write(&base, &[0; 28], 0).unwrap(),
+            "zeros" => journal.put_in(&base, &[0; 28], 0).unwrap(),
             _ => journal.truncate(&base, 0).unwrap(),
         }
         assert!(held(&journal) <= 16 << 10, "after {end}: {} bytes", held(&journal));
@@ -439,7 +448,7 @@ fn a_bad_record_ends_the_journal() {
     ] {
         let base = Memory::default();
         let mut journal = open(&base, &keyring);
-        journal.write(&base, &[0xd9; 2000], 0).unwrap();
+        journal.put_in(&base, &[0xd9; 2000], 0).unwrap();
         journal.flush(&base).unwrap();
         change(&mut base.0.borrow_mut());
         for tuning in TUNINGS {
@@ -464,7 +473,7 @@ fn a_journal_of_a_retired_key_is_read() {
     let base = Memory::default();
     let write = |keyring, byte| {
         let mut journal = open(&base, keyring);
-        journal.write(&base, &[byte; 2000], 0).unwrap();
+        journal.put_in(&base, &[byte; 2000], 0).unwrap();
         journal.flush(&base).unwrap();
     };
     write(&old, 0xd9);
@@ -495,9 +504,9 @@ fn a_reused_file_keeps_nothing_of_the_former_journal() {
     for tuning in TUNINGS {
         let (base, keyring) = (Memory::default(), keyring());
         let mut journal = open_on(&base, &keyring, 1, tuning);
-        journal.write(&base, &[0xaa; 4096], 0).unwrap();
-        journal.write(&base, &[0; 28], 0).unwrap();
-        journal.write(&base, &[0xbb; 512], 0).unwrap();
+        journal.put_in(&base, &[0xaa; 4096], 0).unwrap();
+        journal.put_in(&base, &[0; 28], 0).unwrap();
+        journal.put_in(&base, &[0xbb; 512], 0).unwrap();
         for flushed in [false, true] {
             let mut field = [1; 8];
             journal.read(&base, &mut field, 1024).unwrap();
@@ -512,14 +521,43 @@ fn a_change_to_a_record_of_the_running_transaction_is_an_error() {
     for tuning in TUNINGS {
         let (base, keyring) = (Memory::default(), keyring());
         let mut journal = open_on(&base, &keyring, 1, tuning);
-        journal.write(&base, &[0xaa; 512], 0).unwrap();
+        journal.put_in(&base, &[0xaa; 512], 0).unwrap();
         for page in 0..20 {
-            journal.write(&base, &[0xbb; 4096], 512 + page * 4096).unwrap();
+            journal.put_in(&base, &[0xbb; 4096], 512 + page * 4096).unwrap();
         }
         base.0.borrow_mut()[HEADER_LEN + 9] ^= 1;
-        let result = journal.write(&base, &[1; 12], 0);
+        let result = journal.put_in(&base, &[1; 12], 0);
         assert!(matches!(result, Err(Error::JournalAuthentication { record: 0 })), "{result:?}");
         let result = journal.read(&base, &mut [0; 1024], 0);
         assert!(matches!(result, Err(Error::JournalAuthentication { record: 0 })), "{result:?}");
+    }
+}
+
+/// SQLite commits under TRUNCATE by emptying the journal. Where that fails, it rolls back with what
+/// the journal has.
+#[test]
+fn a_journal_that_could_not_be_emptied_is_still_there() {
+    for (tuning, flushed) in [(0, true), (0, false), (1, true)] {
+        let (disk, keyring) = (Disk::default(), keyring());
+        let mut pair = Pair::new(&disk, &keyring, 1, TUNINGS[tuning]);
+        pair.take(&Step::Append(90_000, 3)).unwrap();
+        pair.take(&Step::Append(1032, 4)).unwrap();
+        if flushed {
+            pair.take(&Step::Flush).unwrap();
+        }
+        let size = pair.journal.size(&disk).unwrap();
+        disk.fails.set(Some(Fails::From(disk.calls.get())));
+        let emptied = pair.journal.truncate(&disk, 0);
+        assert!(matches!(emptied, Err(Error::Base(10))), "{emptied:?}");
+        disk.heal();
+        assert_eq!(pair.journal.size(&disk).unwrap(), size);
+        pair.reads(0, pair.model.len() + 9).unwrap();
+        // Not by what is at hand in plaintext alone.
+        pair.take(&Step::Flush).unwrap();
+        pair.journal.tail.forget();
+        pair.reads(0, pair.model.len() + 9).unwrap();
+        check_prefix(&disk.base, &keyring, &pair);
+        pair.journal.truncate(&disk, 0).unwrap();
+        assert_eq!((pair.journal.size(&disk).unwrap(), disk.base.size().unwrap()), (0, 0));
     }
 }

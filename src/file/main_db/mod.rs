@@ -43,6 +43,7 @@ use self::layout::{is_lock_page, logical_size, physical_size};
 pub(crate) use self::pages::DemandOfLog;
 use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
 use self::slots::Slots;
+use super::beside::Remains;
 use super::journal::Begun;
 use super::tuning::Tuning;
 use super::{Filled, Storage};
@@ -162,7 +163,7 @@ impl MainDb {
         let wishes = &self.wishes;
         let wanted = wishes.protector.as_deref();
         let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
-        match keys::steadily(base, |header, len| wishes.look(header, len, &mut opening))? {
+        match keys::steadily(base, |header, len| wishes.look(base, header, len, &mut opening))? {
             Some((state, copies_differ)) => {
                 self.state = state;
                 self.copies_differ = copies_differ;
@@ -338,11 +339,6 @@ impl MainDb {
         Ok(size)
     }
 
-    /// This handle begins a journal.
-    pub(crate) fn journal_begins(&mut self) {
-        self.failed_record = None;
-    }
-
     /// Refuses to play a journal back of which a record failed in this handle's own rollback. SQLite
     /// ignores what that answered and reads the journal anew; the record would count as its end, and
     /// half of the transaction would stay.
@@ -353,17 +349,32 @@ impl MainDb {
         self.failed_record.map_or(Ok(()), |record| Err(Error::JournalAuthentication { record }))
     }
 
-    /// The state of the file, for a journal that begins or is about to be played back.
-    pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Begun> {
+    /// The state of the file, for a journal that is about to be played back; `None` where page 1 is
+    /// damaged.
+    pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Option<Begun>> {
         let State::Encrypted(pages) = &mut self.state else {
-            return Ok(Begun::NoPage(self.change_counter));
+            return Ok(Some(Begun::NoPage(self.change_counter)));
         };
         Ok(match pages.load(base, 1)? {
             // A transaction that creates a database may write its first page last, over zeros.
-            Found::Good if pages.has_header() => Begun::Page1(pages.counters()),
-            Found::Good | Found::Missing => Begun::NoPage(self.change_counter),
-            Found::Bad => Begun::Unknown,
+            Found::Good if pages.has_header() => Some(Begun::Page1(pages.counters())),
+            Found::Good | Found::Missing => Some(Begun::NoPage(self.change_counter)),
+            Found::Bad => None,
         })
+    }
+
+    /// This handle begins a journal. The state of the file that it restores.
+    ///
+    /// SQLite has read page 1 well in this transaction, or has it in its cache since before
+    /// somebody damaged the file. A journal that is begun then would pass for one of any state.
+    ///
+    /// # Errors
+    /// [`Error::PageAuthentication`] where page 1 is damaged.
+    pub(crate) fn journal_begins(&mut self, base: &impl Storage) -> Result<Begun> {
+        let begun = self.state_for_journal(base)?;
+        let begun = begun.ok_or(Error::PageAuthentication { page: 1 })?;
+        self.failed_record = None;
+        Ok(begun)
     }
 
     /// Notes the change counter where SQLite does: with each page 1 that it reads or writes.
@@ -570,6 +581,7 @@ impl Wishes {
     /// envelope differ; nothing where it is none yet.
     fn look(
         &self,
+        base: &impl Storage,
         header: &[u8],
         len: u64,
         opening: &mut Opening<'_>,
@@ -577,7 +589,7 @@ impl Wishes {
         if len == 0 {
             return self.expect_none("none, for the file is empty").map(|()| None);
         }
-        if let Some(plain) = self.look_for_plaintext(header, len)? {
+        if let Some(plain) = self.look_for_plaintext(base, header, len)? {
             self.expect_none("none, for the database is not encrypted")?;
             return Ok(Some((plain, false)));
         }
@@ -597,18 +609,41 @@ impl Wishes {
         Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
     }
 
-    fn look_for_plaintext(&self, header: &[u8], len: u64) -> Result<Option<State>> {
+    fn look_for_plaintext(
+        &self,
+        base: &impl Storage,
+        header: &[u8],
+        len: u64,
+    ) -> Result<Option<State>> {
         let encrypted = header.starts_with(envelope::MAGIC)
-            || header.get(REGION_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC))
-            || envelope::is_unfinished(header, len);
-        // What is neither must not pass as plaintext: SQLite would look for a hot journal and a log
-        // beside the file, and delete them, before it reads a page.
-        match (encrypted, header.starts_with(SQLITE_MAGIC), self.plaintext) {
-            (true, ..) => Ok(None),
-            (false, true, true) => Ok(Some(State::Plain)),
-            (false, true, false) => Err(Error::PlaintextRefused),
-            (false, false, _) => Err(Error::NotADatabase(
+            || header.get(REGION_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC));
+        if encrypted {
+            return Ok(None);
+        }
+        match (header.starts_with(SQLITE_MAGIC), self.plaintext) {
+            (true, true) => return Ok(Some(State::Plain)),
+            (true, false) => return Err(Error::PlaintextRefused),
+            (false, _) => {}
+        }
+        // A creation that was cut off leaves zeros, and so may a power loss that tore the first
+        // pages of a plaintext database, which its journal or log restores.
+        let zeros = envelope::is_unfinished(header, len);
+        let remains = base.remains()?;
+        match remains {
+            Remains::Nothing if zeros => Ok(None),
+            Remains::Plain if self.plaintext => Ok(Some(State::Plain)),
+            Remains::Unclear if self.plaintext && zeros => Ok(Some(State::Plain)),
+            // What is neither must not pass as plaintext, nor as empty: SQLite would look for a hot
+            // journal and a log beside the file, and delete them, before it reads a page.
+            Remains::Nothing => Err(Error::NotADatabase(
                 "the file is neither an encrypted nor an SQLite database".into(),
+            )),
+            Remains::Plain | Remains::Unclear => Err(Error::NotADatabase(
+                "the file does not begin as a database, and beside it lies a rollback journal or \
+                 write-ahead log that is none of an encrypted database and may restore it: if that is \
+                 an unencrypted database that lost power, open it with plain SQLite, or with \
+                 tde_plaintext=allow; if nothing of it is needed, remove NAME, NAME-journal and NAME-wal"
+                    .into(),
             )),
         }
     }
