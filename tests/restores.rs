@@ -162,6 +162,8 @@ impl<'h> Life<'h> {
 
     fn open(&mut self) {
         let db = self.home.open(&self.path);
+        // A checkpoint waits for no reader.
+        db.busy_timeout(std::time::Duration::ZERO).unwrap();
         let locking = if self.exclusive { "EXCLUSIVE" } else { "NORMAL" };
         db.execute_batch(&format!(
             "PRAGMA page_size={PAGE}; PRAGMA locking_mode={locking};
