@@ -252,6 +252,10 @@ fn a_copy_may_have_pages_of_another_size() {
             assert_eq!(rows(&place, "copy.db"), "a\none\ntwo\n", "{journal}, {size}");
             place.ok("verify copy.db");
         }
+        let into = "PRAGMA\u{a0}page_size=8192 VACUUM\u{a0}INTO\u{a0}'file:into.db?vfs=tde'";
+        place.ok(&format!("sql --read-only app.db {into}"));
+        assert_eq!(place.json("status into.db --json")["page_size"], 8192, "{journal}");
+        assert_eq!(rows(&place, "into.db"), "a\none\ntwo\n", "{journal}");
         place.fails("copy app.db other.db --page-size 512", 2, "from 1024 to 65536");
         let words = "`sqlite-tde copy --page-size`";
         place.fails("sql app.db PRAGMA\u{a0}page_size=8192", 5, words);
