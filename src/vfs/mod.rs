@@ -365,13 +365,13 @@ fn is_true(value: &str) -> bool {
 }
 
 /// Refuses to write an encrypted database beside which a log lies that a program without the
-/// library would take for its log. Where the file is only read, it is said in SQLite's log. A
-/// database without a page has its log deleted when it is created.
+/// library would take for its log. Where the file is only read, it is said in SQLite's log. Such
+/// a log is deleted when a database is created.
 ///
 /// # Safety
 /// `open` is a main database.
 unsafe fn refuse_plain_log(open: &OpenFile, read_only: bool) -> Result<()> {
-    if open.passes_through() || open.is_unmade() {
+    if !open.has_pages() {
         return Ok(());
     }
     // SAFETY: as above.

@@ -697,9 +697,12 @@ impl OpenFile {
         if self.passes_through() { base } else { base & !NOT_OURS }
     }
 
-    /// Whether this is a database without a page.
-    pub(super) fn is_unmade(&self) -> bool {
-        matches!(&self.content, Content::Db(db) if db.is_unmade())
+    /// Whether this is an encrypted database that something was committed to.
+    pub(super) fn has_pages(&self) -> bool {
+        match &self.content {
+            Content::Db(db) => db.envelope().is_some_and(|envelope| envelope.has_pages),
+            _ => false,
+        }
     }
 
     pub(super) fn is_database(&self) -> bool {
