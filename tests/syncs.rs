@@ -237,3 +237,33 @@ fn the_counter_sees_what_sqlite_promises() {
         assert_eq!(of(mode, synchronous, step), expected, "{mode}, {synchronous}, {step}");
     }
 }
+
+/// A new database is synced twice more than a plain one: its envelope before the first page, and the second
+/// copy of that before the first commit.
+#[test]
+fn a_new_database_is_synced_twice_more() {
+    let (plain, tde) = (Site::new(Way::Plain), Site::new(Way::Tde("on")));
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "WAL"] {
+        for synchronous in ["OFF", "FULL"] {
+            let setting = Setting { mode, synchronous, locking: "NORMAL", psow: 1 };
+            let created = |site: &Site| {
+                let dir = tempfile::tempdir_in(site.home.dir.path()).unwrap();
+                let vfs = if site.way == Way::Plain { site.below.name } else { &site.home.vfs };
+                let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+                let uri = uri(&dir.path().join("main.db"), vfs, site.way, setting);
+                let db = Connection::open_with_flags(uri, flags).unwrap();
+                site.below.clear();
+                let sql = format!(
+                    "PRAGMA synchronous={synchronous}; PRAGMA journal_mode={mode}; CREATE TABLE t(a)"
+                );
+                db.execute_batch(&sql).unwrap();
+                let synced = site.below.take_synced();
+                let database =
+                    synced.iter().filter(|line| line.starts_with("sync main.db,")).count();
+                (database, synced.len())
+            };
+            let (expected, found) = (created(&plain), created(&tde));
+            assert_eq!(found, (expected.0 + 2, expected.1 + 2), "{mode}, {synchronous}");
+        }
+    }
+}

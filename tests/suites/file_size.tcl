@@ -1,7 +1,7 @@
 # SUITE_PRELUDE: file sizes as SQLite sees them, and the log by SQLite's name for it.
 #
-# The log of an encrypted database `X` lies at `X-tdewal`. Where it is there, or one is copied, Tcl's `file` takes
-# `X-wal` for it.
+# The log of an encrypted database `X` lies at `X-tdewal`. Where it is there, or one is copied, Tcl's `file` and `open`
+# take `X-wal` for it.
 #
 # The suite compares what Tcl's `file size` says of a database, journal or log with counts of pages and
 # frames. What is ours in a file is neither: the envelope before the first page, and in journals and
@@ -63,6 +63,13 @@ proc suite_name {name} {
   if {![string match *-wal $name]} { return $name }
   set ours [string range $name 0 end-3]tdewal
   expr {[suite_file exists $ours] && ![suite_file exists $name] ? $ours : $name}
+}
+
+if {[info commands suite_open] eq ""} {
+  rename open suite_open
+  proc open {name args} {
+    uplevel 1 [list suite_open [suite_name $name] {*}$args]
+  }
 }
 
 if {[info commands suite_file] eq ""} {
