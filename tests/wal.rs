@@ -315,13 +315,28 @@ fn snapshots_hold() {
 #[test]
 fn a_log_that_two_connections_begin_is_one() {
     let home = Home::new();
-    for (of_a, of_b) in [(2, 6), (6, 2), (0, 1), (3, 3)] {
-        for checkpoint in ["PASSIVE", "RESTART", "TRUNCATE"] {
-            let what = format!("A {of_a}, B {of_b}, {checkpoint}");
-            let name = format!("{of_a}-{of_b}-{checkpoint}");
+    let checkpoints = ["PASSIVE", "RESTART", "TRUNCATE"];
+    // One that counts on powersafe overwriting beside one that does not.
+    for (of_a, of_b, powersafe) in [
+        (2, 6, [1, 1]),
+        (6, 2, [1, 1]),
+        (0, 1, [1, 1]),
+        (3, 3, [1, 1]),
+        (2, 6, [1, 0]),
+        (6, 2, [0, 1]),
+    ] {
+        for checkpoint in checkpoints {
+            let what = format!("A {of_a}, B {of_b}, {checkpoint}, psow {powersafe:?}");
+            let [a, b] = powersafe;
+            let name = format!("{of_a}-{of_b}-{checkpoint}-{a}{b}");
             let (path, other) =
                 (home.path(&format!("{name}.db")), home.path(&format!("{name}.plain")));
-            let sealed = [home.open(&path), home.open(&path)];
+            let sealed = powersafe.map(|psow| {
+                let uri = format!("{}&psow={psow}", home.uri(&path));
+                let db = plain(Path::new(&uri));
+                db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).unwrap();
+                db
+            });
             let clear = [plain(&other), plain(&other)];
             let run = |who: usize, sql: &str| {
                 for db in [&sealed[who], &clear[who]] {

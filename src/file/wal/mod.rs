@@ -300,25 +300,24 @@ impl Wal {
         let kept = self.layout.filter(|_| self.start.is_some());
         // The same log once more: the transaction that began it was rolled back, and another
         // connection writes its own count of checkpoints into the header. Whoever knows the log by
-        // its salts has its id.
+        // its salts has its layout.
         let again = self.start.filter(|_| kept.is_some_and(|kept| kept.page_size == page_size));
         let again = again.filter(|start| start.salts() == salts_in(header));
-        let (start, log) = match (again, kept) {
-            (Some(begun), Some(kept)) => (Start::new(header, &begun.origin()), kept.log),
+        let (start, layout) = match (again, kept) {
+            (Some(begun), Some(kept)) => (Start::new(header, &begun.origin()), kept),
             _ => {
+                let start = Start::new(header, &parent.origin()?);
+                // Another grain would lay record 0 over frames of the earlier log, to which a crash
+                // may lead back, unless the file is emptied first.
+                let kept_grain = kept.map_or(self.grain, |layout| layout.grain);
+                if kept_grain < self.grain {
+                    base.truncate(0)?;
+                }
                 let mut log = LogId::default();
                 fill_random(&mut log)?;
-                (Start::new(header, &parent.origin()?), log)
+                (start, Layout { page_size, grain: kept_grain.max(self.grain), log })
             }
         };
-        // Another grain would lay record 0 over frames of the earlier log, to which a crash may lead
-        // back, unless the file is emptied first.
-        let kept_grain = kept.map_or(self.grain, |layout| layout.grain);
-        if kept_grain < self.grain {
-            base.truncate(0)?;
-        }
-        let grain = kept_grain.max(self.grain);
-        let layout = Layout { page_size, grain, log };
         let mut image = vec![0; layout.sector() + HEADER_LEN];
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
         let record_0 = layout.sector()..layout.sector() + RECORD_0 + RESERVE;
