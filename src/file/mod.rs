@@ -52,9 +52,10 @@ pub(crate) trait Storage {
     fn truncate(&self, size: u64) -> Result<()>;
     /// The file's size in bytes.
     fn size(&self) -> Result<u64>;
-    /// Whether reads come from a mapping of the file into memory, so that reading in larger pieces
-    /// saves nothing.
-    fn is_mapped(&self) -> bool {
+    /// Whether a read at `at` may come from a mapping of the file into memory. Reading in larger
+    /// pieces saves nothing there, and must not be done: the file may have become shorter than its
+    /// mapping, and memory past its end stops the process. SQLite asks for no page there.
+    fn is_mapped(&self, _at: u64) -> bool {
         false
     }
     /// What lies beside the file, where it is a database, that a plaintext one may be restored

@@ -14,8 +14,8 @@ pub(crate) struct BaseFile {
     file: *mut ffi::sqlite3_file,
     /// Length of the allocation behind `file`.
     words: usize,
-    /// The base has the file, or what of it SQLite asked for last, mapped into memory.
-    mapped: bool,
+    /// SQLite had the base map the file: what lies before this offset may be read from memory.
+    mapped_until: u64,
     /// Where it was opened, if it is a database.
     place: Option<Place>,
 }
@@ -193,7 +193,7 @@ impl BaseFile {
         // Zeroed, and aligned to 8 bytes, as SQLite allocates it.
         let room = vec![0_u64; len.div_ceil(size_of::<u64>())].into_boxed_slice();
         let words = room.len();
-        let base = Self { file: Box::into_raw(room).cast(), words, mapped: false, place: None };
+        let base = Self { file: Box::into_raw(room).cast(), words, mapped_until: 0, place: None };
         let open = open.ok_or(Error::Base(ffi::SQLITE_CANTOPEN))?;
         // SAFETY: the file has room for what this VFS needs; the arguments are those of xOpen. A
         // file whose methods are set is closed even if opening it failed: by `drop`.
@@ -219,13 +219,31 @@ impl BaseFile {
     pub(super) fn map(&mut self, at: i64, len: c_int) -> Result<()> {
         let mut page = std::ptr::null_mut();
         done(call!(self, xFetch, at, len, &mut page))?;
-        self.mapped = !page.is_null();
-        if self.mapped { done(call!(self, xUnfetch, at, page)) } else { Ok(()) }
+        if !page.is_null() {
+            self.mapped_until = u64::MAX;
+            return done(call!(self, xUnfetch, at, page));
+        }
+        // The mapping ends before the end of that page, or a little behind it: SQLite's VFSs keep
+        // 256 bytes clear.
+        let beyond = u64::try_from(at + 2 * i64::from(len)).unwrap_or(u64::MAX);
+        self.mapped_until =
+            if self.mapped_until == 0 { beyond } else { self.mapped_until.min(beyond) };
+        Ok(())
     }
 
-    /// The base gives up its mapping, or may.
+    /// The base gives up its mapping.
     pub(super) fn unmap(&mut self) {
-        self.mapped = false;
+        self.mapped_until = 0;
+    }
+
+    /// SQLite tells the base how much to map at most; negative, it only asks. What is mapped is
+    /// mapped anew.
+    pub(super) fn limit_mapping(&mut self, limit: i64) {
+        match limit {
+            0 => self.mapped_until = 0,
+            1.. if self.mapped_until > 0 => self.mapped_until = u64::MAX,
+            _ => {}
+        }
     }
 
     pub(super) fn shm_barrier(&self) {
@@ -406,8 +424,8 @@ impl Storage for BaseFile {
         done(call!(self, xTruncate, size as i64))
     }
 
-    fn is_mapped(&self) -> bool {
-        self.mapped
+    fn is_mapped(&self, at: u64) -> bool {
+        at < self.mapped_until
     }
 
     fn remains(&self) -> Result<Remains> {

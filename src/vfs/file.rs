@@ -289,7 +289,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
             ffi::SQLITE_FCNTL_SYNC => open.before_commit()?,
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
-            ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.unmap(),
+            ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.limit_mapping(*arg.cast::<i64>()),
             // Growing the file ahead of its pages would leave pages that nobody sealed.
             ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
                 if !open.passes_through() =>
@@ -486,7 +486,9 @@ unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {
         let mut open = opened(file)?;
-        open.base.unmap();
+        if page.is_null() {
+            open.base.unmap();
+        }
         Ok(call!(open.base, xUnfetch, at, page))
     })
 }

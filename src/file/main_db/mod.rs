@@ -39,7 +39,7 @@ mod slots;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use self::layout::{is_lock_page, logical_size, physical_size};
+use self::layout::{is_lock_page, logical_size, physical, physical_size};
 pub(crate) use self::pages::DemandOfLog;
 use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
 use self::slots::Slots;
@@ -420,7 +420,7 @@ impl MainDb {
                     self.known_size = None;
                 }
                 let must_have = self.known_size.map_or(0, |size| pages.count_in(size));
-                let read_ahead = self.wishes.tuning.read_ahead && !base.is_mapped();
+                let read_ahead = self.wishes.tuning.read_ahead && !base.is_mapped(physical(at));
                 pages.read(base, buf, at, read_ahead, must_have)
             }
             State::Empty(_) => {
