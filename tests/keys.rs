@@ -374,7 +374,7 @@ fn files_and_parameters_that_cannot_be() {
         ),
         (
             "bad envelope",
-            both(8191, 1),
+            both(7679, 1),
             home.options(),
             (|error| matches!(error, Error::EnvelopeDamaged(_)), extended(CORRUPT, 1)),
         ),

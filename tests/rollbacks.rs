@@ -87,7 +87,7 @@ impl History {
             };
             steps.push(step);
         }
-        Self {
+        let mut history = Self {
             mode: random.of(&[MODES, ["MEMORY"; 5]].concat()),
             settings,
             gather: random.of(&["on", "off"]),
@@ -95,7 +95,17 @@ impl History {
             file: random.of(&["database", "database", "database", "journal", "statement journal"]),
             fault: random.of(&FAULTS),
             at: random.of(&[0, 0, 0, 1, 2, 5, 10, 20]),
+        };
+        if history.is_on_disk() && random.below(4) == 0 {
+            // The journal does not reach the disk, and what the rollback writes is torn, too.
+            (history.file, history.fault) = ("database or journal", Kind::ShortWrites);
         }
+        history
+    }
+
+    /// Whether its journal is a file.
+    fn is_on_disk(&self) -> bool {
+        ["DELETE", "TRUNCATE", "PERSIST"].contains(&self.mode)
     }
 }
 
@@ -204,8 +214,7 @@ fn a_rollback_restores_what_plain_sqlite_restores() {
         restored[0] += usize::from(by_plain);
         restored[1] += usize::from(by_tde);
         // A journal on the disk is played back once the disk is well, whatever came before.
-        let on_disk = ["DELETE", "TRUNCATE", "PERSIST"].contains(&history.mode);
-        if !by_tde && (by_plain || on_disk) {
+        if !by_tde && (by_plain || history.is_on_disk()) {
             let short = |state: &State| match state {
                 Ok(rows) => format!("{} rows", rows.len()),
                 Err(error) => error.clone(),

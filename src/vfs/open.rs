@@ -590,7 +590,14 @@ impl OpenFile {
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
-        self.flush_journal()?;
+        // A page that the transaction did not reach is written as it was, and its journal is not in
+        // the base: sealed anew and torn, it would be lost.
+        if !self.flush_journal()?
+            && let Content::Db(db) = &mut self.content
+            && db.has_page(&self.base, bytes, at)?
+        {
+            return Ok(());
+        }
         // Without a wal-index in shared memory, nothing else tells when a recovery is over.
         if self.log.is_some() && self.shm.pages().is_none() {
             self.seal_holes()?;

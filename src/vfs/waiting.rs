@@ -34,13 +34,15 @@ impl OpenFile {
     }
 
     /// The database file is about to change: what its journal gathered is brought to the base, or
-    /// the error is that of the change.
-    pub(super) fn flush_journal(&self) -> Result<()> {
+    /// the error is that of the change. Answers whether the base has all of the journal; it has not
+    /// where SQLite was told so and rolls back.
+    pub(super) fn flush_journal(&self) -> Result<bool> {
         match enter(&self.journal)?.as_deref_mut() {
             Some(OpenFile { base, content: Content::Journal(journal), .. }) => {
-                journal.require(base)
+                journal.require(base)?;
+                Ok(!journal.is_given_up())
             }
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 

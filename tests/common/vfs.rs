@@ -74,6 +74,8 @@ pub enum Kind {
     NoRoom,
     /// Half is written, then `SQLITE_FULL`.
     ShortWrite,
+    /// The same of four writes in a row.
+    ShortWrites,
     /// Half is read, as where the file was cut off.
     ShortRead,
 }
@@ -90,8 +92,8 @@ pub struct Written {
 struct Inner {
     calls: Vec<(Method, c_int)>,
     fault: Option<(usize, Kind)>,
-    /// The kind of file of which writes, truncations and syncs alone are numbered and fail; none for
-    /// every call on all of them.
+    /// The kind of file, or kinds with `or` between them, of which writes, truncations and syncs alone
+    /// are numbered and fail; none for every call on all of them.
     only: Option<&'static str>,
     /// Calls on files of that kind so far.
     numbered: usize,
@@ -127,7 +129,9 @@ impl State {
         let mut inner = self.inner();
         inner.calls.push((method, flags));
         let changes = matches!(method, Method::Write | Method::Truncate | Method::Sync);
-        if inner.only.is_some_and(|only| !changes || only != kind_of_file(flags)) {
+        if inner.only.is_some_and(|only| {
+            !changes || !only.split(" or ").any(|kind| kind == kind_of_file(flags))
+        }) {
             return Verdict::Pass;
         }
         let number = inner.numbered;
@@ -141,6 +145,7 @@ impl State {
             Kind::FullFrom if number >= at && write => Verdict::Fail(ffi::SQLITE_FULL),
             Kind::NoRoom if number >= at && write => return Verdict::Inside,
             Kind::ShortWrite if number == at && write => Verdict::Short,
+            Kind::ShortWrites if (at..at + 4).contains(&number) && write => Verdict::Short,
             Kind::ShortRead if number == at && method == Method::Read => Verdict::Short,
             _ => Verdict::Pass,
         };

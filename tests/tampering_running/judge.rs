@@ -185,7 +185,9 @@ pub fn judge(stage: &Stage, ran: &Ran, row: Row) -> Result<&'static str, String>
             && !TELLING.contains(&(code & 0xff))
             // A refused PRAGMA answers SQLITE_ERROR, with the words themselves.
             && !(stage.steps[number].what == Do::Quiet(ROTATING.into())
-                && (words.contains("failed authentication") || words.contains("damaged")))
+                && ["failed authentication", "damaged", "an older envelope was put back"]
+                    .iter()
+                    .any(|told| words.contains(told)))
         {
             return Err(format!("step {number}, {}: error {code}: {words}", name(stage, number)));
         }

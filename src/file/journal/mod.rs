@@ -363,6 +363,11 @@ impl Journal {
         flushed
     }
 
+    /// Whether SQLite was told that the journal does not reach the disk, and is rolling back.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up
+    }
+
     /// Whether bytes wait that the base must have before the database file changes.
     pub(crate) fn owes(&self) -> bool {
         let waits = self.tail.clean_end() < self.tail.end() || self.header.is_some();

@@ -56,7 +56,12 @@ impl Newest {
         let tag = tag_part(sealed);
         match self.tags.binary_search_by_key(&record, |(record, _)| *record) {
             Ok(at) => self.tags[at].1 = tag,
-            Err(at) => self.tags.insert(at, (record, tag)),
+            Err(at) => {
+                if self.tags.capacity() == 0 {
+                    self.tags.reserve(KEPT);
+                }
+                self.tags.insert(at, (record, tag));
+            }
         }
     }
 

@@ -310,6 +310,16 @@ impl MainDb {
         Ok(())
     }
 
+    /// Whether the file has `bytes` as the page at `at`.
+    pub(crate) fn has_page(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<bool> {
+        match &mut self.state {
+            State::Encrypted(pages) if bytes.len() == pages.page_size => {
+                pages.has_page(base, bytes, at)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// Refuses a file that ends before it may.
     pub(crate) fn check_size(&self, base: &impl Storage, demand: DemandOfLog<'_>) -> Result<()> {
         match &self.state {

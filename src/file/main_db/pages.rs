@@ -198,6 +198,13 @@ impl Pages {
         Ok(if !whole && base.size()? <= at { Found::Missing } else { Found::Bad })
     }
 
+    /// Whether `bytes` are the page at `at`, but for its reserve bytes.
+    pub(super) fn has_page(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<bool> {
+        let usable = self.page_size - RESERVE;
+        let page = at / self.page_size as u64 + 1;
+        Ok(self.load(base, page)? == Found::Good && self.plain[..usable] == bytes[..usable])
+    }
+
     /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn
     /// first page. It takes the page size and the reserve bytes from it, and whether its cache is
     /// of another time; everything else it takes from page 1 once that reads well.

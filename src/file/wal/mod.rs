@@ -292,7 +292,12 @@ impl Wal {
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
         if self.start.is_some_and(|start| start.header() == header) {
             // Whoever began this log committed nothing in it. What record 0 says of the database is
-            // still so, and other handles know the log by its salts.
+            // still so, and other handles know the log by its salts. Frames that a savepoint of this
+            // transaction took back go to the file, where SQLite has them: before 3.50 it reads the
+            // checksum of one when it commits.
+            if let Some(layout) = self.layout {
+                self.flush(base, layout)?;
+            }
             self.forget_transaction();
             (self.pending, self.end) = (None, Some(0));
             return Ok(());

@@ -202,7 +202,7 @@ impl Wal {
     }
 
     /// Writes what is outgoing.
-    fn flush(&mut self, base: &impl Storage, layout: Layout) -> Result<()> {
+    pub(super) fn flush(&mut self, base: &impl Storage, layout: Layout) -> Result<()> {
         let Some(first) = self.outgoing.first() else { return Ok(()) };
         let (records, at) = (self.outgoing.records(layout), layout.position(first));
         self.ahead.forget(at..at + records.len() as u64);

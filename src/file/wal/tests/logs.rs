@@ -260,35 +260,3 @@ fn the_checksum_of_a_frame_that_was_taken_back_is_read_by_its_writer_alone() {
         assert!(filled.is_err(), "{tuning:?}: another handle");
     }
 }
-
-/// The same where the log was begun again with that: the frames were never brought to the base.
-#[test]
-fn the_checksum_of_a_frame_that_never_was_in_the_base_is_read_and_of_no_other_spoilt_frame() {
-    for tuning in TUNINGS {
-        for old in [false, true] {
-            let (base, keyring, mut wal) = two_frames_with(1, tuning);
-            if !old {
-                wal.truncate(&base, &Db::default(), 0).unwrap();
-            }
-            let mut db = index(1, 6, &[]);
-            wal.write(&base, &db, &wal_header(6), 0).unwrap();
-            for number in 1..=4 {
-                write_frame(&mut wal, &base, &db, number, &frame(number as u32, 0, 6, 0xcc));
-            }
-            wal.write(&base, &db, &wal_header(6), 0).unwrap();
-            write_frame(&mut wal, &base, &db, 1, &frame(1, 4, 6, 0xdd));
-            for number in 2..=4 {
-                let (filled, got) = read(&mut wal, &base, &mut db, at(number) + 16, 8);
-                assert_eq!(filled.unwrap(), Filled::Full, "{tuning:?} {old}: frame {number}");
-                assert!([0, 0xcc].contains(&got[0]), "{tuning:?} {old}: frame {number}");
-                let (filled, _) = read(&mut handle(&keyring), &base, &mut db, at(number) + 16, 8);
-                let there = matches!(filled, Ok(Filled::Full));
-                assert_eq!(there, !tuning.gather_writes, "{tuning:?} {old}: another handle");
-            }
-            base.0.borrow_mut()[1024 + 99] ^= 1;
-            wal.held = None;
-            let (filled, _) = read(&mut wal, &base, &mut db, at(1) + 16, 8);
-            assert!(filled.is_err(), "{tuning:?} {old}: a frame of the log");
-        }
-    }
-}
