@@ -8,7 +8,7 @@ use crate::file::journal::Journal;
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::memory::Memory;
 use crate::file::tuning::Tuning;
-use crate::file::wal::{Parent, Salts, Wal};
+use crate::file::wal::{Parent, Salts, View, Wal};
 use crate::key::cipher::Subkey;
 use crate::key::keyring::{Dek, Keyring};
 use crate::page::RESERVE;
@@ -88,6 +88,10 @@ impl Parent for Index {
 
     fn pages(&self) -> Result<u32> {
         Ok(self.pages.len() as u32)
+    }
+
+    fn check_envelope(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -174,7 +178,8 @@ impl File {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {
                 let _ = wal.before_sync(&self.base, &self.index);
-                let _ = wal.demand(&self.base, u32::MAX, None);
+                let view = View { in_file: u32::MAX, ..View::default() };
+                let _ = wal.demand(&self.base, view);
                 let _ = wal.is_foreign(&self.base);
                 let _ = wal.frames(&self.base, &self.index, u32::MAX);
             }

@@ -277,6 +277,7 @@ unsafe fn open_inside(
     let plain = Arc::clone(&open.plain);
     plain.store(open.passes_through(), Ordering::Release);
     if kind == FileKind::MainDb {
+        open.settle_creation();
         open.mend_envelope();
         open.rotate_by_itself();
     }

@@ -68,6 +68,7 @@
 //!
 //! Builds with debug assertions check the last one at each return to SQLite.
 
+mod chain;
 mod layout;
 mod outgoing;
 mod read;
@@ -80,7 +81,7 @@ use std::sync::Arc;
 
 use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use self::outgoing::Outgoing;
-pub(crate) use self::survey::Demand;
+pub(crate) use self::survey::{Demand, View};
 use self::transaction::Transaction;
 use super::Storage;
 use super::ahead::Ahead;
@@ -117,6 +118,8 @@ pub(crate) trait Parent {
     fn page_of(&self, frame: u32) -> Option<u32>;
     /// Pages in the database file.
     fn pages(&self) -> Result<u32>;
+    /// Refuses a commit to the log of a database file that nobody could open any more.
+    fn check_envelope(&self) -> Result<()>;
 }
 
 /// What a recovery read of the sizes that the database had, in pages.

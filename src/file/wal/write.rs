@@ -46,7 +46,7 @@ impl Wal {
         while done < bytes.len() {
             let (frame, within) = layout.locate(at + done as u64)?;
             let len = (layout.frame() - within).min(bytes.len() - done);
-            self.write_part(base, layout, frame, within, &bytes[done..done + len])?;
+            self.write_part(base, parent, layout, (frame, within), &bytes[done..done + len])?;
             done += len;
         }
         Ok(())
@@ -88,9 +88,9 @@ impl Wal {
     fn write_part(
         &mut self,
         base: &impl Storage,
+        parent: &impl Parent,
         layout: Layout,
-        frame: u32,
-        within: usize,
+        (frame, within): (u32, usize),
         bytes: &[u8],
     ) -> Result<()> {
         let end = within + bytes.len();
@@ -117,6 +117,14 @@ impl Wal {
             self.pending = None;
             self.load_around(base, layout, frame, within..end)?;
             self.plain[within..end].copy_from_slice(bytes);
+        }
+        if self.commit().is_some()
+            && let Err(error) = parent.check_envelope()
+        {
+            self.held = None;
+            self.transaction.lose(frame);
+            self.lose_outgoing();
+            return Err(error);
         }
         self.store(base, layout, frame)
     }

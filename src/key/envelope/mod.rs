@@ -426,6 +426,15 @@ pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     }
 }
 
+/// Bytes of a copy that tell [`is_of`] which database it is of.
+pub(crate) const ID_END: usize = FILE_ID_AT + FILE_ID_LEN;
+
+/// Whether a copy that begins with `start` says that it is the envelope of `file_id`. Nothing here
+/// is authenticated: it tells whether an envelope lies there at all, at the cost of one short read.
+pub(crate) fn is_of(start: &[u8; ID_END], file_id: &[u8; FILE_ID_LEN]) -> bool {
+    start.starts_with(MAGIC) && start[FILE_ID_AT..] == *file_id
+}
+
 /// Whether both copies in `header` are the same, byte for byte.
 pub(crate) fn copies_are_equal(header: &[u8]) -> bool {
     let (a, b) = copies(header);
