@@ -178,7 +178,8 @@ fn an_emptied_file_is_no_empty_database_and_takes_no_commit() {
                     check(&db, schema, &what);
                     drop(db);
                     drop(keeper);
-                    if cut <= 16384 {
+                    // A transaction that has written before goes on to write until it would commit.
+                    if cut <= 16384 && !(before.contains("BEGIN") && writes) {
                         assert!(std::fs::read(&path).unwrap() == left, "{what}: written to");
                     }
                 }
@@ -193,7 +194,7 @@ fn an_emptied_file_is_no_empty_database_and_takes_no_commit() {
 #[test]
 fn a_creation_that_was_rolled_back_decides_nothing() {
     const BEGIN: &str = "PRAGMA cache_size=1; BEGIN; CREATE TABLE gone(a); \
-                         INSERT INTO gone VALUES(zeroblob(100000)); INSERT INTO gone VALUES(1)";
+                         INSERT INTO gone VALUES(zeroblob(100000))";
     let open = |uri: &str| {
         let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
         Connection::open_with_flags(uri, flags).unwrap()
@@ -207,6 +208,7 @@ fn a_creation_that_was_rolled_back_decides_nothing() {
             let (one, other) = if first_is_plain { (&plain, &tde) } else { (&tde, &plain) };
             let first = open(one);
             run(&first, BEGIN).unwrap();
+            first.cache_flush().unwrap();
             assert!(std::fs::metadata(&path).unwrap().len() > 50_000, "{what}: nothing spilled");
             let seen = open(&tde);
             run(&first, "ROLLBACK").unwrap();

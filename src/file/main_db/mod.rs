@@ -24,7 +24,10 @@
 //!    or a rollback needs it to end, and not under locks that keep others from changing its size.
 //!    `known_size` is the size that SQLite was told or has made since it took them. A page within
 //!    it that is not there is an error to read, and nothing within it is filled up.
-//! 7. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
+//! 7. Nothing is written to a file that has no envelope of this database, as far as one look before
+//!    the first write of a transaction or checkpoint tells. Where its creation was committed, a file
+//!    that ends before page 1 is damaged, and never an empty database.
+//! 8. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
 //!    a checkpoint, before the write of its last page: the log has what waits. A rollback therefore
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
 //!    errors it ignores, fail only where the base does.
