@@ -520,8 +520,12 @@ impl MainDb {
         size: u64,
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
-        if size > 0 {
-            self.check_envelope_once(base)?;
+        // It writes no page, and SQLite's rollback does not hear of its errors: one that is not about
+        // the envelope is not in its way.
+        if size > 0
+            && let Err(error @ Error::EnvelopeDamaged(_)) = self.check_envelope_once(base)
+        {
+            return Err(error);
         }
         match &mut self.state {
             State::Encrypted(_) if size == 0 => self.undo_creation(base),

@@ -198,8 +198,7 @@ impl Pages {
     pub(super) fn has_envelope(&self, base: &impl Storage) -> Result<bool> {
         let mut start = [0; envelope::ID_END];
         for at in [0, COPY_LEN] {
-            if base.read(&mut start, at as u64)? && envelope::is_of(&start, self.keyring.file_id())
-            {
+            if base.read(&mut start, at as u64)? && self.envelope.begins(&start) {
                 return Ok(true);
             }
         }
