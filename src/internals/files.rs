@@ -8,7 +8,7 @@ use crate::file::journal::{Begun, Counters, Journal};
 use crate::file::main_db::{MainDb, Wishes};
 use crate::file::memory::Memory;
 use crate::file::tuning::Tuning;
-use crate::file::wal::{Origin, Parent, Salts, Wal};
+use crate::file::wal::{Origin, Parent, Salts, View, Wal};
 use crate::key::cipher::Subkey;
 use crate::key::keyring::{Dek, Keyring};
 use crate::page::{LogId, RESERVE};
@@ -84,6 +84,10 @@ impl Parent for Index {
         self.salts
     }
 
+    fn last_frame(&self) -> Option<u32> {
+        None
+    }
+
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.pages.get(frame as usize - 1).copied()
     }
@@ -99,6 +103,10 @@ impl Parent for Index {
         has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
     ) -> Result<bool> {
         Ok(!self.other_state || has_page_1(None)?)
+    }
+
+    fn check_envelope(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -185,7 +193,8 @@ impl File {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {
                 let _ = wal.before_sync(&self.base, &self.index);
-                let _ = wal.demand(&self.base, u32::MAX, None);
+                let view = View { in_file: u32::MAX, ..View::default() };
+                let _ = wal.demand(&self.base, view);
                 let _ = wal.is_foreign(&self.base);
                 let _ = wal.frames(&self.base, &self.index, u32::MAX);
             }

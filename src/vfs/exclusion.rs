@@ -180,19 +180,26 @@ impl OpenFile {
         }
     }
 
-    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte
-    /// counts.
+    /// Whether no writer is at work, and none was cut off: no journal is there to be played back.
+    pub(super) fn is_at_rest(&self) -> Result<bool> {
+        // In this order: a writer that ends between the two leaves no journal that is hot.
+        Ok(!self.is_reserved()? && !self.has_journal_to_play()? && !self.is_reserved()?)
+    }
+
+    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte counts.
     fn has_hot_journal(&self) -> Result<bool> {
+        if self.is_reserved()? { Ok(false) } else { self.has_journal_to_play() }
+    }
+
+    fn is_reserved(&self) -> Result<bool> {
         let mut reserved = 0;
         // SAFETY: `reserved` is an int.
         let code = unsafe { self.base.check_reserved_lock(&mut reserved) };
-        if code != ffi::SQLITE_OK {
-            return Err(Error::Base(code));
-        }
+        if code == ffi::SQLITE_OK { Ok(reserved != 0) } else { Err(Error::Base(code)) }
+    }
+
+    fn has_journal_to_play(&self) -> Result<bool> {
         let Content::Db(db) = &self.content else { return Ok(false) };
-        if reserved != 0 {
-            return Ok(false);
-        }
         let is_hot = |base: &BaseFile| {
             let mut first = [0];
             let grain = self.journal_grain();

@@ -429,13 +429,13 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         let code = call!(open.base, xShmLock, offset, n, flags);
         match code {
             ffi::SQLITE_OK if unlock => {
-                open.shm_unlocked(n);
+                open.shm_unlocked(offset, n);
                 if writes {
                     open.write_lock_given_back();
                 }
             }
             ffi::SQLITE_OK => {
-                open.shm_locked(offset, n);
+                open.shm_locked(offset, n, exclusive);
                 if writes {
                     open.writing_starts();
                 }

@@ -288,6 +288,7 @@ unsafe fn open_inside(
     if kind == FileKind::MainDb {
         // SAFETY: the database is open there.
         unsafe { refuse_plain_log(&open, read_only)? };
+        open.settle_creation();
         open.mend_envelope();
         open.rotate_by_itself();
     }

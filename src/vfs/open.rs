@@ -18,7 +18,7 @@ use crate::file::journal::Counters;
 use crate::file::main_db::MainDb;
 #[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
-use crate::file::wal::{Demand, Origin, Parent, Recovered, Salts};
+use crate::file::wal::{Demand, Origin, Parent, Recovered, Salts, View, Wal};
 use crate::file::{FileKind, Filled, Storage};
 use crate::key::envelope::slot::StateId;
 use crate::page::LogId;
@@ -100,18 +100,36 @@ fn before_read_without_lock(db: &mut MainDb, base: &BaseFile, at: u64, len: usiz
     Ok(())
 }
 
+/// What the wal-index says of `wal`. Where it is not in shared memory, no other connection has the
+/// log open, and the one that has sees all of it.
+fn view_of(wal: &Wal, shm: &Shm) -> View {
+    View {
+        in_file: shm.frames_in_file().unwrap_or(0),
+        end: wal.end_or(shm.last_commit()),
+        mark: if shm.is_mapped() { shm.mark().unwrap_or(0) } else { u32::MAX },
+        salts: shm.salts(),
+    }
+}
+
 /// What `log` demands of the file of its database, of which `shm` is the wal-index;
 /// `None` where there is no log.
 fn demand_of(log: &Link, shm: &Shm) -> Result<Option<Demand>> {
     match enter(log)?.as_deref_mut() {
         Some(OpenFile { base, content: Content::Wal(wal), .. }) => {
-            let in_file = shm.frames_in_file().unwrap_or(0);
-            let mut demand = wal.demand(base, in_file, wal.end_or(shm.last_commit()))?;
+            let mut demand = wal.demand(base, view_of(wal, shm))?;
             demand.pages = demand.pages.max(shm.pages_if_all_in_file().unwrap_or(0));
             Ok(Some(demand))
         }
         _ => Ok(None),
     }
+}
+
+/// The first of the wal-index's locks of readers.
+const READ: c_int = 3;
+
+/// The number of the reader's lock at `offset` of the wal-index's.
+fn reader_of(offset: c_int) -> Option<u32> {
+    u32::try_from(offset - READ).ok()
 }
 
 /// The database file of a journal or log.
@@ -128,6 +146,10 @@ impl Parent for OpenFile {
         self.shm.salts()
     }
 
+    fn last_frame(&self) -> Option<u32> {
+        self.shm.last_frame()
+    }
+
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.shm.page_of(frame)
     }
@@ -138,6 +160,13 @@ impl Parent for OpenFile {
                 let in_index = self.shm.pages().filter(|&pages| pages > 0);
                 db.log_origin(&self.base, in_index)
             }
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn check_envelope(&self) -> Result<()> {
+        match &self.content {
+            Content::Db(db) => db.check_envelope(&self.base),
             _ => Err(Error::NotEncrypted),
         }
     }
@@ -182,6 +211,8 @@ pub(super) struct OpenFile {
     pub(super) checkpoint_end: Option<u32>,
     /// The open rollback journal of a database file.
     pub(super) journal: Link,
+    /// Open journals and logs of a plaintext database file.
+    plain_beside: u32,
     /// SQLite is being told to reserve bytes, and may ask for the file's size meanwhile.
     pub(super) reserves: bool,
     /// SQLite's code of a failure that no call has reported yet.
@@ -217,6 +248,7 @@ impl OpenFile {
             log: None,
             checkpoint_end: None,
             journal: None,
+            plain_beside: 0,
             reserves: false,
             owed: None,
         }
@@ -253,7 +285,7 @@ impl OpenFile {
                 }
                 let filled = db.read(&self.base, buf, at)?;
                 if filled == Filled::Short && self.log.is_some() {
-                    self.check_size()?;
+                    self.check_missing(at)?;
                 }
                 filled
             }
@@ -343,7 +375,11 @@ impl OpenFile {
 
     pub(super) fn size(&mut self) -> Result<u64> {
         match &mut self.content {
-            Content::Db(db) => db.size(&self.base),
+            Content::Db(db) => {
+                let size = db.size(&self.base)?;
+                self.plain.store(db.is_plain(), Ordering::Release);
+                Ok(size)
+            }
             Content::Journal(journal) => journal.size(&self.base),
             Content::Wal(wal) => wal.size(&self.base, &*parent_of(&self.parent)?),
             Content::Scratch(scratch) => Ok(scratch.size()),
@@ -385,7 +421,22 @@ impl OpenFile {
                 self.unlock(held);
                 return Err(error);
             }
-            self.plain.store(db.is_plain(), Ordering::Release);
+            let was_plain = self.plain.swap(db.is_plain(), Ordering::AcqRel);
+            let beside = if was_plain { self.plain_beside } else { 0 };
+            let keeps_other = beside > 0 && !db.is_plain()
+                || !was_plain && db.is_plain() && (self.journal.is_some() || self.log.is_some());
+            if keeps_other {
+                self.plain.store(was_plain, Ordering::Release);
+                self.unlock(held);
+                return Err(Error::Unsupported(
+                    "the database was created anew, and its journal or log is still open as that of \
+                     the one before: close the connection and open it again"
+                        .into(),
+                ));
+            }
+            if held == ffi::SQLITE_LOCK_NONE {
+                self.settle_creation();
+            }
             if held < ffi::SQLITE_LOCK_RESERVED && level >= ffi::SQLITE_LOCK_RESERVED {
                 self.mend_envelope();
             }
@@ -396,6 +447,18 @@ impl OpenFile {
     fn set_lock(&mut self, level: c_int) {
         self.lock = level;
         self.writes.store(level >= ffi::SQLITE_LOCK_RESERVED, Ordering::Release);
+    }
+
+    /// Finds out whether the creation of the database may still be rolled back. Where that cannot be
+    /// told, it may; reading a page will tell.
+    pub(super) fn settle_creation(&mut self) {
+        let may_be_undone = matches!(&self.content, Content::Db(db) if db.may_be_undone() && db.envelope().is_some());
+        if may_be_undone
+            && matches!(self.is_at_rest(), Ok(true))
+            && let Content::Db(db) = &mut self.content
+        {
+            let _ = db.nobody_is_creating(&self.base);
+        }
     }
 
     /// Whatever may have to wait for a provider is done before others can wait for the lock.
@@ -508,6 +571,7 @@ impl OpenFile {
         // Also after an error: a lock that may be gone must not be counted on.
         self.set_lock(level);
         if let Content::Db(db) = &mut self.content {
+            db.unlocked(level == ffi::SQLITE_LOCK_NONE);
             db.lock_changed(level == ffi::SQLITE_LOCK_NONE);
         }
         self.assert_nothing_is_lost();
@@ -524,8 +588,11 @@ impl OpenFile {
     }
 
     /// `count` locks on the wal-index were given back.
-    pub(super) fn shm_unlocked(&mut self, count: c_int) {
+    pub(super) fn shm_unlocked(&mut self, offset: c_int, count: c_int) {
         self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
+        if self.shm.reader.is_some() && self.shm.reader == reader_of(offset) {
+            self.shm.reader = None;
+        }
     }
 
     /// The wal-index's lock of writers was taken: a write transaction begins.
@@ -545,11 +612,12 @@ impl OpenFile {
     /// `count` locks on the wal-index were taken. No checkpoint of another connection makes the file
     /// shorter than this one knows it while it reads or checkpoints; when it begins a checkpoint,
     /// SQLite asks for the size once more.
-    pub(super) fn shm_locked(&mut self, offset: c_int, count: c_int) {
+    pub(super) fn shm_locked(&mut self, offset: c_int, count: c_int, exclusive: bool) {
         /// What a writer takes beside its read lock.
         const WRITE: c_int = 0;
-        /// The first of the locks of readers.
-        const READ: c_int = 3;
+        if !exclusive {
+            self.shm.reader = reader_of(offset).or(self.shm.reader);
+        }
         let first = self.shm.held == 0 || WRITE < offset && offset < READ;
         self.shm.locks += 1;
         self.shm.held += count.unsigned_abs();
@@ -574,7 +642,8 @@ impl OpenFile {
             return Ok(());
         };
         let Some(Recovered { least, last }) = wal.recovered else { return Ok(()) };
-        let logged = wal.demand(log_base, 0, wal.end_or(self.shm.last_commit()))?.logged;
+        let view = View { end: wal.end_or(self.shm.last_commit()), ..View::default() };
+        let logged = wal.demand(log_base, view)?.logged;
         let last = self.shm.pages().unwrap_or(last);
         if let Content::Db(db) = &mut self.content {
             db.seal_holes(&self.base, least.saturating_add(1)..=last, &logged)?;
@@ -583,10 +652,11 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Refuses a database file that is shorter than its log allows.
-    fn check_size(&self) -> Result<()> {
+    /// Refuses a database file that is shorter than its log allows, and where the page at `at` is
+    /// missing that has to be there.
+    fn check_missing(&self, at: u64) -> Result<()> {
         let Content::Db(db) = &self.content else { return Ok(()) };
-        db.check_size(&self.base, &mut || demand_of(&self.log, &self.shm))
+        db.check_missing(&self.base, at, &mut || demand_of(&self.log, &self.shm))
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
@@ -656,6 +726,7 @@ impl OpenFile {
         match &self.content {
             Content::Wal(_) => parent.log = Some(Arc::clone(own)),
             Content::Journal(_) => parent.journal = Some(Arc::clone(own)),
+            Content::Through => parent.plain_beside += 1,
             _ => {}
         }
         Ok(())
@@ -667,7 +738,10 @@ impl OpenFile {
             rollback_ends(&self.parent);
         }
         if let Ok(Some(mut parent)) = enter(&self.parent) {
-            let OpenFile { log, journal, .. } = &mut *parent;
+            let OpenFile { log, journal, plain_beside, .. } = &mut *parent;
+            if matches!(self.content, Content::Through) {
+                *plain_beside = plain_beside.saturating_sub(1);
+            }
             for link in [log, journal] {
                 if link.as_deref().is_some_and(|link| link.is(own)) {
                     *link = None;

@@ -30,6 +30,8 @@ const HEADER_LEN_WORDS: usize = 12;
 /// Of the checkpoint info: frames that are in the database file, and those that the last checkpoint
 /// set out to bring there.
 const BACKFILL_WORD: usize = 24;
+/// The frames up to which readers see the log, by the number of their lock.
+const MARKS_WORD: usize = 25;
 const ATTEMPTED_WORD: usize = 32;
 
 /// The regions that SQLite mapped through one database file.
@@ -40,6 +42,8 @@ pub(super) struct Shm {
     pub(super) locks: u64,
     /// How many of them are held.
     pub(super) held: u32,
+    /// The number of the reader's lock that is held.
+    pub(super) reader: Option<u32>,
 }
 
 impl Shm {
@@ -59,7 +63,7 @@ impl Shm {
 
     pub(super) fn unmapped(&mut self) {
         self.regions.clear();
-        self.held = 0;
+        (self.held, self.reader) = (0, None);
     }
 
     pub(super) fn is_mapped(&self) -> bool {
@@ -89,6 +93,14 @@ impl Shm {
     /// Frames that checkpoints have brought to the database file.
     pub(super) fn frames_in_file(&self) -> Option<u32> {
         self.word(0, BACKFILL_WORD)
+    }
+
+    /// The frame up to which the reader at hand sees the log at least; 0 where it sees none of it.
+    pub(super) fn mark(&self) -> Option<u32> {
+        match self.reader? {
+            0 => Some(0),
+            number => self.word(0, MARKS_WORD + number as usize),
+        }
     }
 
     /// Pages of the database, where all frames of the log are in the database file: a checkpoint

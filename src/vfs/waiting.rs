@@ -50,6 +50,9 @@ impl OpenFile {
     pub(super) fn checkpoint_starts(&mut self) {
         self.owed = None;
         self.checkpoint_end = self.shm.checkpoint_end();
+        if let Content::Db(db) = &mut self.content {
+            db.checkpoint_begins();
+        }
     }
 
     /// A checkpoint has written what it will write, or was given up. In the first case nothing

@@ -25,7 +25,7 @@ impl MainDb {
     pub(super) fn create(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         if matches!(self.state, State::Empty(_)) && !self.is_still_empty(base)? {
             // Without locks nothing told that another connection has created it.
-            return Err(Error::Busy("another connection has just created the database".into()));
+            return Err(created_by_another());
         }
         let State::Empty(prepared) = &mut self.state else { return Ok(()) };
         let page_size = first_page_size(bytes, at)?;
@@ -44,7 +44,7 @@ impl MainDb {
         let newest = keyring.newest(self.wishes.file);
         newest.start_over();
         self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through, newest)));
-        self.known_size = Some(0);
+        (self.known_size, self.envelope_checked) = (Some(0), true);
         Ok(())
     }
 
@@ -52,8 +52,10 @@ impl MainDb {
     /// pages. SQLite asks for this whatever `synchronous` says, and syncs the file next if it syncs
     /// at all. It does so at the end of a rollback, too, which may have left no page.
     pub(crate) fn before_commit(&mut self, base: &impl Storage) -> Result<()> {
+        self.envelope_checked = false;
         match &mut self.state {
-            State::Encrypted(pages) if !pages.envelope.has_pages && !self.rolling_back => {
+            State::Encrypted(pages) if pages.envelope.has_pages => pages.require_envelope(base),
+            State::Encrypted(pages) if !self.rolling_back => {
                 if logical_size(base.size()?) == 0 {
                     return Ok(());
                 }
@@ -68,7 +70,8 @@ impl MainDb {
                 base.write(&copy, in_use as u64)?;
                 pages.newest.wrote(&envelope);
                 pages.envelope = envelope;
-                pages.seen = true;
+                pages.committed = true;
+                self.commits_creation = true;
                 Ok(())
             }
             _ => Ok(()),
@@ -77,10 +80,47 @@ impl MainDb {
 
     /// The first transaction is rolled back: no page is left, and no envelope, which takes no
     /// writing. Its keys serve the next attempt of this handle.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where the file holds a database of another connection, which took no lock
+    /// either (`nolock=1`).
     pub(super) fn undo_creation(&mut self, base: &impl Storage) -> Result<()> {
-        base.truncate(0)?;
+        let is_own = match &self.state {
+            State::Encrypted(pages) => base.size()? == 0 || pages.has_envelope(base)?,
+            State::Empty(_) | State::Plain => true,
+        };
+        if is_own {
+            base.truncate(0)?;
+        }
         self.start_over();
+        if is_own { Ok(()) } else { Err(created_by_another()) }
+    }
+
+    /// Whether the transaction that created the database may yet be rolled back, as far as this
+    /// handle knows.
+    pub(crate) fn may_be_undone(&self) -> bool {
+        matches!(&self.state, State::Encrypted(pages) if !pages.committed)
+    }
+
+    /// Nobody is writing to the file, and no journal is left of who was: the pages that the envelope
+    /// says to be there were committed.
+    pub(crate) fn nobody_is_creating(&mut self, base: &impl Storage) -> Result<()> {
+        if let State::Encrypted(pages) = &mut self.state
+            && logical_size(base.size()?) > 0
+        {
+            pages.committed |= pages.envelope.has_pages;
+        }
         Ok(())
+    }
+
+    /// A lock was given back; where `last`, this handle has none any more. After a transaction,
+    /// SQLite keeps SHARED for a moment. After a rollback that failed it does not, and another
+    /// connection plays the journal back.
+    pub(crate) fn unlocked(&mut self, last: bool) {
+        let created = std::mem::take(&mut self.commits_creation);
+        if let (true, true, State::Encrypted(pages)) = (created, last, &mut self.state) {
+            pages.committed = false;
+        }
     }
 
     /// The file has no page and no envelope that counts.
@@ -92,6 +132,10 @@ impl MainDb {
         }
         self.known_size = None;
     }
+}
+
+fn created_by_another() -> Error {
+    Error::Busy("another connection has just created the database".into())
 }
 
 /// Writes copy A, and the first slot behind it, to a file that a creation may have left before, of

@@ -24,7 +24,10 @@
 //!    or a rollback needs it to end, and not under locks that keep others from changing its size.
 //!    `known_size` is the size that SQLite was told or has made since it took them. A page within
 //!    it that is not there is an error to read, and nothing within it is filled up.
-//! 7. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
+//! 7. Nothing is written to a file that has no envelope of this database, as far as one look before
+//!    the first write of a transaction or checkpoint tells. Where its creation was committed, a file
+//!    that ends before page 1 is damaged, and never an empty database.
+//! 8. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
 //!    a checkpoint, before the write of its last page: the log has what waits. A rollback therefore
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
 //!    errors it ignores, fail only where the base does.
@@ -81,6 +84,11 @@ pub(crate) struct MainDb {
     /// Size in SQLite's bytes, as SQLite was told or has made it, while no other connection can
     /// have changed it.
     known_size: Option<u64>,
+    /// An envelope of the database was seen in the file since the transaction or checkpoint at hand
+    /// began.
+    envelope_checked: bool,
+    /// This handle has told the envelope of the first pages under the lock that it holds.
+    commits_creation: bool,
     /// A hot journal is being played back into the file.
     rolling_back: bool,
     /// A page of it was.
@@ -126,6 +134,8 @@ impl MainDb {
             wishes,
             state: State::Empty(None),
             known_size: None,
+            envelope_checked: false,
+            commits_creation: false,
             rolling_back: false,
             restored: false,
             undoing: false,
@@ -156,8 +166,16 @@ impl MainDb {
         let was_seen = match &self.state {
             State::Empty(_) => false,
             State::Encrypted(pages) if !pages.envelope.has_pages => true,
-            // The first commit of another connection may have failed, and its rollback emptied the file.
-            State::Encrypted(pages) if !pages.seen && logical_size(base.size()?) == 0 => true,
+            // The first commit of another connection may have failed, and its rollback emptied the
+            // file. A third one may have created it since.
+            State::Encrypted(pages) if !pages.committed => {
+                let there = logical_size(base.size()?) > 0 && pages.has_envelope(base)?;
+                if there {
+                    return Ok(());
+                }
+                true
+            }
+            State::Plain if is_plain_no_more(base)? => true,
             State::Encrypted(_) | State::Plain => return Ok(()),
         };
         let wishes = &self.wishes;
@@ -236,6 +254,7 @@ impl MainDb {
         if first {
             self.known_size = None;
         }
+        self.envelope_checked = false;
         if let State::Encrypted(pages) = &mut self.state {
             pages.ahead.clear();
         }
@@ -271,6 +290,7 @@ impl MainDb {
     ) -> Result<()> {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         self.known_size = None;
+        pages.require_envelope(base)?;
         let last = pages.count(base)?.min(u64::from(*grown.end()));
         for page in u64::from(*grown.start())..=last {
             if !logged.contains(&(page as u32)) {
@@ -320,12 +340,18 @@ impl MainDb {
         }
     }
 
-    /// Refuses a file that ends before it may.
-    pub(crate) fn check_size(&self, base: &impl Storage, demand: DemandOfLog<'_>) -> Result<()> {
-        match &self.state {
-            State::Encrypted(pages) => pages.check_size(base, demand).map(|_| ()),
-            State::Empty(_) | State::Plain => Ok(()),
-        }
+    /// SQLite has asked for the page at `at`, which is not in the file: refuses a file that ends
+    /// before it may. What it does not find in the log and the log has is in the file.
+    pub(crate) fn check_missing(
+        &self,
+        base: &impl Storage,
+        at: u64,
+        demand: DemandOfLog<'_>,
+    ) -> Result<()> {
+        let State::Encrypted(pages) = &self.state else { return Ok(()) };
+        let visible = pages.check_size(base, demand)?.unwrap_or_default().visible;
+        let page = u32::try_from(at / pages.page_size as u64 + 1).unwrap_or(u32::MAX);
+        if visible.contains(&page) { Err(Error::PageAuthentication { page }) } else { Ok(()) }
     }
 
     /// The size that SQLite is told. Where the file was cut under its locks it is told what it
@@ -333,8 +359,14 @@ impl MainDb {
     /// has.
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
-        if matches!(self.state, State::Empty(_)) && size > 0 {
-            // Where a connection takes no locks, this is when it learns of a database that is new.
+        // Where a connection takes no locks, this is when it learns of a database that is new, or is
+        // no more.
+        let looks_other = match &self.state {
+            State::Empty(_) => size > 0,
+            State::Encrypted(pages) => !pages.committed && logical_size(size) == 0,
+            State::Plain => true,
+        };
+        if looks_other && self.known_size.is_none_or(|known| known == 0) {
             self.look(base)?;
         }
         let State::Encrypted(pages) = &self.state else {
@@ -342,11 +374,37 @@ impl MainDb {
         };
         let size = logical_size(size.max(pages.outgoing.end()));
         let size = self.known_size.map_or(size, |known| known.max(size));
-        if size == 0 && pages.seen {
-            return Err(Error::PageAuthentication { page: 1 });
+        if size == 0 && pages.committed {
+            return Err(pages::emptied(base)?);
         }
         self.known_size = Some(size);
         Ok(size)
+    }
+
+    /// A checkpoint begins.
+    pub(crate) fn checkpoint_begins(&mut self) {
+        self.envelope_checked = false;
+    }
+
+    /// Refuses to commit to the log of a file that has no envelope of this database.
+    ///
+    /// # Errors
+    /// [`Error::EnvelopeDamaged`].
+    pub(crate) fn check_envelope(&self, base: &impl Storage) -> Result<()> {
+        match &self.state {
+            State::Encrypted(pages) => pages.require_envelope(base),
+            State::Empty(_) | State::Plain => Ok(()),
+        }
+    }
+
+    /// [`Self::check_envelope`], before the first write to the file of each transaction and
+    /// checkpoint.
+    fn check_envelope_once(&mut self, base: &impl Storage) -> Result<()> {
+        if !self.envelope_checked {
+            self.check_envelope(base)?;
+            self.envelope_checked = true;
+        }
+        Ok(())
     }
 
     /// Refuses to play a journal back of which a record failed in this handle's own rollback. SQLite
@@ -384,6 +442,7 @@ impl MainDb {
         let begun = self.state_for_journal(base)?;
         let begun = begun.ok_or(Error::PageAuthentication { page: 1 })?;
         self.failed_record = None;
+        self.envelope_checked = false;
         Ok(begun)
     }
 
@@ -402,13 +461,12 @@ impl MainDb {
     /// [`Error::PageAuthentication`] where it is shorter.
     pub(crate) fn pages(&self, base: &impl Storage, in_index: Option<u32>) -> Result<u32> {
         let State::Encrypted(pages) = &self.state else { return Ok(0) };
-        let known = self.known_size.map(|size| pages.count_in(size));
-        let whole = pages.whole(base)?;
-        match known.or(in_index) {
-            Some(known) if known > whole => Err(Error::PageAuthentication { page: whole + 1 }),
-            Some(known) => Ok(known),
-            None => Ok(whole),
-        }
+        // As SQLite counts: a page that is cut short is one of the database, and missing.
+        let count = |size: u64| pages.count_in(size.next_multiple_of(pages.page_size as u64));
+        let there = logical_size(base.size()?);
+        let whole = pages.count_in(there);
+        let known = self.known_size.map(count).or(in_index).unwrap_or(count(there));
+        if known > whole { Err(Error::PageAuthentication { page: whole + 1 }) } else { Ok(known) }
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
@@ -429,7 +487,9 @@ impl MainDb {
                     pages.ahead.clear();
                     self.known_size = None;
                 }
-                let must_have = self.known_size.map_or(0, |size| pages.count_in(size));
+                let must_have = self.known_size.map_or(0, |size| {
+                    pages.count_in(size.next_multiple_of(pages.page_size as u64))
+                });
                 let read_ahead = self.wishes.tuning.read_ahead && !base.is_mapped(physical(at));
                 pages.read(base, buf, at, read_ahead, must_have)
             }
@@ -472,6 +532,7 @@ impl MainDb {
             self.start_over();
         }
         self.create(base, bytes, at)?;
+        self.check_envelope_once(base)?;
         let State::Encrypted(pages) = &mut self.state else { return base.write(bytes, at) };
         let size = match self.known_size {
             Some(size) => size,
@@ -501,6 +562,13 @@ impl MainDb {
         size: u64,
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
+        // It writes no page, and SQLite's rollback does not hear of its errors: one that is not about
+        // the envelope is not in its way.
+        if size > 0
+            && let Err(error @ Error::EnvelopeDamaged(_)) = self.check_envelope_once(base)
+        {
+            return Err(error);
+        }
         match &mut self.state {
             State::Encrypted(_) if size == 0 => self.undo_creation(base),
             State::Encrypted(pages) => {
@@ -560,6 +628,14 @@ impl MainDb {
         }
         Ok(findings)
     }
+}
+
+/// Whether a file that was plaintext is none now: a creation by another program was rolled back, and
+/// the database may have been created anew.
+fn is_plain_no_more(base: &impl Storage) -> Result<bool> {
+    let mut start = [0; envelope::MAGIC.len()];
+    let whole = base.read(&mut start, 0)?;
+    Ok(start == *envelope::MAGIC || !whole && base.size()? == 0)
 }
 
 /// What [`MainDb::verify`] found.

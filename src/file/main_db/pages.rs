@@ -11,7 +11,7 @@ use super::outgoing::Outgoing;
 use crate::error::{Error, Result};
 use crate::file::wal::Demand;
 use crate::key::cipher::{Cipher, Subkey};
-use crate::key::envelope::Envelope;
+use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope};
 use crate::key::keyring::Keyring;
 use crate::key::newest::Newest;
 use crate::page::RESERVE;
@@ -57,8 +57,8 @@ pub(super) struct Pages {
     pub(super) ahead: Ahead,
     plain: Vec<u8>,
     sealed: Vec<u8>,
-    /// This handle has read a page of the file, or committed one: a file without pages was cut.
-    pub(super) seen: bool,
+    /// The transaction that created the database was committed: a file without pages was cut.
+    pub(super) committed: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Pages {
             ahead: Ahead::default(),
             plain: vec![0; page_size],
             sealed: vec![0; page_size],
-            seen: false,
+            committed: false,
         }
     }
 
@@ -119,7 +119,11 @@ impl Pages {
                 found
             };
             match found {
-                Found::Good => self.note_page(),
+                // SQLite reads a page only where no creation is left to be rolled back. The header
+                // it reads earlier.
+                Found::Good if self.envelope.has_pages && !is_header(at, buf) => self.note_page(),
+                Found::Good => {}
+                Found::Missing if page == 1 && self.committed => return Err(emptied(base)?),
                 Found::Missing if page <= u64::from(must_have) => {
                     return Err(Error::PageAuthentication { page: page as u32 });
                 }
@@ -127,7 +131,7 @@ impl Pages {
                     buf[done..].fill(0);
                     return Ok(Filled::Short);
                 }
-                Found::Bad if at as usize + buf.len() <= SQLITE_HEADER => {
+                Found::Bad if is_header(at, buf) => {
                     self.made_up_header(buf, at as usize);
                     return Ok(Filled::Full);
                 }
@@ -139,8 +143,8 @@ impl Pages {
     }
 
     fn note_page(&mut self) {
-        if !self.seen {
-            self.seen = true;
+        if !self.committed {
+            self.committed = true;
             self.newest.committed();
         }
     }
@@ -215,6 +219,27 @@ impl Pages {
         header[FORMAT_AT..RESERVE_AT].fill(1);
         header[RESERVE_AT..RESERVE_AT + 4].copy_from_slice(&[RESERVE as u8, 64, 32, 32]);
         buf.copy_from_slice(&header[at..at + buf.len()]);
+    }
+
+    /// Whether an envelope of this database lies in the file. It is not authenticated.
+    pub(super) fn has_envelope(&self, base: &impl Storage) -> Result<bool> {
+        let mut start = [0; envelope::ID_END];
+        for at in [0, COPY_LEN] {
+            if base.read(&mut start, at as u64)? && self.envelope.begins(&start) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Refuses to write a page to a file that has no envelope of this database: nobody could read it
+    /// later.
+    ///
+    /// # Errors
+    /// [`Error::EnvelopeDamaged`].
+    pub(super) fn require_envelope(&self, base: &impl Storage) -> Result<()> {
+        let is_cut = self.committed && logical_size(base.size()?) == 0;
+        if is_cut || !self.has_envelope(base)? { Err(emptied(base)?) } else { Ok(()) }
     }
 
     /// Whole pages in the file.
@@ -412,6 +437,21 @@ pub(super) fn counters_in(page_1: &[u8]) -> Counters {
     let len = counters.len();
     counters.copy_from_slice(&page_1[CHANGES_AT..CHANGES_AT + len]);
     counters
+}
+
+/// Whether a read of `buf` at `at` is one of SQLite's looks at the header of page 1.
+fn is_header(at: u64, buf: &[u8]) -> bool {
+    at + buf.len() as u64 <= SQLITE_HEADER as u64
+}
+
+/// The error of a file that was committed, and has no page or no envelope any more.
+pub(super) fn emptied(base: &impl Storage) -> Result<Error> {
+    let size = base.size()?;
+    Ok(Error::EnvelopeDamaged(if size <= ENVELOPE_LEN as u64 {
+        format!("the file was cut to {size} bytes while it was open; restore it from a backup")
+    } else {
+        "it was overwritten while the file was open; restore the file from a backup".into()
+    }))
 }
 
 /// Refuses a page 1 whose pages the trailer would cut, or whose database has pages of another size.

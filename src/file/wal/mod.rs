@@ -74,6 +74,7 @@
 //!
 //! Builds with debug assertions check the last one at each return to SQLite.
 
+mod chain;
 mod layout;
 mod origin;
 mod outgoing;
@@ -87,7 +88,7 @@ use std::sync::Arc;
 
 use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use self::outgoing::Outgoing;
-pub(crate) use self::survey::Demand;
+pub(crate) use self::survey::{Demand, View};
 use self::transaction::Transaction;
 use super::Storage;
 use super::ahead::Ahead;
@@ -124,8 +125,12 @@ pub(crate) trait Parent {
     fn locks(&self) -> u64;
     /// The salts in the wal-index; `None` where there is none in shared memory.
     fn salts(&self) -> Option<Salts>;
+    /// The frame of the last commit by the wal-index; `None` where there is none in shared memory.
+    fn last_frame(&self) -> Option<u32>;
     /// The page that the wal-index has for `frame`; `None` where there is none in shared memory.
     fn page_of(&self, frame: u32) -> Option<u32>;
+    /// Refuses a commit to the log of a database file that nobody could open any more.
+    fn check_envelope(&self) -> Result<()>;
     /// The state of the database file, for a log that begins.
     fn origin(&self) -> Result<Origin>;
     /// Whether the log `log`, begun on `origin`, belongs to the database file as it is.
@@ -222,6 +227,9 @@ pub(crate) struct Wal {
     void: Option<LogId>,
     /// The frame of the last commit that this handle recovered or wrote.
     end: Option<u32>,
+    /// The last frame that was committed, by a recovery through this handle or as the wal-index once
+    /// said of this log: no transaction may write over it.
+    published: u32,
     /// [`Parent::locks`] when this handle last looked.
     locks: u64,
     /// Record 0 was compared with the wal-index, or read, since then.
@@ -254,6 +262,7 @@ impl Wal {
             recovered: None,
             void: None,
             end: None,
+            published: 0,
             locks: 0,
             current: false,
             pending: None,
@@ -329,7 +338,7 @@ impl Wal {
         cipher.seal(layout.record_0(), &start.0, &mut image[record_0])?;
         // What is outgoing was taken back, or SQLite would not begin anew.
         self.forget_transaction();
-        (self.layout, self.start) = (None, None);
+        (self.layout, self.start, self.published) = (None, None, 0);
         base.write(&image, 0)?;
         self.set_layout(layout);
         (self.start, self.end) = (Some(start), Some(0));
@@ -374,6 +383,9 @@ impl Wal {
         let known = self.start.is_some() && self.salts() == parent.salts();
         if !known {
             self.load_layout(base)?;
+        }
+        if self.start.is_some() && self.salts() == parent.salts() {
+            self.published = self.published.max(parent.last_frame().unwrap_or(0));
         }
         self.current = true;
         Ok(!known)
@@ -457,6 +469,7 @@ impl Wal {
         self.outgoing.reset();
         self.ahead.clear();
         (self.layout, self.start, self.end) = (Some(layout), None, None);
+        self.published = 0;
         self.pending = None;
         self.held = None;
         self.plain.resize(layout.record(), 0);

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 
+use super::chain::Chain;
 use super::layout::Layout;
-use super::{COMMIT_AT, Frames, Parent, Wal, number};
+use super::{COMMIT_AT, FRAME_HEADER, Frames, Parent, Salts, Wal, number};
 use crate::error::{Error, Result};
 use crate::file::Storage;
 
@@ -20,42 +21,76 @@ pub(crate) struct Demand {
     /// Pages that committed frames have, as far as no later commit made the database smaller. A
     /// checkpoint brings them to the file, or has done so: none of them is one that nobody wrote.
     pub(crate) logged: BTreeSet<u32>,
+    /// Those of them that the reader at hand finds in the log, unless they are in the file.
+    pub(crate) visible: BTreeSet<u32>,
+}
+
+/// What the wal-index says of the log, or this handle knows. It is not authenticated, and serves only
+/// to demand more.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct View {
+    /// Checkpoints have brought the frames up to this one to the database file.
+    pub(crate) in_file: u32,
+    /// The frame of the last commit and by the wal-index the pages of the database after it.
+    pub(crate) end: Option<(u32, Option<u32>)>,
+    /// The reader at hand sees the frames up to this one.
+    pub(crate) mark: u32,
+    /// The salts of the log that the wal-index is about.
+    pub(crate) salts: Option<Salts>,
 }
 
 impl Wal {
-    /// Checkpoints have brought the frames up to `in_file` to the database file. `end` is the frame of
-    /// the last commit, as far as known, and by the wal-index the pages of the database after it.
+    /// What the log demands by its own records, and by what is known of them from elsewhere.
     ///
     /// # Errors
-    /// [`Error::FrameAuthentication`] where that frame is no such commit.
-    pub(crate) fn demand(
-        &mut self,
-        base: &impl Storage,
-        in_file: u32,
-        end: Option<(u32, Option<u32>)>,
-    ) -> Result<Demand> {
+    /// [`Error::FrameAuthentication`] where the frame of the last commit is no such commit.
+    pub(crate) fn demand(&mut self, base: &impl Storage, view: View) -> Result<Demand> {
         self.load_layout(base)?;
         let mut least = self.pages();
+        // SQLite begins a log where all of the one before is in the database, and says so in the
+        // wal-index before it writes the first frame.
+        let is_over = view.salts.is_some() && self.salts().is_some() && view.salts != self.salts();
+        let View { in_file, end, mark, .. } = if is_over { View::default() } else { view };
         let last = end.map_or(0, |(frame, _)| frame);
-        let (mut written, mut logged, mut wrong_end) = (BTreeSet::new(), BTreeSet::new(), false);
+        let mut chain = self.start.as_ref().map(Chain::new);
+        let (mut demand, mut written) = (Demand::default(), BTreeSet::new());
+        let (mut pending, mut wrong_end) = (Vec::new(), false);
         self.survey(base, last, u32::MAX, |wal, frame, good| {
             if !good {
+                chain = None;
                 return;
             }
             let (page, size) = (number(&wal.plain), number(&wal.plain[COMMIT_AT..]));
-            if frame <= in_file {
-                written.insert(page);
-            } else if frame <= last {
+            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
+            let goes_on = chain.as_mut().is_some_and(|chain| chain.goes_on(&wal.plain[..length]));
+            for (bound, pages) in [
+                (in_file, &mut written),
+                (last, &mut demand.logged),
+                (mark.min(last), &mut demand.visible),
+            ] {
+                if frame <= bound {
+                    pages.insert(page);
+                    if size > 0 {
+                        pages.split_off(&size.saturating_add(1));
+                    }
+                }
+            }
+            if frame > in_file && frame <= last {
+                // A checkpoint that a reader holds back leaves out a page that has a later frame.
                 written.remove(&page);
             }
             if let Some(pages) = wal.commit() {
                 least = least.min(pages);
                 written.split_off(&pages.saturating_add(1));
             }
-            if frame <= last {
-                logged.insert(page);
+            // The wal-index may deny commits: the log knows of them by itself.
+            if frame > last && goes_on {
+                pending.push(page);
                 if size > 0 {
-                    logged.split_off(&size.saturating_add(1));
+                    if is_over {
+                        written.extend(pending.iter().filter(|&&page| page <= size));
+                    }
+                    demand.logged.extend(pending.drain(..));
                 }
             }
             wrong_end |=
@@ -64,8 +99,21 @@ impl Wal {
         if wrong_end {
             return Err(Error::FrameAuthentication { frame: last });
         }
-        let pages = written.last().map_or(least, |&last| last.max(least));
-        Ok(Demand { pages, logged })
+        demand.pages = written.last().map_or(least, |&last| last.max(least));
+        Ok(demand)
+    }
+
+    /// The frame of the last commit, by SQLite's checksums; 0 where there is none.
+    pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<u32> {
+        let (mut last, mut chain) = (0, self.start.as_ref().map(Chain::new));
+        self.survey(base, 0, u32::MAX, |wal, frame, good| {
+            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
+            let mut goes_on = |chain: &mut Chain| good && chain.goes_on(&wal.plain[..length]);
+            if chain.as_mut().is_some_and(&mut goes_on) && wal.commit().is_some() {
+                last = frame;
+            }
+        })?;
+        Ok(last)
     }
 
     /// Authenticates the frames up to `last`, that of the last commit, and compares them with the

@@ -46,7 +46,7 @@ impl Wal {
         while done < bytes.len() {
             let (frame, within) = layout.locate(at + done as u64)?;
             let len = (layout.frame() - within).min(bytes.len() - done);
-            self.write_part(base, layout, frame, within, &bytes[done..done + len])?;
+            self.write_part(base, parent, layout, (frame, within), &bytes[done..done + len])?;
             done += len;
         }
         Ok(())
@@ -88,9 +88,9 @@ impl Wal {
     fn write_part(
         &mut self,
         base: &impl Storage,
+        parent: &impl Parent,
         layout: Layout,
-        frame: u32,
-        within: usize,
+        (frame, within): (u32, usize),
         bytes: &[u8],
     ) -> Result<()> {
         let end = within + bytes.len();
@@ -101,6 +101,9 @@ impl Wal {
         }
         let appends = continues || within == 0 && self.held != Some(frame);
         if appends {
+            if frame <= self.published {
+                self.refuse_denial(base, frame)?;
+            }
             self.gathered[within..end].copy_from_slice(bytes);
             self.pending = Some(Pending { frame, filled: end, left_over: false });
             if end < layout.frame() {
@@ -118,7 +121,26 @@ impl Wal {
             self.load_around(base, layout, frame, within..end)?;
             self.plain[within..end].copy_from_slice(bytes);
         }
+        if self.commit().is_some()
+            && let Err(error) = parent.check_envelope()
+        {
+            self.held = None;
+            self.transaction.lose(frame);
+            self.lose_outgoing();
+            return Err(error);
+        }
         self.store(base, layout, frame)
+    }
+
+    /// SQLite writes `frame` anew, which was committed once. It does so where the wal-index, which
+    /// anybody can change, denies the commit; the page would be lost without a trace. By right it does
+    /// after a recovery that ended the log earlier.
+    fn refuse_denial(&mut self, base: &impl Storage, frame: u32) -> Result<()> {
+        if self.last_in_chain(base)? >= frame {
+            return Err(Error::FrameAuthentication { frame });
+        }
+        self.published = frame - 1;
+        Ok(())
     }
 
     /// Puts into `plain` what a frame has beside the bytes at `written`.

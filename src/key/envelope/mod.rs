@@ -432,6 +432,20 @@ pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     }
 }
 
+/// Bytes of a copy that tell [`Envelope::begins`] which database it is of.
+pub(crate) const ID_END: usize = CREATED_AT;
+
+impl Envelope {
+    /// Whether a copy of this database's envelope begins with `start`: magic, file id and page size
+    /// stay as they are. Nothing here is authenticated: it tells whether an envelope lies there at
+    /// all, at the cost of one short read.
+    pub(crate) fn begins(&self, start: &[u8; ID_END]) -> bool {
+        start.starts_with(MAGIC)
+            && start[FILE_ID_AT..PAGE_SIZE_AT] == self.file_id
+            && start[PAGE_SIZE_AT..] == self.page_size.to_be_bytes()
+    }
+}
+
 /// Whether both copies in `header` are the same, byte for byte.
 pub(crate) fn copies_are_equal(header: &[u8]) -> bool {
     let (a, b) = copies(header);

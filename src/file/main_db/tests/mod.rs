@@ -1,6 +1,7 @@
 //! What the bytes of a main database mean, on storage in memory.
 
 mod copies;
+mod emptied;
 mod slots;
 mod waiting;
 
@@ -443,7 +444,7 @@ fn a_file_shorter_than_its_log_allows_is_refused() {
     db.lock_changed(true);
     for (least, good) in [(8, true), (9, false), (10, false)] {
         let mut least = || Ok(Some(Demand { pages: least, ..Demand::default() }));
-        assert_eq!(db.check_size(&base, &mut least).is_ok(), good);
+        assert_eq!(db.check_missing(&base, 8 * 1024, &mut least).is_ok(), good);
         let written = db.write(&base, &[1; 1024], 11 * 1024, false, &mut least);
         assert_eq!(written.is_ok(), good, "{written:?}");
         let cut = db.truncate(&base, 14 * 1024, &mut least);

@@ -35,6 +35,9 @@ impl Parent for Cut {
     fn salts(&self) -> Option<Salts> {
         self.0.salts()
     }
+    fn last_frame(&self) -> Option<u32> {
+        None
+    }
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.0.page_of(frame)
     }
@@ -49,6 +52,9 @@ impl Parent for Cut {
     ) -> Result<bool> {
         Ok(true)
     }
+    fn check_envelope(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[test]
@@ -62,7 +68,7 @@ fn each_log_has_an_id_and_a_header_written_again_begins_none() {
         assert!(*base.0.borrow() == before, "the header that is there already");
         wal.write(&base, &Cut(Db::default()), &wal_header(5), 0).unwrap();
         assert!(*base.0.borrow() == before, "of a file that was cut");
-        assert_eq!(wal.demand(&base, 0, None).unwrap().pages, 7);
+        assert_eq!(wal.demand(&base, View::default()).unwrap().pages, 7);
     }
     let mut ids = vec![first];
     for salt in 6..30 {
@@ -201,7 +207,7 @@ fn a_committed_frame_without_salts_is_read_by_everyone_and_ends_a_recovery() {
                 assert!(found.bad.is_empty(), "{what}: {found:?}");
                 assert_eq!(found.pages, [3, 4, 8, 9].into(), "{what}");
                 let least = if commit == 0 { 6 } else { 5 };
-                assert_eq!(wal.demand(&base, 0, None).unwrap().pages, least, "{what}");
+                assert_eq!(wal.demand(&base, View::default()).unwrap().pages, least, "{what}");
             }
         }
         // The bytes that SQLite put there, for it to end the log at.
@@ -258,5 +264,107 @@ fn the_checksum_of_a_frame_that_was_taken_back_is_read_by_its_writer_alone() {
         assert!(filled.is_err(), "{tuning:?}: its page");
         let (filled, _) = read(&mut handle(&keyring), &base, &mut db, at(6) + 16, 8);
         assert!(filled.is_err(), "{tuning:?}: another handle");
+    }
+}
+
+/// SQLite's checksum, as its documentation gives it, over bytes of which words are big-endian.
+fn summed(bytes: &[u8], [mut one, mut two]: [u32; 2]) -> [u32; 2] {
+    for pair in bytes.chunks_exact(8) {
+        one = one.wrapping_add(number(pair)).wrapping_add(two);
+        two = two.wrapping_add(number(&pair[4..])).wrapping_add(one);
+    }
+    [one, two]
+}
+
+/// A header and frames with SQLite's checksums, each frame of a page and a commit to so many.
+fn log_of(salt: u8, frames: &[(u32, u32, u8)]) -> ([u8; WAL_HEADER], Vec<Vec<u8>>) {
+    let put = |bytes: &mut [u8], sum: [u32; 2]| {
+        bytes[..4].copy_from_slice(&sum[0].to_be_bytes());
+        bytes[4..8].copy_from_slice(&sum[1].to_be_bytes());
+    };
+    let mut header = wal_header(salt);
+    header[..4].copy_from_slice(&0x377f_0683_u32.to_be_bytes());
+    let mut sum = summed(&header[..24], [0, 0]);
+    put(&mut header[24..], sum);
+    let all = frames.iter().map(|&(page, commit, fill)| {
+        let mut frame = frame(page, commit, salt, fill);
+        sum = summed(&frame[..8], sum);
+        sum = summed(&frame[FRAME_HEADER..], sum);
+        put(&mut frame[16..], sum);
+        frame
+    });
+    (header, all.collect())
+}
+
+/// The wal-index denies commits: the log's own checksums tell of them, and of none that was rolled
+/// back and written over in part.
+#[test]
+fn commits_that_the_wal_index_denies_are_still_demanded() {
+    let keyring = keyring();
+    let written = |frames: &[Vec<u8>], header: &[u8; WAL_HEADER], base: &Memory| {
+        let (mut wal, db) = (handle(&keyring), Db::default());
+        wal.write(base, &db, header, 0).unwrap();
+        for (number, frame) in (1..).zip(frames) {
+            wal.write(base, &db, frame, at(number)).unwrap();
+        }
+    };
+    let rows = [(8, 9, 1), (9, 9, 2), (10, 0, 3), (11, 12, 4)];
+    let (header, frames) = log_of(5, &rows);
+    let base = Memory::default();
+    written(&frames, &header, &base);
+    let logged = |base: &Memory, view: View| -> Vec<u32> {
+        handle(&keyring).demand(base, view).unwrap().logged.into_iter().collect()
+    };
+    for (last, size, mark) in [(4, 12, 4), (2, 9, 2), (1, 9, 1), (0, 0, 0)] {
+        let end = (last > 0).then_some((last, Some(size)));
+        let view = View { end, mark, salts: Some([5; 8]), ..View::default() };
+        assert_eq!(logged(&base, view), [8, 9, 10, 11], "denied after frame {last}");
+        let visible = handle(&keyring).demand(&base, view).unwrap().visible;
+        assert!(visible.iter().all(|&page| page <= 7 + mark), "{mark}: {visible:?}");
+    }
+    // A frame that fails ends the log.
+    base.0.borrow_mut()[1024 + 3 * (FRAME + RESERVE) + 40] ^= 1;
+    assert_eq!(logged(&base, View::default()), [8, 9], "frame 4 fails");
+    // Frames 2 to 4 are taken back, and one commit is written over the first of them.
+    let (header, frames) = log_of(5, &[rows[0], (12, 13, 9)]);
+    let (_, old) = log_of(5, &rows);
+    let base = Memory::default();
+    let all = [&frames[..], &old[2..]].concat();
+    written(&all, &header, &base);
+    assert_eq!(logged(&base, View::default()), [8, 12], "of a transaction that was rolled back");
+    // SQLite before 3.50 may commit frames without salts and checksum.
+    let mut all = old.clone();
+    all[1][8..24].fill(0);
+    let base = Memory::default();
+    let (header, _) = log_of(5, &rows);
+    written(&all, &header, &base);
+    assert_eq!(logged(&base, View::default()), [8, 9, 10, 11], "beside frames without checksums");
+    // The wal-index is about a log that is only about to be begun: all of this one is in the file.
+    let view = View { salts: Some([6; 8]), end: Some((0, Some(12))), ..View::default() };
+    assert_eq!(handle(&keyring).demand(&base, view).unwrap().pages, 11);
+}
+
+/// A handle that recovered a log lets no transaction write over its commits, whatever the wal-index
+/// says; over what a recovery leaves out, it does.
+#[test]
+fn a_commit_that_is_known_is_not_written_over() {
+    let keyring = keyring();
+    let (header, frames) = log_of(5, &[(8, 9, 1), (9, 9, 2), (10, 0, 3)]);
+    let (base, db) = (Memory::default(), Db { locks: 1, ..Db::default() });
+    let mut wal = handle(&keyring);
+    wal.write(&base, &db, &header, 0).unwrap();
+    for (number, frame) in (1..).zip(&frames) {
+        wal.write(&base, &db, frame, at(number)).unwrap();
+    }
+    for (number, good) in [(1, false), (2, false), (3, true)] {
+        let base = Memory(base.0.borrow().clone().into());
+        let mut wal = handle(&keyring);
+        wal.read(&base, &db, &mut [0; WAL_HEADER], 0).unwrap();
+        for frame in 1..=3 {
+            wal.read(&base, &db, &mut [0; FRAME], at(frame)).unwrap();
+        }
+        let db = Db { locks: 2, ..Db::default() };
+        let written = wal.write(&base, &db, &frame(8, 9, 5, 7), at(number));
+        assert_eq!(written.is_ok(), good, "frame {number}: {written:?}");
     }
 }

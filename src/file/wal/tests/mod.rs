@@ -29,6 +29,9 @@ impl Parent for Db {
     fn salts(&self) -> Option<Salts> {
         self.salts
     }
+    fn last_frame(&self) -> Option<u32> {
+        None
+    }
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.pages.get(frame as usize - 1).copied()
     }
@@ -42,6 +45,9 @@ impl Parent for Db {
         _: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
     ) -> Result<bool> {
         Ok(true)
+    }
+    fn check_envelope(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -121,7 +127,7 @@ fn another_handle_reads_what_was_written() {
         }
         let sizes = Recovered { least: 7, last: 9 };
         assert_eq!(other.recovered, Some(sizes), "at the log's start, and after the commit");
-        assert_eq!(other.demand(&base, 0, None).unwrap().pages, 7);
+        assert_eq!(other.demand(&base, View::default()).unwrap().pages, 7);
         let (filled, _) = read(&mut other, &base, &mut db, at(3), FRAME);
         assert_eq!(filled.unwrap(), Filled::Short);
     }
@@ -430,7 +436,7 @@ fn a_log_of_another_database_counts_as_empty() {
     let (filled, got) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
     assert_eq!((filled.unwrap(), got), (Filled::Short, vec![0; WAL_HEADER]));
     assert_eq!(wal.recovered, None);
-    assert_eq!(wal.demand(&base, 0, None).unwrap().pages, 0);
+    assert_eq!(wal.demand(&base, View::default()).unwrap().pages, 0);
 }
 
 #[test]
