@@ -11,7 +11,7 @@ mod vfs;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
 use common::{Home, one};
 use rusqlite::ffi;
@@ -141,6 +141,7 @@ fn journals_are_begun_where_page_1_is_as_it_may_be() {
 
 /// The files of a moment in the middle of a commit, when SQLite is about to delete the
 /// super-journal.
+#[derive(Default)]
 struct Snapshot {
     dir: Mutex<PathBuf>,
     files: Mutex<Vec<(PathBuf, Vec<u8>)>>,
@@ -167,14 +168,13 @@ fn read_all(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     files
 }
 
-static SNAPSHOT: Snapshot =
-    Snapshot { dir: Mutex::new(PathBuf::new()), files: Mutex::new(Vec::new()) };
+static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(Snapshot::default);
 
 /// A journal, with its super-journal where it has one, from before pages that were free then, or
 /// not there yet, got content. Whatever page is damaged, that journal makes nothing of it.
 #[test]
 fn an_old_journal_beside_a_newer_database_seals_nothing() {
-    let base = vfs::register("unix", &SNAPSHOT);
+    let base = vfs::register("unix", &*SNAPSHOT);
     for mode in MODES {
         for with_super in [false, true] {
             let home = Home::with(|options| options.base(base));

@@ -14,7 +14,7 @@ mod vfs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
 use common::{Home, one, plain};
 use rusqlite::types::Value;
@@ -70,6 +70,7 @@ fn of<'a>(files: &'a [(String, Vec<u8>)], wanted: &str) -> &'a [u8] {
 }
 
 /// Takes the files of the database right before the super-journal is deleted.
+#[derive(Default)]
 struct Snapshot(Mutex<(PathBuf, Files)>);
 
 impl Watch for Snapshot {
@@ -84,7 +85,7 @@ impl Watch for Snapshot {
     fn done(&self, _: &Call<'_>) {}
 }
 
-static SNAPSHOT: Snapshot = Snapshot(Mutex::new((PathBuf::new(), Files::new())));
+static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(Snapshot::default);
 
 const BUILD: &str =
     "PRAGMA page_size=1024; PRAGMA cache_size=3; CREATE TABLE t(a INTEGER PRIMARY KEY, b);
@@ -131,7 +132,7 @@ fn table(home: &Home, path: &Path) -> Vec<Beside> {
     add("a journal of garbage", &main, journal(&[7; 4096]), true, false);
     // One transaction over two databases.
     put(path, &Files::new());
-    let watch = vfs::register("unix", &SNAPSHOT);
+    let watch = vfs::register("unix", &*SNAPSHOT);
     SNAPSHOT.0.lock().unwrap().0 = path.into();
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
     let uri = |path: &Path| format!("file:{}?vfs={watch}", path.display());

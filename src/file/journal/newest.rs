@@ -26,8 +26,9 @@ const fn is_in_tag(suite: SuiteId) -> bool {
 
 const _: () = assert!(is_in_tag(SuiteId::Aes256Gcm) && is_in_tag(SuiteId::Aes256CtrHmacSha256));
 
-/// Entries whose room an idle journal keeps.
-const KEPT: usize = 512;
+/// Entries for which room is made at once, and which an idle journal keeps: 16 KiB. A transaction
+/// that needs more doubles it.
+const KEPT: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct Newest {
@@ -58,7 +59,7 @@ impl Newest {
             Ok(at) => self.tags[at].1 = tag,
             Err(at) => {
                 if self.tags.capacity() == 0 {
-                    self.tags.reserve(KEPT);
+                    self.tags.reserve_exact(KEPT);
                 }
                 self.tags.insert(at, (record, tag));
             }
