@@ -84,9 +84,7 @@ fn an_authorizer_may_refuse_the_question() {
     let mut db = home.open(&home.path("a.db"));
     db.execute_batch("CREATE TABLE t(a)").unwrap();
     db.authorizer(Some(|context: AuthContext<'_>| match context.action {
-        AuthAction::Pragma { pragma_name, .. } if pragma_name == "query_only" => {
-            Authorization::Deny
-        }
+        AuthAction::Pragma { pragma_name: "query_only", .. } => Authorization::Deny,
         _ => Authorization::Allow,
     }))
     .unwrap();
