@@ -13,6 +13,8 @@ const KEPT: usize = 1 << 8;
 pub(super) struct Transaction {
     /// The first frame of it.
     first: Option<u32>,
+    /// The frame that SQLite put at the end of its log last.
+    end: u32,
     /// Its last frame is written. SQLite may go on to rewrite the headers of the others.
     committed: bool,
     /// The headers of its frames, from `first` on.
@@ -26,6 +28,11 @@ impl Transaction {
     /// Whether `frame` is of this transaction.
     pub(super) fn has(&self, frame: u32) -> bool {
         self.first.is_some_and(|first| frame >= first)
+    }
+
+    /// Whether SQLite has taken `frame` back: it was of this transaction, and the log ends before it.
+    pub(super) fn took_back(&self, frame: u32) -> bool {
+        self.has(frame) && frame > self.end
     }
 
     /// Whether `frame` may be one that SQLite takes for written and that is not.
@@ -46,6 +53,7 @@ impl Transaction {
             self.first = None;
         }
         self.begin_at(frame);
+        self.end = frame;
         self.lost = self.lost.filter(|&lost| lost < frame);
         begins
     }

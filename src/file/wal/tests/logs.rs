@@ -368,3 +368,36 @@ fn a_commit_that_is_known_is_not_written_over() {
         assert_eq!(written.is_ok(), good, "frame {number}: {written:?}");
     }
 }
+
+/// A transaction that began the log goes back to its beginning and begins it again, with other salts:
+/// no frame of the first one is left, and SQLite before 3.50 reads the checksum of one.
+#[test]
+fn the_checksum_of_a_frame_of_the_log_before_is_read_and_of_no_other_spoilt_frame() {
+    for tuning in TUNINGS {
+        for old in [false, true] {
+            let (base, keyring, mut wal) = two_frames_with(1, tuning);
+            if !old {
+                wal.truncate(&base, &Db::default(), 0).unwrap();
+            }
+            let mut db = index(1, 6, &[]);
+            wal.write(&base, &db, &wal_header(6), 0).unwrap();
+            for number in 1..=4 {
+                write_frame(&mut wal, &base, &db, number, &frame(number as u32, 0, 6, 0xcc));
+            }
+            wal.write(&base, &db, &wal_header(7), 0).unwrap();
+            db.salts = None;
+            write_frame(&mut wal, &base, &db, 1, &frame(1, 4, 7, 0xdd));
+            for number in 2..=4 {
+                let (filled, got) = read(&mut wal, &base, &mut db, at(number) + 16, 8);
+                assert_eq!(filled.unwrap(), Filled::Full, "{tuning:?} {old}: frame {number}");
+                assert_eq!(got, [0; 8], "{tuning:?} {old}: frame {number}");
+                let (filled, _) = read(&mut handle(&keyring), &base, &mut db, at(number) + 16, 8);
+                assert!(!matches!(filled, Ok(Filled::Full)), "{tuning:?} {old}: another handle");
+            }
+            base.0.borrow_mut()[1024 + 99] ^= 1;
+            wal.held = None;
+            let (filled, _) = read(&mut wal, &base, &mut db, at(1) + 16, 8);
+            assert!(filled.is_err(), "{tuning:?} {old}: a frame of the log");
+        }
+    }
+}
