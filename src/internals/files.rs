@@ -82,6 +82,10 @@ impl Parent for Index {
         self.salts
     }
 
+    fn last_frame(&self) -> Option<u32> {
+        None
+    }
+
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.pages.get(frame as usize - 1).copied()
     }

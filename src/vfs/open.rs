@@ -120,6 +120,10 @@ impl Parent for OpenFile {
         self.shm.salts()
     }
 
+    fn last_frame(&self) -> Option<u32> {
+        self.shm.last_frame()
+    }
+
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.shm.page_of(frame)
     }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | any, put back | replay: pages of other times, each as SQLite wrote it |
 //! | envelope, put back | replay: an older envelope, which has no rows |
-//! | database, emptied | an empty database, for a connection that is opened afterwards |
+//! | database, emptied | an empty database, for a connection that is opened then or afterwards |
 //! | log, recovered afterwards | it ends earlier: the last commits are gone |
 //! | the same, after a checkpoint of a part | pages of several times, as in plain SQLite |
 //! | journal, needed by another process | a damaged hot journal: pages of several times |
@@ -24,7 +24,7 @@ use super::history::{Answer, Do, Plan, ROTATING, Step, TRUNCATING};
 use super::stage::{Ran, Stage};
 use super::vfs::{File, Method};
 use super::watch::{Seen, content};
-use super::{PAGE, TRAILER};
+use super::{PAGE, PAGES_AT, TRAILER};
 
 /// Errors that tell of damage.
 const TELLING: [c_int; 7] = [
@@ -56,8 +56,11 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
     let of_row = match (row.file, row.change) {
         (File::Database, Change::PutBack(Part::CopyA | Part::CopyB | Part::Head, _)) => usize::MAX,
         (_, Change::PutBack(..) | Change::PutBackAll(_)) | (File::Index, _) => ran.step,
-        (File::Database, Change::Cut(Cut::To(0))) => {
+        (File::Database, _) if empties(stage, ran.at, row) => {
             let opens = |seen: &&Seen| (seen.file, seen.method) == (File::Database, Method::Open);
+            if is_opening(stage, ran) {
+                return ran.step;
+            }
             let opened = stage.trace[ran.at..].iter().find(opens);
             opened.map_or(usize::MAX, |seen| seen.step).min(later(&breaks))
         }
@@ -123,6 +126,27 @@ fn opens(stage: &Stage, step: usize) -> bool {
     stage.steps[since..step].iter().all(is_event)
 }
 
+/// Whether `row`, before call number `at`, leaves a database file of no byte.
+fn empties(stage: &Stage, at: usize, row: Row) -> bool {
+    let mut next = stage.trace[at..].iter().filter(|seen| seen.touches(File::Database));
+    match row.change {
+        Change::Cut(Cut::To(0)) => true,
+        Change::Cut(Cut::BeforeNext) => next.next().is_some_and(|next| next.at == 0),
+        _ => false,
+    }
+}
+
+/// Whether a connection is just being opened: it has not read the envelope to its end, or not made
+/// sure that nobody is creating the database.
+fn is_opening(stage: &Stage, ran: &Ran) -> bool {
+    let before = &stage.trace[..ran.at];
+    let of = |seen: &Seen, method: Method| (seen.file, seen.method) == (File::Database, method);
+    let opened = before.iter().rposition(|seen| of(seen, Method::Open));
+    opened.is_some_and(|opened| {
+        !before[opened..].iter().any(|seen| of(seen, Method::Read) && seen.at >= PAGES_AT)
+    })
+}
+
 /// The same plan, and those without the last commits before `boundary`, where the log was
 /// recovered. What a checkpoint has put into the database before it was tampered with is not lost.
 fn lost(stage: &Stage, ran: &Ran, plan: &Plan, boundary: usize) -> Vec<Plan> {
@@ -163,7 +187,7 @@ fn differs(stage: &Stage, ran: &Ran, plan: &Plan, steps: std::ops::Range<usize>)
 /// The name of what came of `row`, or how it broke the promise.
 pub fn judge(stage: &Stage, ran: &Ran, row: Row) -> Result<&'static str, String> {
     let mixed = mixed_from(stage, ran, row).min(stage.steps.len());
-    let emptied = row.file == File::Database && row.change == Change::Cut(Cut::To(0));
+    let emptied = row.file == File::Database && empties(stage, ran.at, row);
     for (number, answer) in ran.answers.iter().enumerate() {
         if let Answer::Failed(code, words) = answer
             && number < mixed

@@ -114,6 +114,8 @@ pub(crate) trait Parent {
     fn locks(&self) -> u64;
     /// The salts in the wal-index; `None` where there is none in shared memory.
     fn salts(&self) -> Option<Salts>;
+    /// The frame of the last commit by the wal-index; `None` where there is none in shared memory.
+    fn last_frame(&self) -> Option<u32>;
     /// The page that the wal-index has for `frame`; `None` where there is none in shared memory.
     fn page_of(&self, frame: u32) -> Option<u32>;
     /// Pages in the database file.
@@ -191,6 +193,9 @@ pub(crate) struct Wal {
     pub(crate) recovered: Option<Recovered>,
     /// The frame of the last commit that this handle recovered or wrote.
     end: Option<u32>,
+    /// The last frame that was committed, by a recovery through this handle or as the wal-index once
+    /// said of this log: no transaction may write over it.
+    published: u32,
     /// [`Parent::locks`] when this handle last looked.
     locks: u64,
     /// Record 0 was compared with the wal-index, or read, since then.
@@ -222,6 +227,7 @@ impl Wal {
             start: None,
             recovered: None,
             end: None,
+            published: 0,
             locks: 0,
             current: false,
             pending: None,
@@ -293,7 +299,7 @@ impl Wal {
         cipher.seal(layout.record_0(), &start.0, &mut image[record_0])?;
         // What is outgoing was taken back, or SQLite would not begin anew.
         self.forget_transaction();
-        (self.layout, self.start) = (None, None);
+        (self.layout, self.start, self.published) = (None, None, 0);
         base.write(&image, 0)?;
         self.set_layout(layout);
         (self.start, self.end) = (Some(start), Some(0));
@@ -338,6 +344,9 @@ impl Wal {
         let known = self.start.is_some() && self.salts() == parent.salts();
         if !known {
             self.load_layout(base)?;
+        }
+        if self.start.is_some() && self.salts() == parent.salts() {
+            self.published = self.published.max(parent.last_frame().unwrap_or(0));
         }
         self.current = true;
         Ok(!known)
@@ -418,6 +427,7 @@ impl Wal {
         self.outgoing.reset();
         self.ahead.clear();
         (self.layout, self.start, self.end) = (Some(layout), None, None);
+        self.published = 0;
         self.pending = None;
         self.held = None;
         self.plain.resize(layout.record(), 0);

@@ -115,6 +115,7 @@ impl Wal {
             return;
         }
         self.end = Some(frame);
+        self.published = self.published.max(frame);
         if let Some(recovered) = self.recovered {
             let least = recovered.least.min(pages);
             self.recovered = Some(Recovered { least, last: pages });

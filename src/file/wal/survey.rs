@@ -98,6 +98,19 @@ impl Wal {
         Ok(demand)
     }
 
+    /// The frame of the last commit, by SQLite's checksums; 0 where there is none.
+    pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<u32> {
+        let (mut last, mut chain) = (0, self.start.as_ref().map(Chain::new));
+        self.survey(base, 0, u32::MAX, |wal, frame, good| {
+            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
+            let mut goes_on = |chain: &mut Chain| good && chain.goes_on(&wal.plain[..length]);
+            if chain.as_mut().is_some_and(&mut goes_on) && wal.commit().is_some() {
+                last = frame;
+            }
+        })?;
+        Ok(last)
+    }
+
     /// Authenticates the frames up to `last`, that of the last commit, and compares them with the
     /// wal-index.
     pub(crate) fn frames(

@@ -101,6 +101,9 @@ impl Wal {
         }
         let appends = continues || within == 0 && self.held != Some(frame);
         if appends {
+            if frame <= self.published {
+                self.refuse_denial(base, frame)?;
+            }
             self.gathered[within..end].copy_from_slice(bytes);
             self.pending = Some(Pending { frame, filled: end, left_over: false });
             if end < layout.frame() {
@@ -127,6 +130,17 @@ impl Wal {
             return Err(error);
         }
         self.store(base, layout, frame)
+    }
+
+    /// SQLite writes `frame` anew, which was committed once. It does so where the wal-index, which
+    /// anybody can change, denies the commit; the page would be lost without a trace. By right it does
+    /// after a recovery that ended the log earlier.
+    fn refuse_denial(&mut self, base: &impl Storage, frame: u32) -> Result<()> {
+        if self.last_in_chain(base)? >= frame {
+            return Err(Error::FrameAuthentication { frame });
+        }
+        self.published = frame - 1;
+        Ok(())
     }
 
     /// Puts into `plain` what a frame has beside the bytes at `written`.

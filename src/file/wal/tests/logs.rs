@@ -35,6 +35,9 @@ impl Parent for Cut {
     fn salts(&self) -> Option<Salts> {
         self.0.salts()
     }
+    fn last_frame(&self) -> Option<u32> {
+        None
+    }
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.0.page_of(frame)
     }
@@ -331,4 +334,29 @@ fn commits_that_the_wal_index_denies_are_still_demanded() {
     // The wal-index is about a log that is only about to be begun: all of this one is in the file.
     let view = View { salts: Some([6; 8]), end: Some((0, Some(12))), ..View::default() };
     assert_eq!(handle(&keyring).demand(&base, view).unwrap().pages, 11);
+}
+
+/// A handle that recovered a log lets no transaction write over its commits, whatever the wal-index
+/// says; over what a recovery leaves out, it does.
+#[test]
+fn a_commit_that_is_known_is_not_written_over() {
+    let keyring = keyring();
+    let (header, frames) = log_of(5, &[(8, 9, 1), (9, 9, 2), (10, 0, 3)]);
+    let (base, db) = (Memory::default(), Db { locks: 1, ..Db::default() });
+    let mut wal = handle(&keyring);
+    wal.write(&base, &db, &header, 0).unwrap();
+    for (number, frame) in (1..).zip(&frames) {
+        wal.write(&base, &db, frame, at(number)).unwrap();
+    }
+    for (number, good) in [(1, false), (2, false), (3, true)] {
+        let base = Memory(base.0.borrow().clone().into());
+        let mut wal = handle(&keyring);
+        wal.read(&base, &db, &mut [0; WAL_HEADER], 0).unwrap();
+        for frame in 1..=3 {
+            wal.read(&base, &db, &mut [0; FRAME], at(frame)).unwrap();
+        }
+        let db = Db { locks: 2, ..Db::default() };
+        let written = wal.write(&base, &db, &frame(8, 9, 5, 7), at(number));
+        assert_eq!(written.is_ok(), good, "frame {number}: {written:?}");
+    }
 }

@@ -29,6 +29,9 @@ impl Parent for Db {
     fn salts(&self) -> Option<Salts> {
         self.salts
     }
+    fn last_frame(&self) -> Option<u32> {
+        None
+    }
     fn page_of(&self, frame: u32) -> Option<u32> {
         self.pages.get(frame as usize - 1).copied()
     }
