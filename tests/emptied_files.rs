@@ -222,7 +222,19 @@ fn a_creation_that_was_rolled_back_decides_nothing() {
             assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "{what}");
             drop(first);
             let creator = if then == "this connection" { &seen } else { &open(other) };
-            run(creator, "CREATE TABLE t(a); INSERT INTO t VALUES(7)").unwrap();
+            let created = run(creator, "CREATE TABLE t(a); INSERT INTO t VALUES(7)");
+            if first_is_plain && then == "this connection" {
+                // SQLite has fixed the layout of its pages when it was opened: there is no room for
+                // trailers. It says so, and a new connection is at liberty.
+                let error = created.unwrap_err().to_string();
+                assert!(error.contains("disk I/O error"), "{what}: {error}");
+                let last = sqlite_tde::last_error().map(|error| error.to_string());
+                assert!(last.is_some_and(|last| last.contains("reserve")), "{what}");
+                drop(seen);
+                run(&open(&tde), "CREATE TABLE t(a); INSERT INTO t VALUES(7)").unwrap();
+                continue;
+            }
+            created.unwrap();
             let read = seen.query_row("SELECT a FROM t", [], |row| row.get::<_, i64>(0));
             assert_eq!(read, Ok(7), "{what}");
             run(&seen, "INSERT INTO t VALUES(8)").unwrap();

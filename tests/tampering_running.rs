@@ -187,6 +187,12 @@ fn campaign(file: File, mode: &'static str) {
                 let panics = PANICS.load(Ordering::SeqCst);
                 let Some(ran) = stage.run(Some((at, row))) else { continue };
                 (done, runs) = (done + 1, runs + 1);
+                if std::env::var_os("SQLITE_TDE_TRACE").is_some() {
+                    println!("tampered with in step {}", ran.step);
+                    for (number, answer) in ran.answers.iter().enumerate() {
+                        println!("step {number}: {:?}: {answer:?}", stage.steps[number]);
+                    }
+                }
                 let mut outcome = judge::judge(&stage, &ran, row);
                 if PANICS.load(Ordering::SeqCst) > panics {
                     outcome = Err("a panic".into());

@@ -18,7 +18,7 @@ use super::connection::{ERRAND, Errand};
 use super::kin::{WHO, answer_who};
 use super::open::OpenFile;
 use super::shared::{Entered, Shared};
-use super::{api, guard, names};
+use super::{api, guard, guard_change, names, of_change, raise};
 use crate::command::{self, Command};
 use crate::error::{Error, Result, last_error};
 
@@ -162,7 +162,7 @@ unsafe extern "C" fn read(file: File, buf: *mut c_void, len: c_int, at: i64) -> 
 
 unsafe extern "C" fn write(file: File, buf: *const c_void, len: c_int, at: i64) -> c_int {
     // SAFETY: "xWrite writes iAmt bytes from the buffer", which stays SQLite's and is not changed.
-    guard(|| unsafe {
+    guard_change(|| unsafe {
         let bytes = std::slice::from_raw_parts(buf.cast::<u8>(), length(len)?);
         opened(file)?.write(bytes, offset(at)?)
     })
@@ -170,12 +170,12 @@ unsafe extern "C" fn write(file: File, buf: *const c_void, len: c_int, at: i64) 
 
 unsafe extern "C" fn truncate(file: File, size: i64) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { opened(file)?.truncate(offset(size)?) })
+    guard_change(|| unsafe { opened(file)?.truncate(offset(size)?) })
 }
 
 unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { opened(file)?.sync(flags) })
+    guard_change(|| unsafe { opened(file)?.sync(flags) })
 }
 
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
@@ -286,7 +286,11 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
                     return Ok(code);
                 }
             }
-            ffi::SQLITE_FCNTL_SYNC => open.before_commit()?,
+            ffi::SQLITE_FCNTL_SYNC => {
+                if let Err(error) = open.before_commit() {
+                    return Ok(of_change(raise(error)));
+                }
+            }
             ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
             ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
             ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.limit_mapping(*arg.cast::<i64>()),

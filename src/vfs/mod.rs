@@ -153,6 +153,16 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sq
     Ok(Box::into_raw(Box::new(vfs)))
 }
 
+/// As [`guard`], of a callback that changes the database file. SQLite gives its cache up after an error
+/// of the disk alone: after any other, half of a statement, or of a rollback, would stay in it.
+fn guard_change(call: impl FnOnce() -> Result<c_int>) -> c_int {
+    of_change(guard(call))
+}
+
+fn of_change(code: c_int) -> c_int {
+    if code & 0xff == ffi::SQLITE_CORRUPT { ffi::SQLITE_IOERR_DATA } else { code }
+}
+
 /// Runs one callback. Nothing unwinds into SQLite.
 fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
     match catch_unwind(AssertUnwindSafe(call)) {

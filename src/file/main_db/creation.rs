@@ -106,9 +106,10 @@ impl MainDb {
     /// says to be there were committed.
     pub(crate) fn nobody_is_creating(&mut self, base: &impl Storage) -> Result<()> {
         if let State::Encrypted(pages) = &mut self.state
+            && pages.envelope.has_pages
             && logical_size(base.size()?) > 0
         {
-            pages.committed |= pages.envelope.has_pages;
+            pages.note_page();
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::outgoing::Outgoing;
 use crate::error::{Error, Result};
 use crate::file::wal::Demand;
 use crate::key::cipher::{Cipher, Subkey};
-use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, Envelope};
+use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
 use crate::key::keyring::Keyring;
 use crate::key::newest::Newest;
 use crate::page::RESERVE;
@@ -142,7 +142,7 @@ impl Pages {
         Ok(Filled::Full)
     }
 
-    fn note_page(&mut self) {
+    pub(super) fn note_page(&mut self) {
         if !self.committed {
             self.committed = true;
             self.newest.committed();
@@ -224,7 +224,7 @@ impl Pages {
     /// Whether an envelope of this database lies in the file. It is not authenticated.
     pub(super) fn has_envelope(&self, base: &impl Storage) -> Result<bool> {
         let mut start = [0; envelope::ID_END];
-        for at in [0, COPY_LEN] {
+        for at in [0, REGION_LEN] {
             if base.read(&mut start, at as u64)? && self.envelope.begins(&start) {
                 return Ok(true);
             }

@@ -184,10 +184,11 @@ impl MainDb {
         base: &impl Storage,
         (log, state): (LogId, StateId),
     ) -> Result<()> {
-        let State::Encrypted(file) = &self.state else { return Ok(()) };
         if self.checkpointed == Some(log) {
             return Ok(());
         }
+        self.check_envelope(base)?;
+        let State::Encrypted(file) = &self.state else { return Ok(()) };
         let slots = Slots::read(base, &file.keyring)?;
         let slot = match slots.newest() {
             Some(slot) if !slot.admits(&log, &state) => return Err(Error::LogOutdated),
@@ -213,6 +214,7 @@ impl MainDb {
         base: &impl Storage,
         (log, state): (LogId, StateId),
     ) -> Result<()> {
+        self.check_envelope(base)?;
         let State::Encrypted(file) = &self.state else { return Ok(()) };
         let slots = Slots::read(base, &file.keyring)?;
         if slots.newest().is_some_and(|slot| !slot.admits(&log, &state)) {
