@@ -163,7 +163,8 @@ pub enum Error {
     #[error(
         "the page size of an encrypted database with content cannot be changed in place; copy \
          it: `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection \
-         that was opened for reading alone"
+         that was opened for reading alone; a backup into it needs a database without content, or one \
+         of the same page size"
     )]
     PageSizeChange,
     /// Page 1 of another layout was about to be written.

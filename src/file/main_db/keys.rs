@@ -496,7 +496,7 @@ impl Pages {
 
 fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
     let mut header = vec![0; ENVELOPE_LEN];
-    base.read(&mut header, 0)?;
+    base.read_whole(&mut header, 0)?;
     Ok(header)
 }
 

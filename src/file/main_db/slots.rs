@@ -42,7 +42,9 @@ pub(super) struct Slots {
 impl Slots {
     fn read(base: &impl Storage, keyring: &Keyring) -> Result<Self> {
         let mut header = [0; ENVELOPE_LEN];
-        base.read(&mut header[COPY_LEN..], COPY_LEN as u64)?;
+        // A slot that is there and was not read must not count as none: the next would be written
+        // over the one that counts.
+        base.read_whole(&mut header[COPY_LEN..], COPY_LEN as u64)?;
         Self::decode(keyring, &header)
     }
 
