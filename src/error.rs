@@ -105,7 +105,8 @@ pub enum Error {
     #[error(
         "the write-ahead log NAME-tdewal was written for another state of the database NAME and is not \
          played back: if NAME was restored from a backup, move NAME-tdewal away; if NAME-tdewal was \
-         separated from its database, put them together again; copy all files first"
+         separated from its database, put them together again; copy all files first, and do not give \
+         the log up where `sqlite-tde verify` finds a damaged copy of the envelope"
     )]
     LogOutdated,
     /// A block of a scratch file changed under the process that wrote it.

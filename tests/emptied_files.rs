@@ -247,3 +247,45 @@ fn a_creation_that_was_rolled_back_decides_nothing() {
         }
     }
 }
+
+/// One copy of the envelope is damaged under open connections: the other one is enough to go on, and is
+/// what the next opening mends from.
+#[test]
+fn one_damaged_copy_of_the_envelope_stops_nothing() {
+    for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "WAL"] {
+        for locking in ["NORMAL", "EXCLUSIVE"] {
+            for copy in [0, 8192] {
+                let what = format!("{mode}, {locking}, copy at {copy}");
+                let home = Home::new();
+                let path = home.path("damaged.db");
+                let db = home.open(&path);
+                db.execute_batch(&format!(
+                    "PRAGMA locking_mode={locking}; PRAGMA journal_mode={mode};
+                     PRAGMA cache_size=2; CREATE TABLE t(a INTEGER PRIMARY KEY, b)"
+                ))
+                .unwrap();
+                // Closing it would drop the locks of this process.
+                let file = std::mem::ManuallyDrop::new(
+                    OpenOptions::new().read(true).write(true).open(&path).unwrap(),
+                );
+                std::os::unix::fs::FileExt::write_all_at(&*file, &[0x5a; 4096], copy).unwrap();
+                for sql in [
+                    "INSERT INTO t(b) VALUES(zeroblob(50000))",
+                    "BEGIN; INSERT INTO t(b) VALUES(zeroblob(50000)); ROLLBACK",
+                    "BEGIN; INSERT INTO t(b) VALUES(zeroblob(50000)); COMMIT",
+                    "PRAGMA wal_checkpoint(FULL)",
+                    "UPDATE t SET b = zeroblob(60000)",
+                ] {
+                    db.execute_batch(sql).unwrap_or_else(|error| panic!("{what}: {sql}: {error}"));
+                }
+                drop(db);
+                let db = home.open(&path);
+                let sum = "SELECT sum(length(b)) FROM t";
+                let sum = db.query_row(sum, [], |row| row.get::<_, i64>(0));
+                assert_eq!(sum, Ok(120_000), "{what}");
+                let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+                assert!(found.is_clean(), "{what}: {found:?}");
+            }
+        }
+    }
+}

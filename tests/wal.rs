@@ -375,3 +375,46 @@ fn a_log_that_two_connections_begin_is_one() {
         }
     }
 }
+
+/// A connection that writes no more is the last to close a log, or to leave WAL mode, and another one
+/// has begun the log anew meanwhile: all of it goes into the database, and no file stays.
+#[test]
+fn the_last_connection_closes_a_log_that_another_began() {
+    let home = Home::new();
+    let mut number = 0;
+    for first in ["INSERT INTO t VALUES(1, 1)", "SELECT * FROM t"] {
+        for checkpoint in ["PASSIVE", "FULL", "RESTART", "TRUNCATE"] {
+            for commits in [1, 2, 30] {
+                for end in ["", "PRAGMA journal_mode=DELETE", "PRAGMA wal_checkpoint(TRUNCATE)"] {
+                    let what = format!("{first}; {checkpoint}; {commits} commits; {end}");
+                    number += 1;
+                    let path = home.path(&format!("closes-{number}.db"));
+                    let last = home.open(&path);
+                    ok(&last, "PRAGMA journal_mode=WAL");
+                    ok(&last, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
+                    ok(&last, first);
+                    let other = home.open(&path);
+                    ok(&other, &format!("PRAGMA wal_checkpoint({checkpoint})"));
+                    for row in 0..commits {
+                        ok(&other, &format!("INSERT INTO t VALUES({}, zeroblob(3000))", row + 10));
+                    }
+                    let rows_there = rows(&other, "SELECT a FROM t");
+                    drop(other);
+                    if !end.is_empty() {
+                        let answer = rows(&last, end);
+                        assert!(!answer.is_empty(), "{what}");
+                    }
+                    drop(last);
+                    for suffix in ["-tdewal", "-shm", "-journal"] {
+                        let beside = home.path(&format!("closes-{number}.db{suffix}"));
+                        assert!(!beside.exists(), "{what}: {suffix} stays");
+                    }
+                    let copy = home.path("closes-copy.db");
+                    fs::copy(&path, &copy).unwrap();
+                    let found = rows(&home.open(&copy), "SELECT a FROM t");
+                    assert_eq!(found, rows_there, "{what}");
+                }
+            }
+        }
+    }
+}

@@ -390,6 +390,7 @@ impl OpenFile {
     pub(super) fn lock(&mut self, level: c_int) -> Result<c_int> {
         self.before_lock(level)?;
         let held = self.lock;
+        let closes = self.closes_log(level);
         let code = match held {
             ffi::SQLITE_LOCK_NONE => self.lock_first(level)?,
             _ => self.base.lock(level),
@@ -413,7 +414,11 @@ impl OpenFile {
             }
         }
         if let Content::Db(db) = &mut self.content {
-            db.lock_changed(held == ffi::SQLITE_LOCK_NONE);
+            if closes {
+                // Others may have begun a log since, and checkpointed it.
+                self.shm.locks += 1;
+            }
+            db.lock_changed(held == ffi::SQLITE_LOCK_NONE || closes);
             if held == ffi::SQLITE_LOCK_NONE
                 && let Err(error) = db.look(&self.base)
             {
@@ -444,6 +449,15 @@ impl OpenFile {
         Ok(code)
     }
 
+    /// Whether this lock is for the last checkpoint, when a connection to a log is closed or its
+    /// journal mode changed. No lock on the wal-index tells of it.
+    fn closes_log(&self, level: c_int) -> bool {
+        self.lock == ffi::SQLITE_LOCK_SHARED
+            && level == ffi::SQLITE_LOCK_EXCLUSIVE
+            && self.log.is_some()
+            && self.shm.held == 0
+    }
+
     fn set_lock(&mut self, level: c_int) {
         self.lock = level;
         self.writes.store(level >= ffi::SQLITE_LOCK_RESERVED, Ordering::Release);
@@ -467,10 +481,8 @@ impl OpenFile {
         if held == ffi::SQLITE_LOCK_NONE {
             self.begin()?;
         }
-        // The last checkpoint, when a connection to a log is closed: no lock on the wal-index tells
-        // of it. It fails by itself where there are no keys.
-        let closes = held == ffi::SQLITE_LOCK_SHARED && level == ffi::SQLITE_LOCK_EXCLUSIVE;
-        if closes && self.log.is_some() && self.shm.held == 0 {
+        // It fails by itself where there are no keys.
+        if self.closes_log(level) {
             let _ = self.begin();
         }
         let Content::Db(db) = &mut self.content else { return Ok(()) };

@@ -384,6 +384,7 @@ impl MainDb {
     /// A checkpoint begins.
     pub(crate) fn checkpoint_begins(&mut self) {
         self.envelope_checked = false;
+        self.checkpointed = None;
     }
 
     /// Refuses to commit to the log of a file that has no envelope of this database.

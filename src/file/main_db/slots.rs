@@ -192,14 +192,15 @@ impl MainDb {
         self.check_envelope(base)?;
         let State::Encrypted(file) = &self.state else { return Ok(()) };
         let slots = Slots::read(base, &file.keyring)?;
-        let slot = match slots.newest() {
+        let current = match slots.newest() {
             Some(slot) if !slot.admits(&log, &state) => return Err(Error::LogOutdated),
-            Some(slot) if slot.log == log => None,
+            Some(slot) if slot.log == log && slot.partly => None,
             Some(slot) => Some(slot.state),
             None => Some(state),
         };
-        if let Some(state) = slot {
-            let slot = Slot { sequence: slots.next_sequence(), state, log, partly: true };
+        if let Some(current) = current {
+            let sequence = slots.next_sequence();
+            let slot = Slot { sequence, state: current, log, partly: true };
             slots.write(base, &file.keyring, &slot, &state)?;
         }
         self.checkpointed = Some(log);
@@ -223,6 +224,8 @@ impl MainDb {
             return Err(Error::LogOutdated);
         }
         let slot = Slot::anew(slots.next_sequence(), log)?;
-        slots.write(base, &file.keyring, &slot, &state)
+        slots.write(base, &file.keyring, &slot, &state)?;
+        self.checkpointed = None;
+        Ok(())
     }
 }

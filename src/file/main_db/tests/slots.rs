@@ -252,3 +252,28 @@ fn page_1_decides_where_the_slots_do_not() {
     let base = Memory(bad.into());
     assert!(matches!(db.log_origin(&base, None), Err(Error::PageAuthentication { page: 1 })));
 }
+
+/// A log that was brought whole goes on, and a part of what came is brought: a log that a copy of the
+/// file began in between does not belong to the file any more.
+#[test]
+fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
+    for by in ["the same handle", "another"] {
+        let (disk, mut db) = Disk::new();
+        let (id, origin) = begin(&db, &disk, 1);
+        let id = (id, origin.state);
+        db.checkpoint_begins();
+        db.checkpoint_writes(&disk, id).unwrap();
+        let mut other = MainDb::open(&disk, wishes()).unwrap();
+        other.checkpoint_ends(&disk, id).unwrap();
+        disk.sync().unwrap();
+        let copy = disk.now.0.borrow().clone();
+        let copied = ([2; 16], db.log_origin(&Memory(copy.clone().into()), None).unwrap());
+        assert!(admits(&db, &copy, &copied), "{by}");
+        let handle = if by == "another" { &mut other } else { &mut db };
+        handle.checkpoint_begins();
+        handle.checkpoint_writes(&disk, id).unwrap();
+        let image = disk.now.0.borrow().clone();
+        assert!(!admits(&db, &image, &copied), "{by}");
+        assert!(admits(&db, &image, &(id.0, origin)), "{by}: its own");
+    }
+}
