@@ -133,6 +133,7 @@ pub(crate) fn is_tampering(error: &Error) -> bool {
     matches!(
         error,
         Error::EnvelopeDamaged(_)
+            | Error::DamagedInUse(_)
             | Error::PageAuthentication { .. }
             | Error::FrameAuthentication { .. }
             | Error::JournalAuthentication { .. }
