@@ -68,6 +68,10 @@ pub enum Error {
         /// The generation in the file now. The same number means another change.
         found: u64,
     },
+    /// The file of an open database has lost its pages or its envelope: it was cut, or another file
+    /// was written over it.
+    #[error("database file damaged while it was open: {0}")]
+    DamagedInUse(String),
     /// A page is not what the holder of the key wrote there.
     #[error("page {page} failed authentication")]
     PageAuthentication {
@@ -246,7 +250,7 @@ impl Error {
     /// | key provider unreachable | `SQLITE_CANTOPEN` + 1 |
     /// | key provider damaged, loose permissions, no random bytes | `SQLITE_CANTOPEN` + 2, 3, 4 |
     /// | envelope damaged, an older envelope put back | `SQLITE_CORRUPT` + 1, 2 |
-    /// | page, frame, journal or scratch authentication | `SQLITE_IOERR_DATA` |
+    /// | page, frame, journal or scratch authentication, damaged in use | `SQLITE_IOERR_DATA` |
     /// | format too new, plaintext refused, not a database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
     /// | another database than expected | `SQLITE_NOTADB` + 5 |
     /// | page size, reserve bytes, not one page | `SQLITE_IOERR` + 1 to 4 |
@@ -274,7 +278,8 @@ impl Error {
             Self::PlainLog(_) => extended(ffi::SQLITE_CANTOPEN, 9),
             Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
             Self::EnvelopeOutdated { .. } => extended(ffi::SQLITE_CORRUPT, 2),
-            Self::PageAuthentication { .. }
+            Self::DamagedInUse(_)
+            | Self::PageAuthentication { .. }
             | Self::FrameAuthentication { .. }
             | Self::JournalAuthentication { .. }
             | Self::JournalOutdated { .. }

@@ -432,6 +432,7 @@ fn each_error_has_its_code() {
         (Error::Usage(text()), extended(CANTOPEN, 6)),
         (Error::KeyExists(text()), extended(CANTOPEN, 6)),
         (Error::EnvelopeDamaged(text()), extended(CORRUPT, 1)),
+        (Error::DamagedInUse(text()), IOERR_DATA),
         (Error::PageAuthentication { page: 1 }, IOERR_DATA),
         (Error::FrameAuthentication { frame: 1 }, IOERR_DATA),
         (Error::JournalAuthentication { record: 1 }, IOERR_DATA),

@@ -134,6 +134,7 @@ pub(crate) fn is_tampering(error: &Error) -> bool {
         error,
         Error::EnvelopeDamaged(_)
             | Error::EnvelopeOutdated { .. }
+            | Error::DamagedInUse(_)
             | Error::PageAuthentication { .. }
             | Error::FrameAuthentication { .. }
             | Error::JournalAuthentication { .. }

@@ -61,8 +61,8 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
         (_, Change::PutBack(..) | Change::PutBackAll(_)) | (File::Index, _) => ran.step,
         (File::Database, _) if empties(stage, ran.at, row) => {
             let opens = |seen: &&Seen| (seen.file, seen.method) == (File::Database, Method::Open);
-            if is_opening(stage, ran) {
-                return ran.step;
+            if let Some(step) = opening(stage, ran) {
+                return step;
             }
             let opened = stage.trace[ran.at..].iter().find(opens);
             opened.map_or(usize::MAX, |seen| seen.step).min(later(&breaks))
@@ -151,15 +151,15 @@ fn empties(stage: &Stage, at: usize, row: Row) -> bool {
     }
 }
 
-/// Whether a connection is just being opened: it has not read the envelope to its end, or not made
-/// sure that nobody is creating the database.
-fn is_opening(stage: &Stage, ran: &Ran) -> bool {
+/// Where a connection was opened in the step at hand: from which step on the database may be an
+/// empty one. Before it has read the envelope, and seen that nobody is creating the database, that is
+/// this step; afterwards the step fails, and the next one opens a connection anew.
+fn opening(stage: &Stage, ran: &Ran) -> Option<usize> {
     let before = &stage.trace[..ran.at];
     let of = |seen: &Seen, method: Method| (seen.file, seen.method) == (File::Database, method);
-    let opened = before.iter().rposition(|seen| of(seen, Method::Open));
-    opened.is_some_and(|opened| {
-        !before[opened..].iter().any(|seen| of(seen, Method::Read) && seen.at >= PAGES_AT)
-    })
+    let opened = before.iter().rposition(|seen| of(seen, Method::Open))?;
+    let knows = before[opened..].iter().any(|seen| of(seen, Method::Read) && seen.at >= PAGES_AT);
+    (before[opened].step == ran.step).then_some(ran.step + usize::from(knows))
 }
 
 /// The same plan, and those without the last commits before `boundary`, where the log was

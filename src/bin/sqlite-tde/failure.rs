@@ -133,6 +133,7 @@ fn code(error: &Error) -> u8 {
         | Error::PlaintextRefused
         | Error::EnvelopeDamaged(_)
         | Error::EnvelopeOutdated { .. }
+        | Error::DamagedInUse(_)
         | Error::FormatTooNew { .. }
         | Error::WrongFile { .. }
         | Error::PageAuthentication { .. }
@@ -176,9 +177,11 @@ fn hint(error: &Error) -> Option<String> {
         Error::PageAuthentication { .. } => {
             "`sqlite-tde verify DB` lists every damaged page; put back a backup".into()
         }
-        Error::EnvelopeDamaged(_) => "without its envelope the file cannot be read: put back a \
+        Error::EnvelopeDamaged(_) | Error::DamagedInUse(_) => {
+            "without its envelope the file cannot be read: put back a \
              backup"
-            .into(),
+                .into()
+        }
         Error::WrongFile { .. } => {
             "somebody put another file in its place, or [pins] in config.toml \
             has to be changed"

@@ -390,7 +390,7 @@ impl MainDb {
     /// Refuses to commit to the log of a file that has no envelope of this database.
     ///
     /// # Errors
-    /// [`Error::EnvelopeDamaged`].
+    /// [`Error::DamagedInUse`].
     pub(crate) fn check_envelope(&self, base: &impl Storage) -> Result<()> {
         match &self.state {
             State::Encrypted(pages) => pages.require_envelope(base),
@@ -566,7 +566,7 @@ impl MainDb {
         // It writes no page, and SQLite's rollback does not hear of its errors: one that is not about
         // the envelope is not in its way.
         if size > 0
-            && let Err(error @ Error::EnvelopeDamaged(_)) = self.check_envelope_once(base)
+            && let Err(error @ Error::DamagedInUse(_)) = self.check_envelope_once(base)
         {
             return Err(error);
         }

@@ -236,7 +236,7 @@ impl Pages {
     /// later.
     ///
     /// # Errors
-    /// [`Error::EnvelopeDamaged`].
+    /// [`Error::DamagedInUse`].
     pub(super) fn require_envelope(&self, base: &impl Storage) -> Result<()> {
         let is_cut = self.committed && logical_size(base.size()?) == 0;
         if is_cut || !self.has_envelope(base)? { Err(emptied(base)?) } else { Ok(()) }
@@ -444,13 +444,14 @@ fn is_header(at: u64, buf: &[u8]) -> bool {
     at + buf.len() as u64 <= SQLITE_HEADER as u64
 }
 
-/// The error of a file that was committed, and has no page or no envelope any more.
+/// The error of a file that was committed, and has no page or no envelope any more. It is of the
+/// family after which SQLite's pager rolls back.
 pub(super) fn emptied(base: &impl Storage) -> Result<Error> {
     let size = base.size()?;
-    Ok(Error::EnvelopeDamaged(if size <= ENVELOPE_LEN as u64 {
-        format!("the file was cut to {size} bytes while it was open; restore it from a backup")
+    Ok(Error::DamagedInUse(if size <= ENVELOPE_LEN as u64 {
+        format!("it was cut to {size} bytes; put back a backup")
     } else {
-        "it was overwritten while the file was open; restore the file from a backup".into()
+        "its envelope was overwritten; put back a backup".into()
     }))
 }
 
