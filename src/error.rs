@@ -348,12 +348,14 @@ struct Last {
 /// The message of the newest error that this crate raised inside SQLite on this thread.
 #[must_use]
 pub fn last_error() -> Option<String> {
-    LAST.with_borrow(|last| last.as_ref().map(|last| last.text.clone()))
+    LAST.try_with(|last| last.borrow().as_ref().map(|last| last.text.clone())).ok()?
 }
 
-/// Remembers `error` for [`last_error`] and [`take_last`].
+/// Remembers `error` for [`last_error`] and [`take_last`]. A connection that is closed while its
+/// thread ends may find this forgotten already.
 pub(crate) fn set_last(error: Error) {
-    LAST.set(Some(Last { text: error.to_string(), error: Some(error) }));
+    let last = Last { text: error.to_string(), error: Some(error) };
+    let _ = LAST.try_with(|place| place.replace(Some(last)));
 }
 
 /// Forgets the newest error of this thread, before a call whose own error is wanted.

@@ -142,6 +142,21 @@ fn an_outage_is_survived_for_the_grace_period() {
     }
 }
 
+/// The longest one that can be said. An answer counts at once all the same.
+#[test]
+fn a_denial_ends_the_longest_grace_period() {
+    let (home, service, _) = home(policy(Some(Duration::ZERO), Duration::MAX));
+    let db = create(&home, &home.path("a.db"), "WAL");
+    service.switch(State::IsDown);
+    in_time("it was noticed", || {
+        write(&db).unwrap();
+        sqlite_tde::status(&db, "main").unwrap().outage
+    });
+    service.switch(State::Denies);
+    let error = in_time("denied", || read(&db).err());
+    assert_eq!(code(&error), INACCESSIBLE);
+}
+
 #[test]
 fn without_grace_an_outage_ends_access() {
     for (grace, revalidate) in

@@ -57,3 +57,36 @@ fn without_an_error_the_pragma_says_nothing() {
     .join()
     .unwrap();
 }
+
+/// A connection that its thread keeps to its very end, and that has an error when it is closed.
+#[test]
+fn a_connection_may_outlive_the_words_of_its_thread() {
+    struct Held(Option<Connection>, std::sync::mpsc::Sender<bool>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let read = |db: &Connection| db.query_row("SELECT * FROM t", [], |_| Ok(()));
+            let refused = self.0.as_ref().is_some_and(|db| read(db).is_err());
+            self.0 = None;
+            self.1.send(refused).unwrap();
+        }
+    }
+    thread_local! {
+        static HELD: std::cell::RefCell<Option<Held>> = const { std::cell::RefCell::new(None) };
+    }
+    let home = Home::new();
+    let path = home.path("a.db");
+    home.open(&path).execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+    let (send, ended) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Made before what the library keeps for the thread, so it goes after that.
+            HELD.with_borrow_mut(|held| {
+                let db = home.open(&path);
+                damage(&path, 1);
+                *held = Some(Held(Some(db), send));
+            });
+            assert_eq!(sqlite_tde::last_error(), None);
+        });
+    });
+    assert!(ended.recv().unwrap(), "the error");
+}

@@ -6,12 +6,14 @@ mod common;
 mod platform;
 
 use std::ffi::CString;
+use std::sync::Arc;
 
 use common::{found_in_files, one, options};
 use platform::{PlatformVfs, platform};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
-use sqlite_tde::provider::Keystore;
+use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, OpenOptions};
 
 #[test]
@@ -65,4 +67,38 @@ fn no_vfs_of_ours_is_the_base_of_another() {
     let db = Connection::open_with_flags(uri, flags).unwrap();
     assert_eq!(one(&db, "SELECT a FROM t"), Value::Text("a marker".into()));
     assert!(one(&db, "SELECT tde_status()") != Value::Null);
+}
+
+/// The providers of a registration that is replaced are done with, and use the library for the last
+/// time.
+#[test]
+fn a_provider_that_is_replaced_may_register_and_open() {
+    struct Last(std::path::PathBuf, std::sync::mpsc::Sender<bool>);
+    impl KeyProvider for Last {
+        fn wrap(&self, _: &str, _: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+            Err(ProviderError::NotHere("no key".into()))
+        }
+        fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+            Err(ProviderError::NotHere("no key".into()))
+        }
+        fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+            Err(ProviderError::NotHere("no key".into()))
+        }
+    }
+    impl Drop for Last {
+        fn drop(&mut self) {
+            let keys = Keystore::at(self.0.join("keys"));
+            let registered = sqlite_tde::register(options("later").keystore(keys));
+            let own = OpenOptions::new().vfs("replaced");
+            let opened = sqlite_tde::open_with(self.0.join("a.db"), &own);
+            self.1.send(registered.is_ok() && opened.is_ok()).unwrap();
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let again = || options("replaced").keystore(Keystore::at(dir.path().join("keys")));
+    let (send, told) = std::sync::mpsc::channel();
+    let last = Arc::new(Last(dir.path().to_owned(), send));
+    sqlite_tde::register(again().provider("last", last)).unwrap();
+    sqlite_tde::register(again()).unwrap();
+    assert!(told.recv().unwrap());
 }

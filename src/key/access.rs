@@ -208,7 +208,7 @@ impl Access {
     /// The provider did not answer. `true` where the grace period is over.
     pub(crate) fn outage(&self, reason: String, policy: &AccessPolicy) -> bool {
         let mut state = lock(&self.state);
-        let patience = policy.revalidate.unwrap_or_default() + policy.grace;
+        let patience = policy.revalidate.unwrap_or_default().saturating_add(policy.grace);
         state.asking = None;
         state.outage = Some(reason);
         // A next attempt only after a pause, however often transactions begin. Where the keys were

@@ -82,12 +82,16 @@ static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex
 /// Registers the VFS, or gives an already registered one of that name new settings.
 pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     let Registration { name, base, default, wishes } = registration;
+    // Providers of the application are dropped after the locks: they may register and open, too.
+    let mut former = None;
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
     let vfs = match registered.get(name) {
         Some(&address) => {
             let vfs = ptr::with_exposed_provenance_mut::<ffi::sqlite3_vfs>(address);
             // SAFETY: only `create` puts addresses into the map, and what it makes is never freed.
-            *unsafe { state(vfs) }.wishes.write().unwrap_or_else(PoisonError::into_inner) = wishes;
+            let place = unsafe { &state(vfs).wishes };
+            let mut place = place.write().unwrap_or_else(PoisonError::into_inner);
+            former = Some(std::mem::replace(&mut *place, wishes));
             vfs
         }
         None => {
@@ -100,8 +104,10 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     // is done: after the first of these, SQLite is initialised, and then the second cannot fail.
     // Both last until sqlite3_shutdown, hence are said again in each registration.
     // SAFETY: `create` made it, and it is never freed.
-    let registered = unsafe { api::register_vfs(vfs, default) };
-    for code in [api::on_every_connection(connection::add_functions), registered] {
+    let code = unsafe { api::register_vfs(vfs, default) };
+    drop(registered);
+    drop(former);
+    for code in [api::on_every_connection(connection::add_functions), code] {
         if code != ffi::SQLITE_OK {
             return Err(Error::Base(code));
         }

@@ -293,6 +293,9 @@ impl Journal {
         if self.begins(bytes, at) {
             self.begin(begun_on()?)?;
         }
+        // Who writes to a journal does not play it back as one that somebody else has left. With
+        // journal_mode=OFF, SQLite before 3.40 writes to one that is void, and reads its header.
+        self.found = None;
         self.put(base, bytes, at)?;
         if ends_name(bytes, at) { self.show_name(base, at + bytes.len() as u64) } else { Ok(()) }
     }

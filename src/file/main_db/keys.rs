@@ -456,17 +456,19 @@ impl Pages {
             // No protector of a damaged or older envelope counts: that is no answer.
             Err(error) => return keyring.unanswered(protectors, error.to_string()),
         };
-        let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
-        let name = "sqlite-tde access".into();
-        let spawned = std::thread::Builder::new().name(name).spawn(move || {
-            let (keyring, protectors, envelope) = &copies;
+        let look = |keyring: &Arc<Keyring>, protectors: &Protectors, envelope: &Envelope| {
             let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
             if asked.is_err() {
                 keyring.unanswered(protectors, "the key provider panicked".into());
             }
-        });
+        };
+        let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
+        let name = "sqlite-tde access".into();
+        let spawned = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || look(&copies.0, &copies.1, &copies.2));
         if spawned.is_err() {
-            keyring.revalidate(protectors, &envelope);
+            look(keyring, protectors, &envelope);
         }
     }
 

@@ -133,6 +133,34 @@ fn a_log_has_what_was_brought_of_it() {
     }
 }
 
+/// A wal-index is put back that was there earlier, under the same log.
+#[test]
+fn a_wal_index_does_not_go_back_to_an_earlier_commit() {
+    for (what, ends_there) in [("denied", false), ("SQLite ended the log there", true)] {
+        let (header, mut log) = log_of(5, &[(3, 9, 1), (4, 9, 2)]);
+        if ends_there {
+            log[1][16] ^= 1;
+        }
+        let (base, keyring) = (Memory::default(), keyring());
+        let mut writer = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+        writer.write(&base, &Db::default(), &header, 0).unwrap();
+        for (number, bytes) in (1..).zip(&log) {
+            write_frame(&mut writer, &base, &Db::default(), number, bytes);
+        }
+        let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
+        let mut db = Db { locks: 1, salts: Some([5; 8]), pages: vec![3, 4], ..Db::default() };
+        let place = at(1) + FRAME_HEADER as u64;
+        for (last, fine) in [(1, true), (2, true), (1, ends_there), (2, true), (1, ends_there)] {
+            (db.locks, db.last_frame) = (db.locks + 1, Some(last));
+            match wal.read(&base, &db, &mut [0; PAGE], place) {
+                Ok(Filled::Full) => assert!(fine, "{what}: up to frame {last}"),
+                Err(Error::FrameAuthentication { frame: 2 }) => assert!(!fine, "{what}"),
+                other => panic!("{what}: {other:?}"),
+            }
+        }
+    }
+}
+
 /// The file has the whole log: without frames it plays nothing back.
 #[test]
 fn a_log_that_is_all_in_the_file_may_be_empty() {
