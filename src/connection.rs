@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::command::{self, Verification};
 use crate::error::{Error, Result, clear_last, take_last};
@@ -156,26 +156,41 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
         .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
 }
 
+/// What `result` holds; `None` where pages, frames or the schema in them are damaged.
+fn unless_damaged<T>(result: rusqlite::Result<T>) -> Result<Option<T>> {
+    let damaged = |code| matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase);
+    match result.map_err(Error::from) {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::PageAuthentication { .. } | Error::FrameAuthentication { .. }) => Ok(None),
+        Err(Error::Sqlite(error)) if error.sqlite_error_code().is_some_and(damaged) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Authenticates every page, both copies of the envelope and the committed frames of the
 /// write-ahead log of the database attached to `connection` as `schema`, within a read transaction.
 /// `progress` gets the pages done and those there are.
 ///
 /// # Errors
 /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
-/// reading failed. Bad pages are no error but an answer.
+/// reading failed; whatever keeps a transaction from beginning, such as a log that does not belong
+/// to the file, a lock or an authorizer. Bad pages are no error but an answer.
 pub fn verify(
     connection: &Connection,
     schema: &str,
     progress: impl FnMut(u64, u64),
 ) -> Result<Verification> {
     // A statement that is not done keeps its read transaction: a journal is rolled back or a log
-    // recovered for it first, and the log stays as it is. Where it fails, the pages tell why.
+    // recovered for it first, and the log stays as it is. Where damage makes it fail, the pages tell.
     let name = schema.replace('"', "\"\"");
     let hold = format!("SELECT count(*) FROM \"{name}\".sqlite_schema UNION ALL SELECT 0");
-    let mut statement = connection.prepare(&hold).ok();
-    let mut rows = statement.as_mut().and_then(|statement| statement.query([]).ok());
+    let mut statement = unless_damaged(connection.prepare(&hold))?;
+    let mut rows = match &mut statement {
+        Some(statement) => unless_damaged(statement.query([]))?,
+        None => None,
+    };
     if let Some(rows) = &mut rows {
-        let _ = rows.next();
+        unless_damaged(rows.next().map(|_| ()))?;
     }
     with_database_and_log(connection, schema, |db, base, log| {
         command::verify(db, base, log, progress)

@@ -728,14 +728,15 @@ impl OpenFile {
             return Ok(());
         };
         let log = wal.identity(log_base, &*self)?.ok_or(Error::FrameAuthentication { frame: 0 })?;
+        // What the checkpoint set out to bring: others may have committed more since.
+        let brought = wal.brought(self.shm.frames_attempted());
         match step {
             Step::Page => {
-                let brought = wal.brought(self.shm.frames_attempted());
                 let Content::Db(db) = &mut self.content else { return Ok(()) };
                 db.checkpoint_writes(&self.base, log, brought)
             }
             Step::End => {
-                let last = wal.last_frame(log_base, &*self)?;
+                let last = wal.last_frame(log_base, brought)?;
                 let Content::Db(db) = &mut self.content else { return Ok(()) };
                 db.checkpoint_ends(&self.base, log, last)
             }

@@ -195,7 +195,7 @@ impl MainDb {
             None => Some(state),
             Some(slot) => match slot.fit(&log, &state) {
                 Fit::No => return Err(Error::LogOutdated),
-                Fit::Brought { frames, partly: true } if frames >= brought => None,
+                Fit::Brought { frames, partly: true } if frames == brought => None,
                 Fit::Brought { .. } | Fit::Begun => Some(slot.state),
             },
         };

@@ -62,6 +62,11 @@ impl Chain {
         self.state != State::Broken
     }
 
+    /// As [`Chain::goes_on`], where the checksums tell.
+    pub(super) fn is_sure(&mut self, frame: &[u8]) -> bool {
+        self.goes_on(frame) && self.state == State::Whole
+    }
+
     fn add(&mut self, bytes: &[u8]) {
         let [mut first, mut second] = self.sum;
         for pair in bytes.chunks_exact(8) {

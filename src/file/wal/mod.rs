@@ -230,6 +230,8 @@ pub(crate) struct Wal {
     /// The last frame that was committed, by a recovery through this handle or as the wal-index
     /// once said of this log: no transaction may write over it.
     published: u32,
+    /// The last frame that was committed when this handle last looked, or committed itself.
+    seen: u32,
     /// [`Parent::locks`] when this handle last looked.
     locks: u64,
     /// Record 0 was compared with the wal-index, or read, since then.
@@ -264,6 +266,7 @@ impl Wal {
             fits: None,
             end: None,
             published: 0,
+            seen: 0,
             locks: 0,
             current: false,
             pending: None,
@@ -387,13 +390,18 @@ impl Wal {
         }
         if let Some(last) = self.last_in_index(parent) {
             if last < self.published {
-                // By right, only after a recovery that ended the log earlier.
+                // By right, only after a recovery that ended the log earlier: SQLite before 3.50
+                // commits frames without checksums, and takes none of them for valid then.
                 let in_chain = self.last_in_chain(base)?;
                 if in_chain > last {
                     return Err(Error::FrameAuthentication { frame: last + 1 });
                 }
             }
-            self.published = last;
+            if last != self.seen {
+                // Others committed, or put an older log in place: it is looked at again.
+                self.fits = None;
+            }
+            (self.published, self.seen) = (last, last);
         }
         self.current = true;
         Ok(!known)

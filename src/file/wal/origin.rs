@@ -10,6 +10,8 @@ use crate::page::{LogId, RESERVE};
 /// Looks at a log that others begin anew meanwhile: SQLite recovers without locks where it may not
 /// write the wal-index.
 const ATTEMPTS: usize = 5;
+/// Frames of page 1, from the last one, that are looked at by themselves.
+const TOLD: usize = 64;
 /// Where SQLite's bytes 24 to 39 of a page are in its frame.
 const COUNTERS: std::ops::Range<usize> =
     FRAME_HEADER + 24..FRAME_HEADER + 24 + size_of::<Counters>();
@@ -82,9 +84,9 @@ impl Wal {
             Fit::Brought { .. } | Fit::Begun => match parent.counters()? {
                 Some(counters) if counters == origin.counters => true,
                 // A checkpoint may have brought page 1 from the log.
-                Some(counters) => self.has_page_1(base, Some(counters))?,
+                Some(counters) => self.has_page_1(base, parent, Some(counters))?,
                 // It may have been cut off while it wrote page 1.
-                None if self.has_page_1(base, None)? => true,
+                None if self.has_page_1(base, parent, None)? => true,
                 None => return Err(Error::PageAuthentication { page: 1 }),
             },
         };
@@ -109,8 +111,10 @@ impl Wal {
         (brought, partly): (u32, bool),
         look: Look,
     ) -> Result<()> {
-        let in_index = parent.last_frame().filter(|_| look == Look::InUse);
-        if in_index.is_some_and(|last| last >= brought) {
+        let in_index = self.last_in_index(parent).filter(|_| look == Look::InUse);
+        let enough = in_index.is_some_and(|last| last >= brought);
+        // Without an index of this log, another one has begun: it is looked at with the next lock.
+        if enough || look == Look::InUse && in_index.is_none() {
             return Ok(());
         }
         let mut there = 0;
@@ -133,12 +137,16 @@ impl Wal {
     }
 
     /// The id of the log and the state of the database file on which it was begun.
+    ///
+    /// # Errors
+    /// As [`Wal::check_new`].
     pub(crate) fn identity(
         &mut self,
         base: &impl Storage,
         parent: &impl Parent,
     ) -> Result<Option<(LogId, StateId)>> {
         self.refresh(base, parent)?;
+        self.check_new(base, parent)?;
         Ok(self.layout.zip(self.start).map(|(layout, start)| (layout.log, start.origin().state)))
     }
 
@@ -148,30 +156,43 @@ impl Wal {
         attempted.or(self.end).unwrap_or(0)
     }
 
-    /// The last committed frame; `None` where that cannot be told.
+    /// The last one of those frames, where that is known.
     pub(crate) fn last_frame(
         &self,
         base: &impl Storage,
-        parent: &impl Parent,
+        brought: u32,
     ) -> Result<Option<LastFrame>> {
-        let last = parent.last_frame().or(self.end).filter(|&last| last > 0);
-        let (Some(layout), Some(last)) = (self.layout, last) else { return Ok(None) };
+        let Some(layout) = self.layout.filter(|_| brought > 0) else { return Ok(None) };
         let mut trailer = [0; RESERVE];
-        let at = layout.position(last) + layout.frame() as u64;
-        Ok(base.read_whole(&mut trailer, at)?.then_some((last, trailer)))
+        let at = layout.position(brought) + layout.frame() as u64;
+        Ok(base.read_whole(&mut trailer, at)?.then_some((brought, trailer)))
     }
 
-    /// Whether page 1 is in the log, with these counters or with any.
-    fn has_page_1(&mut self, base: &impl Storage, counters: Option<Counters>) -> Result<bool> {
-        self.find(base, |frame| {
+    /// Whether page 1 is in the log, with these counters or with any. The wal-index may tell where;
+    /// to look at each frame takes as long as a recovery.
+    fn has_page_1(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        counters: Option<Counters>,
+    ) -> Result<bool> {
+        let is_it = |frame: &[u8]| {
             number(frame) == 1 && counters.is_none_or(|counters| frame[COUNTERS] == counters)
-        })
+        };
+        let last = self.last_in_index(parent).unwrap_or(0);
+        let told = (1..=last).rev().filter(|&frame| parent.page_of(frame) == Some(1)).take(TOLD);
+        for frame in told {
+            if self.find(base, frame..=frame, is_it)? {
+                return Ok(true);
+            }
+        }
+        self.find(base, 1..=u32::MAX, is_it)
     }
 
     /// Whether a transaction was committed to the log.
     fn has_commit(&mut self, base: &impl Storage) -> Result<bool> {
         let Some(salts) = self.salts() else { return Ok(false) };
-        self.find(base, |frame| {
+        self.find(base, 1..=u32::MAX, |frame| {
             number(&frame[COMMIT_AT..]) > 0 && frame[SALTS_AT..].starts_with(&salts)
         })
     }

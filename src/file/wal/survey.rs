@@ -103,12 +103,12 @@ impl Wal {
         Ok(demand)
     }
 
-    /// The frame of the last commit, by SQLite's checksums; 0 where there is none.
+    /// The frame of the last commit for which SQLite's checksums vouch; 0 where there is none.
     pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<u32> {
         let (mut last, mut chain) = (0, self.start.as_ref().map(Chain::new));
         self.survey(base, 0, u32::MAX, |wal, frame, good| {
             let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
-            let mut goes_on = |chain: &mut Chain| good && chain.goes_on(&wal.plain[..length]);
+            let mut goes_on = |chain: &mut Chain| good && chain.is_sure(&wal.plain[..length]);
             if chain.as_mut().is_some_and(&mut goes_on) && wal.commit().is_some() {
                 last = frame;
             }
@@ -177,7 +177,7 @@ impl Wal {
         last: u32,
         mut see: impl FnMut(&mut Self, u32, bool),
     ) -> Result<()> {
-        self.survey_while(base, sure, last, |wal, frame, good| {
+        self.survey_while(base, sure, 1..=last, |wal, frame, good| {
             see(wal, frame, good);
             true
         })
@@ -188,22 +188,28 @@ impl Wal {
         &mut self,
         base: &impl Storage,
         sure: u32,
-        last: u32,
+        frames: std::ops::RangeInclusive<u32>,
         mut see: impl FnMut(&mut Self, u32, bool) -> bool,
     ) -> Result<()> {
         let Some(layout) = self.layout else { return Ok(()) };
         let there = self.frames_in(base)?;
         self.ahead.clear();
-        let seen = self.see_each(base, layout, (sure, last.min(there)), &mut see);
+        let frames = *frames.start()..=there.min(*frames.end());
+        let seen = self.see_each(base, layout, sure, frames, &mut see);
         self.ahead.clear();
         self.held = None;
         seen
     }
 
-    /// Whether one of the frames in the file is what `is` looks for.
-    pub(super) fn find(&mut self, base: &impl Storage, is: impl Fn(&[u8]) -> bool) -> Result<bool> {
+    /// Whether one of these frames is what `is` looks for.
+    pub(super) fn find(
+        &mut self,
+        base: &impl Storage,
+        frames: std::ops::RangeInclusive<u32>,
+        is: impl Fn(&[u8]) -> bool,
+    ) -> Result<bool> {
         let mut found = false;
-        self.survey_while(base, 0, u32::MAX, |wal, _, good| {
+        self.survey_while(base, 0, frames, |wal, _, good| {
             found |= good && is(&wal.plain);
             !found
         })?;
@@ -214,10 +220,11 @@ impl Wal {
         &mut self,
         base: &impl Storage,
         layout: Layout,
-        (sure, last): (u32, u32),
+        sure: u32,
+        frames: std::ops::RangeInclusive<u32>,
         see: &mut impl FnMut(&mut Self, u32, bool) -> bool,
     ) -> Result<()> {
-        for frame in 1..=last {
+        for frame in frames {
             let good = self.start.is_some() && self.load_written(base, layout, frame)?;
             if !see(self, frame, good) || !good && frame >= sure {
                 break;

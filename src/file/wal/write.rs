@@ -183,7 +183,7 @@ impl Wal {
         }
         if commits {
             self.transaction.commit();
-            self.end = Some(frame);
+            (self.end, self.seen) = (Some(frame), frame);
             self.check_nothing_outgoing("a frame that commits");
         } else {
             self.held = Some(frame);
