@@ -1,14 +1,15 @@
-//! How the cost of encryption moves as the work grows: the size of the database and of its pages, readers
-//! at once, rows in a transaction, cipher suites.
+//! How the cost of encryption moves as the work grows: the size of the database and of its pages,
+//! readers at once, rows in a transaction, cipher suites.
 //!
 //!     cargo bench --bench curves -- [--short] [--only CURVE,...] [--rounds N] [--out FILE.jsonl]
 //!
 //! Without `--out` it is short, too.
-//! Plain and encrypted take turns, which goes first alternates, and every round is written down as it is:
-//! the first line of FILE names the machine, each other one is a point. `scripts/bench-plots.py` draws them.
-//! Databases lie in `SQLITE_TDE_BENCH_DIR`. For what is called cold, the system is asked before each
-//! measurement to drop what it caches of the file (`POSIX_FADV_DONTNEED`), as memory that is short
-//! would; on a file system in memory there is nothing to drop.
+//! Plain and encrypted take turns, which goes first alternates, and every round is written down as
+//! it is: the first line of FILE names the machine, each other one is a point.
+//! `scripts/bench-plots.py` draws them. Databases lie in `SQLITE_TDE_BENCH_DIR`. For what is called
+//! cold, the system is asked before each measurement to drop what it caches of the file
+//! (`POSIX_FADV_DONTNEED`), as memory that is short would; on a file system in memory there is
+//! nothing to drop.
 
 mod work;
 

@@ -1,8 +1,8 @@
 //! Small pieces of work for callgrind to count: scripts/bench-instructions.sh.
 //!
-//! Each is done twice, plain and encrypted, and each time through `measured`; callgrind counts within
-//! that function alone, and writes what it counted whenever it returns. The first time warms up. Lines on the
-//! standard output say what each was, in the same order.
+//! Each is done twice, plain and encrypted, and each time through `measured`; callgrind counts
+//! within that function alone, and writes what it counted whenever it returns. The first time warms
+//! up. Lines on the standard output say what each was, in the same order.
 
 mod work;
 

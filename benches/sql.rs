@@ -1,9 +1,9 @@
 //! The same SQL on a plain and on an encrypted database, in turns, in one run.
 //!
-//! `cargo bench --bench sql`, or `-- NAME` for one workload. What criterion measures is the *ratio* of
-//! encrypted to plain within a round, so what slows the machine for a while slows both. The summary at the
-//! end has medians and quartiles over the rounds. Databases lie in `SQLITE_TDE_BENCH_DIR`, by default
-//! among the temporary files; `/dev/shm` leaves the disk out.
+//! `cargo bench --bench sql`, or `-- NAME` for one workload. What criterion measures is the *ratio*
+//! of encrypted to plain within a round, so what slows the machine for a while slows both. The
+//! summary at the end has medians and quartiles over the rounds. Databases lie in
+//! `SQLITE_TDE_BENCH_DIR`, by default among the temporary files; `/dev/shm` leaves the disk out.
 
 mod work;
 

@@ -107,12 +107,24 @@ pub enum Error {
     /// The write-ahead log was written for another state of the database than the one it lies
     /// beside.
     #[error(
-        "the write-ahead log NAME-tdewal was written for another state of the database NAME and is not \
-         played back: if NAME was restored from a backup, move NAME-tdewal away; if NAME-tdewal was \
-         separated from its database, put them together again; copy all files first, and do not give \
-         the log up where `sqlite-tde verify` finds a damaged copy of the envelope"
+        "the write-ahead log NAME-tdewal was written for another state of the database NAME and is \
+         not played back: if NAME was restored from a backup, move NAME-tdewal away; if \
+         NAME-tdewal was separated from its database, put them together again; copy all files \
+         first, and do not give the log up where `sqlite-tde verify` finds a damaged copy of the \
+         envelope"
     )]
     LogOutdated,
+    /// The write-ahead log lacks frames that a checkpoint has brought to the database file.
+    #[error(
+        "the write-ahead log NAME-tdewal lacks frame {frame}, and a checkpoint has brought pages \
+         of that frame to the database NAME or of later ones: the log was cut, or an older one was \
+         put in its place. Put the whole log back, or restore a backup of NAME; without the log a \
+         part of a transaction may be in NAME. Copy all files first"
+    )]
+    LogCut {
+        /// The first frame that is missing, from 1.
+        frame: u32,
+    },
     /// A block of a scratch file changed under the process that wrote it.
     #[error("scratch block {block} failed authentication")]
     ScratchAuthentication {
@@ -153,9 +165,9 @@ pub enum Error {
     /// A log of plain SQLite lies beside an encrypted database.
     #[error(
         "{0} is not the write-ahead log of this database, which is encrypted: it is left from an \
-         unencrypted one. A program without sqlite-tde that opens the database would copy that log over \
-         its pages, so nothing is written to it. Move {0} away, or remove it if nothing in it is \
-         needed; for reading alone the database can be opened (mode=ro)"
+         unencrypted one. A program without sqlite-tde that opens the database would copy that log \
+         over its pages, so nothing is written to it. Move {0} away, or remove it if nothing in it \
+         is needed; for reading alone the database can be opened (mode=ro)"
     )]
     PlainLog(String),
     /// A page size that leaves SQLite too few usable bytes, or none that SQLite knows.
@@ -166,9 +178,9 @@ pub enum Error {
     PageSize(u32),
     /// A change of page size on a database that has content.
     #[error(
-        "the page size of an encrypted database with content cannot be changed in place; copy \
-         it: `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection \
-         that was opened for reading alone; a backup into it needs a database without content, or one \
+        "the page size of an encrypted database with content cannot be changed in place; copy it: \
+         `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection that \
+         was opened for reading alone; a backup into it needs a database without content, or one \
          of the same page size"
     )]
     PageSizeChange,
@@ -284,6 +296,7 @@ impl Error {
             | Self::JournalAuthentication { .. }
             | Self::JournalOutdated { .. }
             | Self::LogOutdated
+            | Self::LogCut { .. }
             | Self::ScratchAuthentication { .. } => ffi::SQLITE_IOERR_DATA,
             Self::FormatTooNew { .. } => extended(ffi::SQLITE_NOTADB, 1),
             Self::PlaintextRefused => extended(ffi::SQLITE_NOTADB, 2),

@@ -1,5 +1,5 @@
-//! Base VFSs that are not SQLite's for Unix: other platforms, shims, VFSs of other versions. Through
-//! each of them `tde` must do what plain SQLite does through the same.
+//! Base VFSs that are not SQLite's for Unix: other platforms, shims, VFSs of other versions.
+//! Through each of them `tde` must do what plain SQLite does through the same.
 
 mod common;
 #[path = "common/platform.rs"]
@@ -315,8 +315,9 @@ fn compare(
     }
 }
 
-/// A transaction that was given up wrote to pages that were free, and a crash tore them: SQLite does not
-/// restore what had no content, and the rollback seals it. So it does where SQLite kept the journal open.
+/// A transaction that was given up wrote to pages that were free, and a crash tore them: SQLite
+/// does not restore what had no content, and the rollback seals it. So it does where SQLite kept
+/// the journal open.
 #[test]
 fn torn_free_pages_are_sealed_by_a_rollback_through_an_open_journal() {
     const PAGE: usize = 1024;
@@ -421,8 +422,8 @@ fn a_database_of_more_than_a_gigabyte_leaves_the_lock_bytes_alone() {
     assert_eq!(all(&db, CHECK).unwrap(), ["[Text(\"ok\")]"]);
 }
 
-/// `psow=0` is said of the database alone; its journal and log lie on the same disk. The sector is what
-/// SQLite asks the database file for.
+/// `psow=0` is said of the database alone; its journal and log lie on the same disk. The sector is
+/// what SQLite asks the database file for.
 #[test]
 fn no_two_records_share_a_sector_without_powersafe_overwrite() {
     let rows: &[(&str, &str, i64)] = &[
@@ -463,7 +464,8 @@ fn no_two_records_share_a_sector_without_powersafe_overwrite() {
     }
 }
 
-/// The files that stay behind where a platform cannot delete what is open are those of plain SQLite.
+/// The files that stay behind where a platform cannot delete what is open are those of plain
+/// SQLite.
 #[test]
 fn a_log_of_a_stronger_connection_takes_the_place_of_a_weaker_one() {
     let below = TestVfs::new();

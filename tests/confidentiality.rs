@@ -73,7 +73,8 @@ fn shows_marker(bytes: &[u8]) -> bool {
     bytes.windows(WINDOW).any(|window| first[usize::from(window[0])] && wanted.contains(window))
 }
 
-/// `bytes` without the magic behind the name of a super-journal, which stands at the end of a journal.
+/// `bytes` without the magic behind the name of a super-journal, which stands at the end of a
+/// journal.
 fn without_name(bytes: &[u8]) -> &[u8] {
     let Some(rest) = bytes.strip_suffix(JOURNAL_MAGIC) else { return bytes };
     let name = rest.len().checked_sub(8).map(|end| &rest[..end]);

@@ -1,11 +1,11 @@
-//! The power may fail at every write and every sync. On whatever it leaves, the next process must find
-//! exactly the committed transactions, sound and authentic, and be able to go on.
+//! The power may fail at every write and every sync. On whatever it leaves, the next process must
+//! find exactly the committed transactions, sound and authentic, and be able to go on.
 //!
 //! `SQLITE_TDE_PLATFORM` puts a platform of that name between the disk and its user.
 //!
 //! `SQLITE_TDE_FULL=1` tries thirty times as many points of each workload and mode, and
-//! `SQLITE_TDE_IMAGES` so many images as it says, or every point for 0. `SQLITE_TDE_SEED` chooses the
-//! images, and `SQLITE_TDE_ONLY` names the one to repeat, by the beginning of its name.
+//! `SQLITE_TDE_IMAGES` so many images as it says, or every point for 0. `SQLITE_TDE_SEED` chooses
+//! the images, and `SQLITE_TDE_ONLY` names the one to repeat, by the beginning of its name.
 
 #[path = "crash/check.rs"]
 mod check;
@@ -262,9 +262,10 @@ impl<'a> Campaign<'a> {
     }
 }
 
-/// Before 3.50 SQLite forgets to write the checksums of frames after ROLLBACK TO has gone back behind
-/// a frame that was overwritten. Recovery ends there, below what a checkpoint may have copied: plain
-/// SQLite loses commits and pages. While nothing fails, the data must be right there, too.
+/// Before 3.50 SQLite forgets to write the checksums of frames after ROLLBACK TO has gone back
+/// behind a frame that was overwritten. Recovery ends there, below what a checkpoint may have
+/// copied: plain SQLite loses commits and pages. While nothing fails, the data must be right there,
+/// too.
 fn sqlite_loses(workload: &Workload, mode: &Mode) -> bool {
     let rolls_back = workload.steps.iter().any(|(_, sql)| sql.contains("ROLLBACK TO"));
     rusqlite::version_number() < 3_050_000 && rolls_back && mode.journal == "WAL"
@@ -363,8 +364,8 @@ fn committed_transactions_survive_on_other_platforms() {
 
 /// The same of SQLite alone: what it cannot do, `tde` need not. It cannot survive everything in a
 /// rollback journal with synchronous=NORMAL, where the number of records is synced together with
-/// them: its checksum looks at one byte in 200 of a page, so a torn record may pass for a whole one. That
-/// holds for a database that leaves WAL mode for a while, too.
+/// them: its checksum looks at one byte in 200 of a page, so a torn record may pass for a whole
+/// one. That holds for a database that leaves WAL mode for a while, too.
 #[test]
 fn plain_sqlite_survives_too() {
     let mut plan = Plan { encrypted: false, ..Plan::new() };

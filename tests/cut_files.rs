@@ -114,8 +114,8 @@ fn check(db: &Connection, what: &str) -> usize {
     failed
 }
 
-/// What a backup reads of each page, whatever it is of: many hosts take a page that is not there for
-/// zeros, and where those lie behind a row, nothing tells SQLite.
+/// What a backup reads of each page, whatever it is of: many hosts take a page that is not there
+/// for zeros, and where those lie behind a row, nothing tells SQLite.
 fn check_backup(db: &Connection, what: &str) {
     let mut copy = Connection::open_in_memory().unwrap();
     let done = Backup::new(db, &mut copy).and_then(|backup| backup.step(-1));

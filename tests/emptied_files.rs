@@ -1,7 +1,7 @@
-//! The database file is emptied, or cut within its envelope or page 1, under a connection that has it
-//! open. It never becomes an empty database for that connection, no commit succeeds that nobody could
-//! read later, and nothing is written to what is left. What the connection has in its cache or
-//! finds in the log it may still answer.
+//! The database file is emptied, or cut within its envelope or page 1, under a connection that has
+//! it open. It never becomes an empty database for that connection, no commit succeeds that nobody
+//! could read later, and nothing is written to what is left. What the connection has in its cache
+//! or finds in the log it may still answer.
 
 #![cfg(unix)]
 
@@ -189,8 +189,8 @@ fn an_emptied_file_is_no_empty_database_and_takes_no_commit() {
     eprintln!("{cases} cases");
 }
 
-/// Under a registration that allows plaintext: a file that was being created by one is created by the
-/// other after a rollback. A connection that saw the first goes by what the file is now.
+/// Under a registration that allows plaintext: a file that was being created by one is created by
+/// the other after a rollback. A connection that saw the first goes by what the file is now.
 #[test]
 fn a_creation_that_was_rolled_back_decides_nothing() {
     const BEGIN: &str = "PRAGMA cache_size=1; BEGIN; CREATE TABLE gone(a); \
@@ -248,8 +248,8 @@ fn a_creation_that_was_rolled_back_decides_nothing() {
     }
 }
 
-/// One copy of the envelope is damaged under open connections: the other one is enough to go on, and is
-/// what the next opening mends from.
+/// One copy of the envelope is damaged under open connections: the other one is enough to go on,
+/// and is what the next opening mends from.
 #[test]
 fn one_damaged_copy_of_the_envelope_stops_nothing() {
     for mode in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "WAL"] {

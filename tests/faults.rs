@@ -1,5 +1,5 @@
-//! Every call of the base VFS may fail. The error must reach the SQLite call that caused it, what was
-//! committed must be there afterwards, and what was not must be gone.
+//! Every call of the base VFS may fail. The error must reach the SQLite call that caused it, what
+//! was committed must be there afterwards, and what was not must be gone.
 //!
 //! `SQLITE_TDE_FULL=1` fails every call; otherwise some of each run. `SQLITE_TDE_PLATFORM` puts a
 //! platform of that name between the calls that fail and `tde`.
@@ -255,8 +255,8 @@ impl Run<'_> {
         Ok(state)
     }
 
-    /// After `done` transactions and perhaps an error in the next, either it happened or it did not.
-    /// SQLite commits to two logs one after the other.
+    /// After `done` transactions and perhaps an error in the next, either it happened or it did
+    /// not. SQLite commits to two logs one after the other.
     fn allows(&self, states: &[State], done: usize, seen: &State) -> bool {
         let next = states.get(done + 1);
         if self.mode != "WAL" {
@@ -543,8 +543,8 @@ fn plain_sqlite_survives_too() {
     }
 }
 
-/// A disk that is full and stays so: the transaction is rolled back, and the connection goes on with
-/// what was committed, without any room.
+/// A disk that is full and stays so: the transaction is rolled back, and the connection goes on
+/// with what was committed, without any room.
 #[test]
 fn a_disk_that_stays_full_loses_nothing_but_the_transaction() {
     for (mode, locking) in

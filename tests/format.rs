@@ -1,5 +1,5 @@
-//! Databases, journals and logs read by `docs/format.md` alone: by a program in Python that was written
-//! from that page and has nothing of the library in it.
+//! Databases, journals and logs read by `docs/format.md` alone: by a program in Python that was
+//! written from that page and has nothing of the library in it.
 #![cfg(unix)]
 
 mod common;

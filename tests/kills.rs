@@ -1,6 +1,7 @@
-//! Processes that write are killed at any moment, beside programs without the library that open the same
-//! files, look, stay and are killed or end at any moment, too. What they reported as committed is there
-//! afterwards, of what was in flight all or nothing, and the next process goes on with the files.
+//! Processes that write are killed at any moment, beside programs without the library that open the
+//! same files, look, stay and are killed or end at any moment, too. What they reported as committed
+//! is there afterwards, of what was in flight all or nothing, and the next process goes on with the
+//! files.
 //!
 //! `SQLITE_TDE_FULL=1` kills 500 times, otherwise 30.
 

@@ -1,6 +1,6 @@
-//! The work that `scripts/leaks.sh` traces: it makes SQLite write every kind of file it has. The same
-//! seed makes SQLite write the same bytes, so that what plain SQLite wrote, checksums included, can
-//! be searched for in what the encrypted run wrote.
+//! The work that `scripts/leaks.sh` traces: it makes SQLite write every kind of file it has. The
+//! same seed makes SQLite write the same bytes, so that what plain SQLite wrote, checksums
+//! included, can be searched for in what the encrypted run wrote.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `PRAGMA mmap_size`: pages are read from the base VFS's mapping of the file, which others may outgrow or
-//! shorten, and whose bytes are verified like any other.
+//! `PRAGMA mmap_size`: pages are read from the base VFS's mapping of the file, which others may
+//! outgrow or shorten, and whose bytes are verified like any other.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! A process that dies in the middle of a transaction leaves a hot journal; the next one to open the
-//! database rolls it back. The process is this test binary, started again with a task.
+//! A process that dies in the middle of a transaction leaves a hot journal; the next one to open
+//! the database rolls it back. The process is this test binary, started again with a task.
 
 mod common;
 #[path = "common/process.rs"]
@@ -225,9 +225,9 @@ fn orders(n: usize) -> Vec<Vec<usize>> {
     orders(n - 1).into_iter().flat_map(with_last).collect()
 }
 
-/// One transaction over plain and encrypted databases is cut off at any call. Each database is then opened
-/// by itself, the plain ones by a VFS that knows nothing of the others, in every order, also after that
-/// VFS has looked at all of them: the transaction is done in all or in none.
+/// One transaction over plain and encrypted databases is cut off at any call. Each database is then
+/// opened by itself, the plain ones by a VFS that knows nothing of the others, in every order, also
+/// after that VFS has looked at all of them: the transaction is done in all or in none.
 #[test]
 fn one_transaction_over_plain_and_encrypted_databases_is_one() {
     let every = if process::full() { 1 } else { 7 };
@@ -287,7 +287,8 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
                 drop(db);
                 vfs.clear();
                 let left = snapshot(&dir);
-                // What was written last of an encrypted journal may be lost with the power: its end.
+                // What was written last of an encrypted journal may be lost with the power: its
+                // end.
                 let mut lost = left.clone();
                 let names = lost.iter_mut().map(lose_name).filter(|lost| *lost).count();
                 let pending = left.iter().any(|(path, _)| path.to_str().unwrap().contains("-mj"));

@@ -577,3 +577,190 @@ fn after_a_lost_log_the_next_one_counts() {
     assert_refused(&error, "both slots damaged");
     assert!(Files::read(&path) == both);
 }
+
+/// Logs are copied to another machine one after another, and replayed there over an older copy.
+#[test]
+fn shipped_logs_are_replayed_one_after_another() {
+    let home = Home::new();
+    let path = home.path("a.db");
+    for way in ["close", "PASSIVE", "TRUNCATE", "EXCLUSIVE"] {
+        let (db, reader) = (home.open(&path), home.open(&path));
+        db.execute_batch(
+            "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
+             DROP TABLE IF EXISTS t; CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);
+             INSERT INTO t VALUES(1, 'one'); PRAGMA wal_checkpoint(TRUNCATE);",
+        )
+        .unwrap();
+        let start = Files { log: None, ..Files::read(&path) };
+        let mut shipped = Vec::new();
+        for number in 0..4 {
+            db.execute_batch(&format!(
+                "INSERT INTO t(b) VALUES('{number}'); CREATE TABLE x{number}(y);"
+            ))
+            .unwrap();
+            // A log that was brought whole goes on where somebody reads it.
+            reader.execute_batch("BEGIN; SELECT * FROM t").unwrap();
+            db.execute_batch(&format!(
+                "PRAGMA wal_checkpoint(PASSIVE);
+                 INSERT INTO t(b) VALUES(printf('%.3000c', 'x')); DROP TABLE x{number};"
+            ))
+            .unwrap();
+            reader.execute_batch("COMMIT").unwrap();
+            shipped.push((Files::read(&path).log.unwrap(), seen(&db).unwrap()));
+            db.execute_batch("PRAGMA wal_checkpoint(RESTART)").unwrap();
+        }
+        drop((db, reader));
+        let _ = fs::remove_file(log_of(&path));
+        start.restore(&path);
+        for (number, (log, shown)) in shipped.iter().enumerate() {
+            fs::write(log_of(&path), log).unwrap();
+            let db = home.open(&path);
+            if way == "EXCLUSIVE" {
+                db.execute_batch("PRAGMA locking_mode=EXCLUSIVE").unwrap();
+            }
+            let got = seen(&db).unwrap_or_else(|e| panic!("{way}: log {number}: {e}"));
+            assert!(&got == shown, "{way}: log {number}");
+            if ["PASSIVE", "TRUNCATE"].contains(&way) {
+                db.execute_batch(&format!("PRAGMA wal_checkpoint({way})")).unwrap();
+            }
+            db.close().unwrap();
+        }
+        // One that was left out is missed.
+        let _ = fs::remove_file(log_of(&path));
+        start.restore(&path);
+        fs::write(log_of(&path), &shipped[1].0).unwrap();
+        let error = open_again(&home, &path, 0).and_then(|db| seen(&db)).unwrap_err();
+        assert_refused(&error, way);
+        fs::remove_file(log_of(&path)).unwrap();
+    }
+}
+
+/// One sector of a slot rots while a log with commits lies beside the file.
+#[test]
+fn one_rotten_slot_parts_no_log_from_its_file() {
+    let home = Home::new();
+    let path = home.path("a.db");
+    let db = home.open(&path);
+    db.execute_batch(
+        "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
+         CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);",
+    )
+    .unwrap();
+    for number in 0..6 {
+        db.execute_batch(&format!("INSERT INTO t(b) VALUES('{number}')")).unwrap();
+        let (files, shown) = (Files::read(&path), seen(&db).unwrap());
+        for at in [7680 + 5, 15872 + 5] {
+            let mut bad = files.clone();
+            bad.db[at] ^= 1;
+            let other = home.path("b.db");
+            let _ = fs::remove_file(log_of(&other));
+            bad.restore(&other);
+            let db = open_again(&home, &other, number % 2).unwrap();
+            assert_eq!(seen(&db).unwrap(), shown, "log {number}, slot at {at}");
+            db.execute_batch("INSERT INTO t(b) VALUES('more')").unwrap();
+            db.close().unwrap();
+            let db = home.open(&other);
+            assert_eq!(seen(&db).unwrap().len(), shown.len() + 1, "log {number}, slot at {at}");
+            drop(db);
+        }
+        let mode = ["RESTART", "TRUNCATE", "PASSIVE"][number as usize % 3];
+        db.execute_batch(&format!("PRAGMA wal_checkpoint({mode})")).unwrap();
+    }
+}
+
+/// Bytes into a file that stays the one that others have open.
+fn put_in_place(path: &Path, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).unwrap();
+    file.write_all_at(bytes, 0).unwrap();
+    // A wal-index is mapped, and never gets shorter.
+    if !path.to_string_lossy().ends_with("-shm") {
+        file.set_len(bytes.len() as u64).unwrap();
+    }
+}
+
+/// An older log comes back together with its wal-index, under open connections: SQLite believes it
+/// and recovers nothing. What is shown is a state that there was, and what is committed then stays.
+#[test]
+fn an_old_log_with_its_index_mixes_no_states() {
+    let home = Home::new();
+    let (mut replayed, mut refused) = (0, 0);
+    for seed in 0..if process::full() { 200 } else { 12 } {
+        let mut random = Random::new(seed);
+        let path = home.path(&format!("{seed}.db"));
+        let shm = path.with_extension("db-shm");
+        let (db, reader) = (home.open(&path), home.open(&path));
+        for db in [&db, &reader] {
+            db.busy_timeout(std::time::Duration::ZERO).unwrap();
+        }
+        db.execute_batch(
+            "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
+             CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40)
+             INSERT INTO t SELECT i, printf('%.150c', 'x') FROM n;
+             PRAGMA wal_checkpoint(TRUNCATE)",
+        )
+        .unwrap();
+        let mut saved: Vec<(Vec<u8>, Vec<u8>, Vec<String>)> = Vec::new();
+        for step in 0..12 {
+            let sql = match random.below(6) {
+                0 => "PRAGMA wal_checkpoint(PASSIVE)".into(),
+                1 => "PRAGMA wal_checkpoint(RESTART)".into(),
+                2 => format!("INSERT INTO t(b) VALUES(printf('%.1500c', 's'));"),
+                3 => "BEGIN; SELECT count(*) FROM t".into(),
+                _ => format!("UPDATE t SET b = 'step {step}' WHERE a % 7 = {}", random.below(7)),
+            };
+            let on = if sql.starts_with("BEGIN") {
+                if reader.is_autocommit() { &reader } else { &db }
+            } else {
+                &db
+            };
+            if sql.starts_with("BEGIN") && !reader.is_autocommit() {
+                reader.execute_batch("COMMIT").unwrap();
+            } else {
+                on.execute_batch(&sql).unwrap();
+            }
+            let log = fs::read(log_of(&path)).unwrap();
+            saved.push((log, fs::read(&shm).unwrap(), seen(&db).unwrap()));
+        }
+        if !reader.is_autocommit() {
+            reader.execute_batch("COMMIT").unwrap();
+        }
+        let last = fs::read(&path).unwrap();
+        let (log, index, newest) = saved.last().unwrap().clone();
+        for (step, (old_log, old_index, _)) in saved.iter().enumerate() {
+            let what = format!("seed {seed}, step {step}");
+            put_in_place(&log_of(&path), old_log);
+            put_in_place(&shm, old_index);
+            let new = home.try_open(&path).map_err(|error| format!("{error}"));
+            for db in [Some(&db), Some(&reader), new.as_ref().ok()].into_iter().flatten() {
+                match seen(db) {
+                    Ok(shown) => {
+                        let known = saved.iter().any(|(_, _, state)| *state == shown);
+                        assert!(known, "{what}: a state that there never was");
+                        replayed += 1;
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+            let wrote = db.execute_batch("INSERT INTO t(b) VALUES('committed beside it')");
+            if wrote.is_ok() {
+                let shown = seen(&db).unwrap();
+                let files = Files::read(&path);
+                let copy = home.path("copy.db");
+                let _ = fs::remove_file(log_of(&copy));
+                files.restore(&copy);
+                let again = home.open(&copy);
+                assert_eq!(seen(&again).unwrap(), shown, "{what}: a commit was lost");
+                assert_sound(&again, &what);
+            }
+            drop(new);
+            put_in_place(&path, &last);
+            put_in_place(&log_of(&path), &log);
+            put_in_place(&shm, &index);
+            assert_eq!(seen(&db).unwrap(), newest, "{what}: put right");
+        }
+    }
+    eprintln!("replayed {replayed}, refused {refused}");
+    assert!(replayed > 20 && refused > 20, "{replayed}, {refused}");
+}

@@ -51,8 +51,8 @@ fn works_at_the_bank() {
     });
 }
 
-/// The task of a process: it adds and removes a protector that no other touches, and rotates the one
-/// that all rotate. Whatever one process did, it must find done, however many others write.
+/// The task of a process: it adds and removes a protector that no other touches, and rotates the
+/// one that all rotate. Whatever one process did, it must find done, however many others write.
 #[test]
 fn rotates() {
     let Ok(task) = std::env::var(ROTATE) else { return };

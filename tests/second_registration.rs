@@ -1,4 +1,5 @@
-//! A VFS of ours is never the base of another: by itself, as everything here concerns the default VFS.
+//! A VFS of ours is never the base of another: by itself, as everything here concerns the default
+//! VFS.
 
 mod common;
 #[path = "common/platform.rs"]

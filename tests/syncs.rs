@@ -238,8 +238,8 @@ fn the_counter_sees_what_sqlite_promises() {
     }
 }
 
-/// A new database is synced twice more than a plain one: its envelope before the first page, and the second
-/// copy of that before the first commit.
+/// A new database is synced twice more than a plain one: its envelope before the first page, and
+/// the second copy of that before the first commit.
 #[test]
 fn a_new_database_is_synced_twice_more() {
     let (plain, tde) = (Site::new(Way::Plain), Site::new(Way::Tde("on")));

@@ -1,10 +1,10 @@
 //! What somebody without the key can do to a hot rollback journal, and what must follow.
 //!
 //! To SQLite a journal that ends early is one whose rest never reached the disk, and then the
-//! database was not written either. Where somebody damaged it afterwards that is not so: SQLite rolls
-//! back what it finds and leaves the rest of the transaction, each page of it authentic. This is the
-//! documented limit, and the measure is plain SQLite: the encrypted database must show, page for
-//! page, what the plain one shows whose journal was cut there, and nothing else.
+//! database was not written either. Where somebody damaged it afterwards that is not so: SQLite
+//! rolls back what it finds and leaves the rest of the transaction, each page of it authentic. This
+//! is the documented limit, and the measure is plain SQLite: the encrypted database must show, page
+//! for page, what the plain one shows whose journal was cut there, and nothing else.
 //!
 //! `SQLITE_TDE_FULL=1` flips every byte; otherwise a sample.
 
@@ -132,8 +132,8 @@ fn assert_ends(
 fn end_before(at: usize, subject: &Subject) -> usize {
     let all = subject.now.plain.journal().len();
     match at {
-        // Magic, format, key version and salt; then the file id, which nothing needs; then the grain and
-        // the state that the journal was begun on.
+        // Magic, format, key version and salt; then the file id, which nothing needs; then the
+        // grain and the state that the journal was begun on.
         0..40 | 56..80 => 0,
         0..HEADER => all,
         _ => ((at - HEADER) / RECORD * SECTOR).min(all),
@@ -391,7 +391,8 @@ fn named_attacks() {
     }
 }
 
-/// The database file beside a hot journal: what the journal restores is restored, the rest is found.
+/// The database file beside a hot journal: what the journal restores is restored, the rest is
+/// found.
 #[test]
 fn every_flipped_byte_of_the_database_is_restored_or_found() {
     for (cipher, mode) in CIPHERS.into_iter().zip(["PERSIST", "TRUNCATE"]) {

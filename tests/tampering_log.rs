@@ -1,10 +1,10 @@
 //! What somebody without the key can do to a write-ahead log that a killed process left behind, and
 //! what must follow.
 //!
-//! The measure is plain SQLite: where a record fails, the log ends, and the database must show, page
-//! for page, what the plain one shows whose log was cut there. Pages that were tampered with in the
-//! database file must not be handed out, and verification must name them. Each row is looked at as
-//! it was left, after one more transaction, and after that was checkpointed.
+//! The measure is plain SQLite: where a record fails, the log ends, and the database must show,
+//! page for page, what the plain one shows whose log was cut there. Pages that were tampered with
+//! in the database file must not be handed out, and verification must name them. Each row is looked
+//! at as it was left, after one more transaction, and after that was checkpointed.
 //!
 //! `SQLITE_TDE_FULL=1` flips every byte; otherwise a sample.
 
@@ -139,7 +139,9 @@ fn assert_ends(
     match judge.judge(row, files, &plain) {
         Outcome::Same => subject.name(judge, &plain),
         // The database has a page 1 of a frame that is no longer in the log.
-        Outcome::Refused(Error::LogOutdated) if subject.checkpointed => "log refused",
+        Outcome::Refused(Error::LogOutdated | Error::LogCut { .. }) if subject.checkpointed => {
+            "log refused"
+        }
         other => panic!("{row}: {other:?}"),
     }
 }
@@ -438,7 +440,9 @@ fn named_attacks_on(subject: &Subject, other: &Subject) -> Vec<(String, Files, E
     let (files, expect) = replay(older, plain_older);
     let expect = refuses(expect);
     add("the log before over the present database", files, expect);
+    // Pages of its later frames are in the database.
     let (files, expect) = replay(early, subject.early.plain.wal());
+    let expect = refuses(expect);
     add("the log when it was young", files, expect);
     // The page 1 that it brought to the database is not in it any more.
     let (files, _) = replay(&older[..record(2).end], plain_older);
@@ -482,7 +486,7 @@ fn named_attacks() {
                     outcome => panic!("{attack}: {outcome:?}"),
                 },
                 Refused => match judge.judge(&attack, &files, &subject.now.plain) {
-                    Outcome::Refused(Error::LogOutdated) => "log refused",
+                    Outcome::Refused(Error::LogOutdated | Error::LogCut { .. }) => "log refused",
                     outcome => panic!("{attack}: {outcome:?}"),
                 },
             };
@@ -515,8 +519,8 @@ fn every_flipped_byte_of_the_database_is_hidden_by_the_log_or_found() {
     }
 }
 
-/// The logs that an attacker puts beside a damaged database, with what the plain twin has then: they
-/// are authentic, and say of many pages that the database never had them.
+/// The logs that an attacker puts beside a damaged database, with what the plain twin has then:
+/// they are authentic, and say of many pages that the database never had them.
 fn logs_that_hide(subject: &Subject) -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
     let (log, plain) = (subject.now.sealed.wal(), subject.now.plain.wal());
     let (older, plain_older) = (subject.older.sealed.wal(), subject.older.plain.wal());
@@ -557,8 +561,8 @@ fn no_log_makes_a_damaged_page_one_of_zeros() {
     tally.print("damaged pages beside logs that hide them");
 }
 
-/// The database is cut short beside a log that says nothing of the missing pages. Plain SQLite reads
-/// zeros there.
+/// The database is cut short beside a log that says nothing of the missing pages. Plain SQLite
+/// reads zeros there.
 #[test]
 fn no_log_makes_a_missing_page_one_of_zeros() {
     let subject = Subject::new(CIPHERS[0], true);
@@ -579,7 +583,7 @@ fn no_log_makes_a_missing_page_one_of_zeros() {
                     Outcome::Same => "hidden by the log",
                     Outcome::Bad(_) => "authentication error",
                     Outcome::Refused(Error::PageAuthentication { .. }) => "authentication error",
-                    Outcome::Refused(Error::LogOutdated) => "log refused",
+                    Outcome::Refused(Error::LogOutdated | Error::LogCut { .. }) => "log refused",
                     Outcome::Refused(Error::Sqlite(error)) => match error.sqlite_error_code() {
                         Some(ErrorCode::DatabaseCorrupt) => "corrupt, says SQLite",
                         code => panic!("{row}: {code:?}"),
@@ -637,7 +641,7 @@ fn found_or_hidden(
         Outcome::Refused(Error::PageAuthentication { page }) if page == number => {
             "authentication error"
         }
-        Outcome::Refused(Error::LogOutdated) => "log refused",
+        Outcome::Refused(Error::LogOutdated | Error::LogCut { .. }) => "log refused",
         other => panic!("{row}: {other:?}"),
     }
 }

@@ -11,9 +11,9 @@
 //! table in `tampering_running/judge.rs`; all of it is in `docs/threat-model.md`.
 //!
 //! `SQLITE_TDE_FULL=1` takes every call and row, with the pages and records of a file in turn;
-//! otherwise a sample. `SQLITE_TDE_ROWS='Database: Cut'` takes every call of the rows that begin so,
-//! `SQLITE_TDE_ONLY='NAME AS IN THE FAILURE'` repeats one run, and `SQLITE_TDE_TRACE=1` prints the
-//! calls.
+//! otherwise a sample. `SQLITE_TDE_ROWS='Database: Cut'` takes every call of the rows that begin
+//! so, `SQLITE_TDE_ONLY='NAME AS IN THE FAILURE'` repeats one run, and `SQLITE_TDE_TRACE=1` prints
+//! the calls.
 
 #![cfg(unix)]
 

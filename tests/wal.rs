@@ -90,12 +90,13 @@ fn checkpoints_limits_and_modes_answer_as_plain_sqlite_does() {
     }
 }
 
-/// A reader keeps a checkpoint from taking the whole log. It then skips a page of which a later frame is
-/// in the log, and may write one behind it, past the end of the file.
+/// A reader keeps a checkpoint from taking the whole log. It then skips a page of which a later
+/// frame is in the log, and may write one behind it, past the end of the file.
 #[test]
 fn checkpoints_that_readers_hold_back_answer_as_plain_sqlite_does() {
     let home = Home::new();
-    // Two rounds: new rows, a snapshot, changes of the last rows, a checkpoint, the end of the snapshot.
+    // Two rounds: new rows, a snapshot, changes of the last rows, a checkpoint, the end of the
+    // snapshot.
     for rounds in 0..16 * 16 {
         let [path, plain_path] = [".db", ".plain"].map(|end| home.path(&format!("{rounds}{end}")));
         let (writers, readers) =
@@ -376,8 +377,8 @@ fn a_log_that_two_connections_begin_is_one() {
     }
 }
 
-/// A connection that writes no more is the last to close a log, or to leave WAL mode, and another one
-/// has begun the log anew meanwhile: all of it goes into the database, and no file stays.
+/// A connection that writes no more is the last to close a log, or to leave WAL mode, and another
+/// one has begun the log anew meanwhile: all of it goes into the database, and no file stays.
 #[test]
 fn the_last_connection_closes_a_log_that_another_began() {
     let home = Home::new();

@@ -1,9 +1,9 @@
 //! Reading ahead: where reads follow each other, the next ones come in one call.
 //!
 //! A window holds a part of the file as it was on disk when it was read. Its owner says how long
-//! that may be trusted, with [`Ahead::forget`] and [`Ahead::clear`], and authenticates what it takes
-//! from it. Each window of a run takes twice as many pieces as the one before, so that reads here and
-//! there cost what they did.
+//! that may be trusted, with [`Ahead::forget`] and [`Ahead::clear`], and authenticates what it
+//! takes from it. Each window of a run takes twice as many pieces as the one before, so that reads
+//! here and there cost what they did.
 
 use std::ops::Range;
 
@@ -31,9 +31,9 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// The `len` bytes at `at`, from a window, which is filled where a run of reads goes on, one each
-    /// `stride` bytes. `None` where they are to be read by themselves: outside of runs, and where the
-    /// window could not be read or the file ends before.
+    /// The `len` bytes at `at`, from a window, which is filled where a run of reads goes on, one
+    /// each `stride` bytes. `None` where they are to be read by themselves: outside of runs, and
+    /// where the window could not be read or the file ends before.
     pub(crate) fn read(
         &mut self,
         base: &impl Storage,
@@ -58,7 +58,8 @@ impl Ahead {
         Some(&self.bytes[from..from + len])
     }
 
-    /// Whether a read at `at` is of the run: the next one, or one that skips no more than comes ahead.
+    /// Whether a read at `at` is of the run: the next one, or one that skips no more than comes
+    /// ahead.
     fn goes_on(&self, at: u64, stride: usize) -> bool {
         let ahead = self.pieces.saturating_sub(1) * stride;
         let skipped = self.next.and_then(|next| at.checked_sub(next));

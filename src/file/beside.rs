@@ -6,15 +6,15 @@
 //! | write-ahead log | `X-tdewal`; `X-tde` where that name is too long | `X-wal` |
 //! | wal-index | `X-shm` | `X-shm` |
 //!
-//! SQLite without the library looks whether `X-wal` is there before it reads a byte of `X`: it joins a
-//! log that it finds, and copies frames from SQLite's offsets over the database when it closes last. So
-//! an encrypted log has a name that SQLite does not look for. The journal keeps its name, which a
-//! super-journal lists and which every program that belongs to the same transaction has to find; SQLite
-//! leaves it alone because its first byte is zero.
+//! SQLite without the library looks whether `X-wal` is there before it reads a byte of `X`: it
+//! joins a log that it finds, and copies frames from SQLite's offsets over the database when it
+//! closes last. So an encrypted log has a name that SQLite does not look for. The journal keeps its
+//! name, which a super-journal lists and which every program that belongs to the same transaction
+//! has to find; SQLite leaves it alone because its first byte is zero.
 //!
-//! The unix VFS takes the owner and the mode of a new journal or log from the database, whose name it
-//! finds by cutting at the last `-`, which must come after the last `.`: nothing after `X-` may have
-//! either.
+//! The unix VFS takes the owner and the mode of a new journal or log from the database, whose name
+//! it finds by cutting at the last `-`, which must come after the last `.`: nothing after `X-` may
+//! have either.
 
 use super::journal;
 

@@ -32,9 +32,9 @@ pub(crate) trait Storage {
     /// Fills `buf` from byte `at`. `false` where the file ends before `buf` is full; the rest is
     /// zeros then.
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool>;
-    /// [`Storage::read`] of what tells a crash from a fault: `false` only where the file ends before
-    /// `buf` is full. A file that is long enough and does not give its bytes is an error; another
-    /// process may just have made it so long.
+    /// [`Storage::read`] of what tells a crash from a fault: `false` only where the file ends
+    /// before `buf` is full. A file that is long enough and does not give its bytes is an error;
+    /// another process may just have made it so long.
     fn read_whole(&self, buf: &mut [u8], at: u64) -> Result<bool> {
         for _ in 0..2 {
             if self.read(buf, at)? {

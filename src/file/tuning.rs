@@ -8,7 +8,8 @@ pub struct Tuning {
     /// Whether what is read in sequence is read from the disk in large pieces, ahead of being asked
     /// for.
     pub read_ahead: bool,
-    /// Whether neighbouring writes reach the disk as one, where SQLite can still be told of an error.
+    /// Whether neighbouring writes reach the disk as one, where SQLite can still be told of an
+    /// error.
     pub gather_writes: bool,
 }
 

@@ -10,6 +10,7 @@ use crate::file::memory::Memory;
 use crate::file::tuning::Tuning;
 use crate::file::wal::{Origin, Parent, Salts, View, Wal};
 use crate::key::cipher::Subkey;
+use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::{Dek, Keyring};
 use crate::page::{LogId, RESERVE};
 use crate::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
@@ -96,13 +97,12 @@ impl Parent for Index {
         Ok(Origin { pages: self.pages.len() as u32, ..Origin::default() })
     }
 
-    fn admits(
-        &self,
-        _: &LogId,
-        _: &Origin,
-        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
-    ) -> Result<bool> {
-        Ok(!self.other_state || has_page_1(None)?)
+    fn fit(&self, _: &LogId, _: &StateId) -> Result<Fit> {
+        Ok(Fit::Begun)
+    }
+
+    fn counters(&self) -> Result<Option<Counters>> {
+        Ok(Some([u8::from(self.other_state); 16]))
     }
 
     fn check_envelope(&self) -> Result<()> {
@@ -206,9 +206,9 @@ impl File {
                 let _ = db.verify(&self.base, &BTreeSet::new(), |_, _| ());
                 if let Ok(origin) = db.log_origin(&self.base, None) {
                     let log = [1; 16];
-                    let _ = db.admits_log(&self.base, &log, &origin, &mut |_| Ok(false));
-                    let _ = db.checkpoint_writes(&self.base, (log, origin.state));
-                    let _ = db.checkpoint_ends(&self.base, (log, origin.state));
+                    let _ = db.fit(&self.base, &log, &origin.state);
+                    let _ = db.checkpoint_writes(&self.base, (log, origin.state), 1);
+                    let _ = db.checkpoint_ends(&self.base, (log, origin.state), None);
                 }
             }
             Some(Open::Journal(_)) | None => {}

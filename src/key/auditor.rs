@@ -140,5 +140,6 @@ pub(crate) fn is_tampering(error: &Error) -> bool {
             | Error::JournalAuthentication { .. }
             | Error::JournalOutdated { .. }
             | Error::LogOutdated
+            | Error::LogCut { .. }
     )
 }

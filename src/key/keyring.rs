@@ -15,7 +15,7 @@ use std::time::Instant;
 use super::access::{Access, AccessPolicy, Loss, Standing};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
-use super::envelope::slot::{self, SLOT_LEN};
+use super::envelope::slot::{self, LastFrame, SLOT_LEN, StateId};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
 use super::identity::{self, wrong_file};
 use super::newest::{FileKey, Newest, NewestByFile};
@@ -23,7 +23,7 @@ use super::opening::{check_protector, replaced};
 use super::protector::Protectors;
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
-use crate::page::{BlockKeys, KeyVersion, Purpose};
+use crate::page::{BlockKeys, KeyVersion, LogId, Purpose};
 use crate::provider::Context;
 use crate::secret::Secret;
 use crate::suite::hkdf::Extracted;
@@ -380,6 +380,17 @@ impl Keyring {
     /// What `bytes` say as slot `number`; `None` where the holder of these keys did not write them.
     pub(crate) fn decode_slot(&self, bytes: &[u8], number: u32) -> Result<Option<slot::Slot>> {
         self.with_keys(|keys| slot::Slot::decode(bytes, number, &keys.mac))
+    }
+
+    /// The state of a file to which all of `log` was brought, begun on `state` and ended by `last`.
+    pub(crate) fn state_after(
+        &self,
+        state: &StateId,
+        log: &LogId,
+        last: &LastFrame,
+    ) -> Result<StateId> {
+        let next = self.with_keys(|keys| slot::Slot::state_after(state, log, last, &keys.mac))?;
+        next.ok_or_else(|| Error::Usage("a state: no MAC key".into()))
     }
 
     /// Notes that `record` gives these keys.

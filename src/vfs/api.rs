@@ -125,8 +125,8 @@ unsafe fn reserve_bytes(db: *mut ffi::sqlite3, name: *const c_char) {
     unsafe { (sqlite().file_control)(db, name, op, reserve.cast()) };
 }
 
-/// Asks for the same in the main database of `db` where that has no file, so that the backup API can
-/// copy it into an encrypted one.
+/// Asks for the same in the main database of `db` where that has no file, so that the backup API
+/// can copy it into an encrypted one.
 ///
 /// # Safety
 /// `db` is open.

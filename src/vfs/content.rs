@@ -20,8 +20,8 @@ pub(super) enum Content {
     Journal(Box<Journal>),
     Wal(Box<Wal>),
     Scratch(Box<Scratch>),
-    /// Passed through: what belongs to a plaintext database, a super-journal, or the journal of another
-    /// database of the same transaction, of which SQLite reads the name at its end.
+    /// Passed through: what belongs to a plaintext database, a super-journal, or the journal of
+    /// another database of the same transaction, of which SQLite reads the name at its end.
     Through,
 }
 

@@ -186,7 +186,8 @@ impl OpenFile {
         Ok(!self.is_reserved()? && !self.has_journal_to_play()? && !self.is_reserved()?)
     }
 
-    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte counts.
+    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte
+    /// counts.
     fn has_hot_journal(&self) -> Result<bool> {
         if self.is_reserved()? { Ok(false) } else { self.has_journal_to_play() }
     }

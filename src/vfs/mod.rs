@@ -153,8 +153,9 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sq
     Ok(Box::into_raw(Box::new(vfs)))
 }
 
-/// As [`guard`], of a callback that changes the database file. SQLite gives its cache up after an error
-/// of the disk alone: after any other, half of a statement, or of a rollback, would stay in it.
+/// As [`guard`], of a callback that changes the database file. SQLite gives its cache up after an
+/// error of the disk alone: after any other, half of a statement, or of a rollback, would stay in
+/// it.
 fn guard_change(call: impl FnOnce() -> Result<c_int>) -> c_int {
     of_change(guard(call))
 }

@@ -1,4 +1,5 @@
-//! The open database files by name: which one a journal or log belongs to, and what the base calls the log.
+//! The open database files by name: which one a journal or log belongs to, and what the base calls
+//! the log.
 //!
 //! `sqlite3_database_file_object` would tell, but only where SQLite itself made the name and nobody
 //! stands between it and us. A VFS above may answer with a file of its own, or hand down a copy of
@@ -52,8 +53,8 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers that the database file `file` was opened as `name`. `plain` tells what it is as long as it is
-/// open, and `writes` whether its connection may write a journal.
+/// Remembers that the database file `file` was opened as `name`. `plain` tells what it is as long
+/// as it is open, and `writes` whether its connection may write a journal.
 ///
 /// # Safety
 /// `name` is what was passed to xOpen for the main database `file`, which is told to [`forget`]
@@ -111,8 +112,8 @@ pub(super) unsafe fn database_of(name: *const c_char, written: bool) -> *mut ffi
         .map_or(ptr::null_mut(), |named| ptr::with_exposed_provenance_mut(named.file))
 }
 
-/// What the base calls the file that SQLite calls `name`, where `name` is that of an encrypted database's
-/// log; else it has the same name. A database that is not created yet will be encrypted.
+/// What the base calls the file that SQLite calls `name`, where `name` is that of an encrypted
+/// database's log; else it has the same name. A database that is not created yet will be encrypted.
 ///
 /// # Safety
 /// `name` is NUL-terminated.
@@ -160,9 +161,10 @@ fn owner<'a>(
 /// ```text
 /// | pointer | 0 0 0 0 | database 0 (key 0 value 0)* 0 | journal 0 | log 0 | 0 0 0
 /// ```
-/// That serves `sqlite3_uri_parameter`, `sqlite3_filename_database` and their neighbours, which walk through
-/// it, and `sqlite3_database_file_object`: the pointer leads it to a structure of SQLite's, in which it
-/// reads where the database's file is. Here each word of that structure is this address.
+/// That serves `sqlite3_uri_parameter`, `sqlite3_filename_database` and their neighbours, which
+/// walk through it, and `sqlite3_database_file_object`: the pointer leads it to a structure of
+/// SQLite's, in which it reads where the database's file is. Here each word of that structure is
+/// this address.
 pub(super) struct LogName {
     words: Box<[usize]>,
     /// Where the log's name begins, in bytes.
@@ -172,14 +174,15 @@ pub(super) struct LogName {
 }
 
 impl LogName {
-    /// Words of SQLite's structure of which one is read, with room for more than it had in any version.
+    /// Words of SQLite's structure of which one is read, with room for more than it had in any
+    /// version.
     const PAGER: usize = 128;
     /// Zeros that tell SQLite where the database's name begins, and those behind the last name.
     const BEFORE: usize = 4;
     const BEHIND: usize = 3;
 
-    /// What the base calls the log that SQLite calls `log`, of the database `file`; `None` where `log` is
-    /// no log's name.
+    /// What the base calls the log that SQLite calls `log`, of the database `file`; `None` where
+    /// `log` is no log's name.
     ///
     /// # Safety
     /// `name` is what was passed to xOpen for the main database `file`, which is open.

@@ -20,7 +20,7 @@ use crate::file::main_db::MainDb;
 use crate::file::wal::Frames;
 use crate::file::wal::{Demand, Origin, Parent, Recovered, Salts, View, Wal};
 use crate::file::{FileKind, Filled, Storage};
-use crate::key::envelope::slot::StateId;
+use crate::key::envelope::slot::{Fit, StateId};
 use crate::page::LogId;
 
 /// Characteristics that hold for the base file and not for ours: a page of ours is more than one
@@ -124,6 +124,14 @@ fn demand_of(log: &Link, shm: &Shm) -> Result<Option<Demand>> {
     }
 }
 
+/// What a checkpoint is about to do to the database file.
+#[derive(Clone, Copy)]
+enum Step {
+    Page,
+    /// All of the log is there; SQLite cuts the file, and syncs it.
+    End,
+}
+
 /// The first of the wal-index's locks of readers.
 const READ: c_int = 3;
 
@@ -171,14 +179,16 @@ impl Parent for OpenFile {
         }
     }
 
-    fn admits(
-        &self,
-        log: &LogId,
-        origin: &Origin,
-        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
-    ) -> Result<bool> {
+    fn fit(&self, log: &LogId, state: &StateId) -> Result<Fit> {
         match &self.content {
-            Content::Db(db) => db.admits_log(&self.base, log, origin, has_page_1),
+            Content::Db(db) => db.fit(&self.base, log, state),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn counters(&self) -> Result<Option<Counters>> {
+        match &self.content {
+            Content::Db(db) => db.counters_on_disk(&self.base),
             _ => Err(Error::NotEncrypted),
         }
     }
@@ -188,7 +198,8 @@ pub(super) struct OpenFile {
     pub(super) base: BaseFile,
     pub(super) content: Content,
     pub(super) place: Place,
-    /// What the base calls the file, where SQLite calls it otherwise. The base may keep the pointer.
+    /// What the base calls the file, where SQLite calls it otherwise. The base may keep the
+    /// pointer.
     pub(super) called: Option<Arc<LogName>>,
     /// Whether this is a plaintext database, for calls that come without the file.
     pub(super) plain: Arc<AtomicBool>,
@@ -463,10 +474,13 @@ impl OpenFile {
         self.writes.store(level >= ffi::SQLITE_LOCK_RESERVED, Ordering::Release);
     }
 
-    /// Finds out whether the creation of the database may still be rolled back. Where that cannot be
-    /// told, it may; reading a page will tell.
+    /// Finds out whether the creation of the database may still be rolled back. Where that cannot
+    /// be told, it may; reading a page will tell.
     pub(super) fn settle_creation(&mut self) {
-        let may_be_undone = matches!(&self.content, Content::Db(db) if db.may_be_undone() && db.envelope().is_some());
+        let may_be_undone = match &self.content {
+            Content::Db(db) => db.may_be_undone() && db.envelope().is_some(),
+            _ => false,
+        };
         if may_be_undone
             && matches!(self.is_at_rest(), Ok(true))
             && let Content::Db(db) = &mut self.content
@@ -491,8 +505,8 @@ impl OpenFile {
             let _ = db.look(&self.base);
             // A statement that will write makes the keys now, beside no lock. Between SHARED and
             // EXCLUSIVE others would be kept from their own creation of the database, and two that
-            // came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each other:
-            // one gets SQLITE_BUSY at once.
+            // came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each
+            // other: one gets SQLITE_BUSY at once.
             let place = self.connection.load(Ordering::Acquire);
             // SAFETY: SQLite is in a call on the file, so the connection that uses it is open.
             let writing = unsafe { is_writing(place) };
@@ -550,8 +564,8 @@ impl OpenFile {
         Ok(())
     }
 
-    /// A journal or log of this database file is about to be opened. Without locks (`nolock=1`) it is
-    /// the look for one that a crash left with which a transaction begins.
+    /// A journal or log of this database file is about to be opened. Without locks (`nolock=1`) it
+    /// is the look for one that a crash left with which a transaction begins.
     pub(super) fn before_journal(&mut self, kind: FileKind, flags: c_int) -> Result<()> {
         let looks = kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_CREATE == 0;
         if looks && self.lock == ffi::SQLITE_LOCK_NONE { self.begin() } else { Ok(()) }
@@ -621,9 +635,9 @@ impl OpenFile {
         }
     }
 
-    /// `count` locks on the wal-index were taken. No checkpoint of another connection makes the file
-    /// shorter than this one knows it while it reads or checkpoints; when it begins a checkpoint,
-    /// SQLite asks for the size once more.
+    /// `count` locks on the wal-index were taken. No checkpoint of another connection makes the
+    /// file shorter than this one knows it while it reads or checkpoints; when it begins a
+    /// checkpoint, SQLite asks for the size once more.
     pub(super) fn shm_locked(&mut self, offset: c_int, count: c_int, exclusive: bool) {
         /// What a writer takes beside its read lock.
         const WRITE: c_int = 0;
@@ -646,7 +660,8 @@ impl OpenFile {
         }
     }
 
-    /// If a log was recovered, seals what an interrupted checkpoint left of pages that are not in it.
+    /// If a log was recovered, seals what an interrupted checkpoint left of pages that are not in
+    /// it.
     fn seal_holes(&mut self) -> Result<()> {
         let mut log = enter(&self.log)?;
         let Some(OpenFile { base: log_base, content: Content::Wal(wal), .. }) = log.as_deref_mut()
@@ -684,7 +699,7 @@ impl OpenFile {
         if self.log.is_some() && self.shm.pages().is_none() {
             self.seal_holes()?;
         }
-        self.note_checkpoint(MainDb::checkpoint_writes)?;
+        self.note_checkpoint(Step::Page)?;
         let may_wait = self.may_wait(at, bytes.len());
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         if db.is_unmade() {
@@ -693,8 +708,8 @@ impl OpenFile {
         }
         let mut demand = || demand_of(&self.log, &self.shm);
         match db.write(&self.base, bytes, at, may_wait, &mut demand) {
-            // With `journal_mode=MEMORY` what a rollback puts back is nowhere else. It needs the keys,
-            // and so does a page that is written before the transaction is refused.
+            // With `journal_mode=MEMORY` what a rollback puts back is nowhere else. It needs the
+            // keys, and so does a page that is written before the transaction is refused.
             Err(Error::Inaccessible(_)) if self.journal.is_none() && self.log.is_none() => {
                 db.begin(&self.base)?;
                 db.write(&self.base, bytes, at, may_wait, &mut demand)?;
@@ -705,20 +720,25 @@ impl OpenFile {
         Ok(())
     }
 
-    /// Where the database has a log, a checkpoint of it goes on as `step` says.
-    fn note_checkpoint(
-        &mut self,
-        step: impl FnOnce(&mut MainDb, &BaseFile, (LogId, StateId)) -> Result<()>,
-    ) -> Result<()> {
+    /// Where the database has a log, a checkpoint of it comes to `step`.
+    fn note_checkpoint(&mut self, step: Step) -> Result<()> {
         let mut log = enter(&self.log)?;
         let Some(OpenFile { base: log_base, content: Content::Wal(wal), .. }) = log.as_deref_mut()
         else {
             return Ok(());
         };
         let log = wal.identity(log_base, &*self)?.ok_or(Error::FrameAuthentication { frame: 0 })?;
-        match &mut self.content {
-            Content::Db(db) => step(db, &self.base, log),
-            _ => Ok(()),
+        match step {
+            Step::Page => {
+                let brought = wal.brought(self.shm.frames_attempted());
+                let Content::Db(db) = &mut self.content else { return Ok(()) };
+                db.checkpoint_writes(&self.base, log, brought)
+            }
+            Step::End => {
+                let last = wal.last_frame(log_base, &*self)?;
+                let Content::Db(db) = &mut self.content else { return Ok(()) };
+                db.checkpoint_ends(&self.base, log, last)
+            }
         }
     }
 
@@ -727,7 +747,7 @@ impl OpenFile {
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
         self.pay()?;
         // With a log, only a checkpoint that took all of it sets the size.
-        self.note_checkpoint(MainDb::checkpoint_ends)?;
+        self.note_checkpoint(Step::End)?;
         let Content::Db(db) = &mut self.content else { return Ok(()) };
         db.truncate(&self.base, size, &mut || demand_of(&self.log, &self.shm))
     }
@@ -765,8 +785,8 @@ impl OpenFile {
         self.base.close()
     }
 
-    /// What a torn write spoils of the journal, as SQLite has it from the database file: it asks that
-    /// one, when it is opened.
+    /// What a torn write spoils of the journal, as SQLite has it from the database file: it asks
+    /// that one, when it is opened.
     pub(super) fn journal_grain(&self) -> usize {
         if self.powersafe { 1 } else { self.sector }
     }

@@ -95,6 +95,11 @@ impl Shm {
         self.word(0, BACKFILL_WORD)
     }
 
+    /// Frames that the last checkpoint set out to bring to the database file.
+    pub(super) fn frames_attempted(&self) -> Option<u32> {
+        Some(self.word(0, ATTEMPTED_WORD)?.min(self.last_frame()?))
+    }
+
     /// The frame up to which the reader at hand sees the log at least; 0 where it sees none of it.
     pub(super) fn mark(&self) -> Option<u32> {
         match self.reader? {
@@ -110,7 +115,8 @@ impl Shm {
         (self.frames_in_file()? == frames).then_some(pages)
     }
 
-    /// The frame of the last commit and the pages after it, unless another commit is just under way.
+    /// The frame of the last commit and the pages after it, unless another commit is just under
+    /// way.
     pub(super) fn last_commit(&self) -> Option<(u32, u32)> {
         let [frames, pages] = [FRAMES_WORD, PAGES_WORD].map(|word| self.word(0, word));
         // A writer changes the second copy of the header before the first.

@@ -1,5 +1,5 @@
-//! Table-valued functions: `SELECT * FROM tde_database_encryption_keys`. What the rows say is decided
-//! in [`crate::command`]; here is how SQLite asks for them.
+//! Table-valued functions: `SELECT * FROM tde_database_encryption_keys`. What the rows say is
+//! decided in [`crate::command`]; here is how SQLite asks for them.
 //!
 //! A table is there by its name alone, cannot be created, and makes its rows anew for each scan.
 

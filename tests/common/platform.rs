@@ -272,7 +272,8 @@ struct File {
     head: ffi::sqlite3_file,
     state: *const State,
     id: usize,
-    /// A copy of the name, with zeros around it, from `CString::into_raw`; null for temporary files.
+    /// A copy of the name, with zeros around it, from `CString::into_raw`; null for temporary
+    /// files.
     copy: *mut c_char,
 }
 

@@ -81,8 +81,8 @@ impl Process {
         Self { child, lines, waiting: VecDeque::new() }
     }
 
-    /// Waits for `count` lines that start with `start`, or for the end of the process or of `limit`.
-    /// Keeps every line. Answers whether they came.
+    /// Waits for `count` lines that start with `start`, or for the end of the process or of
+    /// `limit`. Keeps every line. Answers whether they came.
     pub fn wait_for(&mut self, start: &str, count: u64, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let mut seen = 0;

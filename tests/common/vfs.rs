@@ -1,5 +1,6 @@
-//! A VFS over the platform's that counts calls, fails one of them or all from one on, and keeps what
-//! was written and synced. Each has a name and a state of its own, so that tests run beside each other.
+//! A VFS over the platform's that counts calls, fails one of them or all from one on, and keeps
+//! what was written and synced. Each has a name and a state of its own, so that tests run beside
+//! each other.
 #![allow(dead_code)] // each test file uses its part
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -92,8 +93,8 @@ pub struct Written {
 struct Inner {
     calls: Vec<(Method, c_int)>,
     fault: Option<(usize, Kind)>,
-    /// The kind of file, or kinds with `or` between them, of which writes, truncations and syncs alone
-    /// are numbered and fail; none for every call on all of them.
+    /// The kind of file, or kinds with `or` between them, of which writes, truncations and syncs
+    /// alone are numbered and fail; none for every call on all of them.
     only: Option<&'static str>,
     /// Calls on files of that kind so far.
     numbered: usize,
@@ -229,8 +230,8 @@ impl TestVfs {
         *self.state.inner() = Inner { fault: Some((at, kind)), ..Inner::default() };
     }
 
-    /// As [`TestVfs::fail`], where writes, truncations and syncs of files of the kind `only` count and
-    /// fail.
+    /// As [`TestVfs::fail`], where writes, truncations and syncs of files of the kind `only` count
+    /// and fail.
     pub fn fail_on(&self, only: &'static str, at: usize, kind: Kind) {
         let fault = Some((at, kind));
         *self.state.inner() = Inner { fault, only: Some(only), ..Inner::default() };
@@ -241,7 +242,8 @@ impl TestVfs {
         std::mem::take(&mut *self.state.inner()).hits
     }
 
-    /// The calls, and the flags of the files they were for, since the last [`TestVfs::fail`] or [`TestVfs::clear`].
+    /// The calls, and the flags of the files they were for, since the last [`TestVfs::fail`] or
+    /// [`TestVfs::clear`].
     pub fn calls(&self) -> Vec<(Method, c_int)> {
         self.state.inner().calls.clone()
     }
@@ -261,8 +263,8 @@ impl TestVfs {
         self.state.inner().recording = true;
     }
 
-    /// The syncs of files, and the deletions with or without a sync of the directory, since the last
-    /// call of this, in words.
+    /// The syncs of files, and the deletions with or without a sync of the directory, since the
+    /// last call of this, in words.
     pub fn take_synced(&self) -> Vec<String> {
         std::mem::take(&mut self.state.inner().synced)
     }

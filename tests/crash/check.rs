@@ -275,9 +275,9 @@ impl<'a> Subject<'a> {
         Ok(all.join(",") + if status.auto_rotate { "on" } else { "off" })
     }
 
-    /// A program without the library opens every second image: it is told that each encrypted database is
-    /// none, and changes nothing, but for the journal of a database without a byte. Answers whether it
-    /// looked.
+    /// A program without the library opens every second image: it is told that each encrypted
+    /// database is none, and changes nothing, but for the journal of a database without a byte.
+    /// Answers whether it looked.
     pub fn stranger_looks(&self, image: &Image) -> Result<bool, String> {
         if !self.encrypted || image.fingerprint().is_multiple_of(2) {
             return Ok(false);
@@ -302,9 +302,9 @@ impl<'a> Subject<'a> {
         Ok(true)
     }
 
-    /// Opens `image` as the next process would. Each database must be in a state of its span, all in
-    /// the same one where a transaction over several is atomic. `creating`: no transaction was done
-    /// yet, so that there may be no whole envelope.
+    /// Opens `image` as the next process would. Each database must be in a state of its span, all
+    /// in the same one where a transaction over several is atomic. `creating`: no transaction was
+    /// done yet, so that there may be no whole envelope.
     pub fn check(
         &self,
         image: &Image,

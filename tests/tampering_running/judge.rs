@@ -95,8 +95,8 @@ fn mixed_from(stage: &Stage, ran: &Ran, row: Row) -> usize {
     of_row.min(unjournaled)
 }
 
-/// Whether the writer is in the midst of a transaction of several statements in `step`, and not in the
-/// one that ends it.
+/// Whether the writer is in the midst of a transaction of several statements in `step`, and not in
+/// the one that ends it.
 fn is_written(stage: &Stage, step: usize) -> bool {
     let of_tx = |tx: usize| {
         let mut steps = (0..stage.steps.len()).filter(move |&number| stage.steps[number].tx == tx);
@@ -152,8 +152,8 @@ fn empties(stage: &Stage, at: usize, row: Row) -> bool {
 }
 
 /// Where a connection was opened in the step at hand: from which step on the database may be an
-/// empty one. Before it has read the envelope, and seen that nobody is creating the database, that is
-/// this step; afterwards the step fails, and the next one opens a connection anew.
+/// empty one. Before it has read the envelope, and seen that nobody is creating the database, that
+/// is this step; afterwards the step fails, and the next one opens a connection anew.
 fn opening(stage: &Stage, ran: &Ran) -> Option<usize> {
     let before = &stage.trace[..ran.at];
     let of = |seen: &Seen, method: Method| (seen.file, seen.method) == (File::Database, method);

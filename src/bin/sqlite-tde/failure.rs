@@ -140,7 +140,8 @@ fn code(error: &Error) -> u8 {
         | Error::FrameAuthentication { .. }
         | Error::JournalAuthentication { .. }
         | Error::JournalOutdated { .. }
-        | Error::LogOutdated => UNEXPECTED,
+        | Error::LogOutdated
+        | Error::LogCut { .. } => UNEXPECTED,
         Error::Sqlite(error) => match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => UNEXPECTED,
             _ => OTHER,

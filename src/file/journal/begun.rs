@@ -1,5 +1,5 @@
-//! The state of the database on which a journal was begun. A journal is played back only over that state
-//! and over the one that its own transaction leaves.
+//! The state of the database on which a journal was begun. A journal is played back only over that
+//! state and over the one that its own transaction leaves.
 //!
 //! ```text
 //! 0      4
@@ -9,12 +9,13 @@
 //! last, and the others zeros. Kind 2: as they stood in page 1. No journal is begun beside a page 1
 //! that is damaged.
 //!
-//! SQLite raises the change counter by one when a transaction commits, and page 1 stays in its cache until
-//! then. Only a rollback to a savepoint, or of a statement, writes page 1 earlier: with its counter as it
-//! was, and with numbers of pages from within the transaction. Under `locking_mode=EXCLUSIVE` a commit
-//! need not write page 1 at all. So for as long as the journal may be needed, the counter is as it was or one
-//! higher; the other bytes tell nothing. A new database begins with the counter that the connection saw
-//! last, which counts creations that failed; page 1 within its first transaction may have 0.
+//! SQLite raises the change counter by one when a transaction commits, and page 1 stays in its
+//! cache until then. Only a rollback to a savepoint, or of a statement, writes page 1 earlier: with
+//! its counter as it was, and with numbers of pages from within the transaction. Under
+//! `locking_mode=EXCLUSIVE` a commit need not write page 1 at all. So for as long as the journal
+//! may be needed, the counter is as it was or one higher; the other bytes tell nothing. A new
+//! database begins with the counter that the connection saw last, which counts creations that
+//! failed; page 1 within its first transaction may have 0.
 
 use crate::error::Error;
 

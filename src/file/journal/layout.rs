@@ -6,7 +6,8 @@ use crate::key::cipher::JournalSalt;
 use crate::key::keyring::{FileId, ID_LEN};
 use crate::page::{KeyVersion, RESERVE};
 
-/// SQLite takes a journal whose first byte is not zero for hot, and deletes one in which it finds nothing.
+/// SQLite takes a journal whose first byte is not zero for hot, and deletes one in which it finds
+/// nothing.
 const MAGIC: &[u8; 16] = b"\0sqlite-tde jrnl";
 const FORMAT: u32 = 1;
 const FORMAT_AT: usize = MAGIC.len();
@@ -24,8 +25,8 @@ const _: () = assert!(BEGUN_AT + Begun::LEN <= HEADER_LEN);
 const _: () = assert!(ID_LEN + Begun::LEN == size_of::<JournalSalt>());
 const _: () = assert!(MAGIC[0] == 0 && MAGIC.len() == crate::file::beside::START);
 
-/// What the header of a journal says. It is authenticated by the records alone, whose key depends on
-/// version, salt and `begun`.
+/// What the header of a journal says. It is authenticated by the records alone, whose key depends
+/// on version, salt and `begun`.
 pub(super) struct Header {
     pub(super) version: KeyVersion,
     pub(super) salt: FileId,
@@ -180,8 +181,8 @@ impl Image {
         seal(&mut self.bytes[at..])
     }
 
-    /// Adds what tells that SQLite's journal is `size` bytes long. No later write touches the sectors
-    /// of the last record: the next one starts after it.
+    /// Adds what tells that SQLite's journal is `size` bytes long. No later write touches the
+    /// sectors of the last record: the next one starts after it.
     pub(super) fn end(&mut self, layout: Layout, size: u64) {
         self.bytes.resize((layout.physical_size(size) - self.position) as usize, 0);
     }

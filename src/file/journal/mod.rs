@@ -7,18 +7,19 @@
 //! header:  0      16        20            24     40        56      60      80
 //!          | magic | format | key version | salt | file id | grain | begun | zeros to 512 |
 //! ```
-//! SQLite's journal, cut into sectors, each sealed as a block of its own: SQLite starts every synced
-//! part of a journal on a sector, so writing one part never rewrites bytes that an earlier sync made
-//! durable. A sector is 512 bytes where the base overwrites powersafely, and else what a torn write
-//! spoils, the base's own: then no two records share one either. `grain` is 1 or that sector, and
-//! `stride` is the length of a record, a multiple of `grain`. The salt is new for each journal, also where
-//! PERSIST reuses the file, and so is the key: old records cannot pass as new ones. `begun` is the state of
-//! the database that the journal restores ([`begun`]). The key depends on it, too.
+//! SQLite's journal, cut into sectors, each sealed as a block of its own: SQLite starts every
+//! synced part of a journal on a sector, so writing one part never rewrites bytes that an earlier
+//! sync made durable. A sector is 512 bytes where the base overwrites powersafely, and else what a
+//! torn write spoils, the base's own: then no two records share one either. `grain` is 1 or that
+//! sector, and `stride` is the length of a record, a multiple of `grain`. The salt is new for each
+//! journal, also where PERSIST reuses the file, and so is the key: old records cannot pass as new
+//! ones. `begun` is the state of the database that the journal restores ([`begun`]). The key
+//! depends on it, too.
 //!
-//! The first byte is zero, whatever the journal holds: SQLite without the library leaves such a journal
-//! alone, and any other it takes for hot, finds nothing in it that it could play back, and deletes.
-//! Where the transaction is one over several databases, the journal ends with the name of the
-//! super-journal as it is ([`name`]).
+//! The first byte is zero, whatever the journal holds: SQLite without the library leaves such a
+//! journal alone, and any other it takes for hot, finds nothing in it that it could play back, and
+//! deletes. Where the transaction is one over several databases, the journal ends with the name of
+//! the super-journal as it is ([`name`]).
 //!
 //! Records are always whole, for SQLite may go on at the next sector and never come back to the one
 //! it left half filled. After the last record come as many zeros, 1 to 512, as that record holds of
@@ -26,30 +27,32 @@
 //!
 //! A record that does not authenticate is, after a crash, one that never reached the disk. SQLite
 //! must then see the end of the journal, and must not take zeros for a page: its own checksum
-//! samples one byte in 200. So a read of a page over such a record is a *short read*, which ends the
-//! playback. A shorter read (magic, page number, checksum, name of a super-journal) answers zeros,
-//! which no header, no page record and no name starts with: SQLite takes a short read of a name for
-//! an error of the disk.
-//! To the handle that wrote the record it is an error, and so is an older version of it ([`newest`]):
-//! no crash explains either, and SQLite would roll back half of the transaction.
+//! samples one byte in 200. So a read of a page over such a record is a *short read*, which ends
+//! the playback. A shorter read (magic, page number, checksum, name of a super-journal) answers
+//! zeros, which no header, no page record and no name starts with: SQLite takes a short read of a
+//! name for an error of the disk.
+//! To the handle that wrote the record it is an error, and so is an older version of it
+//! ([`newest`]): no crash explains either, and SQLite would roll back half of the transaction.
 //!
 //! # What is gathered
 //!
-//! SQLite writes a page in three pieces. They are gathered in plaintext ([`tail`]), and each record is
-//! sealed once. They are in the base
+//! SQLite writes a page in three pieces. They are gathered in plaintext ([`tail`]), and each record
+//! is sealed once. They are in the base
 //! 1. when a sync of the journal returns;
-//! 2. before anything of the database file is written or cut ([`Journal::flush`]), whether SQLite syncs
-//!    or not. What a killed process loses is therefore of pages that the database still has as they
-//!    were: the journal then ends with a record before them, and one that was never flushed is a file as
-//!    it was before, empty or with the zeros of PERSIST at its start, which SQLite does not play back;
-//! 3. when SQLite returns from writing a field of the first header, zeros there that commit among them,
-//!    or the end of a super-journal's name: other files count on those;
+//! 2. before anything of the database file is written or cut ([`Journal::flush`]), whether SQLite
+//!    syncs or not. What a killed process loses is therefore of pages that the database still has
+//!    as they were: the journal then ends with a record before them, and one that was never flushed
+//!    is a file as it was before, empty or with the zeros of PERSIST at its start, which SQLite
+//!    does not play back;
+//! 3. when SQLite returns from writing a field of the first header, zeros there that commit among
+//!    them, or the end of a super-journal's name: other files count on those;
 //! 4. where they are more than [`tail::GATHERED`].
 //!
-//! An emptied file is empty at once. Whoever reads through this handle gets what it wrote, in the base or
-//! not. Bytes that could not be flushed stay here, are tried again each time that they are needed there,
-//! and are read in the rollback; the database was not touched after them. A journal that is closed is done with,
-//! or is what the next one to open the database plays back: of pages that were written, all is in the base.
+//! An emptied file is empty at once. Whoever reads through this handle gets what it wrote, in the
+//! base or not. Bytes that could not be flushed stay here, are tried again each time that they are
+//! needed there, and are read in the rollback; the database was not touched after them. A journal
+//! that is closed is done with, or is what the next one to open the database plays back: of pages
+//! that were written, all is in the base.
 
 mod begun;
 mod changed;
@@ -109,7 +112,8 @@ pub(crate) struct Journal {
     tail: Tail,
     /// Bytes of this journal known to be ours: in the base, by this handle, under the present salt.
     written: u64,
-    /// Size of the file, while a journal that this handle started is the only thing that changes it.
+    /// Size of the file, while a journal that this handle started is the only thing that changes
+    /// it.
     extent: Option<Extent>,
     /// The state on which a journal was begun that this handle found.
     found: Option<Begun>,
@@ -130,8 +134,8 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// A journal of the database that `keyring` opens, on storage of which a torn write spoils
-    /// `grain` bytes. Without a keyring it can only be looked at, and holds nothing: no database was
-    /// ever created beside it.
+    /// `grain` bytes. Without a keyring it can only be looked at, and holds nothing: no database
+    /// was ever created beside it.
     pub(crate) fn open(
         base: &impl Storage,
         keyring: Option<Arc<Keyring>>,
@@ -228,8 +232,8 @@ impl Journal {
         Ok(at == 0 && len == SQLITE_MAGIC.len() && self.found.is_some())
     }
 
-    /// Refuses a playback over a database in the state `now`, if the journal was begun on an older one.
-    /// `None` where page 1 does not tell.
+    /// Refuses a playback over a database in the state `now`, if the journal was begun on an older
+    /// one. `None` where page 1 does not tell.
     ///
     /// # Errors
     /// [`Error::JournalOutdated`].
@@ -312,8 +316,8 @@ impl Journal {
         self.flush(base).inspect_err(|_| self.tail.cut(end))
     }
 
-    /// SQLite ends the transaction with zeros over the first header. What was gathered is of no use any
-    /// more: a rollback on a full disk comes here as well.
+    /// SQLite ends the transaction with zeros over the first header. What was gathered is of no use
+    /// any more: a rollback on a full disk comes here as well.
     fn void(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
         if self.header.is_some() || self.cipher.is_none() {
             // Nothing of this journal is in the base, or nothing that could be played back.
@@ -340,19 +344,20 @@ impl Journal {
     /// Brings everything that was written to the base.
     ///
     /// # Errors
-    /// Those of the base. Then all of it stays here, to be read, and the base has what it had before.
+    /// Those of the base. Then all of it stays here, to be read, and the base has what it had
+    /// before.
     pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
         self.flush_until(base, self.tail.end())
     }
 
-    /// The journal is synced, or the database file about to be written: everything is brought to the base,
-    /// as with [`Journal::flush`].
+    /// The journal is synced, or the database file about to be written: everything is brought to
+    /// the base, as with [`Journal::flush`].
     ///
-    /// After an error of these calls that SQLite takes for one of the disk, it writes to the database only to roll the
-    /// whole transaction back (`pager_error`, `sqlite3VdbeHalt`). What is still here is of pages that the
-    /// database has as they were, and where it syncs, SQLite leaves alone those whose records it could not
-    /// (`isSynced` in `pager_playback_one_page`). So a rollback that is cut off can do without it, and it
-    /// must be able to where the disk is full.
+    /// After an error of these calls that SQLite takes for one of the disk, it writes to the
+    /// database only to roll the whole transaction back (`pager_error`, `sqlite3VdbeHalt`). What is
+    /// still here is of pages that the database has as they were, and where it syncs, SQLite leaves
+    /// alone those whose records it could not (`isSynced` in `pager_playback_one_page`). So a
+    /// rollback that is cut off can do without it, and it must be able to where the disk is full.
     pub(crate) fn require(&mut self, base: &impl Storage) -> Result<()> {
         if self.given_up {
             return Ok(());
@@ -544,15 +549,15 @@ fn voids(bytes: &[u8], at: u64) -> bool {
     at == 0 && bytes.len() < SECTOR && bytes.first() == Some(&0)
 }
 
-/// Whether other files may count on this write as soon as it returns. The end of a super-journal's name
-/// is the last thing that SQLite writes of a journal before the commit of another database may count
-/// on it, and it may be that of a database with nothing left to write.
+/// Whether other files may count on this write as soon as it returns. The end of a super-journal's
+/// name is the last thing that SQLite writes of a journal before the commit of another database may
+/// count on it, and it may be that of a database with nothing left to write.
 fn goes_through(bytes: &[u8], at: u64) -> bool {
     at == 0 && bytes.len() < SECTOR || ends_name(bytes, at)
 }
 
-/// Whether this is the last part of a super-journal's name. The magic of a header is written together with
-/// what follows it.
+/// Whether this is the last part of a super-journal's name. The magic of a header is written
+/// together with what follows it.
 fn ends_name(bytes: &[u8], at: u64) -> bool {
     at > 0 && bytes == SQLITE_MAGIC
 }

@@ -3,16 +3,16 @@
 //! ```text
 //! ... | end mark | name | length 4 | checksum 4 | SQLite's magic 8 |
 //! ```
-//! SQLite deletes a super-journal as soon as none of the journals that it lists says in its last bytes
-//! that it belongs to it. The journal of another database is read for that by the VFS of whoever looks,
-//! with or without the library and the key. So the end of SQLite's journal, which is sealed like the rest
-//! of it, is also there as it is. Its name stands in the super-journal anyway.
+//! SQLite deletes a super-journal as soon as none of the journals that it lists says in its last
+//! bytes that it belongs to it. The journal of another database is read for that by the VFS of
+//! whoever looks, with or without the library and the key. So the end of SQLite's journal, which is
+//! sealed like the rest of it, is also there as it is. Its name stands in the super-journal anyway.
 //!
-//! The bytes are written when SQLite's write of the name's last part comes, before it syncs the journal
-//! and long before it deletes the super-journal. A playback takes the sealed name only where these bytes
-//! are the same. After a crash they may differ, and then the sync did not return: the transaction was not
-//! committed, another program may have deleted the super-journal, and the journal is played back as one
-//! that names none.
+//! The bytes are written when SQLite's write of the name's last part comes, before it syncs the
+//! journal and long before it deletes the super-journal. A playback takes the sealed name only
+//! where these bytes are the same. After a crash they may differ, and then the sync did not return:
+//! the transaction was not committed, another program may have deleted the super-journal, and the
+//! journal is played back as one that names none.
 
 use super::layout::{Extent, HEADER_LEN};
 use super::{Journal, SQLITE_MAGIC};
@@ -24,8 +24,8 @@ const FIXED: usize = 16;
 /// More than any VFS's longest path.
 const LONGEST: u32 = 1 << 17;
 
-/// Bytes that the name at the end of a journal has, with what follows it, where `fixed` are the last
-/// bytes of `all`; 0 where they are no name's.
+/// Bytes that the name at the end of a journal has, with what follows it, where `fixed` are the
+/// last bytes of `all`; 0 where they are no name's.
 fn name_len(fixed: &[u8; FIXED], all: u64) -> u64 {
     let len = fixed.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
     let whole = u64::from(len) + FIXED as u64;
@@ -45,8 +45,8 @@ impl Journal {
         Ok(Extent { size, name: name_len(&fixed, body) })
     }
 
-    /// SQLite has written the last part of a super-journal's name, which ends its journal at `end`: puts
-    /// it at the end of the file.
+    /// SQLite has written the last part of a super-journal's name, which ends its journal at `end`:
+    /// puts it at the end of the file.
     ///
     /// # Errors
     /// Those of the base. The file then ends as one that names no super-journal.
@@ -92,8 +92,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether the file ends with the very bytes that SQLite's journal of `size` bytes ends with, the name
-    /// of a super-journal.
+    /// Whether the file ends with the very bytes that SQLite's journal of `size` bytes ends with,
+    /// the name of a super-journal.
     pub(super) fn shows_name(&mut self, base: &impl Storage, size: u64) -> Result<bool> {
         let extent = self.extent.map_or_else(|| self.measure(base), Ok)?;
         if extent.name == 0 || extent.name > size {

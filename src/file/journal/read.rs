@@ -112,8 +112,8 @@ impl Journal {
         base.read_whole(bytes, *position)
     }
 
-    /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not reached
-    /// it yet.
+    /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not
+    /// reached it yet.
     pub(super) fn load_for_change(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         let at = record * self.layout.sector() as u64;
         self.held = None;

@@ -4,9 +4,9 @@
 //! SQLite's journal  | ...          | clean          | gathered        |
 //!                                  ^ from           ^ not in the base  ^ end
 //! ```
-//! Invariants: `from` is where a record begins; `clean` bytes, and no others, are in the base, sealed
-//! in records that hold zeros behind them. What is clean is never sealed again, but for the record that
-//! the gathered bytes go on with.
+//! Invariants: `from` is where a record begins; `clean` bytes, and no others, are in the base,
+//! sealed in records that hold zeros behind them. What is clean is never sealed again, but for the
+//! record that the gathered bytes go on with.
 
 /// Bytes that are gathered before they are written: records of 64 KiB, with what is around them.
 pub(super) const GATHERED: usize = 56 << 10;
@@ -63,8 +63,8 @@ impl Tail {
         !self.plain.is_empty() && self.plain.len() + more > GATHERED
     }
 
-    /// Gathers `bytes` at `at`, which [`Tail::takes`]. SQLite goes on at the next sector after a sync:
-    /// the record before it has been synced, and is not written again.
+    /// Gathers `bytes` at `at`, which [`Tail::takes`]. SQLite goes on at the next sector after a
+    /// sync: the record before it has been synced, and is not written again.
     pub(super) fn put(&mut self, bytes: &[u8], at: u64) {
         let at = (at - self.from.unwrap_or_default()) as usize;
         if self.clean == self.plain.len() {

@@ -239,8 +239,8 @@ proptest! {
     }
 
     /// A call fails, once or with all later ones. What SQLite was told is written can be read by it
-    /// until the transaction ends, is flushed when the disk works again, and what was flushed before is in
-    /// the base all the time.
+    /// until the transaction ends, is flushed when the disk works again, and what was flushed
+    /// before is in the base all the time.
     #[test]
     fn a_failing_disk_spoils_nothing(
         steps in proptest::collection::vec(step(), 1..60),
@@ -274,8 +274,8 @@ proptest! {
         check_prefix(&disk.base, &keyring, &pair);
     }
 
-    /// A process that is killed between any two calls leaves a journal with all that was flushed, and
-    /// nothing in it that was not written.
+    /// A process that is killed between any two calls leaves a journal with all that was flushed,
+    /// and nothing in it that was not written.
     #[test]
     fn a_killed_process_leaves_what_it_flushed(
         steps in proptest::collection::vec(step(), 1..40),

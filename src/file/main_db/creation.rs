@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::key::envelope::slot::Slot;
 use crate::key::envelope::{Envelope, REGION_LEN};
 use crate::key::keyring::Keyring;
-use crate::page::LogId;
 
 impl MainDb {
     /// Writes the envelope of a database that has none yet, of which a page is about to be written.
@@ -102,8 +101,8 @@ impl MainDb {
         matches!(&self.state, State::Encrypted(pages) if !pages.committed)
     }
 
-    /// Nobody is writing to the file, and no journal is left of who was: the pages that the envelope
-    /// says to be there were committed.
+    /// Nobody is writing to the file, and no journal is left of who was: the pages that the
+    /// envelope says to be there were committed.
     pub(crate) fn nobody_is_creating(&mut self, base: &impl Storage) -> Result<()> {
         if let State::Encrypted(pages) = &mut self.state
             && pages.envelope.has_pages
@@ -143,7 +142,7 @@ fn created_by_another() -> Error {
 /// which nothing stays.
 fn write_copy_a(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
     let mut copy = keyring.encode(envelope)?;
-    copy.extend(keyring.encode_slot(&Slot::anew(1, LogId::default())?, 0)?);
+    copy.extend(keyring.encode_slot(&Slot::anew(1)?, 0)?);
     if base.size()? > 0 {
         base.truncate(0)?;
     }

@@ -25,8 +25,8 @@
 //!    `known_size` is the size that SQLite was told or has made since it took them. A page within
 //!    it that is not there is an error to read, and nothing within it is filled up.
 //! 7. Nothing is written to a file that has no envelope of this database, as far as one look before
-//!    the first write of a transaction or checkpoint tells. Where its creation was committed, a file
-//!    that ends before page 1 is damaged, and never an empty database.
+//!    the first write of a transaction or checkpoint tells. Where its creation was committed, a
+//!    file that ends before page 1 is damaged, and never an empty database.
 //! 8. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
 //!    a checkpoint, before the write of its last page: the log has what waits. A rollback therefore
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
@@ -109,8 +109,8 @@ pub(crate) struct MainDb {
     tampering_noted: bool,
     /// A record of this handle's own journal that failed in a rollback.
     failed_record: Option<u64>,
-    /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of page 1
-    /// raises it by one.
+    /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of
+    /// page 1 raises it by one.
     change_counter: u32,
     /// The log of which the slots say that pages of it are in the file.
     checkpointed: Option<LogId>,
@@ -279,9 +279,9 @@ impl MainDb {
     /// grew.
     ///
     /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
-    /// is in `logged`, or SQLite never wrote it. The next checkpoint brings the former. Pages before
-    /// were synced before the log was begun: if one of them is bad, somebody changed it, and it stays
-    /// as it is.
+    /// is in `logged`, or SQLite never wrote it. The next checkpoint brings the former. Pages
+    /// before were synced before the log was begun: if one of them is bad, somebody changed it, and
+    /// it stays as it is.
     pub(crate) fn seal_holes(
         &mut self,
         base: &impl Storage,
@@ -359,8 +359,8 @@ impl MainDb {
     /// has.
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
-        // Where a connection takes no locks, this is when it learns of a database that is new, or is
-        // no more.
+        // Where a connection takes no locks, this is when it learns of a database that is new, or
+        // is no more.
         let looks_other = match &self.state {
             State::Empty(_) => size > 0,
             State::Encrypted(pages) => !pages.committed && logical_size(size) == 0,
@@ -408,9 +408,9 @@ impl MainDb {
         Ok(())
     }
 
-    /// Refuses to play a journal back of which a record failed in this handle's own rollback. SQLite
-    /// ignores what that answered and reads the journal anew; the record would count as its end, and
-    /// half of the transaction would stay.
+    /// Refuses to play a journal back of which a record failed in this handle's own rollback.
+    /// SQLite ignores what that answered and reads the journal anew; the record would count as its
+    /// end, and half of the transaction would stay.
     ///
     /// # Errors
     /// [`Error::JournalAuthentication`].
@@ -563,8 +563,8 @@ impl MainDb {
         size: u64,
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
-        // It writes no page, and SQLite's rollback does not hear of its errors: one that is not about
-        // the envelope is not in its way.
+        // It writes no page, and SQLite's rollback does not hear of its errors: one that is not
+        // about the envelope is not in its way.
         if size > 0
             && let Err(error @ Error::DamagedInUse(_)) = self.check_envelope_once(base)
         {
@@ -631,8 +631,8 @@ impl MainDb {
     }
 }
 
-/// Whether a file that was plaintext is none now: a creation by another program was rolled back, and
-/// the database may have been created anew.
+/// Whether a file that was plaintext is none now: a creation by another program was rolled back,
+/// and the database may have been created anew.
 fn is_plain_no_more(base: &impl Storage) -> Result<bool> {
     let mut start = [0; envelope::MAGIC.len()];
     let whole = base.read(&mut start, 0)?;

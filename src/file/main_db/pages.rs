@@ -232,8 +232,8 @@ impl Pages {
         Ok(false)
     }
 
-    /// Refuses to write a page to a file that has no envelope of this database: nobody could read it
-    /// later.
+    /// Refuses to write a page to a file that has no envelope of this database: nobody could read
+    /// it later.
     ///
     /// # Errors
     /// [`Error::DamagedInUse`].

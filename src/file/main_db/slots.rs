@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   log begins        checkpoint's first page   its last, then SQLite's truncation and sync
-//!   state S           S, the log, partly        a new state, the log
+//!   state S, twice    S, the log, partly        the state after the log, the log
 //! ```
 //! A log notes the state on which it is begun. So it fits over that state, for as long as
 //! checkpoints bring nothing but its own pages there, and over what its last checkpoint left, where
@@ -12,11 +12,14 @@
 //!
 //! Invariants
 //! 1. Nothing here needs a sync of its own: SQLite syncs the file after the truncation that ends a
-//!    checkpoint, and begins a log only after that. While pages of a log come to the file, the other
-//!    slot is written, once or more, never the one with the state on which that log was begun:
-//!    whatever power loss leaves of the former, the latter admits the log.
-//! 2. Where a log of which pages are in the file was lost, or both slots are, the next log would
-//!    not be admitted. Before that one begins, a slot is written and synced.
+//!    checkpoint, and begins a log only after that. While pages of a log come to the file, the
+//!    other slot is written, once or more, never the one with the state on which that log was
+//!    begun: whatever power loss leaves of the former, the latter admits the log.
+//! 2. Where a log of which pages are in the file was lost, the next log would not fit; where a slot
+//!    is damaged, the other one may be an older one. Before a log begins there, a slot is written
+//!    and synced.
+//! 3. When a log begins, both slots are made to name the state on which it does: one that is
+//!    damaged later does not part it from the file.
 
 use super::super::Storage;
 use super::super::journal::Counters;
@@ -24,7 +27,7 @@ use super::pages::Found;
 use super::{MainDb, State};
 use crate::error::{Error, Result};
 use crate::file::wal::Origin;
-use crate::key::envelope::slot::{SLOT_LEN, Slot, StateId};
+use crate::key::envelope::slot::{Fit, LastFrame, SLOT_LEN, Slot, StateId};
 use crate::key::envelope::{COPY_LEN, ENVELOPE_LEN, REGION_LEN};
 use crate::key::keyring::Keyring;
 use crate::page::LogId;
@@ -80,7 +83,7 @@ impl Slots {
         }
         let kept = usize::from(self.valid[0].is_none() && self.valid[1].is_some());
         if self.all_are_bad() {
-            let slot = keyring.encode_slot(&Slot::anew(1, LogId::default())?, kept as u32)?;
+            let slot = keyring.encode_slot(&Slot::anew(1)?, kept as u32)?;
             base.write(&slot, PLACES[kept] as u64)?;
         }
         if self.bad[1 - kept] {
@@ -92,6 +95,10 @@ impl Slots {
     /// The slot that counts.
     fn newest(&self) -> Option<&Slot> {
         self.valid.iter().flatten().max_by_key(|slot| slot.sequence)
+    }
+
+    fn both_name(&self, state: &StateId) -> bool {
+        self.valid.iter().all(|slot| slot.is_some_and(|slot| slot.state == *state))
     }
 
     fn next_sequence(&self) -> u64 {
@@ -132,51 +139,42 @@ impl MainDb {
         let counters = self.counters_on_disk(base)?.ok_or(Error::PageAuthentication { page: 1 })?;
         let State::Encrypted(file) = &self.state else { return Err(Error::NotEncrypted) };
         let slots = Slots::read(base, &file.keyring)?;
-        if let Some(slot) = slots.newest().filter(|slot| !slot.partly) {
-            return Ok(Origin { pages, counters, state: slot.state });
-        }
-        let slot = Slot::anew(slots.next_sequence(), LogId::default())?;
-        slots.write(base, &file.keyring, &slot, &StateId::default())?;
-        base.sync()?;
-        Ok(Origin { pages, counters, state: slot.state })
+        let sequence = slots.next_sequence();
+        let state = match slots.newest() {
+            Some(slot) if !slot.partly && !slots.any_is_bad() => {
+                if !slots.both_name(&slot.state) {
+                    let slot = Slot { sequence, ..*slot };
+                    slots.write(base, &file.keyring, &slot, &slot.state)?;
+                }
+                slot.state
+            }
+            _ => {
+                let slot = Slot::anew(sequence)?;
+                slots.write(base, &file.keyring, &slot, &StateId::default())?;
+                base.sync()?;
+                slot.state
+            }
+        };
+        Ok(Origin { pages, counters, state })
     }
 
-    /// Whether the log `log`, which was begun on `origin`, may be played back over the file.
-    /// `has_page_1` tells whether the log has page 1, with these counters or with any.
-    ///
-    /// # Errors
-    /// [`Error::PageAuthentication`] where page 1 is bad and not in the log.
-    pub(crate) fn admits_log(
-        &self,
-        base: &impl Storage,
-        log: &LogId,
-        origin: &Origin,
-        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
-    ) -> Result<bool> {
-        let State::Encrypted(file) = &self.state else { return Ok(true) };
+    /// How the log `log`, which was begun on `state`, fits the file by its slots.
+    pub(crate) fn fit(&self, base: &impl Storage, log: &LogId, state: &StateId) -> Result<Fit> {
+        let State::Encrypted(file) = &self.state else { return Ok(Fit::Begun) };
         let slots = Slots::read(base, &file.keyring)?;
-        if !slots.newest().is_some_and(|slot| slot.admits(log, &origin.state)) {
-            return Ok(false);
-        }
-        match self.counters_on_disk(base)? {
-            Some(counters) if counters == origin.counters => Ok(true),
-            // A checkpoint may have brought page 1 from the log.
-            Some(counters) => has_page_1(Some(counters)),
-            // It may have been cut off while it wrote page 1.
-            None if has_page_1(None)? => Ok(true),
-            None => Err(Error::PageAuthentication { page: 1 }),
-        }
+        Ok(slots.newest().map_or(Fit::No, |slot| slot.fit(log, state)))
     }
 
     /// SQLite's counters in page 1; `None` where that is bad or missing.
-    fn counters_on_disk(&self, base: &impl Storage) -> Result<Option<Counters>> {
+    pub(crate) fn counters_on_disk(&self, base: &impl Storage) -> Result<Option<Counters>> {
         let State::Encrypted(file) = &self.state else { return Ok(None) };
         let mut page = vec![0; file.page_size];
         let good = file.load_into(base, 1, &mut page)? == Found::Good;
         Ok(good.then(|| super::pages::counters_in(&page)))
     }
 
-    /// A checkpoint is about to bring a page of `log` to the file, which was begun on `state`.
+    /// A checkpoint is about to bring a page of `log` to the file, which was begun on `state`, and
+    /// may bring its frames up to `brought`.
     ///
     /// # Errors
     /// [`Error::LogOutdated`] where the file is in no state for it: another one was put in its
@@ -185,6 +183,7 @@ impl MainDb {
         &mut self,
         base: &impl Storage,
         (log, state): (LogId, StateId),
+        brought: u32,
     ) -> Result<()> {
         if self.checkpointed == Some(log) {
             return Ok(());
@@ -193,22 +192,24 @@ impl MainDb {
         let State::Encrypted(file) = &self.state else { return Ok(()) };
         let slots = Slots::read(base, &file.keyring)?;
         let current = match slots.newest() {
-            Some(slot) if !slot.admits(&log, &state) => return Err(Error::LogOutdated),
-            Some(slot) if slot.log == log && slot.partly => None,
-            Some(slot) => Some(slot.state),
             None => Some(state),
+            Some(slot) => match slot.fit(&log, &state) {
+                Fit::No => return Err(Error::LogOutdated),
+                Fit::Brought { frames, partly: true } if frames >= brought => None,
+                Fit::Brought { .. } | Fit::Begun => Some(slot.state),
+            },
         };
         if let Some(current) = current {
             let sequence = slots.next_sequence();
-            let slot = Slot { sequence, state: current, log, partly: true };
+            let slot = Slot { sequence, state: current, log, partly: true, brought };
             slots.write(base, &file.keyring, &slot, &state)?;
         }
         self.checkpointed = Some(log);
         Ok(())
     }
 
-    /// A checkpoint has brought all of `log` to the file, which was begun on `state`. SQLite cuts
-    /// the file next and syncs it.
+    /// A checkpoint has brought all of `log` to the file, which was begun on `state` and ends with
+    /// `last`, where that is known. SQLite cuts the file next and syncs it.
     ///
     /// # Errors
     /// As [`MainDb::checkpoint_writes`].
@@ -216,14 +217,19 @@ impl MainDb {
         &mut self,
         base: &impl Storage,
         (log, state): (LogId, StateId),
+        last: Option<LastFrame>,
     ) -> Result<()> {
         self.check_envelope(base)?;
         let State::Encrypted(file) = &self.state else { return Ok(()) };
         let slots = Slots::read(base, &file.keyring)?;
-        if slots.newest().is_some_and(|slot| !slot.admits(&log, &state)) {
+        if slots.newest().is_some_and(|slot| slot.fit(&log, &state) == Fit::No) {
             return Err(Error::LogOutdated);
         }
-        let slot = Slot::anew(slots.next_sequence(), log)?;
+        let mut slot = Slot { log, ..Slot::anew(slots.next_sequence())? };
+        if let Some(last) = &last {
+            slot.state = file.keyring.state_after(&state, &log, last)?;
+            slot.brought = last.0;
+        }
         slots.write(base, &file.keyring, &slot, &state)?;
         self.checkpointed = None;
         Ok(())

@@ -175,9 +175,9 @@ impl Groups {
         Ok(())
     }
 
-    /// The file is about to be cut to `blocks`: the group that this cuts in two is at hand then, for
-    /// what the file has of its trailers goes. Nothing is written for it: a rollback on a full disk
-    /// comes here.
+    /// The file is about to be cut to `blocks`: the group that this cuts in two is at hand then,
+    /// for what the file has of its trailers goes. Nothing is written for it: a rollback on a full
+    /// disk comes here.
     pub(super) fn before_cut(
         &mut self,
         base: &impl Storage,

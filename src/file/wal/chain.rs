@@ -1,9 +1,9 @@
 //! SQLite's own checksums, which run through its log from the header on.
 //!
-//! They are public, so they authenticate nothing: each record does that for itself. But a record may
-//! be one of a transaction that was rolled back, and what was written over its beginning since breaks
-//! the chain. So it tells which authentic frames were committed, without the wal-index, which
-//! anybody can change.
+//! They are public, so they authenticate nothing: each record does that for itself. But a record
+//! may be one of a transaction that was rolled back, and what was written over its beginning since
+//! breaks the chain. So it tells which authentic frames were committed, without the wal-index,
+//! which anybody can change.
 
 use super::{FRAME_HEADER, SALTS_AT, Start, WAL_HEADER};
 

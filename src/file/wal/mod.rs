@@ -24,8 +24,10 @@
 //!
 //! The origin is what the database file had when the log was begun: its size, SQLite's bytes 24 to
 //! 39 of page 1, and the state that its slots name. A log is played back only over a file that is
-//! in that state, or in one that checkpoints of this very log have left ([`Parent::admits`]). Any
-//! other log is refused if it holds a commit, and else counts as empty.
+//! in that state, or in one that checkpoints of this very log have left (`origin`). Any other log
+//! is refused if it holds a commit, and else counts as empty. Where SQLite recovers nothing,
+//! because it believes the wal-index, each handle looks before it touches a frame of a log that is
+//! new to it.
 //!
 //! Header and record 0 are written anew in one write whenever a log begins. A crash may leave
 //! either of them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and
@@ -96,7 +98,7 @@ use super::journal::Counters;
 use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::key::cipher::{Cipher, Subkey};
-use crate::key::envelope::slot::StateId;
+use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::Keyring;
 use crate::page::{LogId, RESERVE};
 use crate::secret::fill_random;
@@ -133,14 +135,10 @@ pub(crate) trait Parent {
     fn check_envelope(&self) -> Result<()>;
     /// The state of the database file, for a log that begins.
     fn origin(&self) -> Result<Origin>;
-    /// Whether the log `log`, begun on `origin`, belongs to the database file as it is.
-    /// `has_page_1` tells whether the log has page 1, with these counters or with any.
-    fn admits(
-        &self,
-        log: &LogId,
-        origin: &Origin,
-        has_page_1: &mut dyn FnMut(Option<Counters>) -> Result<bool>,
-    ) -> Result<bool>;
+    /// How the log `log`, begun on `state`, fits the database file as it is.
+    fn fit(&self, log: &LogId, state: &StateId) -> Result<Fit>;
+    /// SQLite's bytes 24 to 39 of page 1 in the database file; `None` where that is bad or missing.
+    fn counters(&self) -> Result<Option<Counters>>;
 }
 
 /// What the database file was when a log was begun.
@@ -225,10 +223,12 @@ pub(crate) struct Wal {
     pub(crate) recovered: Option<Recovered>,
     /// A log that belongs to another state of the database and has no commit: it counts as empty.
     void: Option<LogId>,
+    /// The log that this handle began, or that it found to belong to the database.
+    fits: Option<LogId>,
     /// The frame of the last commit that this handle recovered or wrote.
     end: Option<u32>,
-    /// The last frame that was committed, by a recovery through this handle or as the wal-index once
-    /// said of this log: no transaction may write over it.
+    /// The last frame that was committed, by a recovery through this handle or as the wal-index
+    /// once said of this log: no transaction may write over it.
     published: u32,
     /// [`Parent::locks`] when this handle last looked.
     locks: u64,
@@ -261,6 +261,7 @@ impl Wal {
             start: None,
             recovered: None,
             void: None,
+            fits: None,
             end: None,
             published: 0,
             locks: 0,
@@ -301,9 +302,9 @@ impl Wal {
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
         if self.start.is_some_and(|start| start.header() == header) {
             // Whoever began this log committed nothing in it. What record 0 says of the database is
-            // still so, and other handles know the log by its salts. Frames that a savepoint of this
-            // transaction took back go to the file, where SQLite has them: before 3.50 it reads the
-            // checksum of one when it commits.
+            // still so, and other handles know the log by its salts. Frames that a savepoint of
+            // this transaction took back go to the file, where SQLite has them: before 3.50 it
+            // reads the checksum of one when it commits.
             if let Some(layout) = self.layout {
                 self.flush(base, layout)?;
             }
@@ -341,7 +342,7 @@ impl Wal {
         (self.layout, self.start, self.published) = (None, None, 0);
         base.write(&image, 0)?;
         self.set_layout(layout);
-        (self.start, self.end) = (Some(start), Some(0));
+        (self.start, self.end, self.fits) = (Some(start), Some(0), Some(layout.log));
         Ok(())
     }
 
@@ -384,11 +385,25 @@ impl Wal {
         if !known {
             self.load_layout(base)?;
         }
-        if self.start.is_some() && self.salts() == parent.salts() {
-            self.published = self.published.max(parent.last_frame().unwrap_or(0));
+        if let Some(last) = self.last_in_index(parent) {
+            if last < self.published {
+                // By right, only after a recovery that ended the log earlier.
+                let in_chain = self.last_in_chain(base)?;
+                if in_chain > last {
+                    return Err(Error::FrameAuthentication { frame: last + 1 });
+                }
+            }
+            self.published = last;
         }
         self.current = true;
         Ok(!known)
+    }
+
+    /// The frame of the last commit by the wal-index, where that is about this log.
+    fn last_in_index(&self, parent: &impl Parent) -> Option<u32> {
+        let last = parent.last_frame()?;
+        // Read afterwards, they tell also of a log that was begun meanwhile.
+        (self.start.is_some() && self.salts() == parent.salts()).then_some(last)
     }
 
     /// With another lock there is another transaction: what was not committed was taken back, and

@@ -1,11 +1,11 @@
 //! Whether a log belongs to the database file that it lies beside.
 
-use super::{COMMIT_AT, FRAME_HEADER, Parent, SALTS_AT, Wal, number};
+use super::{COMMIT_AT, FRAME_HEADER, Origin, Parent, SALTS_AT, Wal, number};
 use crate::error::{Error, Result};
 use crate::file::Storage;
 use crate::file::journal::Counters;
-use crate::key::envelope::slot::StateId;
-use crate::page::LogId;
+use crate::key::envelope::slot::{Fit, LastFrame, StateId};
+use crate::page::{LogId, RESERVE};
 
 /// Looks at a log that others begin anew meanwhile: SQLite recovers without locks where it may not
 /// write the wal-index.
@@ -14,19 +14,25 @@ const ATTEMPTS: usize = 5;
 const COUNTERS: std::ops::Range<usize> =
     FRAME_HEADER + 24..FRAME_HEADER + 24 + size_of::<Counters>();
 
+/// How closely to look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    AtAll,
+    /// The log is in use. While it is brought to the file, page 1 there may be any of its versions,
+    /// and to find which takes as long as a recovery.
+    InUse,
+}
+
 impl Wal {
     /// Before SQLite recovers the log: refuses one that was written for another state of the
     /// database. Without a commit there is nothing to recover in it, and it counts as empty.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`].
+    /// [`Error::LogOutdated`], [`Error::LogCut`].
     pub(super) fn check_origin(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
         for _ in 0..ATTEMPTS {
             let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
-            let origin = start.origin();
-            if parent
-                .admits(&layout.log, &origin, &mut |counters| self.has_page_1(base, counters))?
-            {
+            if self.is_of(base, parent, layout.log, &start.origin(), Look::AtAll)? {
                 return Ok(());
             }
             self.load_layout(base)?;
@@ -42,6 +48,90 @@ impl Wal {
         Err(Error::LogOutdated)
     }
 
+    /// Before a frame of the log is read or written: the same, where SQLite believed the wal-index,
+    /// and this handle neither began nor recovered the log.
+    ///
+    /// # Errors
+    /// [`Error::LogOutdated`], [`Error::LogCut`].
+    pub(super) fn check_new(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
+        let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
+        if self.fits == Some(layout.log)
+            || self.is_of(base, parent, layout.log, &start.origin(), Look::InUse)?
+        {
+            return Ok(());
+        }
+        Err(Error::LogOutdated)
+    }
+
+    /// Whether the log `log`, begun on `origin`, belongs to the database file as it is.
+    fn is_of(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        log: LogId,
+        origin: &Origin,
+        look: Look,
+    ) -> Result<bool> {
+        let fit = parent.fit(&log, &origin.state)?;
+        if let Fit::Brought { frames, partly } = fit {
+            self.require_brought(base, parent, (frames, partly), look)?;
+        }
+        let fits = match fit {
+            Fit::No => false,
+            Fit::Brought { partly: true, .. } if look == Look::InUse => true,
+            Fit::Brought { .. } | Fit::Begun => match parent.counters()? {
+                Some(counters) if counters == origin.counters => true,
+                // A checkpoint may have brought page 1 from the log.
+                Some(counters) => self.has_page_1(base, Some(counters))?,
+                // It may have been cut off while it wrote page 1.
+                None if self.has_page_1(base, None)? => true,
+                None => return Err(Error::PageAuthentication { page: 1 }),
+            },
+        };
+        if fits {
+            self.fits = Some(log);
+        }
+        Ok(fits)
+    }
+
+    /// Refuses a log, or a wal-index, that lacks one of the frames up to `brought`, of which pages
+    /// are in the file.
+    ///
+    /// SQLite before 3.50 commits frames without checksums; they can be in the file, and be lost in
+    /// a recovery all the same. There the log has them, and its chain of checksums ends earlier.
+    ///
+    /// # Errors
+    /// [`Error::LogCut`].
+    fn require_brought(
+        &mut self,
+        base: &impl Storage,
+        parent: &impl Parent,
+        (brought, partly): (u32, bool),
+        look: Look,
+    ) -> Result<()> {
+        let in_index = parent.last_frame().filter(|_| look == Look::InUse);
+        if in_index.is_some_and(|last| last >= brought) {
+            return Ok(());
+        }
+        let mut there = 0;
+        self.survey(base, 0, brought, |_, frame, good| {
+            if good {
+                there = frame;
+            }
+        })?;
+        // Where the file has the whole log, and the log nothing any more, nothing is played back:
+        // the next log was begun, and power was lost with synchronous=OFF.
+        if there < brought && (partly || there > 0) {
+            return Err(Error::LogCut { frame: there + 1 });
+        }
+        if let Some(last) = in_index
+            && self.last_in_chain(base)? > last
+        {
+            return Err(Error::LogCut { frame: last + 1 });
+        }
+        Ok(())
+    }
+
     /// The id of the log and the state of the database file on which it was begun.
     pub(crate) fn identity(
         &mut self,
@@ -52,9 +142,28 @@ impl Wal {
         Ok(self.layout.zip(self.start).map(|(layout, start)| (layout.log, start.origin().state)))
     }
 
+    /// The frames that a checkpoint at hand may bring to the file, by the wal-index or by what this
+    /// handle knows.
+    pub(crate) fn brought(&self, attempted: Option<u32>) -> u32 {
+        attempted.or(self.end).unwrap_or(0)
+    }
+
+    /// The last committed frame; `None` where that cannot be told.
+    pub(crate) fn last_frame(
+        &self,
+        base: &impl Storage,
+        parent: &impl Parent,
+    ) -> Result<Option<LastFrame>> {
+        let last = parent.last_frame().or(self.end).filter(|&last| last > 0);
+        let (Some(layout), Some(last)) = (self.layout, last) else { return Ok(None) };
+        let mut trailer = [0; RESERVE];
+        let at = layout.position(last) + layout.frame() as u64;
+        Ok(base.read_whole(&mut trailer, at)?.then_some((last, trailer)))
+    }
+
     /// Whether page 1 is in the log, with these counters or with any.
     fn has_page_1(&mut self, base: &impl Storage, counters: Option<Counters>) -> Result<bool> {
-        self.any(base, |frame| {
+        self.find(base, |frame| {
             number(frame) == 1 && counters.is_none_or(|counters| frame[COUNTERS] == counters)
         })
     }
@@ -62,14 +171,8 @@ impl Wal {
     /// Whether a transaction was committed to the log.
     fn has_commit(&mut self, base: &impl Storage) -> Result<bool> {
         let Some(salts) = self.salts() else { return Ok(false) };
-        self.any(base, |frame| {
+        self.find(base, |frame| {
             number(&frame[COMMIT_AT..]) > 0 && frame[SALTS_AT..].starts_with(&salts)
         })
-    }
-
-    fn any(&mut self, base: &impl Storage, is: impl Fn(&[u8]) -> bool) -> Result<bool> {
-        let mut any = false;
-        self.survey(base, 0, u32::MAX, |wal, _, good| any |= good && is(&wal.plain))?;
-        Ok(any)
     }
 }

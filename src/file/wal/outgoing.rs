@@ -1,7 +1,7 @@
 //! Records on their way to the base: those of frames that follow each other leave in one write.
 //!
-//! A record's gap up to the next one is filled with zeros where another follows. That spoils nothing:
-//! no other record lies in what a torn write of it may spoil.
+//! A record's gap up to the next one is filled with zeros where another follows. That spoils
+//! nothing: no other record lies in what a torn write of it may spoil.
 
 use super::layout::Layout;
 
@@ -43,7 +43,8 @@ impl Outgoing {
         Some(&self.bytes[at..at + layout.record()])
     }
 
-    /// Where to seal the record of `frame`, which it takes. It counts once [`Outgoing::took`] says so.
+    /// Where to seal the record of `frame`, which it takes. It counts once [`Outgoing::took`] says
+    /// so.
     pub(super) fn place(&mut self, layout: Layout, frame: u32) -> &mut [u8] {
         let index = if self.count == 0 { 0 } else { (frame - self.first) as usize };
         let at = index * layout.stride();

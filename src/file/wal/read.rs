@@ -44,6 +44,7 @@ impl Wal {
         if at < WAL_HEADER as u64 {
             return self.read_header(base, parent, buf, at as usize);
         }
+        self.check_new(base, parent)?;
         let mut done = 0;
         while done < buf.len() {
             let (frame, within) = layout.locate(at + done as u64)?;
@@ -52,8 +53,8 @@ impl Wal {
             if !self.load(base, layout, frame)? {
                 if !starts && within + len <= FRAME_HEADER && self.transaction.took_back(frame) {
                     // SQLite before 3.50 still computes checksums anew from behind a frame that it
-                    // took back: it reads the one of that frame, and computes none from it. Where the
-                    // log was begun again, with other salts, no frame of it is left.
+                    // took back: it reads the one of that frame, and computes none from it. Where
+                    // the log was begun again, with other salts, no frame of it is left.
                     buf[done..done + len].fill(0);
                     done += len;
                     continue;

@@ -25,8 +25,8 @@ pub(crate) struct Demand {
     pub(crate) visible: BTreeSet<u32>,
 }
 
-/// What the wal-index says of the log, or this handle knows. It is not authenticated, and serves only
-/// to demand more.
+/// What the wal-index says of the log, or this handle knows. It is not authenticated, and serves
+/// only to demand more.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct View {
     /// Checkpoints have brought the frames up to this one to the database file.
@@ -162,8 +162,8 @@ impl Wal {
         self.layout.map_or(Ok(0), |layout| Ok(layout.frames_in(base.size()?)))
     }
 
-    /// The frame of the last commit and the pages after it, by the wal-index; without one, the frame
-    /// that this handle has recovered or written.
+    /// The frame of the last commit and the pages after it, by the wal-index; without one, the
+    /// frame that this handle has recovered or written.
     pub(crate) fn end_or(&self, index: Option<(u32, u32)>) -> Option<(u32, Option<u32>)> {
         index.map(|(frame, pages)| (frame, Some(pages))).or(self.end.map(|frame| (frame, None)))
     }
@@ -177,6 +177,20 @@ impl Wal {
         last: u32,
         mut see: impl FnMut(&mut Self, u32, bool),
     ) -> Result<()> {
+        self.survey_while(base, sure, last, |wal, frame, good| {
+            see(wal, frame, good);
+            true
+        })
+    }
+
+    /// As [`Wal::survey`], until `see` has seen enough and answers `false`.
+    fn survey_while(
+        &mut self,
+        base: &impl Storage,
+        sure: u32,
+        last: u32,
+        mut see: impl FnMut(&mut Self, u32, bool) -> bool,
+    ) -> Result<()> {
         let Some(layout) = self.layout else { return Ok(()) };
         let there = self.frames_in(base)?;
         self.ahead.clear();
@@ -186,17 +200,26 @@ impl Wal {
         seen
     }
 
+    /// Whether one of the frames in the file is what `is` looks for.
+    pub(super) fn find(&mut self, base: &impl Storage, is: impl Fn(&[u8]) -> bool) -> Result<bool> {
+        let mut found = false;
+        self.survey_while(base, 0, u32::MAX, |wal, _, good| {
+            found |= good && is(&wal.plain);
+            !found
+        })?;
+        Ok(found)
+    }
+
     fn see_each(
         &mut self,
         base: &impl Storage,
         layout: Layout,
         (sure, last): (u32, u32),
-        see: &mut impl FnMut(&mut Self, u32, bool),
+        see: &mut impl FnMut(&mut Self, u32, bool) -> bool,
     ) -> Result<()> {
         for frame in 1..=last {
             let good = self.start.is_some() && self.load_written(base, layout, frame)?;
-            see(self, frame, good);
-            if !good && frame >= sure {
+            if !see(self, frame, good) || !good && frame >= sure {
                 break;
             }
         }

@@ -30,7 +30,8 @@ impl Transaction {
         self.first.is_some_and(|first| frame >= first)
     }
 
-    /// Whether SQLite has taken `frame` back: it was of this transaction, and the log ends before it.
+    /// Whether SQLite has taken `frame` back: it was of this transaction, and the log ends before
+    /// it.
     pub(super) fn took_back(&self, frame: u32) -> bool {
         self.has(frame) && frame > self.end
     }

@@ -42,6 +42,7 @@ impl Wal {
         if self.start.is_none() {
             return Err(Error::FrameAuthentication { frame: 0 });
         }
+        self.check_new(base, parent)?;
         let mut done = 0;
         while done < bytes.len() {
             let (frame, within) = layout.locate(at + done as u64)?;
@@ -133,8 +134,8 @@ impl Wal {
     }
 
     /// SQLite writes `frame` anew, which was committed once. It does so where the wal-index, which
-    /// anybody can change, denies the commit; the page would be lost without a trace. By right it does
-    /// after a recovery that ended the log earlier.
+    /// anybody can change, denies the commit; the page would be lost without a trace. By right it
+    /// does after a recovery that ended the log earlier.
     fn refuse_denial(&mut self, base: &impl Storage, frame: u32) -> Result<()> {
         if self.last_in_chain(base)? >= frame {
             return Err(Error::FrameAuthentication { frame });

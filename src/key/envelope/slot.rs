@@ -1,26 +1,35 @@
 //! A slot: which log may be played back over the database file.
 //!
 //! ```text
-//! 0       16       20         28      44    60       64    96      512
-//! | magic | number | sequence | state | log | partly | MAC | zeros |
+//! 0       16       20         28      44    60       64        68    100     512
+//! | magic | number | sequence | state | log | partly | brought | MAC | zeros |
 //! ```
 //! There are two, each in the last sector of the 8 KiB of a copy of the envelope, number 0 beside
 //! copy A. The valid one of higher sequence counts. The MAC is HMAC-SHA-256 of everything before it
 //! under the envelope subkey; its magic tells it from that of a copy.
 //!
 //! `state` names the content that the file had after the last checkpoint that brought a whole log
-//! to it. `log` is the id of a log, or zeros: where `partly` is 0, that very log; where it is 1,
-//! one that was begun on `state` and of which a checkpoint has begun to bring pages to the file
-//! since.
+//! to it. It follows from what was brought: the first 16 bytes of HMAC-SHA-256 under the envelope
+//! subkey of `"sqlite-tde state"`, the state on which that log was begun, its id, the number of its
+//! last frame (4) and that frame's trailer (48). So the same logs, brought to a copy of the file
+//! one after another, lead to the same states. A state that nothing leads to is random. `log` is
+//! the id of a log, or zeros: where `partly` is 0, that very log; where it is 1, one that was begun
+//! on `state` and of which a checkpoint has begun to bring pages to the file since. Its frames from
+//! 1 to `brought` may be there: without each of them the file has half of what was committed.
 
 use subtle::ConstantTimeEq;
 
 use super::{MAC_LEN, SECTOR_LEN, is_zero, mac};
-use crate::page::LogId;
+use crate::page::{LogId, RESERVE};
 use crate::secret::{Secret, fill_random};
 
 /// Names one content of a database file.
 pub(crate) type StateId = [u8; 16];
+
+const STATE_LABEL: &[u8; 16] = b"sqlite-tde state";
+
+/// The last frame of a log: its number and its trailer.
+pub(crate) type LastFrame = (u32, [u8; RESERVE]);
 
 const MAGIC: &[u8; 16] = b"sqlite-tde slot\0";
 const NUMBER_AT: usize = MAGIC.len();
@@ -28,7 +37,8 @@ const SEQUENCE_AT: usize = NUMBER_AT + size_of::<u32>();
 const STATE_AT: usize = SEQUENCE_AT + size_of::<u64>();
 const LOG_AT: usize = STATE_AT + size_of::<StateId>();
 const PARTLY_AT: usize = LOG_AT + size_of::<LogId>();
-const MAC_AT: usize = PARTLY_AT + size_of::<u32>();
+const BROUGHT_AT: usize = PARTLY_AT + size_of::<u32>();
+const MAC_AT: usize = BROUGHT_AT + size_of::<u32>();
 const USED: usize = MAC_AT + MAC_LEN;
 /// Bytes of a slot.
 pub(crate) const SLOT_LEN: usize = SECTOR_LEN;
@@ -42,20 +52,52 @@ pub(crate) struct Slot {
     pub(crate) state: StateId,
     pub(crate) log: LogId,
     pub(crate) partly: bool,
+    pub(crate) brought: u32,
+}
+
+/// Whether a log may be played back over a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    No,
+    /// The file is in the state on which it was begun.
+    Begun,
+    /// Checkpoints have brought its frames to the file up to this one, or some of their pages.
+    Brought {
+        frames: u32,
+        /// It has more of them, or may have.
+        partly: bool,
+    },
 }
 
 impl Slot {
-    /// The slot of a file whose content nothing else names, and over which `log` may be played
-    /// back.
-    pub(crate) fn anew(sequence: u64, log: LogId) -> crate::Result<Self> {
+    /// The slot of a file in a state that nothing led to.
+    pub(crate) fn anew(sequence: u64) -> crate::Result<Self> {
         let mut state = StateId::default();
         fill_random(&mut state)?;
-        Ok(Self { sequence, state, log, partly: false })
+        Ok(Self { sequence, state, log: LogId::default(), partly: false, brought: 0 })
     }
 
-    /// Whether a log may be played back that has the id `log` and was begun on `state`.
-    pub(crate) fn admits(&self, log: &LogId, state: &StateId) -> bool {
-        self.log == *log || !self.partly && self.state == *state
+    /// How a log fits that has the id `log` and was begun on `state`.
+    pub(crate) fn fit(&self, log: &LogId, state: &StateId) -> Fit {
+        if self.log == *log {
+            Fit::Brought { frames: self.brought, partly: self.partly }
+        } else if !self.partly && self.state == *state {
+            Fit::Begun
+        } else {
+            Fit::No
+        }
+    }
+
+    /// The state of a file to which all of `log` was brought, begun on `state` and ended by `last`;
+    /// nothing without a MAC key.
+    pub(crate) fn state_after(
+        state: &StateId,
+        log: &LogId,
+        (frame, trailer): &LastFrame,
+        mac_key: &Secret,
+    ) -> Option<StateId> {
+        let what = [STATE_LABEL, &state[..], log, &frame.to_be_bytes(), trailer].concat();
+        mac(mac_key, &what)?.first_chunk().copied()
     }
 
     /// As slot `number`; nothing without a MAC key.
@@ -66,7 +108,8 @@ impl Slot {
         bytes[SEQUENCE_AT..STATE_AT].copy_from_slice(&self.sequence.to_be_bytes());
         bytes[STATE_AT..LOG_AT].copy_from_slice(&self.state);
         bytes[LOG_AT..PARTLY_AT].copy_from_slice(&self.log);
-        bytes[PARTLY_AT..MAC_AT].copy_from_slice(&u32::from(self.partly).to_be_bytes());
+        bytes[PARTLY_AT..BROUGHT_AT].copy_from_slice(&u32::from(self.partly).to_be_bytes());
+        bytes[BROUGHT_AT..MAC_AT].copy_from_slice(&self.brought.to_be_bytes());
         let tag = mac(mac_key, &bytes[..MAC_AT])?;
         bytes[MAC_AT..USED].copy_from_slice(&tag);
         Some(bytes)
@@ -86,7 +129,8 @@ impl Slot {
             sequence: u64::from_be_bytes(*bytes[SEQUENCE_AT..].first_chunk()?),
             state: *bytes[STATE_AT..].first_chunk()?,
             log: *bytes[LOG_AT..].first_chunk()?,
-            partly: bytes[MAC_AT - 1] != 0,
+            partly: bytes[BROUGHT_AT - 1] != 0,
+            brought: u32::from_be_bytes(*bytes[BROUGHT_AT..].first_chunk()?),
         })
     }
 }
@@ -99,11 +143,16 @@ mod tests {
         Secret::from_slice(&[byte; 32]).unwrap()
     }
 
-    const SLOT: Slot = Slot { sequence: 7, state: [3; 16], log: [4; 16], partly: true };
+    const SLOT: Slot = Slot { sequence: 7, state: [3; 16], log: [4; 16], partly: true, brought: 5 };
 
     #[test]
     fn a_slot_is_what_its_holder_wrote_at_its_place() {
-        for slot in [SLOT, Slot { partly: false, ..SLOT }, Slot { sequence: u64::MAX, ..SLOT }] {
+        for slot in [
+            SLOT,
+            Slot { partly: false, ..SLOT },
+            Slot { sequence: u64::MAX, ..SLOT },
+            Slot { brought: u32::MAX, ..SLOT },
+        ] {
             for number in [0, 1] {
                 let bytes = slot.encode(number, &key(1)).unwrap();
                 assert_eq!(Slot::decode(&bytes, number, &key(1)), Some(slot));
@@ -123,16 +172,36 @@ mod tests {
     }
 
     #[test]
-    fn logs_that_a_slot_admits() {
+    fn logs_that_fit() {
         let whole = Slot { partly: false, ..SLOT };
-        for (what, slot, log, state, admitted) in [
-            ("the log that was brought to the file", whole, 4, 9, true),
-            ("one begun on its state", whole, 8, 3, true),
-            ("any other", whole, 8, 9, false),
-            ("the log that is being brought to the file", SLOT, 4, 3, true),
-            ("another one begun on the same state", SLOT, 8, 3, false),
+        let brought = |partly| Fit::Brought { frames: 5, partly };
+        for (what, slot, log, state, fit) in [
+            ("the log that was brought to the file", whole, 4, 9, brought(false)),
+            ("one begun on its state", whole, 8, 3, Fit::Begun),
+            ("any other", whole, 8, 9, Fit::No),
+            ("the log that is being brought to the file", SLOT, 4, 3, brought(true)),
+            ("another one begun on the same state", SLOT, 8, 3, Fit::No),
         ] {
-            assert_eq!(slot.admits(&[log; 16], &[state; 16]), admitted, "{what}");
+            assert_eq!(slot.fit(&[log; 16], &[state; 16]), fit, "{what}");
         }
+    }
+
+    #[test]
+    fn a_state_follows_from_all_that_was_brought_to_the_file() {
+        let after = |state, log, frame, trailer, by: &Secret| {
+            Slot::state_after(&[state; 16], &[log; 16], &(frame, [trailer; RESERVE]), by).unwrap()
+        };
+        let states = [
+            after(1, 2, 3, 4, &key(5)),
+            after(9, 2, 3, 4, &key(5)),
+            after(1, 9, 3, 4, &key(5)),
+            after(1, 2, 9, 4, &key(5)),
+            after(1, 2, 3, 9, &key(5)),
+            after(1, 2, 3, 4, &key(9)),
+        ];
+        for (place, state) in states.iter().enumerate() {
+            assert!(!states[..place].contains(state), "{place}");
+        }
+        assert_eq!(after(1, 2, 3, 4, &key(5)), states[0]);
     }
 }

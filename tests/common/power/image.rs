@@ -1,13 +1,13 @@
 //! What a power loss leaves.
 //!
 //! What a file held at its last sync is there. Of each write and truncation since, independently of
-//! the others, the disk may have kept all, nothing or, of a write, some of the sectors it touches. Of
-//! what was done to a name since the directory was synced, a first part may have been kept.
+//! the others, the disk may have kept all, nothing or, of a write, some of the sectors it touches.
+//! Of what was done to a name since the directory was synced, a first part may have been kept.
 //!
 //! Two orders are taken for granted, because SQLite does so where it does not sync the end of a
-//! rollback journal (all but EXTRA or, but for DELETE, FULL): what is written to a journal after it was
-//! emptied is not kept without the emptying; nor is a file cut after a journal was deleted or emptied
-//! (the end of a VACUUM, whose journal does not hold the pages that are cut off).
+//! rollback journal (all but EXTRA or, but for DELETE, FULL): what is written to a journal after it
+//! was emptied is not kept without the emptying; nor is a file cut after a journal was deleted or
+//! emptied (the end of a VACUUM, whose journal does not hold the pages that are cut off).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Place;

@@ -1,5 +1,5 @@
-//! The shared memory that connections of this process use as the index of a write-ahead log. It is on
-//! no disk.
+//! The shared memory that connections of this process use as the index of a write-ahead log. It is
+//! on no disk.
 
 use rusqlite::ffi;
 

@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 
 use super::*;
-use crate::file::journal::Counters;
 use crate::file::wal::Origin;
 use crate::key::envelope::COPY_LEN;
-use crate::key::envelope::slot::StateId;
+use crate::key::envelope::slot::{Fit, StateId};
+use crate::page::RESERVE;
 
 const SLOT_LEN: usize = 512;
 const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
@@ -78,7 +78,8 @@ impl Disk {
 
 fn admits(db: &MainDb, image: &[u8], (log, origin): &(LogId, Origin)) -> bool {
     let base = Memory(image.to_vec().into());
-    db.admits_log(&base, log, origin, &mut |_| Ok(false)).unwrap()
+    let counters = db.counters_on_disk(&base).unwrap();
+    db.fit(&base, log, &origin.state).unwrap() != Fit::No && counters == Some(origin.counters)
 }
 
 fn begin(db: &MainDb, disk: &Disk, number: u8) -> (LogId, Origin) {
@@ -100,8 +101,8 @@ fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
                 for (step, does) in life.chars().enumerate() {
                     let id = (log.0, log.1.state);
                     match does {
-                        'p' => db.checkpoint_writes(&disk, id).unwrap(),
-                        'E' => db.checkpoint_ends(&disk, id).unwrap(),
+                        'p' => db.checkpoint_writes(&disk, id, 1).unwrap(),
+                        'E' => db.checkpoint_ends(&disk, id, None).unwrap(),
                         _ => {
                             // SQLite's, after which nothing is unsynced.
                             disk.sync().unwrap();
@@ -109,6 +110,11 @@ fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
                         }
                     }
                     let what = format!("{first}, {second}: log {number}, step {step}");
+                    for damaged in PLACES {
+                        let mut image = disk.now.0.borrow().clone();
+                        image[damaged + 20] ^= 1;
+                        assert!(admits(&db, &image, &log), "{what}: slot at {damaged} damaged");
+                    }
                     for image in disk.images() {
                         assert!(admits(&db, &image, &log), "{what}");
                         // The last one before it is all in the file.
@@ -136,8 +142,8 @@ fn a_backup_admits_no_log_of_a_later_state() {
         for step in ["page", "end"] {
             let id = (log.0, log.1.state);
             match step {
-                "page" => db.checkpoint_writes(&disk, id).unwrap(),
-                _ => db.checkpoint_ends(&disk, id).unwrap(),
+                "page" => db.checkpoint_writes(&disk, id, 1).unwrap(),
+                _ => db.checkpoint_ends(&disk, id, None).unwrap(),
             }
             backups.push((number, disk.now.0.borrow().clone()));
         }
@@ -152,14 +158,64 @@ fn a_backup_admits_no_log_of_a_later_state() {
     }
 }
 
+/// Logs are brought to a copy of the file one after another, in other steps than to the file
+/// itself.
+#[test]
+fn the_same_logs_lead_a_copy_to_the_same_states() {
+    let (disk, mut db) = Disk::new();
+    let copy = Disk { now: Memory(disk.now.0.borrow().clone().into()), ..Disk::default() };
+    let mut other = MainDb::open(&copy, wishes()).unwrap();
+    for number in 1..5_u8 {
+        let log = begin(&db, &disk, number);
+        let id = (log.0, log.1.state);
+        assert!(admits(&other, &copy.now.0.borrow(), &log), "log {number}");
+        db.checkpoint_writes(&disk, id, 1).unwrap();
+        // It goes on after it was brought whole.
+        db.checkpoint_ends(&disk, id, Some((3, [number; RESERVE]))).unwrap();
+        disk.sync().unwrap();
+        db.checkpoint_begins();
+        db.checkpoint_writes(&disk, id, 1).unwrap();
+        let last = Some((5, [number; RESERVE]));
+        db.checkpoint_ends(&disk, id, last).unwrap();
+        disk.sync().unwrap();
+        if number % 2 == 0 {
+            other.checkpoint_writes(&copy, id, 1).unwrap();
+        }
+        other.checkpoint_ends(&copy, id, last).unwrap();
+        copy.sync().unwrap();
+    }
+    assert!(!admits(&other, &copy.now.0.borrow(), &([9; 16], Origin::default())));
+}
+
+/// The newer slot is damaged, and the other one names an older state.
+#[test]
+fn no_log_begins_on_a_state_that_may_be_an_older_one() {
+    let (disk, mut db) = Disk::new();
+    let before = begin(&db, &disk, 1);
+    db.checkpoint_ends(&disk, (before.0, before.1.state), None).unwrap();
+    disk.sync().unwrap();
+    let good = disk.now.0.borrow().clone();
+    let newer = PLACES.into_iter().find(|&place| {
+        let mut image = good.clone();
+        image[place + 20] ^= 1;
+        !admits(&db, &image, &begin(&db, &disk, 2))
+    });
+    disk.now.0.replace(good);
+    disk.now.0.borrow_mut()[newer.expect("one names the new state") + 20] ^= 1;
+    disk.sync().unwrap();
+    let next = begin(&db, &disk, 3);
+    assert_ne!(next.1.state, before.1.state);
+    assert!(disk.images().iter().all(|image| admits(&db, image, &next)));
+}
+
 #[test]
 fn slots_that_somebody_changed() {
     let (disk, mut db) = Disk::new();
     let first = begin(&db, &disk, 1);
     let young = disk.now.0.borrow().clone();
-    db.checkpoint_ends(&disk, (first.0, first.1.state)).unwrap();
+    db.checkpoint_ends(&disk, (first.0, first.1.state), None).unwrap();
     let second = begin(&db, &disk, 2);
-    db.checkpoint_writes(&disk, (second.0, second.1.state)).unwrap();
+    db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
     let now = disk.now.0.borrow().clone();
     let slot = |image: &[u8], number: usize| image[PLACES[number]..][..SLOT_LEN].to_vec();
     let with = |number: usize, bytes: &[u8]| {
@@ -168,7 +224,7 @@ fn slots_that_somebody_changed() {
         image
     };
     let (other, mut other_db) = Disk::new();
-    other_db.checkpoint_ends(&other, ([9; 16], begin(&other_db, &other, 9).1.state)).unwrap();
+    other_db.checkpoint_ends(&other, ([9; 16], begin(&other_db, &other, 9).1.state), None).unwrap();
     let other = other.now.0.borrow().clone();
     let newest = usize::from(slot(&now, 0) == slot(&young, 0));
     for (what, image, admitted) in [
@@ -191,7 +247,7 @@ fn slots_that_somebody_changed() {
     // The one in use goes on, and a log that begins is admitted after power loss.
     disk.now.0.replace(none.clone());
     db.checkpointed = None;
-    db.checkpoint_writes(&disk, (second.0, second.1.state)).unwrap();
+    db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
     assert!(admits(&db, &disk.now.0.borrow(), &second));
     disk.now.0.replace(none);
     disk.sync().unwrap();
@@ -205,56 +261,34 @@ fn a_checkpoint_of_a_log_of_another_state_is_refused() {
     let (disk, mut db) = Disk::new();
     let backup = disk.now.0.borrow().clone();
     let first = begin(&db, &disk, 1);
-    db.checkpoint_ends(&disk, (first.0, first.1.state)).unwrap();
+    db.checkpoint_ends(&disk, (first.0, first.1.state), None).unwrap();
     let second = begin(&db, &disk, 2);
     disk.now.0.replace(backup.clone());
     let id = (second.0, second.1.state);
-    assert!(matches!(db.checkpoint_writes(&disk, id), Err(Error::LogOutdated)));
-    assert!(matches!(db.checkpoint_ends(&disk, id), Err(Error::LogOutdated)));
+    assert!(matches!(db.checkpoint_writes(&disk, id, 1), Err(Error::LogOutdated)));
+    assert!(matches!(db.checkpoint_ends(&disk, id, None), Err(Error::LogOutdated)));
     assert_eq!(*disk.now.0.borrow(), backup);
 }
 
 #[test]
-fn page_1_decides_where_the_slots_do_not() {
+fn a_log_begins_on_a_good_page_1() {
     let (disk, db) = Disk::new();
     let log = begin(&db, &disk, 1);
     let image = disk.now.0.borrow().clone();
-    let bad = {
-        let mut image = image.clone();
-        image[ENVELOPE_LEN + 30] ^= 1;
-        image
-    };
-    let other = Origin { counters: [8; 16], ..log.1 };
-    let here = log.1.counters;
-    let any: fn(Option<Counters>) -> bool = |_| true;
-    let none: fn(Option<Counters>) -> bool = |_| false;
-    let rows: [(&str, &[u8], Origin, fn(Option<Counters>) -> bool, Option<bool>); 5] = [
-        ("the same", &image, log.1, none, Some(true)),
-        ("another transaction", &image, other, none, Some(false)),
-        ("a page 1 of the log", &image, other, any, Some(true)),
-        ("a torn page 1 that is in the log", &bad, log.1, any, Some(true)),
-        ("a bad page 1 that is not", &bad, log.1, none, None),
-    ];
-    for (what, image, origin, has, admitted) in rows {
-        let base = Memory(image.to_vec().into());
-        let got = db.admits_log(&base, &log.0, &origin, &mut |counters| {
-            assert!(counters.is_none_or(|counters| counters == here), "{what}");
-            Ok(has(counters))
-        });
-        match (got, admitted) {
-            (Ok(got), Some(admitted)) => assert_eq!(got, admitted, "{what}"),
-            (Err(Error::PageAuthentication { page: 1 }), None) => {}
-            (got, _) => panic!("{what}: {got:?}"),
-        }
-    }
     assert_ne!(log.1.state, StateId::default());
-    assert_eq!(begin(&db, &Disk { now: Memory(image.into()), ..Disk::default() }, 2).1, log.1);
+    assert_eq!(
+        begin(&db, &Disk { now: Memory(image.clone().into()), ..Disk::default() }, 2).1,
+        log.1
+    );
+    let mut bad = image;
+    bad[ENVELOPE_LEN + 30] ^= 1;
     let base = Memory(bad.into());
+    assert_eq!(db.counters_on_disk(&base).unwrap(), None);
     assert!(matches!(db.log_origin(&base, None), Err(Error::PageAuthentication { page: 1 })));
 }
 
-/// A log that was brought whole goes on, and a part of what came is brought: a log that a copy of the
-/// file began in between does not belong to the file any more.
+/// A log that was brought whole goes on, and a part of what came is brought: a log that a copy of
+/// the file began in between does not belong to the file any more.
 #[test]
 fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
     for by in ["the same handle", "another"] {
@@ -262,16 +296,16 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
         let (id, origin) = begin(&db, &disk, 1);
         let id = (id, origin.state);
         db.checkpoint_begins();
-        db.checkpoint_writes(&disk, id).unwrap();
+        db.checkpoint_writes(&disk, id, 1).unwrap();
         let mut other = MainDb::open(&disk, wishes()).unwrap();
-        other.checkpoint_ends(&disk, id).unwrap();
+        other.checkpoint_ends(&disk, id, None).unwrap();
         disk.sync().unwrap();
         let copy = disk.now.0.borrow().clone();
         let copied = ([2; 16], db.log_origin(&Memory(copy.clone().into()), None).unwrap());
         assert!(admits(&db, &copy, &copied), "{by}");
         let handle = if by == "another" { &mut other } else { &mut db };
         handle.checkpoint_begins();
-        handle.checkpoint_writes(&disk, id).unwrap();
+        handle.checkpoint_writes(&disk, id, 1).unwrap();
         let image = disk.now.0.borrow().clone();
         assert!(!admits(&db, &image, &copied), "{by}");
         assert!(admits(&db, &image, &(id.0, origin)), "{by}: its own");

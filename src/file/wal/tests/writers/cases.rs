@@ -199,9 +199,9 @@ fn nothing_that_was_gathered_is_written_after_a_rollback() {
     }
 }
 
-/// A transaction that began the log is taken back to its beginning by a savepoint, and commits then.
-/// SQLite before 3.50 reads the checksum before the frame that was overwritten first, although that
-/// one is taken back.
+/// A transaction that began the log is taken back to its beginning by a savepoint, and commits
+/// then. SQLite before 3.50 reads the checksum before the frame that was overwritten first,
+/// although that one is taken back.
 #[test]
 fn a_transaction_taken_back_to_the_beginning_of_the_log_commits() {
     let steps = [(9, 0, 1), (0, 0, 1), (2, 0, 1), (0, 0, 1), (3, 247, 1), (7, 408, 1), (5, 0, 1)];

@@ -1,0 +1,183 @@
+//! Which log belongs to the database file: when SQLite recovers it, and when it believes the
+//! wal-index and recovers nothing.
+
+use super::*;
+
+/// How a look at a log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Goes,
+    /// It counts as empty.
+    Void,
+    Outdated,
+    BadPage1,
+}
+use End::{BadPage1, Goes, Outdated, Void};
+
+const PARTLY: Fit = Fit::Brought { frames: 1, partly: true };
+
+fn end(answer: Result<Filled>) -> End {
+    match answer {
+        Ok(Filled::Full) => Goes,
+        Ok(Filled::Short) => Void,
+        Err(Error::LogOutdated) => Outdated,
+        Err(Error::PageAuthentication { page: 1 }) => BadPage1,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+/// A log of two frames, the first one of `page` with these counters.
+fn log_with(page: u32, counters: u8, commit: u32) -> (Memory, Arc<Keyring>) {
+    let (base, keyring) = (Memory::default(), keyring());
+    let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+    let db = Db::default();
+    wal.write(&base, &db, &wal_header(5), 0).unwrap();
+    write_frame(&mut wal, &base, &db, 1, &frame(page, 0, 5, counters));
+    write_frame(&mut wal, &base, &db, 2, &frame(4, commit, 5, 0xbb));
+    wal.before_sync(&base, &db).unwrap();
+    (base, keyring)
+}
+
+#[test]
+fn slots_and_page_1_say_whether_a_log_belongs_to_the_file() {
+    let file = |counters: u8| Some([counters; 16]);
+    for (what, fit, counters, (page, in_log), recovered, in_use) in [
+        ("another state", Fit::No, file(0), (1, 0), Outdated, Outdated),
+        ("another state, a bad page 1", Fit::No, None, (1, 0), Outdated, Outdated),
+        ("as it was", Fit::Begun, file(0), (3, 1), Goes, Goes),
+        ("a page 1 of the log", Fit::Begun, file(1), (1, 1), Goes, Goes),
+        ("another transaction", Fit::Begun, file(2), (1, 1), Outdated, Outdated),
+        ("another one, no page 1 in the log", Fit::Begun, file(1), (3, 1), Outdated, Outdated),
+        ("a torn page 1 that is in the log", Fit::Begun, None, (1, 1), Goes, Goes),
+        ("a bad page 1 that is not", Fit::Begun, None, (3, 1), BadPage1, BadPage1),
+        ("partly there, a page 1 of the log", PARTLY, file(1), (1, 1), Goes, Goes),
+        // A recovery asks more.
+        ("partly there, another transaction", PARTLY, file(2), (1, 1), Outdated, Goes),
+        ("partly there, a bad page 1", PARTLY, None, (3, 1), BadPage1, Goes),
+    ] {
+        let (base, keyring) = log_with(page, in_log, 9);
+        let before = base.0.borrow().clone();
+        let handle = || Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+        let mut db = Db { locks: 1, fit, counters, ..Db::default() };
+        let (got, _) = read(&mut handle(), &base, &mut db, 0, WAL_HEADER);
+        assert_eq!(end(got), recovered, "{what}: recovered");
+        db.salts = Some([5; 8]);
+        db.pages = vec![page, 4];
+        for number in [1, 2] {
+            let place = at(number) + FRAME_HEADER as u64;
+            let (got, _) = read(&mut handle(), &base, &mut db, place, PAGE);
+            assert_eq!(end(got), in_use, "{what}: frame {number}");
+        }
+        assert!(*base.0.borrow() == before, "{what}: the log was changed");
+        let mut writer = handle();
+        let frame = frame(6, 9, 5, 0xcc);
+        let begun = writer.write(&base, &db, &frame[..FRAME_HEADER], at(3));
+        let wrote = begun.and_then(|()| {
+            let place = at(3) + FRAME_HEADER as u64;
+            writer.write(&base, &db, &frame[FRAME_HEADER..], place)
+        });
+        assert_eq!(end(wrote.map(|()| Filled::Full)), in_use, "{what}: a write");
+        assert_eq!(*base.0.borrow() == before, in_use != Goes, "{what}: written");
+    }
+}
+
+/// Frames that a checkpoint has brought to the file, by the slots, are in the log and in the
+/// wal-index, or it is refused.
+#[test]
+fn a_log_has_what_was_brought_of_it() {
+    #[derive(Debug, PartialEq)]
+    enum Got {
+        Fine,
+        Lacks(u32),
+    }
+    use Got::{Fine, Lacks};
+    let got = |answer: Result<Filled>| match answer {
+        Ok(_) => Fine,
+        Err(Error::LogCut { frame }) => Lacks(frame),
+        Err(error) => panic!("{error:?}"),
+    };
+    let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() - 1);
+    type Change<'a> = Option<&'a dyn Fn(&mut Vec<u8>)>;
+    let rows: [(&str, u32, Change, u32, Got, Got); 6] = [
+        ("all is there", 2, None, 2, Fine, Fine),
+        ("nothing was brought", 0, Some(&cut), 0, Fine, Fine),
+        ("the end, of which nothing was brought, is gone", 1, Some(&cut), 1, Fine, Fine),
+        ("the end is gone", 2, Some(&cut), 2, Lacks(2), Fine),
+        ("the end is gone, and the index says so", 2, Some(&cut), 1, Lacks(2), Lacks(2)),
+        ("an index that denies a commit", 2, None, 1, Fine, Lacks(2)),
+    ];
+    for (what, frames, change, last, recovered, in_use) in rows {
+        for partly in [true, false] {
+            let (base, keyring) = (Memory::default(), keyring());
+            let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+            let mut db = Db { fit: Fit::Brought { frames, partly }, ..Db::default() };
+            let (header, log) = log_of(5, &[(3, 9, 1), (4, 9, 2)]);
+            wal.write(&base, &db, &header, 0).unwrap();
+            for (number, bytes) in (1..).zip(&log) {
+                write_frame(&mut wal, &base, &db, number, bytes);
+            }
+            wal.before_sync(&base, &db).unwrap();
+            if let Some(change) = change {
+                change(&mut base.0.borrow_mut());
+            }
+            let handle = || Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+            let mut buf = [0; WAL_HEADER];
+            assert_eq!(got(handle().read(&base, &db, &mut buf, 0)), recovered, "{what}");
+            (db.locks, db.salts, db.last_frame) = (1, Some([5; 8]), Some(last));
+            db.pages = vec![3, 4];
+            let mut other = handle();
+            other.refresh(&base, &db).unwrap();
+            let looked = other.check_new(&base, &db).map(|()| Filled::Full);
+            assert_eq!(got(looked), in_use, "{what}: in use");
+        }
+    }
+}
+
+/// The file has the whole log: without frames it plays nothing back.
+#[test]
+fn a_log_that_is_all_in_the_file_may_be_empty() {
+    for (partly, fine) in [(false, true), (true, false)] {
+        let (base, keyring) = log_with(3, 1, 9);
+        base.0.borrow_mut()[2 * HEADER_LEN + 30] ^= 1;
+        let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
+        let db = Db { fit: Fit::Brought { frames: 2, partly }, ..Db::default() };
+        let got = wal.read(&base, &db, &mut [0; WAL_HEADER], 0);
+        match got {
+            Ok(Filled::Full) => assert!(fine),
+            Err(Error::LogCut { frame: 1 }) => assert!(!fine),
+            other => panic!("{other:?}"),
+        }
+        let (filled, frame) = read(&mut wal, &base, &mut Db::default(), at(1), FRAME);
+        assert_eq!((filled.unwrap(), frame), (Filled::Full, vec![0; FRAME]));
+    }
+}
+
+#[test]
+fn a_log_of_another_state_without_a_commit_counts_as_empty() {
+    let (base, keyring) = log_with(1, 0, 0);
+    let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
+    let mut db = Db { locks: 1, fit: Fit::No, ..Db::default() };
+    let (got, header) = read(&mut wal, &base, &mut db, 0, WAL_HEADER);
+    assert_eq!((got.unwrap(), header), (Filled::Full, vec![0; WAL_HEADER]));
+}
+
+/// An old log is put in the place of one that a handle knows, with its wal-index.
+#[test]
+fn a_handle_looks_again_where_another_log_is_in_place() {
+    let (old, keyring) = log_with(3, 1, 9);
+    let (base, db) = (Memory(old.0.borrow().clone().into()), Db::default());
+    let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
+    wal.write(&base, &db, &wal_header(6), 0).unwrap();
+    write_frame(&mut wal, &base, &db, 1, &frame(4, 9, 6, 0xdd));
+    let db = Db { locks: 1, salts: Some([6; 8]), pages: vec![4], fit: Fit::No, ..Db::default() };
+    let place = at(1) + FRAME_HEADER as u64;
+    // Its own log it does not ask about again: a checkpoint may be changing the slots.
+    assert_eq!(end(wal.read(&base, &db, &mut [0; PAGE], place)), Goes);
+    base.0.replace(old.0.borrow().clone());
+    let mut db = Db { locks: 2, salts: Some([5; 8]), pages: vec![3, 4], fit: Fit::No, ..db };
+    assert_eq!(end(wal.read(&base, &db, &mut [0; PAGE], place)), Outdated);
+    let error = wal.write(&base, &db, &[0; FRAME_HEADER], at(3)).unwrap_err();
+    assert!(matches!(error, Error::LogOutdated), "{error:?}");
+    (db.locks, db.fit) = (3, Fit::Begun);
+    assert_eq!(end(wal.read(&base, &db, &mut [0; PAGE], place)), Goes);
+}
