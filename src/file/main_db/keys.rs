@@ -167,18 +167,22 @@ impl MainDb {
     /// Changes the envelope on disk. The caller has shut out all others who may.
     ///
     /// # Errors
-    /// Those of `change` and of the base VFS; nothing has changed then, as far as that lets itself
-    /// be undone.
+    /// Those of `change` and of the base VFS; nothing has changed then. [`Error::Unfinished`] where
+    /// that cannot be told.
     pub(crate) fn change_envelope<T>(
         &mut self,
         base: &impl Storage,
         change: impl FnOnce(&mut Envelope) -> Result<T>,
     ) -> Result<T> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        let mut envelope = pages.current(base)?.0;
+        let (before, in_use) = pages.current(base)?;
+        let mut envelope = before.clone();
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
-        self.copies_differ = write(base, &pages.keyring, &envelope)? == Written::One;
+        // After an error they may.
+        self.copies_differ = true;
+        let written = write(base, &pages.keyring, (&before, in_use), &envelope)?;
+        self.copies_differ = written == Written::One;
         pages.newest.wrote(&envelope);
         if envelope.has_pages {
             pages.newest.committed();
@@ -620,7 +624,7 @@ pub(super) fn faulty_copies(base: &impl Storage, pages: &Pages) -> Result<(Vec<c
 
 /// Where a new envelope went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Written {
+enum Written {
     Both,
     /// The other copy still has what was before.
     One,
@@ -630,39 +634,59 @@ fn put(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
     base.write(copy, at as u64).and_then(|()| base.sync())
 }
 
-/// Writes both copies, the one not in use first. After an error it puts back what was there, so
-/// that nothing has changed. Where the disk does not even let it do that, the new envelope stands
-/// if it was synced, in one copy; if it was not, nobody can tell.
-pub(super) fn write(
+/// Writes both copies of `new`, the one not in use first. After an error it takes the change back,
+/// so that nothing has changed. `before` is the envelope in force, and where its copy begins.
+///
+/// # Errors
+/// [`Error::Unfinished`] where the disk lets it neither complete the change nor take it back.
+fn write(
     base: &impl Storage,
     keyring: &Keyring,
-    envelope: &Envelope,
+    before: (&Envelope, usize),
+    new: &Envelope,
 ) -> Result<Written> {
-    let copy = keyring.encode(envelope)?;
-    let is_new = base.size()? == 0;
-    let before = read_copies(base)?;
-    let in_use = if is_new {
-        REGION_LEN
-    } else {
-        in_force(base, keyring).map_or(REGION_LEN, |found| found.at)
-    };
+    let (old, in_use) = before;
+    let copy = keyring.encode(new)?;
+    // Once both copies were written others may have seen the new envelope, and take one with a
+    // smaller number for an older one that was put back.
+    let undo = Envelope { generation: new.generation + 1, ..old.clone() };
+    let undo = keyring.encode(&undo)?;
     let (first, second) = (REGION_LEN - in_use, in_use);
-    let put_back = |at: usize| put(base, &before[at..at + COPY_LEN], at);
-    if let Err(error) = put(base, &copy, first) {
-        if !is_new {
-            let _ = put_back(first);
-        }
+    write_first(base, &copy, first)?;
+    let Err(error) = put(base, &copy, second) else { return Ok(Written::Both) };
+    // One after the other, so that one of them is whole meanwhile, too. One is enough: it is newer.
+    let undone = [second, first].map(|at| put(base, &undo, at).is_ok());
+    if undone.contains(&true) {
         return Err(error);
     }
-    if let Err(error) = put(base, &copy, second) {
-        // One after the other, so that one of them is whole meanwhile, too.
-        let _ = put_back(second);
-        let undone = !is_new && put_back(first).is_ok();
-        if is_new || undone {
-            return Err(error);
+    match in_force(base, keyring) {
+        Ok(found) if found.envelope == *new => {
+            log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
+            Ok(Written::One)
         }
-        log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
-        return Ok(Written::One);
+        _ => Err(unfinished(&error)),
     }
-    Ok(Written::Both)
+}
+
+/// Writes the first copy of a change. After an error it puts back what was there: only this copy
+/// ever had another number.
+fn write_first(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
+    let before = read_copies(base)?;
+    let written = base.write(copy, at as u64);
+    // What a failed sync has left on the disk cannot be read; a failed write is seen.
+    let was_written = written.is_ok();
+    let Err(error) = written.and_then(|()| base.sync()) else { return Ok(()) };
+    if put(base, &before[at..at + COPY_LEN], at).is_ok() {
+        return Err(error);
+    }
+    let is_as_before = read_copies(base).is_ok_and(|now| now == before);
+    Err(if !was_written && is_as_before { error } else { unfinished(&error) })
+}
+
+/// That a change failed, and nobody can tell whether it stands.
+fn unfinished(error: &Error) -> Error {
+    Error::Unfinished(format!(
+        "the change may stand or not, for it could be neither completed nor taken back ({error}): \
+         keep the old keys and the new ones, and say it again once the disk works"
+    ))
 }

@@ -364,3 +364,74 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
         second.watch(&b).unwrap();
     }
 }
+
+/// One sync fails, when `seen` is what others can read.
+struct OneSyncFails {
+    memory: Memory,
+    at: usize,
+    syncs: Cell<usize>,
+    seen: RefCell<Vec<u8>>,
+}
+
+impl Storage for OneSyncFails {
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        self.memory.read(buf, at)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.memory.write(bytes, at)
+    }
+
+    fn truncate(&self, size: u64) -> Result<()> {
+        self.memory.truncate(size)
+    }
+
+    fn size(&self) -> Result<u64> {
+        self.memory.size()
+    }
+
+    fn sync(&self) -> Result<()> {
+        let number = self.syncs.replace(self.syncs.get() + 1);
+        if number != self.at {
+            return Ok(());
+        }
+        self.seen.replace(self.memory.0.borrow().clone());
+        Err(Error::Base(10))
+    }
+}
+
+/// Others may have seen a change that could not be synced and was undone. What they find then, and
+/// after the next change, is no older envelope that was put back.
+#[test]
+fn an_undone_change_is_not_taken_for_an_older_envelope() {
+    for at in [0, 1] {
+        for (what, change, _) in CHANGES {
+            let memory = Memory(RefCell::new(with_two()));
+            let (syncs, seen) = (Cell::default(), RefCell::default());
+            let base = OneSyncFails { memory, at, syncs, seen };
+            let (mut db, mut reader) = (open(&base, "key").unwrap(), open(&base, "key").unwrap());
+            reader.read(&base, &mut [0; 1024], 0).unwrap();
+            let before = names(&db);
+            let mut change_with = |base: &OneSyncFails| {
+                db.change_envelope(base, |envelope| {
+                    change(&mut envelope.protectors);
+                    Ok(())
+                })
+            };
+            let failed = change_with(&base);
+            assert!(matches!(failed, Err(Error::Base(10))), "{what}, sync {at}: {failed:?}");
+            let seen = Memory(RefCell::new(base.seen.borrow().clone()));
+            reader.refresh_envelope(&seen).unwrap();
+            assert_ne!(names(&reader), before, "{what}, sync {at}: it was seen");
+            let look = |reader: &mut MainDb, then: &str| {
+                let found = reader.refresh_envelope(&base).map(|_| ());
+                found.unwrap_or_else(|error| panic!("{what}, sync {at}, {then}: {error}"));
+                assert!(are_equal(&base.memory.0.borrow()), "{what}, sync {at}, {then}");
+            };
+            look(&mut reader, "undone");
+            assert_eq!(names(&reader), before, "{what}, sync {at}");
+            change_with(&base).unwrap();
+            look(&mut reader, "changed");
+        }
+    }
+}
