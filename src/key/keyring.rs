@@ -170,7 +170,7 @@ impl Keyring {
     }
 
     /// A new database: its keyring, and its first envelope, which says nothing of the page size
-    /// yet.
+    /// yet. Its protector has given the key back once: otherwise nobody could ever open it.
     pub(crate) fn create(
         protectors: &Protectors,
         protector: Option<&str>,
@@ -184,6 +184,7 @@ impl Keyring {
         if let Some(others) = protectors.pins.others(&record, identity::FileId(file_id)) {
             return Err(wrong_file("that of a new one", others));
         }
+        protectors.prove(&record, &dek, &context)?;
         let created = Event { file_id: Some(&file_id), ..about(EventKind::Create, &record) };
         protectors.auditor.record(&created)?;
         let keyring =
