@@ -65,6 +65,8 @@ pub(crate) struct Keyring {
     seen: Mutex<Option<Secret>>,
     /// How many times it was locked.
     lockings: AtomicU64,
+    /// How many times the providers confirmed the keys.
+    confirmations: AtomicU64,
     /// Where keys were given out to.
     slots: Mutex<Vec<Weak<Slot>>>,
     newest: NewestByFile,
@@ -160,6 +162,7 @@ impl Keyring {
             unlocked: Mutex::default(),
             seen: Mutex::default(),
             lockings: AtomicU64::new(0),
+            confirmations: AtomicU64::new(0),
             slots: Mutex::default(),
             newest: NewestByFile::default(),
             access: Access::new(),
@@ -282,7 +285,13 @@ impl Keyring {
         let place = lock(&self.unlocked);
         if place.is_some() {
             self.access.granted();
+            self.confirmations.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// How many times the providers confirmed the keys so far.
+    pub(crate) fn confirmations(&self) -> u64 {
+        self.confirmations.load(Ordering::Acquire)
     }
 
     /// How many times it was locked so far.

@@ -28,7 +28,7 @@ use crate::key::envelope::{
 };
 use crate::key::keyring::Keyring;
 use crate::key::opening::Opening;
-use crate::key::protector::{Protectors, matches};
+use crate::key::protector::{Protectors, check_time, matches};
 use crate::provider::Context;
 
 /// Reads that meet a copy while it is written find the other one; this many in a row never happen.
@@ -47,12 +47,12 @@ impl MainDb {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
         match pages.keyring.standing(&protectors.access, self.wishes.protector.as_deref())? {
-            Standing::Good if pages.is_open() => Ok(()),
             // Somebody else's protector gave the keys back after they were locked.
-            Standing::Good => pages.unlock(base, &self.wishes),
+            Standing::Good if !pages.is_open() => pages.unlock(base, &self.wishes),
+            Standing::Good => self.settle(base),
             Standing::Due => {
-                pages.ask(base, protectors);
-                Ok(())
+                pages.ask(base, protectors, Asker::MayWait);
+                self.settle(base)
             }
             Standing::Locked => {
                 pages.unlock(base, &self.wishes)?;
@@ -64,6 +64,25 @@ impl MainDb {
                 Ok(())
             }
         }
+    }
+
+    /// Once after each time that the keys were confirmed: goes by the protectors in force from now
+    /// on. Those that this file was opened under may have been removed or limited since.
+    fn settle(&mut self, base: &impl Storage) -> Result<()> {
+        let State::Encrypted(pages) = &self.state else { return Ok(()) };
+        let confirmations = pages.keyring.confirmations();
+        if pages.settled == confirmations {
+            return Ok(());
+        }
+        // An envelope that is damaged or older says nothing of protectors. Rows are still read.
+        if self.refresh_envelope(base).is_err() {
+            return Ok(());
+        }
+        self.settle_protector(base)?;
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.settled = confirmations;
+        }
+        Ok(())
     }
 
     /// What a background check left to be put into the envelope.
@@ -142,22 +161,23 @@ impl MainDb {
         Ok(())
     }
 
-    /// Finds out through which protector this file is open now, if its own is there no more.
+    /// Finds out through which protector this file is open now, if its own is there no more, has
+    /// ended, or was wrapped anew by somebody else. It takes any that gives the keys, as they are
+    /// in use already.
     pub(crate) fn settle_protector(&mut self, base: &impl Storage) -> Result<()> {
         self.refresh_envelope(base)?;
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        if pages.envelope.protectors.iter().any(|record| record.name == pages.through) {
+        if pages.serves() {
             return Ok(());
         }
         let anyone = Wishes { protector: None, ..self.wishes.clone() };
         pages.unlock(base, &anyone)
     }
 
-    /// Takes note that the protector `old` has become `new`, which has given the keys.
+    /// Takes note that the protector `old` has become `new`.
     pub(crate) fn protector_became(&mut self, old: &ProtectorRecord, new: &ProtectorRecord) {
         if let State::Encrypted(pages) = &mut self.state {
             pages.keyring.took_back(old);
-            pages.keyring.gave(new);
             if pages.through == old.name {
                 pages.through.clone_from(&new.name);
             }
@@ -252,17 +272,19 @@ impl MainDb {
         });
     }
 
-    /// Within a transaction, or where nothing but its reads tells of one: starts asking the
-    /// provider where it is time to, and does not wait for it.
+    /// Within a transaction: starts asking the provider where it is time to, and does not wait for
+    /// it.
     ///
     /// # Errors
     /// As [`MainDb::check_transaction`].
     pub(crate) fn watch(&self, base: &impl Storage) -> Result<()> {
+        // Once the keys are locked, this transaction has no part in who asks for them next.
+        self.check_transaction()?;
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
         let wanted = self.wishes.protector.as_deref();
         if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
-            pages.ask(base, protectors);
+            pages.ask(base, protectors, Asker::HoldsLocks);
         }
         self.check_transaction()
     }
@@ -293,14 +315,14 @@ impl MainDb {
         })))
     }
 
-    /// As [`MainDb::check_transaction`], before a commit. SQLite rolls back what is refused here,
-    /// and asks once more at the end of that. It does not read a journal in memory from a file, so
-    /// the second question tells of the rollback.
-    pub(crate) fn check_commit(&mut self) -> Result<()> {
+    /// As [`MainDb::watch`], before a commit. SQLite rolls back what is refused here, and asks once
+    /// more at the end of that. It does not read a journal in memory from a file, so the second
+    /// question tells of the rollback.
+    pub(crate) fn check_commit(&mut self, base: &impl Storage) -> Result<()> {
         if self.rolling_back || self.undoing || self.commit_refused {
             return Ok(());
         }
-        let checked = self.check_transaction();
+        let checked = self.watch(base);
         self.commit_refused = checked.is_err();
         checked
     }
@@ -422,6 +444,14 @@ impl MainDb {
     }
 }
 
+/// Who asks the providers.
+#[derive(Clone, Copy)]
+enum Asker {
+    MayWait,
+    /// Others may wait for locks that it holds.
+    HoldsLocks,
+}
+
 impl Pages {
     /// Whether the protector through which this file is open has given the keys that are here: they
     /// may have been locked, and given back through another one.
@@ -438,6 +468,16 @@ impl Pages {
         false
     }
 
+    /// Whether the protector through which this file is open is in the envelope as it gave the
+    /// keys, and has not ended.
+    fn serves(&self) -> bool {
+        let gives = |record: &ProtectorRecord| {
+            self.keyring.was_given_by(record) && check_time(record).is_ok()
+        };
+        let mut records = self.envelope.protectors.iter();
+        records.any(|record| record.name == self.through && gives(record))
+    }
+
     /// The envelope in force, which is not older than what was seen before.
     fn in_force(&self, base: &impl Storage) -> Result<InForce> {
         let known = self.newest.known();
@@ -451,9 +491,9 @@ impl Pages {
         self.in_force(base).map(|found| (found.envelope, found.at))
     }
 
-    /// Asks the providers on a thread of its own, so that no transaction waits; here if there is
-    /// none to be had.
-    fn ask(&self, base: &impl Storage, protectors: &Protectors) {
+    /// Asks the providers on a thread of its own, so that no transaction waits. Where there is no
+    /// thread to be had, it asks them here if `asker` may wait.
+    fn ask(&self, base: &impl Storage, protectors: &Protectors, asker: Asker) {
         let keyring = &self.keyring;
         let envelope = match self.current(base) {
             Ok((envelope, _)) => envelope,
@@ -469,8 +509,12 @@ impl Pages {
                 keyring.unanswered(protectors, "the key provider panicked".into());
             }
         });
-        if spawned.is_err() {
-            keyring.revalidate(protectors, &envelope);
+        match (spawned, asker) {
+            (Ok(_), _) => {}
+            (Err(_), Asker::MayWait) => keyring.revalidate(protectors, &envelope),
+            (Err(error), Asker::HoldsLocks) => {
+                keyring.unanswered(protectors, format!("no thread to ask the provider: {error}"));
+            }
         }
     }
 

@@ -365,6 +365,62 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
     }
 }
 
+/// Writes `protectors` into both copies, as another process does.
+fn write_as_another(db: &MainDb, base: &Memory, protectors: &[ProtectorRecord]) -> Envelope {
+    let protectors = protectors.to_vec();
+    let before = db.envelope().unwrap();
+    let envelope = Envelope { protectors, generation: before.generation + 1, ..before.clone() };
+    let copy = db.keyring().unwrap().encode(&envelope).unwrap();
+    base.write(&copy, 0).unwrap();
+    base.write(&copy, REGION_LEN as u64).unwrap();
+    envelope
+}
+
+/// The protector that a connection came through is removed, limited or ends, and the keys are
+/// confirmed: from then on it has the rights that the envelope gives it.
+#[test]
+fn rights_are_those_of_the_protectors_in_force() {
+    fn rewrap(record: &mut ProtectorRecord) {
+        record.wrapped.key_version.push('a');
+    }
+    let rows: [(&str, Change, &str, bool); 9] = [
+        ("nothing", |_| (), "key", false),
+        ("removed", |all| _ = all.remove(0), "two", false),
+        ("removed, the rest may read", |all| limit(all, 0, |all| _ = all.remove(0)), "two", true),
+        ("removed and added to read", |all| limit(all, 0, |all| rewrap(&mut all[0])), "key", true),
+        ("limited", |all| all[0].read_only = true, "key", true),
+        ("ended", |all| all[0].not_after = 1, "two", false),
+        ("ended, the rest may read", |all| limit(all, 1, |all| all[0].not_after = 1), "two", true),
+        ("wrapped anew", |all| rewrap(&mut all[0]), "key", false),
+        ("another one limited", |all| all[1].read_only = true, "key", false),
+    ];
+    fn limit(all: &mut Vec<ProtectorRecord>, number: usize, change: Change) {
+        change(all);
+        all[number].read_only = true;
+    }
+    for (what, change, through, read_only) in rows {
+        let base = Memory(RefCell::new(with_two()));
+        let mut db = open(&base, "key").unwrap();
+        let mut protectors = db.envelope().unwrap().protectors.clone();
+        change(&mut protectors);
+        let envelope = write_as_another(&db, &base, &protectors);
+        db.begin(&base).unwrap();
+        assert_eq!((db.through(), db.is_read_only()), (Some("open:key"), false), "{what}: before");
+        db.keyring().unwrap().revalidate(&db.wishes.protectors, &envelope);
+        db.begin(&base).unwrap();
+        let through = format!("open:{through}");
+        assert_eq!((db.through(), db.is_read_only()), (Some(&*through), read_only), "{what}");
+        assert_eq!(db.check_writable().is_err(), read_only, "{what}");
+    }
+    // Rows are still read beside an envelope of which neither copy is whole.
+    let base = Memory(RefCell::new(with_two()));
+    let mut db = open(&base, "key").unwrap();
+    let envelope = db.envelope().unwrap().clone();
+    db.keyring().unwrap().revalidate(&db.wishes.protectors, &envelope);
+    base.0.borrow_mut()[..ENVELOPE_LEN].fill(1);
+    db.begin(&base).unwrap();
+}
+
 /// One sync fails, when `seen` is what others can read.
 struct OneSyncFails {
     memory: Memory,
