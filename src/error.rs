@@ -139,7 +139,8 @@ pub enum Error {
         /// The file id that was expected, or several with "or" between them.
         expected: String,
     },
-    /// A change to the protectors stands, and one copy of the envelope still has what was before.
+    /// A change to the protectors stands, and one copy of the envelope still has what was before;
+    /// or the disk failed so that nobody can tell whether it stands.
     #[error("unfinished: {0}")]
     Unfinished(String),
     /// The file was written by a later version of this software.

@@ -1,7 +1,8 @@
 //! For rusqlite applications: who may open the database behind a connection, and with which key.
 //!
 //! Nothing here touches a page, so the time it takes does not depend on the size of the database.
-//! Other connections and processes go on. An error means that nothing has changed.
+//! Other connections and processes go on. An error other than [`Error::Unfinished`] means that
+//! nothing has changed.
 
 use rusqlite::Connection;
 
@@ -42,6 +43,7 @@ pub fn protectors(connection: &Connection, schema: &str) -> Result<Vec<Protector
 /// # Errors
 /// Those of the providers; [`Error::Busy`] where another connection writes for longer than 5
 /// seconds; [`Error::ReadOnly`]; [`Error::Usage`] within a transaction. Nothing has changed then.
+/// [`Error::Unfinished`] where the disk failed in the middle.
 pub fn rotate_protector(
     connection: &Connection,
     schema: &str,
@@ -52,7 +54,9 @@ pub fn rotate_protector(
     change(connection, schema, &Command::Rotate { to: own(to), replace: own(replace) })
 }
 
-/// Adds a protector: another key that opens the database by itself. There can be 8.
+/// Adds a protector: another key that opens the database by itself. There can be 8. It has to give
+/// the key back once, unless its provider says that the key is not here or denied, as with the
+/// public key of another party. A warning then says so.
 ///
 /// # Errors
 /// As [`rotate_protector`].
@@ -65,7 +69,8 @@ pub fn add_protector(connection: &Connection, schema: &str, new: NewProtector) -
 /// copy of a database gets the protectors of another one.
 ///
 /// # Errors
-/// As [`rotate_protector`]; [`Error::Usage`] where none of them may write.
+/// As [`rotate_protector`]; [`Error::Usage`] where none of them may write and gives the key back,
+/// or where the policy asks for more.
 pub fn set_protectors(
     connection: &Connection,
     schema: &str,
@@ -75,12 +80,13 @@ pub fn set_protectors(
 }
 
 /// Removes a protector, and what it wrapped from the file. The last one stays, and so does the last
-/// one that may write. Whoever opened the database through it may go on until its keys are
-/// re-validated; copies of the file from before are opened by it as before. Where a crash cut off
-/// an earlier removal of the same protector, this finishes it, and a warning says so.
+/// one that may write and gives the keys here: where no other one has done so in this process, they
+/// are asked. Whoever opened the database through it may go on until its keys are re-validated;
+/// copies of the file from before are opened by it as before. Where a crash cut off an earlier
+/// removal of the same protector, this finishes it, and a warning says so.
 ///
 /// # Errors
-/// As [`rotate_protector`]; [`Error::Unfinished`] where the disk failed in the middle.
+/// As [`rotate_protector`].
 pub fn remove_protector(connection: &Connection, schema: &str, name: &str) -> Result<Change> {
     change(connection, schema, &Command::Remove(name.to_owned()))
 }
@@ -114,6 +120,22 @@ pub fn verify_protectors(connection: &Connection, schema: &str) -> Result<Vec<Pr
 /// [`Error::WrongKey`] where it is another one; otherwise as [`status`].
 pub fn check_secret(connection: &Connection, schema: &str, protector: &str) -> Result<()> {
     run_command(connection, schema, &Command::CheckSecret(protector.to_owned())).map(|_| ())
+}
+
+/// Refuses a copy without the protectors called `without` where the policy asks for more than are
+/// left, or gives a warning where it asks for that.
+///
+/// # Errors
+/// [`Error::Usage`] where it is refused; otherwise as [`status`].
+pub fn check_copy(
+    connection: &Connection,
+    schema: &str,
+    without: &[String],
+) -> Result<Option<String>> {
+    match run_command(connection, schema, &Command::CheckCopy(without.to_vec()))? {
+        Answer::Text(warning) => Ok(Some(warning).filter(|warning| !warning.is_empty())),
+        _ => Err(Error::NotEncrypted),
+    }
 }
 
 /// Wipes the keys of the database in this process, for all its connections. The next transaction

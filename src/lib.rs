@@ -79,7 +79,7 @@ pub use key::auditor::AuditPolicy;
 pub use key::identity::FileId;
 #[cfg(feature = "rusqlite")]
 pub use keys::{
-    add_protector, check_secret, lock, protectors, remove_protector, rotate_protector,
+    add_protector, check_copy, check_secret, lock, protectors, remove_protector, rotate_protector,
     set_auto_rotate, set_protectors, status, verify_protectors,
 };
 pub use options::Options;

@@ -359,6 +359,46 @@ fn exclusive_connections_are_denied_too() {
     }
 }
 
+/// A transaction that stays open is denied, too, at its next read of the file.
+#[test]
+fn a_denial_is_noticed_within_a_transaction() {
+    for mode in MODES {
+        for begin in ["", "BEGIN; SELECT count(*) FROM t", "BEGIN IMMEDIATE; DELETE FROM t"] {
+            let (home, service, _) = home(policy(Some(Duration::ZERO), HOUR));
+            let db = create(&home, &home.path("a.db"), mode);
+            db.execute_batch(
+                "CREATE TABLE big(a); PRAGMA cache_size=2;
+                 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400)
+                 INSERT INTO big SELECT zeroblob(3000) FROM n",
+            )
+            .unwrap();
+            db.execute_batch(begin).unwrap();
+            // Without BEGIN, the statement is the transaction.
+            let mut statement = db.prepare("SELECT a FROM big").unwrap();
+            let mut rows = statement.query([]).unwrap();
+            rows.next().unwrap();
+            // What was asked when it began is answered by now.
+            std::thread::sleep(Duration::from_millis(100));
+            service.switch(State::Denies);
+            let mut read = 0;
+            let error = loop {
+                match rows.next() {
+                    Ok(Some(_)) => read += 1,
+                    Ok(None) => panic!("{mode}, {begin:?}: {read} rows were read, and no denial"),
+                    Err(error) => break error,
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            assert_eq!(code(&error), INACCESSIBLE, "{mode}, {begin:?}: {error}");
+            drop(rows);
+            drop(statement);
+            let _ = db.execute_batch("ROLLBACK");
+            service.switch(State::Works);
+            assert_eq!(in_time("healed", || crate::read(&db).ok()), 1, "{mode}, {begin:?}");
+        }
+    }
+}
+
 #[test]
 fn a_newer_key_version_is_taken_up_when_a_database_is_opened() {
     for automatic in [true, false] {

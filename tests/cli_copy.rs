@@ -261,3 +261,34 @@ fn a_copy_may_have_pages_of_another_size() {
         place.fails("sql app.db PRAGMA\u{a0}page_size=8192", 5, words);
     }
 }
+
+/// A copy keeps as many protectors as the policy asks for, where its source does.
+#[test]
+fn a_copy_keeps_the_least_number_of_protectors() {
+    for (below_min, refuses) in [("refuse", true), ("warn", false)] {
+        let place = place();
+        for name in ["spare", "third"] {
+            place.ok(&format!("key create {name}"));
+            place.ok(&format!("protector add app.db {name}"));
+        }
+        let config = place.path("home/config.toml");
+        let policy = format!("[policy]\nmin_protectors = 2\nbelow_min = \"{below_min}\"\n");
+        fs::write(&config, policy).unwrap();
+        fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
+        place.ok("copy app.db two.db --without third");
+        let line = "copy app.db one.db --without spare --without third";
+        let words = "the policy asks for 2 protectors, and 1 would be left";
+        if refuses {
+            place.fails(line, 2, words);
+            assert!(!place.path("one.db").exists());
+            continue;
+        }
+        let copied = place.run(line);
+        let told = String::from_utf8_lossy(&copied.stderr).into_owned();
+        assert!(copied.status.success() && told.contains(words), "{told}");
+        // One that has fewer already is copied as it is.
+        let copied = place.run("copy one.db again.db");
+        let told = String::from_utf8_lossy(&copied.stderr).into_owned();
+        assert!(copied.status.success() && !told.contains(words), "{told}");
+    }
+}

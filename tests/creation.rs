@@ -271,3 +271,73 @@ fn threads_that_create_a_database_in_wal_mode_fail_no_more_often_than_plain_sqli
         assert!(found <= expected + rounds / 3, "{threads} threads: {found}, plain {expected}");
     }
 }
+
+/// Wraps, and does not give the key back.
+struct OneWay(fn(&Secret) -> Result<Secret, ProviderError>, Mutex<Option<Secret>>);
+
+impl KeyProvider for OneWay {
+    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+        *self.1.lock().unwrap() = Secret::from_slice(dek.expose());
+        Ok(Wrapped { key_version: "1".into(), mechanism: "lost".into(), blob: vec![1] })
+    }
+
+    fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+        (self.0)(self.1.lock().unwrap().as_ref().unwrap())
+    }
+
+    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+        Ok("1".into())
+    }
+}
+
+type Answer = fn(&Secret) -> Result<Secret, ProviderError>;
+
+/// A key that does not come back would make the database unreadable: there is none, then.
+#[test]
+fn a_protector_gives_its_key_back_before_a_database_is_created() {
+    let answers: [(&str, Answer, Option<&str>); 5] = [
+        ("the same key", |dek| Ok(Secret::from_slice(dek.expose()).unwrap()), None),
+        (
+            "another key",
+            |_| Ok(Secret::from_slice(&[7; 32]).unwrap()),
+            Some("does not give back the key that it wrapped"),
+        ),
+        ("not here", |_| Err(ProviderError::NotHere("no identity".into())), Some("no identity")),
+        ("denied", |_| Err(ProviderError::Denied("forbidden".into())), Some("forbidden")),
+        ("damaged", |_| Err(ProviderError::Damaged("garbage".into())), Some("garbage")),
+    ];
+    for (what, answer, refused) in answers {
+        let home = Home::with(|options| {
+            let provider = Arc::new(OneWay(answer, Mutex::default()));
+            options.provider("one-way", provider)
+        });
+        let path = home.path("new.db");
+        let options = home.options().protector("one-way:key");
+        let uri = options.uri(&path).unwrap();
+        for road in ROADS {
+            let _ = std::fs::remove_file(&path);
+            let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+            let db = Connection::open_with_flags(&uri, flags).unwrap();
+            let done = db.execute_batch(road);
+            let _ = db.execute_batch("ROLLBACK");
+            drop(db);
+            match refused {
+                None => {
+                    done.unwrap_or_else(|error| panic!("{what}, {road}: {error}"));
+                    sqlite_tde::open_with(&path, &options).unwrap();
+                }
+                Some(words) => {
+                    let error = sqlite_tde::Error::from(done.expect_err(what)).to_string();
+                    assert!(error.contains(words), "{what}, {road}: {error}");
+                    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "{what}, {road}");
+                }
+            }
+        }
+        // Nor is a copy made under it.
+        let source = home.open(&home.path("source.db"));
+        source.execute_batch("CREATE TABLE IF NOT EXISTS t(a)").unwrap();
+        let copy = options.uri(home.path("copy.db")).unwrap();
+        let copied = source.execute("VACUUM INTO ?1", [copy]);
+        assert_eq!(copied.is_err(), refused.is_some(), "{what}: {copied:?}");
+    }
+}

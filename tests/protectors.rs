@@ -13,7 +13,8 @@ use rusqlite::Connection;
 use rusqlite::types::Value;
 use service::{Service, State};
 use sqlite_tde::config::Policy;
-use sqlite_tde::provider::Keystore;
+use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::secret::Secret;
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
 
 fn quick() -> AccessPolicy {
@@ -361,6 +362,118 @@ fn the_least_number_of_protectors_is_of_those_that_serve() {
     assert_eq!(names(&db), ["first:key", "first:b"]);
 }
 
+/// Two who remove at once, each of which would leave enough alone.
+#[test]
+fn the_least_number_of_protectors_is_kept_by_two_at_once() {
+    let least = Policy { min_protectors: 2, ..Policy::default() };
+    let service = Service::default();
+    let home = Home::with(move |options| {
+        options.provider("first", Arc::new(service)).default_protector("first:key").policy(least)
+    });
+    let db = create(&home, "a.db");
+    for round in 0..30 {
+        for name in ["first:b", "first:c"] {
+            sqlite_tde::add_protector(&db, "main", NewProtector::new(name)).unwrap();
+        }
+        let barrier = std::sync::Barrier::new(2);
+        let remove = |name: &str| {
+            let db = home.open(&home.path("a.db"));
+            sqlite_tde::status(&db, "main").unwrap();
+            barrier.wait();
+            sqlite_tde::remove_protector(&db, "main", name)
+        };
+        let done = std::thread::scope(|scope| {
+            let [b, c] = ["first:b", "first:c"].map(|name| scope.spawn(move || remove(name)));
+            [b.join().unwrap(), c.join().unwrap()]
+        });
+        let left = names(&db);
+        assert_eq!(left.len(), 2, "round {round}: {left:?} after {done:?}");
+        let words = "asks for 2 protectors, and 1 would be left";
+        let refused = done.iter().find_map(|done| done.as_ref().err()).unwrap().to_string();
+        assert!(refused.contains(words), "round {round}: {refused}");
+    }
+    // Nor does another road lead below it.
+    let set = |names: &[&str]| {
+        let all = names.iter().copied().map(NewProtector::new).collect();
+        sqlite_tde::set_protectors(&db, "main", all)
+    };
+    let refused = set(&["first:key"]).unwrap_err().to_string();
+    assert!(refused.contains("asks for 2 protectors, and 1 would be left"), "{refused}");
+    set(&["first:key", "first:d"]).unwrap();
+}
+
+/// Wraps and does not unwrap, as with the public key of another party.
+struct Party;
+
+impl KeyProvider for Party {
+    fn wrap(&self, _: &str, _: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+        Ok(Wrapped { key_version: "1".into(), mechanism: "sealed".into(), blob: vec![1] })
+    }
+
+    fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+        Err(ProviderError::NotHere("the identity is with the party".into()))
+    }
+
+    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+        Ok("1".into())
+    }
+}
+
+/// What was not unwrapped here is added with a warning, and the last protector that opens the
+/// database here stays.
+#[test]
+fn a_protector_that_was_not_proven_does_not_stand_alone() {
+    let (service, spare) = (Service::default(), Service::default());
+    let (a, b) = (service.clone(), spare.clone());
+    let home = Home::with(|options| {
+        options
+            .provider("first", Arc::new(a))
+            .provider("second", Arc::new(b))
+            .provider("party", Arc::new(Party))
+            .default_protector("first:key")
+            .access(quick())
+    });
+    let db = create(&home, "a.db");
+    let add = |new: NewProtector| sqlite_tde::add_protector(&db, "main", new).unwrap();
+    let remove = |name: &str| sqlite_tde::remove_protector(&db, "main", name);
+    let change = add(NewProtector::new("party:key"));
+    let [warning] = &change.warnings[..] else { panic!("{:?}", change.warnings) };
+    assert!(warning.contains("the identity is with the party"), "{warning}");
+    let refused = |name: &str| {
+        let error = remove(name).unwrap_err().to_string();
+        assert!(error.contains("opens the database here"), "{error}");
+        assert!(error.contains("the identity is with the party"), "{error}");
+    };
+    refused("first:key");
+    let set = ["party:key", "second:reader"].map(NewProtector::new);
+    let set = [set[0].clone(), set[1].clone().read_only(true)];
+    let error = sqlite_tde::set_protectors(&db, "main", set.to_vec()).unwrap_err().to_string();
+    assert!(error.contains("opens the database here"), "{error}");
+    // Another one that gave the key in this process serves, whether or not it would do so now.
+    assert_eq!(add(NewProtector::new("second:spare")).warnings, [""; 0]);
+    assert_eq!(add(NewProtector::new("second:reader").read_only(true)).warnings, [""; 0]);
+    spare.switch(State::IsDown);
+    remove("first:key").unwrap();
+    refused("second:spare");
+    drop(db);
+    spare.switch(State::Works);
+    service.switch(State::Works);
+
+    // In a new process it has to give the key when the other one is to go.
+    let db = home.open(&home.path("a.db"));
+    sqlite_tde::add_protector(&db, "main", NewProtector::new("first:key")).unwrap();
+    drop(db);
+    let through = home.options().protector("second:spare");
+    let db = sqlite_tde::open_with(home.path("a.db"), &through).unwrap();
+    let remove = |name: &str| sqlite_tde::remove_protector(&db, "main", name);
+    service.switch(State::Denies);
+    let error = remove("second:spare").unwrap_err().to_string();
+    assert!(error.contains("opens the database here"), "{error}");
+    service.switch(State::Works);
+    remove("second:spare").unwrap();
+    assert_eq!(opens_through(&home, "a.db", "first:key").unwrap(), 1);
+}
+
 /// Rotating to another key takes the old one away, or says that it does not.
 #[test]
 fn what_is_to_be_replaced_does_not_stay_without_a_word() {
@@ -420,6 +533,67 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
         sqlite_tde::lock(&db, "main").unwrap();
         db.execute("INSERT INTO t VALUES(2)", []).unwrap();
         assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
+    }
+}
+
+/// The command line, as another process with the keystore in `keys` of `home`.
+fn command(home: &Home, keys: &str, line: &str) {
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
+        .current_dir(home.dir.path())
+        .env("SQLITE_TDE_HOME", home.path(keys))
+        .args(line.split(' '))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Another process takes away the protector that a connection came through, or its right to write.
+#[test]
+fn what_a_protector_gave_goes_with_it() {
+    let remove = "protector remove a.db k1";
+    let limit = "protector add a.db k1 --read-only";
+    let rows: [(&str, &[&str], &[&str], bool, bool); 4] = [
+        ("nothing", &["default", "ro"], &[], true, true),
+        ("it is removed", &["default", "ro"], &[remove], false, false),
+        ("another one reads", &["default"], &[remove], true, false),
+        ("it is limited", &["default", "ro"], &[remove, limit], true, false),
+    ];
+    for mode in ["DELETE", "WAL"] {
+        for (what, not_here, done, reads, writes) in rows {
+            let mut policy = quick();
+            policy.revalidate = Some(Duration::ZERO);
+            let home = Home::with(|options| options.access(policy));
+            for line in ["key create k1", "key create ro"] {
+                command(&home, "keys", line);
+            }
+            let db = create(&home, "a.db");
+            one(&db, &format!("PRAGMA journal_mode={mode}"));
+            drop(db);
+            command(&home, "keys", "protector add a.db k1");
+            command(&home, "keys", "protector add a.db ro --read-only");
+            let keys = home.path("operator");
+            let mut copy = std::process::Command::new("cp");
+            assert!(copy.arg("-a").arg(home.path("keys")).arg(keys).status().unwrap().success());
+            for name in not_here {
+                command(&home, "keys", &format!("key disable {name}"));
+            }
+            let db = home.open(&home.path("a.db"));
+            let through = || sqlite_tde::status(&db, "main").unwrap().opened_through;
+            let write = || db.execute("INSERT INTO t VALUES(2)", []);
+            write().unwrap();
+            assert_eq!(through(), "k1", "{mode}, {what}");
+            for line in done {
+                command(&home, "operator", line);
+            }
+            let until =
+                std::time::Instant::now() + Duration::from_secs(if writes { 1 } else { 30 });
+            while write().is_ok() && std::time::Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(write().is_ok(), writes, "{mode}, {what}");
+            let read = db.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
+            assert_eq!(read.is_ok(), reads, "{mode}, {what}: {read:?}");
+        }
     }
 }
 

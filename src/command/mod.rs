@@ -68,6 +68,8 @@ pub(crate) enum Command {
     VerifyProtectors,
     /// Whether the secret that is set up for this protector is the one that it was made with.
     CheckSecret(String),
+    /// Whether a copy may do without these protectors.
+    CheckCopy(Vec<String>),
     Rotate {
         to: Option<String>,
         replace: Option<String>,
@@ -181,7 +183,7 @@ impl Command {
             Self::Rotate { .. } | Self::Add(_) | Self::Set(_) | Self::Remove(_) => true,
             Self::AutoRotate(on) => on.is_some(),
             Self::Status | Self::Protectors | Self::Cipher | Self::Lock => false,
-            Self::VerifyProtectors | Self::CheckSecret(_) => false,
+            Self::VerifyProtectors | Self::CheckSecret(_) | Self::CheckCopy(_) => false,
         }
     }
 
@@ -285,6 +287,10 @@ pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer>
         }
         Command::Cipher => Answer::Text(db.refresh_envelope(base)?.current.suite.name().to_owned()),
         Command::VerifyProtectors => Answer::Checks(check::check(db, base)?),
+        Command::CheckCopy(without) => {
+            let warning = protectors::check_copy(db, base, without)?;
+            Answer::Text(warning.unwrap_or_default())
+        }
         Command::CheckSecret(name) => {
             protectors::check_secret(db, base, name)?;
             Answer::Text(String::new())

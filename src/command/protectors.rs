@@ -7,7 +7,8 @@
 //! 3. Both copies are written and synced.
 //!
 //! What was wrapped is unwrapped once before it counts: a provider that gives a key which does not
-//! come back would make the database unreadable.
+//! come back would make the database unreadable. A key of another party does not come back here. It
+//! is added with a warning, and never left as the only one that may write.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::file::main_db::MainDb;
 use crate::key::auditor::about;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
 use crate::key::identity::{FileId, wrong_file};
-use crate::key::protector::{check_time, does_not_come_back, matches, may_write, names_of, now};
+use crate::key::protector::{check_time, matches, may_write, names_of, now};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -151,8 +152,7 @@ pub(super) fn rotate_to(
         // Whose time is over is not to get more of it, nor are its limits to be lost.
         check_time(old)?;
         let new = NewProtector::new(to).read_only(old.read_only).not_after(old.not_after);
-        let new = wrapped(db, &new, Proof::Demanded)?;
-        Ok(Plan::of(Some(Step::Replace(old.clone(), new))))
+        Ok(Plan::of(Some(Step::Replace(old.clone(), wrapped(db, &new)?))))
     })
 }
 
@@ -176,7 +176,11 @@ pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change
                 "protector {} could open nothing: its end is in the past",
                 new.name
             ))),
-            None => Ok(Plan::of(Some(Step::Add(wrapped(db, new, Proof::WhereItCanBe)?)))),
+            None => {
+                let (record, warning) = wrapped_for_party(db, new)?;
+                let warnings = warning.into_iter().collect();
+                Ok(Plan { warnings, ..Plan::of(Some(Step::Add(record))) })
+            }
         }
     })
 }
@@ -196,24 +200,48 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
                 Err(no_such(envelope, name))
             };
         };
-        let mut rest = envelope.protectors.iter().filter(|other| *other != record);
         if envelope.protectors.len() == 1 {
             return Err(Error::Usage(format!(
                 "{name} is the last protector: without it nobody could open the database; add another \
                  one first"
             )));
         }
-        if !rest.any(may_write) {
+        let rest = envelope.protectors.iter().filter(|other| *other != record && may_write(other));
+        let rest: Vec<&ProtectorRecord> = rest.collect();
+        if rest.is_empty() {
             return Err(Error::Usage(format!(
                 "{name} is the last protector that may write and has not ended: add another one \
                  first"
             )));
         }
-        let warning = db.protectors().policy.check_removal(envelope, record)?;
-        let mut plan = Plan::of(Some(Step::Remove(record.clone())));
-        plan.warnings.extend(warning);
-        Ok(plan)
+        check_opens(db, &rest)?;
+        Ok(Plan::of(Some(Step::Remove(record.clone()))))
     })
+}
+
+/// Refuses to leave `writers` where none of them opens the database here. One that has given the
+/// keys to this process does.
+fn check_opens(db: &MainDb, writers: &[&ProtectorRecord]) -> Result<()> {
+    let keyring = db.keyring().ok_or(Error::NotEncrypted)?;
+    if writers.iter().any(|record| keyring.was_given_by(record)) {
+        return Ok(());
+    }
+    let (dek, context) = keyring.dek()?;
+    let mut refusals = Vec::new();
+    for record in writers {
+        match db.protectors().prove(record, &dek, &context) {
+            Ok(()) => {
+                keyring.gave(record);
+                return Ok(());
+            }
+            Err(error) => refusals.push(format!("{}: {error}", record.name.escape_debug())),
+        }
+    }
+    Err(Error::Usage(format!(
+        "no protector would be left that opens the database here and may write; {}; add another one \
+         first",
+        refusals.join("; ")
+    )))
 }
 
 pub(super) fn auto_rotate(target: &mut impl Target, on: bool) -> Result<Change> {
@@ -234,7 +262,7 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
                 "none of these protectors may write, or the ones that may have ended".into(),
             ));
         }
-        let mut steps = Vec::new();
+        let (mut steps, mut warnings) = (Vec::new(), Vec::new());
         for old in &envelope.protectors {
             if wanted.iter().all(|new| new.name != old.name) {
                 steps.push(Step::Remove(old.clone()));
@@ -243,14 +271,18 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
         for new in wanted {
             let old = envelope.protectors.iter().find(|old| old.name == new.name);
             old.map_or(Ok(()), |old| refuse_other_secret(db, old))?;
-            let record = wrapped(db, new, Proof::WhereItCanBe)?;
+            let (record, warning) = wrapped_for_party(db, new)?;
+            warnings.extend(warning);
             steps.push(match old {
                 Some(old) => Step::Replace(old.clone(), record),
                 None => Step::Add(record),
             });
         }
         steps.push(Step::Order(wanted.iter().map(|new| new.name.clone()).collect()));
-        Ok(Plan { steps, ..Plan::default() })
+        let after = after(&envelope.protectors, &steps);
+        let writers: Vec<&ProtectorRecord> = after.iter().filter(|new| may_write(new)).collect();
+        check_opens(db, &writers)?;
+        Ok(Plan { steps, warnings, ..Plan::default() })
     })
 }
 
@@ -327,6 +359,7 @@ fn edit(
         let (db, base) = target.parts()?;
         let envelope = db.refresh_envelope(base)?.clone();
         let planned = db.check_writable().and_then(|()| plan(db, &envelope));
+        let planned = planned.and_then(|plan| allowed(db, &envelope, plan));
         if let Err(error) = &planned {
             refuse(db, &envelope, error);
         }
@@ -349,6 +382,33 @@ fn edit(
         }
     }
     Err(Error::Busy("others keep changing the protectors: try again".into()))
+}
+
+/// `plan`, if the policy allows it, and perhaps with a warning.
+fn allowed(db: &MainDb, envelope: &Envelope, mut plan: Plan) -> Result<Plan> {
+    let before = &envelope.protectors;
+    let warning = db.protectors().policy.check_change(before, &after(before, &plan.steps))?;
+    plan.warnings.extend(warning);
+    Ok(plan)
+}
+
+/// What `steps` make of the protectors `before`.
+fn after(before: &[ProtectorRecord], steps: &[Step]) -> Vec<ProtectorRecord> {
+    let mut all = before.to_vec();
+    for step in steps {
+        match step {
+            Step::Replace(old, new) => {
+                all.iter_mut().filter(|record| *record == old).for_each(|r| r.clone_from(new));
+            }
+            Step::Add(new) => all.push(new.clone()),
+            Step::Remove(old) => all.retain(|record| record != old),
+            Step::AutoRotate(_) => {}
+            Step::Order(names) => {
+                all.sort_by_key(|record| names.iter().position(|name| *name == record.name));
+            }
+        }
+    }
+    all
 }
 
 /// Refuses to call a change done that is in one copy of the envelope only, while the other one
@@ -417,58 +477,31 @@ pub(super) fn refuse(db: &MainDb, envelope: &Envelope, error: &Error) {
     }
 }
 
-/// Takes the steps if each still starts from what is there; `false` where one does not.
+/// Takes the steps if each still starts from what is there, and leaves what has to be left; `false`
+/// where one does not. Planned anew, the change then says why.
 fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Result<bool> {
-    let envelope = db.refresh_envelope(base)?;
+    let before = db.refresh_envelope(base)?.protectors.clone();
     let fits = |step: &Step| match step {
-        Step::Replace(old, _) | Step::Remove(old) => envelope.protectors.contains(old),
+        Step::Replace(old, _) | Step::Remove(old) => before.contains(old),
         Step::Add(new) => {
-            envelope.protectors.len() < PROTECTORS_MAX
-                && envelope.protectors.iter().all(|record| record.name != new.name)
+            before.len() < PROTECTORS_MAX && before.iter().all(|record| record.name != new.name)
         }
         Step::AutoRotate(_) | Step::Order(_) => true,
     };
-    let removed = |record: &ProtectorRecord| {
-        let goes = |step: &Step| match step {
-            Step::Remove(old) | Step::Replace(old, _) => old == record,
-            Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => false,
-        };
-        steps.iter().any(goes)
-    };
-    let may_take_a_writer = |step: &Step| match step {
-        // One that only gets another key has the rights that it had.
-        Step::Replace(old, new) => (old.read_only, old.not_after) != (new.read_only, new.not_after),
-        Step::Remove(_) => true,
-        Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => false,
-    };
-    let brings_a_writer = |step: &Step| match step {
-        Step::Replace(_, new) | Step::Add(new) => may_write(new),
-        Step::Remove(_) | Step::AutoRotate(_) | Step::Order(_) => false,
-    };
-    let leaves_a_writer = !steps.iter().any(may_take_a_writer)
-        || envelope.protectors.iter().any(|r| may_write(r) && !removed(r))
-        || steps.iter().any(brings_a_writer);
-    if !steps.iter().all(fits) || !leaves_a_writer {
+    let after = after(&before, steps);
+    if !steps.iter().all(fits)
+        || !leaves_a_writer(db, steps, &after)
+        || db.protectors().policy.check_change(&before, &after).is_err()
+    {
         return Ok(false);
     }
     db.change_envelope(base, |envelope| {
+        envelope.protectors = after;
         for step in steps {
             match step {
-                Step::Replace(old, new) => {
-                    for record in envelope.protectors.iter_mut().filter(|record| *record == old) {
-                        record.clone_from(new);
-                    }
-                }
-                Step::Add(new) => envelope.protectors.push(new.clone()),
-                Step::Remove(old) => envelope.protectors.retain(|record| record != old),
                 Step::AutoRotate(on) => envelope.manual_rotation = !on,
-                Step::Order(names) => envelope
-                    .protectors
-                    .sort_by_key(|record| names.iter().position(|name| *name == record.name)),
+                _ => envelope.rotated = now,
             }
-        }
-        if steps.iter().any(|step| !matches!(step, Step::AutoRotate(_))) {
-            envelope.rotated = now;
         }
         Ok(())
     })?;
@@ -482,38 +515,71 @@ fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Res
     Ok(true)
 }
 
-/// Whether a new protector must give the key back here and now.
-#[derive(PartialEq)]
-enum Proof {
-    Demanded,
-    /// A key that another party holds wraps, and does not unwrap for us.
-    WhereItCanBe,
+/// Whether one of the protectors `after` the steps may write and opens the database here, if they
+/// may have taken the last such one.
+fn leaves_a_writer(db: &MainDb, steps: &[Step], after: &[ProtectorRecord]) -> bool {
+    let may_take_a_writer = |step: &Step| match step {
+        // One that only gets another key has the rights that it had.
+        Step::Replace(old, new) => (old.read_only, old.not_after) != (new.read_only, new.not_after),
+        Step::Remove(_) => true,
+        Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => false,
+    };
+    let opens = |record: &ProtectorRecord| {
+        may_write(record) && db.keyring().is_some_and(|keyring| keyring.was_given_by(record))
+    };
+    !steps.iter().any(may_take_a_writer) || after.iter().any(opens)
 }
 
-/// The current DEK under the protector `new`.
-fn wrapped(db: &MainDb, new: &NewProtector, proof: Proof) -> Result<ProtectorRecord> {
-    let (dek, context) = keys(db)?;
+/// The current DEK under the protector `new`, which has given it back.
+fn wrapped(db: &MainDb, new: &NewProtector) -> Result<ProtectorRecord> {
+    match wrap(db, new)? {
+        (record, None) => Ok(record),
+        (_, Some(refusal)) => Err(refusal.into()),
+    }
+}
+
+/// As [`wrapped`]. A key that another party holds wraps, and does not unwrap for us: that is a
+/// warning.
+fn wrapped_for_party(db: &MainDb, new: &NewProtector) -> Result<(ProtectorRecord, Option<String>)> {
+    let (record, refusal) = wrap(db, new)?;
+    let warning = match refusal {
+        None => None,
+        Some(refusal @ (ProviderError::NotHere(_) | ProviderError::Denied(_))) => Some(format!(
+            "protector {} was not tested, for its key does not unwrap here ({refusal}): open the \
+             database through it where it does",
+            record.name.escape_debug()
+        )),
+        Some(refusal) => return Err(refusal.into()),
+    };
+    Ok((record, warning))
+}
+
+/// The current DEK under the protector `new`, and what its provider said if it did not give it
+/// back.
+fn wrap(db: &MainDb, new: &NewProtector) -> Result<(ProtectorRecord, Option<ProviderError>)> {
+    let keyring = db.keyring().ok_or(Error::NotEncrypted)?;
+    let (dek, context) = keyring.dek()?;
     let mut record = db.protectors().wrap(Some(&new.name), &dek, &context)?;
     let id = FileId(context.file_id);
     if let Some(others) = db.protectors().pins.others(&record, id) {
         return Err(wrong_file(&id.to_string(), others));
     }
-    match db.protectors().unwrap(&[&record], &context) {
-        Ok((given, _)) if given.is(&dek) => {}
-        Ok(_) => return Err(does_not_come_back(&record)),
-        Err(ProviderError::NotHere(_) | ProviderError::Denied(_))
-            if proof == Proof::WhereItCanBe => {}
-        Err(error) => return Err(error.into()),
-    }
     record.not_after = new.not_after;
     record.read_only = new.read_only;
-    Ok(record)
+    let refusal = db.protectors().prove(&record, &dek, &context).err();
+    if refusal.is_none() {
+        keyring.gave(&record);
+    }
+    Ok((record, refusal))
 }
 
 /// `record` under the newest version of its key; `None` where it is already.
 fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRecord>> {
-    let (dek, context) = keys(db)?;
-    db.protectors().rewrap(record, &dek, &context)
+    let keyring = db.keyring().ok_or(Error::NotEncrypted)?;
+    let (dek, context) = keyring.dek()?;
+    let new = db.protectors().rewrap(record, &dek, &context)?;
+    new.iter().for_each(|new| keyring.gave(new));
+    Ok(new)
 }
 
 /// Refuses to wrap anew under `record` where its provider has another secret by now than the one
@@ -539,6 +605,19 @@ pub(super) fn check_secret(db: &mut MainDb, base: &impl Storage, name: &str) -> 
     let envelope = db.refresh_envelope(base)?.clone();
     let record = envelope.protectors.iter().find(|record| record.name == name);
     refuse_other_secret(db, record.ok_or_else(|| no_such(&envelope, name))?)
+}
+
+/// Refuses a copy without the protectors called `without` where the policy asks for more than are
+/// left, or gives a warning.
+pub(super) fn check_copy(
+    db: &mut MainDb,
+    base: &impl Storage,
+    without: &[String],
+) -> Result<Option<String>> {
+    let before = db.refresh_envelope(base)?.protectors.clone();
+    let mut after = before.clone();
+    after.retain(|record| !without.contains(&record.name));
+    db.protectors().policy.check_change(&before, &after)
 }
 
 pub(super) fn keys(db: &MainDb) -> Result<(Secret, Context)> {

@@ -10,7 +10,7 @@
 //!   locked: the keys are wiped; each transaction asks the provider first --> granted
 //! ```
 //!
-//! Transactions look at one atomic. Nobody waits for a provider but who finds the keyring locked.
+//! Transactions, and reads of the file within them, look at one atomic and a clock. Nobody waits for a provider but who finds the keyring locked.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -107,7 +107,8 @@ pub(crate) enum Loss {
 pub(crate) struct Access {
     /// Milliseconds after [`Access::start`] when a transaction has to look closer.
     due: AtomicU64,
-    start: Instant,
+    /// By [`milliseconds`].
+    start: u64,
     state: Mutex<State>,
     /// Runs at the beginning of the next [`Access::granted`].
     #[cfg(test)]
@@ -137,11 +138,10 @@ impl State {
 
 impl Access {
     pub(super) fn new() -> Self {
-        let start = Instant::now();
         Self {
             due: AtomicU64::new(0),
-            start,
-            state: Mutex::new(State::granted(start)),
+            start: milliseconds(),
+            state: Mutex::new(State::granted(Instant::now())),
             #[cfg(test)]
             before_granted: Mutex::default(),
         }
@@ -280,6 +280,20 @@ impl Access {
     }
 
     fn elapsed(&self) -> u64 {
-        self.start.elapsed().as_millis() as u64
+        milliseconds().saturating_sub(self.start)
     }
+}
+
+/// The clock that each read of the file looks at: the kernel's coarse one, which is a few
+/// milliseconds late and takes a quarter of the time.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn milliseconds() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    (time.tv_sec as u64).wrapping_mul(1000).wrapping_add(time.tv_nsec as u64 / 1_000_000)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn milliseconds() -> u64 {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    START.elapsed().as_millis() as u64
 }

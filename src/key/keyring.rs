@@ -65,6 +65,8 @@ pub(crate) struct Keyring {
     seen: Mutex<Option<Secret>>,
     /// How many times it was locked.
     lockings: AtomicU64,
+    /// How many times the providers confirmed the keys.
+    confirmations: AtomicU64,
     /// Where keys were given out to.
     slots: Mutex<Vec<Weak<Slot>>>,
     newest: NewestByFile,
@@ -160,6 +162,7 @@ impl Keyring {
             unlocked: Mutex::default(),
             seen: Mutex::default(),
             lockings: AtomicU64::new(0),
+            confirmations: AtomicU64::new(0),
             slots: Mutex::default(),
             newest: NewestByFile::default(),
             access: Access::new(),
@@ -170,7 +173,7 @@ impl Keyring {
     }
 
     /// A new database: its keyring, and its first envelope, which says nothing of the page size
-    /// yet.
+    /// yet. Its protector has given the key back once: otherwise nobody could ever open it.
     pub(crate) fn create(
         protectors: &Protectors,
         protector: Option<&str>,
@@ -184,6 +187,7 @@ impl Keyring {
         if let Some(others) = protectors.pins.others(&record, identity::FileId(file_id)) {
             return Err(wrong_file("that of a new one", others));
         }
+        protectors.prove(&record, &dek, &context)?;
         let created = Event { file_id: Some(&file_id), ..about(EventKind::Create, &record) };
         protectors.auditor.record(&created)?;
         let keyring =
@@ -281,7 +285,13 @@ impl Keyring {
         let place = lock(&self.unlocked);
         if place.is_some() {
             self.access.granted();
+            self.confirmations.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// How many times the providers confirmed the keys so far.
+    pub(crate) fn confirmations(&self) -> u64 {
+        self.confirmations.load(Ordering::Acquire)
     }
 
     /// How many times it was locked so far.

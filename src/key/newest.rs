@@ -37,7 +37,8 @@ impl Newest {
     }
 
     /// Notes `found`, the envelope in force. If only one copy of the file has it (`whole` is
-    /// false), its writer has not finished and may still undo the change, so it is not noted.
+    /// false), its writer has not finished and may still undo the change, so it is not noted. Where
+    /// both had it, the undo has a higher number than the change.
     ///
     /// # Errors
     /// [`Error::EnvelopeOutdated`] if `found` is older than `known`, or another envelope of the

@@ -1,6 +1,6 @@
 //! What an operator forbids, whoever asks for it.
 
-use super::envelope::{Envelope, ProtectorRecord};
+use super::envelope::ProtectorRecord;
 use super::protector::check_time;
 use crate::error::{Error, Result};
 use crate::provider::ProviderError;
@@ -59,17 +59,18 @@ impl Policy {
         )
     }
 
-    /// Refuses to remove the protector `gone` of `envelope` where too few would be left, or gives a
-    /// warning. Those that ended do not count.
-    pub(crate) fn check_removal(
+    /// Refuses to make the protectors `after` of those `before` where too few would be left, or
+    /// gives a warning. Those that ended do not count, and where too few are there already, a
+    /// change that takes none is no matter of this.
+    pub(crate) fn check_change(
         &self,
-        envelope: &Envelope,
-        gone: &ProtectorRecord,
+        before: &[ProtectorRecord],
+        after: &[ProtectorRecord],
     ) -> Result<Option<String>> {
-        let serves = |record: &&ProtectorRecord| check_time(record).is_ok();
-        let left =
-            envelope.protectors.iter().filter(serves).filter(|record| *record != gone).count();
-        if left >= self.min_protectors as usize || !serves(&gone) {
+        let serving =
+            |all: &[ProtectorRecord]| all.iter().filter(|one| check_time(one).is_ok()).count();
+        let (had, left) = (serving(before), serving(after));
+        if left >= self.min_protectors as usize || left >= had {
             return Ok(None);
         }
         let words = format!(

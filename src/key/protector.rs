@@ -129,8 +129,22 @@ impl Protectors {
         }
         let wrapped = self.wrap_for(record, dek, context)?;
         let new = ProtectorRecord { wrapped, ..record.clone() };
-        let (given, _) = self.unwrap(&[&new], context)?;
-        if given.is(dek) { Ok(Some(new)) } else { Err(does_not_come_back(&new)) }
+        self.prove(&new, dek, context)?;
+        Ok(Some(new))
+    }
+
+    /// Refuses `record` where its provider does not give `dek` back.
+    ///
+    /// # Errors
+    /// The provider's, or [`ProviderError::WrongKey`] where it gives another key.
+    pub(crate) fn prove(
+        &self,
+        record: &ProtectorRecord,
+        dek: &Secret,
+        context: &Context,
+    ) -> Result<(), ProviderError> {
+        let (given, _) = self.unwrap(&[record], context)?;
+        if given.is(dek) { Ok(()) } else { Err(does_not_come_back(record)) }
     }
 
     /// The newest version of the key of `record`.
@@ -343,8 +357,8 @@ pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> 
 }
 
 /// That a wrapped key is worth nothing.
-pub(crate) fn does_not_come_back(record: &ProtectorRecord) -> Error {
-    Error::WrongKey(format!(
+fn does_not_come_back(record: &ProtectorRecord) -> ProviderError {
+    ProviderError::WrongKey(format!(
         "provider {} does not give back the key that it wrapped: nothing was changed",
         record.provider
     ))

@@ -15,26 +15,28 @@ use crate::error::Error;
 use crate::provider::{ProviderError, WaitsFor};
 
 impl Keyring {
-    /// Asks the providers of the protectors whether they still give these keys, and locks the
-    /// keyring where they deny it, or have not answered for too long. Those that gave the keys are
-    /// asked first; who waits for a person is not asked.
+    /// Asks the providers of the protectors in `envelope`, the one in force, whether they still
+    /// give these keys, and locks the keyring where they deny it, or have not answered for too
+    /// long. Those that gave the keys are asked first. A person is not asked: that record counts
+    /// if it gave the keys in this process, and no other one does.
     pub(crate) fn revalidate(&self, protectors: &Protectors, envelope: &Envelope) {
         let Ok((current, context)) = self.dek() else { return };
         let mut order: Vec<&ProtectorRecord> = envelope.protectors.iter().collect();
         order.sort_by_key(|record| !self.was_given_by(record));
+        let ended = order.iter().find_map(|record| check_time(record).err());
+        order.retain(|record| check_time(record).is_ok());
         let personal = |record: &&ProtectorRecord| {
             let provider = protectors.provider_of(record);
             provider.is_some_and(|provider| provider.waits_for() == WaitsFor::Person)
         };
-        if order.first().is_some_and(personal) {
+        if order.first().is_some_and(|record| personal(record) && self.was_given_by(record)) {
             return self.confirm();
         }
         order.retain(|record| !personal(record));
-        let ended = order.iter().find_map(|record| check_time(record).err());
-        order.retain(|record| check_time(record).is_ok());
-        let answer = match ended {
-            Some(error) if order.is_empty() => Err(error),
-            _ => protectors.unwrap(&order, &context),
+        let answer = if order.is_empty() {
+            Err(ended.unwrap_or_else(nobody_left))
+        } else {
+            protectors.unwrap(&order, &context)
         };
         match answer {
             Ok((dek, record)) if dek.is(&current) => {
@@ -99,6 +101,7 @@ impl Keyring {
         });
         let newer = newer.filter_map(|record| {
             let new = protectors.rewrap(record, &dek, &context).ok().flatten()?;
+            self.gave(&new);
             Some((record.clone(), new))
         });
         self.set_pending(newer.collect());
@@ -122,6 +125,13 @@ impl Keyring {
     }
 }
 
+/// That no protector is left which gave the keys, nor one that could be asked beside transactions.
+fn nobody_left() -> ProviderError {
+    ProviderError::NotHere(
+        "the protector that gave the keys was removed, and the others wait for a person".into(),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -140,11 +150,12 @@ mod tests {
     struct Keeper {
         dek: Mutex<Option<Secret>>,
         meanwhile: Mutex<Option<Meanwhile>>,
+        asks_person: bool,
     }
 
     impl KeyProvider for Keeper {
         fn waits_for(&self) -> WaitsFor {
-            WaitsFor::Nothing
+            if self.asks_person { WaitsFor::Person } else { WaitsFor::Nothing }
         }
 
         fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
@@ -246,5 +257,55 @@ mod tests {
                 assert_eq!(outage.is_some(), !locks, "{what}, grace {grace:?}");
             }
         }
+    }
+
+    /// Only a protector of the envelope in force counts, and only if it gave the keys in this
+    /// process or gives them now. No person is asked.
+    #[test]
+    fn a_removed_protector_confirms_nothing() {
+        type Change = fn(&mut Vec<ProtectorRecord>);
+        let rows: [(&str, &str, Change, bool); 9] = [
+            ("nothing", "keeper:key", |_| (), true),
+            ("nothing", "person:key", |_| (), true),
+            ("it was removed", "keeper:key", |all| _ = all.remove(0), false),
+            ("it was removed, an other serves", "person:key", |all| _ = all.remove(1), true),
+            ("it was removed, none is left", "person:key", |all| all.clear(), false),
+            ("it ended", "person:key", |all| all[1].not_after = 1, true),
+            ("it ended alone", "person:key", |all| *all = vec![ended(&all[1])], false),
+            ("it was wrapped anew", "person:key", |all| *all = vec![anew(&all[1])], false),
+            ("it was wrapped anew", "keeper:key", |all| all[0] = anew(&all[0]), true),
+        ];
+        for (what, through, change, serves) in rows {
+            let (keyring, mut envelope, mut protectors, keeper) = database();
+            let person = Arc::new(Keeper { asks_person: true, ..Keeper::default() });
+            protectors.add("person", person.clone());
+            let (dek, context) = keyring.dek().unwrap();
+            let record = protectors.wrap(Some("person:key"), &dek, &context).unwrap();
+            if through == "person:key" {
+                keyring.gave(&record);
+                keyring.took_back(&envelope.protectors[0]);
+            }
+            envelope.protectors.push(record);
+            change(&mut envelope.protectors);
+            let was_asked = || Err(ProviderError::NotHere("a person was asked".into()));
+            *lock(&person.meanwhile) = Some(Box::new(was_asked));
+            let before = keyring.confirmations();
+            keyring.revalidate(&protectors, &envelope);
+            let reason = keyring.access.loss();
+            assert_eq!(reason.is_none(), serves, "{through}, {what}: {reason:?}");
+            assert_eq!(keyring.confirmations() > before, serves, "{through}, {what}");
+            assert!(!reason.unwrap_or_default().contains("was asked"), "{through}, {what}");
+            drop(keeper);
+        }
+    }
+
+    fn ended(record: &ProtectorRecord) -> ProtectorRecord {
+        ProtectorRecord { not_after: 1, ..record.clone() }
+    }
+
+    fn anew(record: &ProtectorRecord) -> ProtectorRecord {
+        let mut new = record.clone();
+        new.wrapped.blob.push(2);
+        new
     }
 }

@@ -80,12 +80,6 @@ unsafe fn is_writing(place: *mut *mut ffi::sqlite3) -> bool {
     unsafe { !place.is_null() && !(*place).is_null() && api::is_writing(*place) }
 }
 
-/// Before a read of the database file or its log. Where the connection has the file for itself,
-/// nothing but its reads tells of a transaction.
-fn before_read(lock: c_int, db: &MainDb, base: &BaseFile) -> Result<()> {
-    if lock == ffi::SQLITE_LOCK_EXCLUSIVE { db.watch(base) } else { db.check_transaction() }
-}
-
 /// Before a read of `len` bytes at `at` of the database file while SQLite holds no lock.
 fn before_read_without_lock(db: &mut MainDb, base: &BaseFile, at: u64, len: usize) -> Result<()> {
     // Every pager looks at the header when it is made.
@@ -292,7 +286,7 @@ impl OpenFile {
                     ffi::SQLITE_LOCK_NONE => {
                         before_read_without_lock(db, &self.base, at, buf.len())?;
                     }
-                    lock => before_read(lock, db, &self.base)?,
+                    _ => db.watch(&self.base)?,
                 }
                 let filled = db.read(&self.base, buf, at)?;
                 if filled == Filled::Short && self.log.is_some() {
@@ -320,7 +314,7 @@ impl OpenFile {
             Content::Wal(wal) => {
                 let parent = parent_of(&self.parent)?;
                 if let Content::Db(db) = &parent.content {
-                    before_read(parent.lock, db, &parent.base)?;
+                    db.watch(&parent.base)?;
                 }
                 wal.read(&self.base, &*parent, buf, at)?
             }
@@ -347,7 +341,7 @@ impl OpenFile {
                 let parent = parent_of(&self.parent)?;
                 if let Content::Db(db) = &parent.content {
                     db.check_rights()?;
-                    db.check_transaction()?;
+                    db.watch(&parent.base)?;
                 }
                 wal.write(&self.base, &*parent, bytes, at)?;
             }

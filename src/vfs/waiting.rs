@@ -26,7 +26,7 @@ impl OpenFile {
     pub(super) fn before_commit(&mut self) -> Result<()> {
         match &mut self.content {
             Content::Db(db) => {
-                db.check_commit()?;
+                db.check_commit(&self.base)?;
                 db.before_commit(&self.base)
             }
             _ => Ok(()),

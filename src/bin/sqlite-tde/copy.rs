@@ -78,6 +78,11 @@ pub fn duplicate(
     let through = &status.opened_through;
     let is_kept = protectors.iter().any(|protector| protector.name() == through);
     let maker = if is_kept { through } else { &writer.name };
+    let warning = sqlite_tde::check_copy(&source, "main", without)
+        .map_err(|error| Failure::from(error).about(&ends.src))?;
+    if let Some(warning) = warning {
+        say(format!("warning: {warning}\n"));
+    }
     for protector in &protectors {
         sqlite_tde::check_secret(&source, "main", protector.name()).map_err(|error| {
             let hint = format!("--without '{}' leaves it out", protector.name());
@@ -99,7 +104,10 @@ pub fn duplicate(
             connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
         }
         // Last: the one that the copy was made through may be one that only reads, or has ended.
-        sqlite_tde::set_protectors(&connection, "main", protectors.clone())?;
+        let change = sqlite_tde::set_protectors(&connection, "main", protectors.clone())?;
+        for warning in change.warnings {
+            say(format!("warning: {warning}\n"));
+        }
         // The log goes with the last connection, so that the file is all there is.
         connection.close().map_err(|(_, error)| Failure::from(error))
     })

@@ -28,7 +28,7 @@ use crate::key::envelope::{
 };
 use crate::key::keyring::Keyring;
 use crate::key::opening::Opening;
-use crate::key::protector::{Protectors, matches};
+use crate::key::protector::{Protectors, check_time, matches};
 use crate::provider::Context;
 
 /// Reads that meet a copy while it is written find the other one; this many in a row never happen.
@@ -47,12 +47,12 @@ impl MainDb {
         let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
         match pages.keyring.standing(&protectors.access, self.wishes.protector.as_deref())? {
-            Standing::Good if pages.is_open() => Ok(()),
             // Somebody else's protector gave the keys back after they were locked.
-            Standing::Good => pages.unlock(base, &self.wishes),
+            Standing::Good if !pages.is_open() => pages.unlock(base, &self.wishes),
+            Standing::Good => self.settle(base),
             Standing::Due => {
-                pages.ask(base, protectors);
-                Ok(())
+                pages.ask(base, protectors, Asker::MayWait);
+                self.settle(base)
             }
             Standing::Locked => {
                 pages.unlock(base, &self.wishes)?;
@@ -64,6 +64,25 @@ impl MainDb {
                 Ok(())
             }
         }
+    }
+
+    /// Once after each time that the keys were confirmed: goes by the protectors in force from now
+    /// on. Those that this file was opened under may have been removed or limited since.
+    fn settle(&mut self, base: &impl Storage) -> Result<()> {
+        let State::Encrypted(pages) = &self.state else { return Ok(()) };
+        let confirmations = pages.keyring.confirmations();
+        if pages.settled == confirmations {
+            return Ok(());
+        }
+        // An envelope that is damaged or older says nothing of protectors. Rows are still read.
+        if self.refresh_envelope(base).is_err() {
+            return Ok(());
+        }
+        self.settle_protector(base)?;
+        if let State::Encrypted(pages) = &mut self.state {
+            pages.settled = confirmations;
+        }
+        Ok(())
     }
 
     /// What a background check left to be put into the envelope.
@@ -142,22 +161,23 @@ impl MainDb {
         Ok(())
     }
 
-    /// Finds out through which protector this file is open now, if its own is there no more.
+    /// Finds out through which protector this file is open now, if its own is there no more, has
+    /// ended, or was wrapped anew by somebody else. It takes any that gives the keys, as they are
+    /// in use already.
     pub(crate) fn settle_protector(&mut self, base: &impl Storage) -> Result<()> {
         self.refresh_envelope(base)?;
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        if pages.envelope.protectors.iter().any(|record| record.name == pages.through) {
+        if pages.serves() {
             return Ok(());
         }
         let anyone = Wishes { protector: None, ..self.wishes.clone() };
         pages.unlock(base, &anyone)
     }
 
-    /// Takes note that the protector `old` has become `new`, which has given the keys.
+    /// Takes note that the protector `old` has become `new`.
     pub(crate) fn protector_became(&mut self, old: &ProtectorRecord, new: &ProtectorRecord) {
         if let State::Encrypted(pages) = &mut self.state {
             pages.keyring.took_back(old);
-            pages.keyring.gave(new);
             if pages.through == old.name {
                 pages.through.clone_from(&new.name);
             }
@@ -167,18 +187,22 @@ impl MainDb {
     /// Changes the envelope on disk. The caller has shut out all others who may.
     ///
     /// # Errors
-    /// Those of `change` and of the base VFS; nothing has changed then, as far as that lets itself
-    /// be undone.
+    /// Those of `change` and of the base VFS; nothing has changed then. [`Error::Unfinished`] where
+    /// that cannot be told.
     pub(crate) fn change_envelope<T>(
         &mut self,
         base: &impl Storage,
         change: impl FnOnce(&mut Envelope) -> Result<T>,
     ) -> Result<T> {
         let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
-        let mut envelope = pages.current(base)?.0;
+        let (before, in_use) = pages.current(base)?;
+        let mut envelope = before.clone();
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
-        self.copies_differ = write(base, &pages.keyring, &envelope)? == Written::One;
+        // After an error they may.
+        self.copies_differ = true;
+        let written = write(base, &pages.keyring, (&before, in_use), &envelope)?;
+        self.copies_differ = written == Written::One;
         pages.newest.wrote(&envelope);
         if envelope.has_pages {
             pages.newest.committed();
@@ -248,17 +272,19 @@ impl MainDb {
         });
     }
 
-    /// Within a transaction, or where nothing but its reads tells of one: starts asking the
-    /// provider where it is time to, and does not wait for it.
+    /// Within a transaction: starts asking the provider where it is time to, and does not wait for
+    /// it.
     ///
     /// # Errors
     /// As [`MainDb::check_transaction`].
     pub(crate) fn watch(&self, base: &impl Storage) -> Result<()> {
+        // Once the keys are locked, this transaction has no part in who asks for them next.
+        self.check_transaction()?;
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
         let protectors = &self.wishes.protectors;
         let wanted = self.wishes.protector.as_deref();
         if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
-            pages.ask(base, protectors);
+            pages.ask(base, protectors, Asker::HoldsLocks);
         }
         self.check_transaction()
     }
@@ -289,14 +315,14 @@ impl MainDb {
         })))
     }
 
-    /// As [`MainDb::check_transaction`], before a commit. SQLite rolls back what is refused here,
-    /// and asks once more at the end of that. It does not read a journal in memory from a file, so
-    /// the second question tells of the rollback.
-    pub(crate) fn check_commit(&mut self) -> Result<()> {
+    /// As [`MainDb::watch`], before a commit. SQLite rolls back what is refused here, and asks once
+    /// more at the end of that. It does not read a journal in memory from a file, so the second
+    /// question tells of the rollback.
+    pub(crate) fn check_commit(&mut self, base: &impl Storage) -> Result<()> {
         if self.rolling_back || self.undoing || self.commit_refused {
             return Ok(());
         }
-        let checked = self.check_transaction();
+        let checked = self.watch(base);
         self.commit_refused = checked.is_err();
         checked
     }
@@ -418,6 +444,14 @@ impl MainDb {
     }
 }
 
+/// Who asks the providers.
+#[derive(Clone, Copy)]
+enum Asker {
+    MayWait,
+    /// Others may wait for locks that it holds.
+    HoldsLocks,
+}
+
 impl Pages {
     /// Whether the protector through which this file is open has given the keys that are here: they
     /// may have been locked, and given back through another one.
@@ -434,6 +468,16 @@ impl Pages {
         false
     }
 
+    /// Whether the protector through which this file is open is in the envelope as it gave the
+    /// keys, and has not ended.
+    fn serves(&self) -> bool {
+        let gives = |record: &ProtectorRecord| {
+            self.keyring.was_given_by(record) && check_time(record).is_ok()
+        };
+        let mut records = self.envelope.protectors.iter();
+        records.any(|record| record.name == self.through && gives(record))
+    }
+
     /// The envelope in force, which is not older than what was seen before.
     fn in_force(&self, base: &impl Storage) -> Result<InForce> {
         let known = self.newest.known();
@@ -447,9 +491,9 @@ impl Pages {
         self.in_force(base).map(|found| (found.envelope, found.at))
     }
 
-    /// Asks the providers on a thread of its own, so that no transaction waits; here if there is
-    /// none to be had.
-    fn ask(&self, base: &impl Storage, protectors: &Protectors) {
+    /// Asks the providers on a thread of its own, so that no transaction waits. Where there is no
+    /// thread to be had, it asks them here if `asker` may wait.
+    fn ask(&self, base: &impl Storage, protectors: &Protectors, asker: Asker) {
         let keyring = &self.keyring;
         let envelope = match self.current(base) {
             Ok((envelope, _)) => envelope,
@@ -467,8 +511,12 @@ impl Pages {
         let spawned = std::thread::Builder::new()
             .name(name)
             .spawn(move || look(&copies.0, &copies.1, &copies.2));
-        if spawned.is_err() {
-            look(keyring, protectors, &envelope);
+        match (spawned, asker) {
+            (Ok(_), _) => {}
+            (Err(_), Asker::MayWait) => look(keyring, protectors, &envelope),
+            (Err(error), Asker::HoldsLocks) => {
+                keyring.unanswered(protectors, format!("no thread to ask the provider: {error}"));
+            }
         }
     }
 
@@ -622,7 +670,7 @@ pub(super) fn faulty_copies(base: &impl Storage, pages: &Pages) -> Result<(Vec<c
 
 /// Where a new envelope went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Written {
+enum Written {
     Both,
     /// The other copy still has what was before.
     One,
@@ -632,39 +680,59 @@ fn put(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
     base.write(copy, at as u64).and_then(|()| base.sync())
 }
 
-/// Writes both copies, the one not in use first. After an error it puts back what was there, so
-/// that nothing has changed. Where the disk does not even let it do that, the new envelope stands
-/// if it was synced, in one copy; if it was not, nobody can tell.
-pub(super) fn write(
+/// Writes both copies of `new`, the one not in use first. After an error it takes the change back,
+/// so that nothing has changed. `before` is the envelope in force, and where its copy begins.
+///
+/// # Errors
+/// [`Error::Unfinished`] where the disk lets it neither complete the change nor take it back.
+fn write(
     base: &impl Storage,
     keyring: &Keyring,
-    envelope: &Envelope,
+    before: (&Envelope, usize),
+    new: &Envelope,
 ) -> Result<Written> {
-    let copy = keyring.encode(envelope)?;
-    let is_new = base.size()? == 0;
-    let before = read_copies(base)?;
-    let in_use = if is_new {
-        REGION_LEN
-    } else {
-        in_force(base, keyring).map_or(REGION_LEN, |found| found.at)
-    };
+    let (old, in_use) = before;
+    let copy = keyring.encode(new)?;
+    // Once both copies were written others may have seen the new envelope, and take one with a
+    // smaller number for an older one that was put back.
+    let undo = Envelope { generation: new.generation + 1, ..old.clone() };
+    let undo = keyring.encode(&undo)?;
     let (first, second) = (REGION_LEN - in_use, in_use);
-    let put_back = |at: usize| put(base, &before[at..at + COPY_LEN], at);
-    if let Err(error) = put(base, &copy, first) {
-        if !is_new {
-            let _ = put_back(first);
-        }
+    write_first(base, &copy, first)?;
+    let Err(error) = put(base, &copy, second) else { return Ok(Written::Both) };
+    // One after the other, so that one of them is whole meanwhile, too. One is enough: it is newer.
+    let undone = [second, first].map(|at| put(base, &undo, at).is_ok());
+    if undone.contains(&true) {
         return Err(error);
     }
-    if let Err(error) = put(base, &copy, second) {
-        // One after the other, so that one of them is whole meanwhile, too.
-        let _ = put_back(second);
-        let undone = !is_new && put_back(first).is_ok();
-        if is_new || undone {
-            return Err(error);
+    match in_force(base, keyring) {
+        Ok(found) if found.envelope == *new => {
+            log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
+            Ok(Written::One)
         }
-        log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
-        return Ok(Written::One);
+        _ => Err(unfinished(&error)),
     }
-    Ok(Written::Both)
+}
+
+/// Writes the first copy of a change. After an error it puts back what was there: only this copy
+/// ever had another number.
+fn write_first(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
+    let before = read_copies(base)?;
+    let written = base.write(copy, at as u64);
+    // What a failed sync has left on the disk cannot be read; a failed write is seen.
+    let was_written = written.is_ok();
+    let Err(error) = written.and_then(|()| base.sync()) else { return Ok(()) };
+    if put(base, &before[at..at + COPY_LEN], at).is_ok() {
+        return Err(error);
+    }
+    let is_as_before = read_copies(base).is_ok_and(|now| now == before);
+    Err(if !was_written && is_as_before { error } else { unfinished(&error) })
+}
+
+/// That a change failed, and nobody can tell whether it stands.
+fn unfinished(error: &Error) -> Error {
+    Error::Unfinished(format!(
+        "the change may stand or not, for it could be neither completed nor taken back ({error}): \
+         keep the old keys and the new ones, and say it again once the disk works"
+    ))
 }

@@ -51,6 +51,9 @@ pub(super) struct Pages {
     pub(super) lockings: Cell<u64>,
     /// The same when the transaction at hand began.
     pub(super) began: u64,
+    /// How many times the keys had been confirmed when this handle last looked whether that
+    /// protector is still in the envelope.
+    pub(super) settled: u64,
     pub(super) cipher: Cipher,
     pub(super) page_size: usize,
     pub(super) outgoing: Outgoing,
@@ -80,6 +83,7 @@ impl Pages {
             cipher: keyring.cipher(Subkey::Page),
             lockings: Cell::new(keyring.lockings()),
             began: keyring.lockings(),
+            settled: keyring.confirmations(),
             keyring,
             envelope,
             newest,

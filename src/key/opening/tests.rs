@@ -211,6 +211,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
     for (what, records, wanted, calls, words) in rows {
         let (protectors, vault) = place(Vault::default());
         let (keyring, envelope) = database(&protectors);
+        vault.calls();
         let copies = [1_u8, 0].map(|n| copy(&keyring, &envelope, 2 + u64::from(n), &records(n)));
         drop(keyring);
         let error = open(&protectors, wanted, &copies).map(|_| ()).unwrap_err().to_string();
@@ -247,6 +248,7 @@ fn services_are_waited_for_within_the_limit() {
     let vault = Vault { service: true, takes: Duration::from_millis(20), ..Vault::default() };
     let (mut protectors, vault) = place(vault);
     let (keyring, envelope) = database(&protectors);
+    vault.calls();
     vault.refuse(Some(ProviderError::Unreachable("down".into())));
     protectors.access.open_time_out = Duration::from_millis(50);
     protectors.access.retry_delay = Duration::ZERO;

@@ -364,3 +364,130 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
         second.watch(&b).unwrap();
     }
 }
+
+/// Writes `protectors` into both copies, as another process does.
+fn write_as_another(db: &MainDb, base: &Memory, protectors: &[ProtectorRecord]) -> Envelope {
+    let protectors = protectors.to_vec();
+    let before = db.envelope().unwrap();
+    let envelope = Envelope { protectors, generation: before.generation + 1, ..before.clone() };
+    let copy = db.keyring().unwrap().encode(&envelope).unwrap();
+    base.write(&copy, 0).unwrap();
+    base.write(&copy, REGION_LEN as u64).unwrap();
+    envelope
+}
+
+/// The protector that a connection came through is removed, limited or ends, and the keys are
+/// confirmed: from then on it has the rights that the envelope gives it.
+#[test]
+fn rights_are_those_of_the_protectors_in_force() {
+    fn rewrap(record: &mut ProtectorRecord) {
+        record.wrapped.key_version.push('a');
+    }
+    let rows: [(&str, Change, &str, bool); 9] = [
+        ("nothing", |_| (), "key", false),
+        ("removed", |all| _ = all.remove(0), "two", false),
+        ("removed, the rest may read", |all| limit(all, 0, |all| _ = all.remove(0)), "two", true),
+        ("removed and added to read", |all| limit(all, 0, |all| rewrap(&mut all[0])), "key", true),
+        ("limited", |all| all[0].read_only = true, "key", true),
+        ("ended", |all| all[0].not_after = 1, "two", false),
+        ("ended, the rest may read", |all| limit(all, 1, |all| all[0].not_after = 1), "two", true),
+        ("wrapped anew", |all| rewrap(&mut all[0]), "key", false),
+        ("another one limited", |all| all[1].read_only = true, "key", false),
+    ];
+    fn limit(all: &mut Vec<ProtectorRecord>, number: usize, change: Change) {
+        change(all);
+        all[number].read_only = true;
+    }
+    for (what, change, through, read_only) in rows {
+        let base = Memory(RefCell::new(with_two()));
+        let mut db = open(&base, "key").unwrap();
+        let mut protectors = db.envelope().unwrap().protectors.clone();
+        change(&mut protectors);
+        let envelope = write_as_another(&db, &base, &protectors);
+        db.begin(&base).unwrap();
+        assert_eq!((db.through(), db.is_read_only()), (Some("open:key"), false), "{what}: before");
+        db.keyring().unwrap().revalidate(&db.wishes.protectors, &envelope);
+        db.begin(&base).unwrap();
+        let through = format!("open:{through}");
+        assert_eq!((db.through(), db.is_read_only()), (Some(&*through), read_only), "{what}");
+        assert_eq!(db.check_writable().is_err(), read_only, "{what}");
+    }
+    // Rows are still read beside an envelope of which neither copy is whole.
+    let base = Memory(RefCell::new(with_two()));
+    let mut db = open(&base, "key").unwrap();
+    let envelope = db.envelope().unwrap().clone();
+    db.keyring().unwrap().revalidate(&db.wishes.protectors, &envelope);
+    base.0.borrow_mut()[..ENVELOPE_LEN].fill(1);
+    db.begin(&base).unwrap();
+}
+
+/// One sync fails, when `seen` is what others can read.
+struct OneSyncFails {
+    memory: Memory,
+    at: usize,
+    syncs: Cell<usize>,
+    seen: RefCell<Vec<u8>>,
+}
+
+impl Storage for OneSyncFails {
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
+        self.memory.read(buf, at)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.memory.write(bytes, at)
+    }
+
+    fn truncate(&self, size: u64) -> Result<()> {
+        self.memory.truncate(size)
+    }
+
+    fn size(&self) -> Result<u64> {
+        self.memory.size()
+    }
+
+    fn sync(&self) -> Result<()> {
+        let number = self.syncs.replace(self.syncs.get() + 1);
+        if number != self.at {
+            return Ok(());
+        }
+        self.seen.replace(self.memory.0.borrow().clone());
+        Err(Error::Base(10))
+    }
+}
+
+/// Others may have seen a change that could not be synced and was undone. What they find then, and
+/// after the next change, is no older envelope that was put back.
+#[test]
+fn an_undone_change_is_not_taken_for_an_older_envelope() {
+    for at in [0, 1] {
+        for (what, change, _) in CHANGES {
+            let memory = Memory(RefCell::new(with_two()));
+            let (syncs, seen) = (Cell::default(), RefCell::default());
+            let base = OneSyncFails { memory, at, syncs, seen };
+            let (mut db, mut reader) = (open(&base, "key").unwrap(), open(&base, "key").unwrap());
+            reader.read(&base, &mut [0; 1024], 0).unwrap();
+            let before = names(&db);
+            let mut change_with = |base: &OneSyncFails| {
+                db.change_envelope(base, |envelope| {
+                    change(&mut envelope.protectors);
+                    Ok(())
+                })
+            };
+            let failed = change_with(&base);
+            assert!(matches!(failed, Err(Error::Base(10))), "{what}, sync {at}: {failed:?}");
+            let seen = Memory(RefCell::new(base.seen.borrow().clone()));
+            reader.refresh_envelope(&seen).unwrap();
+            assert_ne!(names(&reader), before, "{what}, sync {at}: it was seen");
+            let look = |reader: &mut MainDb, then: &str| {
+                let found = reader.refresh_envelope(&base).map(|_| ());
+                found.unwrap_or_else(|error| panic!("{what}, sync {at}, {then}: {error}"));
+                assert!(are_equal(&base.memory.0.borrow()), "{what}, sync {at}, {then}");
+            };
+            look(&mut reader, "undone");
+            assert_eq!(names(&reader), before, "{what}, sync {at}");
+            change_with(&base).unwrap();
+            look(&mut reader, "changed");
+        }
+    }
+}
