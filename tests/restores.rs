@@ -10,6 +10,8 @@
 mod common;
 #[path = "common/process.rs"]
 mod process;
+#[path = "common/vfs.rs"]
+mod vfs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use process::Random;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::Error;
+use vfs::{Method, TestVfs};
 
 const PAGE: usize = 1024;
 /// Where the id of a log is in its header.
@@ -635,6 +638,40 @@ fn shipped_logs_are_replayed_one_after_another() {
     }
 }
 
+/// Another connection commits when a checkpoint that took the whole log is about to end. Power is
+/// lost: that commit was not synced, and nothing was brought of it.
+#[test]
+fn what_is_committed_beside_the_end_of_a_checkpoint_was_not_brought() {
+    let home = Home::new();
+    let above = TestVfs::over(&home.vfs);
+    let path = home.path("a.db");
+    let uri = format!("file:{}?vfs={}", path.display(), above.name);
+    let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+    let db = Connection::open_with_flags(uri, flags).unwrap();
+    db.execute_batch(
+        "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
+         CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT); INSERT INTO t VALUES(1, 'one');
+         PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t VALUES(2, 'two');",
+    )
+    .unwrap();
+    let (synced, shown) = (Files::read(&path).log.unwrap().len(), seen(&db).unwrap());
+    let (other, done) = (home.open(&path), std::sync::mpsc::channel());
+    above.before("database", Method::Truncate, move || {
+        other.execute_batch("INSERT INTO t VALUES(3, 'three')").unwrap();
+        done.0.send(()).unwrap();
+    });
+    db.execute_batch("PRAGMA wal_checkpoint(PASSIVE)").unwrap();
+    done.1.recv().unwrap();
+    let mut lost = Files::read(&path);
+    assert!(lost.log.as_ref().unwrap().len() > synced);
+    lost.log.as_mut().unwrap().truncate(synced);
+    let copy = home.path("b.db");
+    lost.restore(&copy);
+    let db = home.open(&copy);
+    assert_eq!(seen(&db).unwrap(), shown);
+    assert_sound(&db, "after the loss");
+}
+
 /// `verify` does not call a database sound of which the log is refused.
 #[test]
 fn verify_says_why_a_log_is_refused() {
@@ -655,7 +692,7 @@ fn verify_says_why_a_log_is_refused() {
     let killed = Files::read(&path);
     drop((db, reader));
     let mut cut = killed.clone();
-    cut.log.as_mut().unwrap().truncate(1024 + 10);
+    cut.log.as_mut().unwrap().truncate(1024 + PAGE + 24 + 48 + 10);
     let restored = Files { db: backup.db, ..killed.clone() };
     for (what, files, sound) in
         [("as it was", &killed, true), ("cut", &cut, false), ("restored", &restored, false)]
@@ -665,7 +702,7 @@ fn verify_says_why_a_log_is_refused() {
         let db = open_again(&home, &path, 2).unwrap();
         match sqlite_tde::verify(&db, "main", |_, _| ()) {
             Ok(found) => assert!(sound && found.is_clean(), "{what}: {found:?}"),
-            Err(Error::LogCut { frame: 1 }) => assert_eq!(what, "cut"),
+            Err(Error::LogCut { frame: 2 }) => assert_eq!(what, "cut"),
             Err(Error::LogOutdated) => assert_eq!(what, "restored"),
             Err(error) => panic!("{what}: {error:?}"),
         }

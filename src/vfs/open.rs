@@ -625,7 +625,7 @@ impl OpenFile {
         if let Ok(Some(mut open)) = enter(&self.log)
             && let Content::Wal(wal) = &mut open.content
         {
-            wal.lock_given_back();
+            wal.lock_given_back(self);
         }
     }
 

@@ -102,7 +102,11 @@ struct Inner {
     recording: bool,
     written: Vec<Written>,
     synced: Vec<String>,
+    work: Option<Work>,
 }
+
+/// What is done before which call on which kind of file.
+type Work = (&'static str, Method, Box<dyn FnOnce() + Send>);
 
 struct State {
     base: *mut ffi::sqlite3_vfs,
@@ -128,6 +132,14 @@ impl State {
 
     fn call(&self, method: Method, flags: c_int) -> Verdict {
         let mut inner = self.inner();
+        if let Some((.., work)) = inner
+            .work
+            .take_if(|(only, before, _)| *before == method && *only == kind_of_file(flags))
+        {
+            drop(inner);
+            work();
+            inner = self.inner();
+        }
         inner.calls.push((method, flags));
         let changes = matches!(method, Method::Write | Method::Truncate | Method::Sync);
         if inner.only.is_some_and(|only| {
@@ -187,6 +199,11 @@ unsafe impl Send for State {}
 impl TestVfs {
     /// Registers a new one over `unix`.
     pub fn new() -> Self {
+        Self::over("unix")
+    }
+
+    /// Registers a new one over the VFS `base`.
+    pub fn over(base: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static CONFIGURE: Once = Once::new();
         CONFIGURE.call_once(|| {
@@ -201,24 +218,24 @@ impl TestVfs {
         let name: &'static str = Box::leak(name.into_boxed_str());
         // SAFETY: a VFS may be registered at any time; what it points to is leaked.
         unsafe {
-            let base = ffi::sqlite3_vfs_find(c"unix".as_ptr());
-            assert!(!base.is_null(), "the platform's VFS");
+            let base = ffi::sqlite3_vfs_find(CString::new(base).unwrap().as_ptr());
+            assert!(!base.is_null(), "no VFS of that name");
             let state: &'static State = Box::leak(Box::new(State {
                 base,
                 inner: Mutex::default(),
                 longest: AtomicI32::new(c_int::MAX),
                 sector: AtomicI32::new(0),
             }));
-            let mut vfs = *base;
+            // The calls that are not ours are the platform's, which do not look at the VFS.
+            let mut vfs = *ffi::sqlite3_vfs_find(c"unix".as_ptr());
             vfs.pNext = ptr::null_mut();
-            vfs.szOsFile += size_of::<File>() as c_int;
+            vfs.szOsFile = (*base).szOsFile + size_of::<File>() as c_int;
             vfs.zName = CString::new(name).unwrap().into_raw();
             vfs.pAppData = ptr::from_ref(state).cast_mut().cast();
             vfs.xOpen = Some(open);
             vfs.xDelete = Some(delete);
             vfs.xAccess = Some(access);
             vfs.xFullPathname = Some(full_pathname);
-            // The others do not look at the VFS they are called with.
             let code = ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 0);
             assert_eq!(code, ffi::SQLITE_OK);
             Self { name, state }
@@ -235,6 +252,11 @@ impl TestVfs {
     pub fn fail_on(&self, only: &'static str, at: usize, kind: Kind) {
         let fault = Some((at, kind));
         *self.state.inner() = Inner { fault, only: Some(only), ..Inner::default() };
+    }
+
+    /// Does `work` before the next call of `method` on a file of the kind `only`.
+    pub fn before(&self, only: &'static str, method: Method, work: impl FnOnce() + Send + 'static) {
+        self.state.inner().work = Some((only, method, Box::new(work)));
     }
 
     /// Forgets calls and faults. Answers how many calls failed.

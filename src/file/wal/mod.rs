@@ -425,8 +425,11 @@ impl Wal {
     }
 
     /// SQLite gave back the lock under which it writes the log: what it did not commit is taken
-    /// back.
-    pub(crate) fn lock_given_back(&mut self) {
+    /// back, and what it did is in the wal-index.
+    pub(crate) fn lock_given_back(&mut self, parent: &impl Parent) {
+        if let Some(last) = self.last_in_index(parent) {
+            self.published = self.published.max(last);
+        }
         self.forget_transaction();
         self.check();
     }

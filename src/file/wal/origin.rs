@@ -54,12 +54,17 @@ impl Wal {
     /// and this handle neither began nor recovered the log.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`], [`Error::LogCut`].
+    /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] where the wal-index
+    /// is about another log.
     pub(super) fn check_new(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
         let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
-        if self.fits == Some(layout.log)
-            || self.is_of(base, parent, layout.log, &start.origin(), Look::InUse)?
-        {
+        if self.fits == Some(layout.log) {
+            return Ok(());
+        }
+        if parent.salts().is_some_and(|salts| salts != start.salts()) {
+            return Err(Error::FrameAuthentication { frame: 0 });
+        }
+        if self.is_of(base, parent, layout.log, &start.origin(), Look::InUse)? {
             return Ok(());
         }
         Err(Error::LogOutdated)

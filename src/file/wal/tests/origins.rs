@@ -161,6 +161,76 @@ fn a_wal_index_does_not_go_back_to_an_earlier_commit() {
     }
 }
 
+/// The same under whoever committed last, and gave its lock back.
+#[test]
+fn a_wal_index_does_not_take_back_what_this_handle_committed() {
+    let (header, log) = log_of(5, &[(3, 9, 1), (4, 9, 2)]);
+    for told in [true, false] {
+        let (base, mut wal) = (Memory::default(), Wal::new(Some(keyring()), 1, Tuning::default()));
+        let mut db = Db { locks: 1, salts: Some([5; 8]), pages: vec![3, 4], ..Db::default() };
+        db.last_frame = Some(0);
+        wal.write(&base, &db, &header, 0).unwrap();
+        for (number, bytes) in (1..).zip(&log) {
+            write_frame(&mut wal, &base, &db, number, bytes);
+        }
+        // SQLite does not tell where it failed after the commit, say in a sync.
+        db.last_frame = Some(if told { 2 } else { 0 });
+        wal.lock_given_back(&db);
+        (db.locks, db.last_frame) = (2, Some(1));
+        let read = wal.read(&base, &db, &mut [0; PAGE], at(1) + FRAME_HEADER as u64);
+        match read {
+            Ok(Filled::Full) => assert!(!told),
+            Err(Error::FrameAuthentication { frame: 2 }) => assert!(told),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A log of a copy that went its own way from the same state, under the wal-index of this one.
+#[test]
+fn a_log_and_a_wal_index_are_of_one_kind() {
+    let (base, keyring) = log_with(3, 1, 9);
+    let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
+    let db = Db { locks: 1, salts: Some([6; 8]), pages: vec![3, 4], ..Db::default() };
+    let read = wal.read(&base, &db, &mut [0; PAGE], at(1) + FRAME_HEADER as u64);
+    assert!(matches!(read, Err(Error::FrameAuthentication { frame: 0 })), "{read:?}");
+    let written = wal.write(&base, &db, &frame(3, 9, 6, 7), at(3));
+    assert!(matches!(written, Err(Error::FrameAuthentication { frame: 0 })), "{written:?}");
+}
+
+/// SQLite before 3.50 commits frames without checksums. They were brought to the file, a recovery
+/// ended the log before them, and another commit is written over their beginning.
+#[test]
+fn frames_without_checksums_are_missed_by_nobody() {
+    let (header, mut log) = log_of(5, &[(3, 9, 1), (4, 9, 2), (5, 9, 3), (6, 9, 4)]);
+    for unsure in &mut log[2..] {
+        unsure[8..24].fill(0);
+    }
+    let (base, keyring) = (Memory::default(), keyring());
+    let mut writer = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+    let fit = Fit::Brought { frames: 4, partly: true };
+    let mut db =
+        Db { locks: 1, salts: Some([5; 8]), pages: vec![3, 4, 5, 6], fit, ..Db::default() };
+    writer.write(&base, &db, &header, 0).unwrap();
+    for (number, bytes) in (1..).zip(&log) {
+        write_frame(&mut writer, &base, &db, number, bytes);
+    }
+    let (_, commit) = log_of(5, &[(3, 9, 1), (4, 9, 2), (7, 9, 5)]);
+    for last in [4, 2, 3] {
+        (db.locks, db.last_frame) = (db.locks + 1, Some(last));
+        if last == 3 {
+            write_frame(&mut writer, &base, &db, 3, &commit[2]);
+            db.pages[2] = 7;
+        }
+        let mut other = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+        let place = at(1) + FRAME_HEADER as u64;
+        for wal in [&mut writer, &mut other] {
+            let read = wal.read(&base, &db, &mut [0; PAGE], place);
+            assert!(matches!(read, Ok(Filled::Full)), "up to frame {last}: {read:?}");
+        }
+    }
+}
+
 /// The file has the whole log: without frames it plays nothing back.
 #[test]
 fn a_log_that_is_all_in_the_file_may_be_empty() {

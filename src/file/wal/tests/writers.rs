@@ -155,7 +155,7 @@ impl World {
         (writer.own, writer.overwritten, writer.writing) = (Vec::new(), None, false);
         writer.taken_back.clear();
         if self.tells && !self.exclusive {
-            writer.wal.lock_given_back();
+            writer.wal.lock_given_back(&writer.db);
         }
     }
 
