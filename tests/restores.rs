@@ -681,12 +681,12 @@ fn verify_says_why_a_log_is_refused() {
     db.execute_batch(
         "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
          CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT); INSERT INTO t VALUES(1, 'one');
-         PRAGMA wal_checkpoint(TRUNCATE);",
+         CREATE TABLE u(b); PRAGMA wal_checkpoint(TRUNCATE);",
     )
     .unwrap();
     let backup = Files { log: None, ..Files::read(&path) };
     db.execute_batch("UPDATE t SET b = 'two'; PRAGMA wal_checkpoint(RESTART)").unwrap();
-    db.execute_batch("UPDATE t SET b = 'three'; UPDATE t SET b = 'four'").unwrap();
+    db.execute_batch("UPDATE t SET b = 'three'; INSERT INTO u VALUES('four')").unwrap();
     reader.execute_batch("BEGIN; SELECT * FROM t").unwrap();
     db.execute_batch("UPDATE t SET b = 'five'; PRAGMA wal_checkpoint(PASSIVE)").unwrap();
     let killed = Files::read(&path);
@@ -810,6 +810,7 @@ fn an_old_log_with_its_index_mixes_no_states() {
         let (log, index, newest) = saved.last().unwrap().clone();
         for (step, (old_log, old_index, _)) in saved.iter().enumerate() {
             let what = format!("seed {seed}, step {step} of {done:?}");
+            assert_eq!(seen(&reader).unwrap(), newest, "{what}: before");
             put_in_place(&log_of(&path), old_log);
             put_in_place(&shm, old_index);
             let new = home.try_open(&path).map_err(|error| format!("{error}"));

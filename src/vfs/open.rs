@@ -640,6 +640,12 @@ impl OpenFile {
         }
         let first = self.shm.held == 0 || WRITE < offset && offset < READ;
         self.shm.locks += 1;
+        if self.shm.held == 0
+            && let Ok(Some(mut log)) = enter(&self.log)
+            && let Content::Wal(wal) = &mut log.content
+        {
+            wal.transaction_begins(self);
+        }
         self.shm.held += count.unsigned_abs();
         if let Content::Db(db) = &mut self.content {
             db.lock_changed(first);
@@ -668,6 +674,9 @@ impl OpenFile {
         let last = self.shm.pages().unwrap_or(last);
         if let Content::Db(db) = &mut self.content {
             db.seal_holes(&self.base, least.saturating_add(1)..=last, &logged)?;
+            if let Some((log, state, end)) = wal.recovered_end() {
+                db.log_ends(&self.base, (log, state), end)?;
+            }
         }
         wal.recovered = None;
         Ok(())

@@ -178,7 +178,7 @@ impl MainDb {
     ///
     /// # Errors
     /// [`Error::LogOutdated`] where the file is in no state for it: another one was put in its
-    /// place.
+    /// place. [`Error::LogCut`] where more of it was brought already.
     pub(crate) fn checkpoint_writes(
         &mut self,
         base: &impl Storage,
@@ -195,6 +195,10 @@ impl MainDb {
             None => Some(state),
             Some(slot) => match slot.fit(&log, &state) {
                 Fit::No => return Err(Error::LogOutdated),
+                // SQLite brings no less than before, unless a recovery ended the log earlier.
+                Fit::Brought { frames, .. } if 0 < brought && brought < frames => {
+                    return Err(Error::LogCut { frame: brought + 1 });
+                }
                 Fit::Brought { frames, partly: true } if frames == brought => None,
                 Fit::Brought { .. } | Fit::Begun => Some(slot.state),
             },
@@ -206,6 +210,25 @@ impl MainDb {
         }
         self.checkpointed = Some(log);
         Ok(())
+    }
+
+    /// A recovery has ended `log` after frame `end`. SQLite before 3.50 commits frames without
+    /// checksums, and its recovery ends before them: checkpoints may have brought more than there
+    /// is, and others are not to miss it.
+    pub(crate) fn log_ends(
+        &mut self,
+        base: &impl Storage,
+        (log, state): (LogId, StateId),
+        end: u32,
+    ) -> Result<()> {
+        let State::Encrypted(file) = &self.state else { return Ok(()) };
+        let slots = Slots::read(base, &file.keyring)?;
+        let Some(slot) = slots.newest().filter(|slot| slot.log == log && slot.brought > end) else {
+            return Ok(());
+        };
+        let slot = Slot { sequence: slots.next_sequence(), brought: end, ..*slot };
+        slots.write(base, &file.keyring, &slot, &state)?;
+        base.sync()
     }
 
     /// A checkpoint has brought all of `log` to the file, which was begun on `state` and ends with
@@ -222,8 +245,12 @@ impl MainDb {
         self.check_envelope(base)?;
         let State::Encrypted(file) = &self.state else { return Ok(()) };
         let slots = Slots::read(base, &file.keyring)?;
-        if slots.newest().is_some_and(|slot| slot.fit(&log, &state) == Fit::No) {
-            return Err(Error::LogOutdated);
+        match (slots.newest().map(|slot| slot.fit(&log, &state)), last) {
+            (Some(Fit::No), _) => return Err(Error::LogOutdated),
+            (Some(Fit::Brought { frames, .. }), Some((last, _))) if last < frames => {
+                return Err(Error::LogCut { frame: last + 1 });
+            }
+            _ => {}
         }
         let mut slot = Slot { log, ..Slot::anew(slots.next_sequence())? };
         if let Some(last) = &last {

@@ -414,6 +414,18 @@ impl Wal {
         (self.start.is_some() && self.salts() == parent.salts()).then_some(last)
     }
 
+    /// A transaction begins. Others may have committed since the last one, or put an older log in
+    /// place: then it is looked at again before a frame of it counts.
+    pub(crate) fn transaction_begins(&mut self, parent: &impl Parent) {
+        let last = self.last_in_index(parent);
+        if last != Some(self.seen) {
+            self.fits = None;
+        }
+        if let Some(last) = last {
+            (self.published, self.seen) = (self.published.max(last), last);
+        }
+    }
+
     /// With another lock there is another transaction: what was not committed was taken back, and
     /// others may have written.
     fn notice_locks(&mut self, parent: &impl Parent) {

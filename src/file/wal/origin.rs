@@ -1,5 +1,7 @@
 //! Whether a log belongs to the database file that it lies beside.
 
+use super::chain::Chain;
+use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Origin, Parent, SALTS_AT, Wal, number};
 use crate::error::{Error, Result};
 use crate::file::Storage;
@@ -105,7 +107,8 @@ impl Wal {
     /// are in the file.
     ///
     /// SQLite before 3.50 commits frames without checksums; they can be in the file, and be lost in
-    /// a recovery all the same. There the log has them, and its chain of checksums ends earlier.
+    /// a recovery all the same. There the log has them until others are written over them, and the
+    /// slot is told ([`crate::file::main_db::MainDb::log_ends`]).
     ///
     /// # Errors
     /// [`Error::LogCut`].
@@ -122,9 +125,12 @@ impl Wal {
         if enough || look == Look::InUse && in_index.is_none() {
             return Ok(());
         }
-        let mut there = 0;
-        self.survey(base, 0, brought, |_, frame, good| {
-            if good {
+        let (mut there, mut chain) = (0, self.start.as_ref().map(Chain::new));
+        self.survey(base, 0, brought, |wal, frame, good| {
+            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
+            let mut goes_on = |chain: &mut Chain| good && chain.goes_on(&wal.plain[..length]);
+            // In use, others may have written over what a recovery dropped.
+            if good && (look == Look::InUse || chain.as_mut().is_some_and(&mut goes_on)) {
                 there = frame;
             }
         })?;
@@ -153,6 +159,14 @@ impl Wal {
         self.refresh(base, parent)?;
         self.check_new(base, parent)?;
         Ok(self.layout.zip(self.start).map(|(layout, start)| (layout.log, start.origin().state)))
+    }
+
+    /// After a recovery: the log, the state on which it was begun and the last frame that counts;
+    /// `None` where none does.
+    pub(crate) fn recovered_end(&self) -> Option<(LogId, StateId, u32)> {
+        let (layout, start) = self.layout.zip(self.start)?;
+        let end = self.end.filter(|&end| end > 0)?;
+        Some((layout.log, start.origin().state, end))
     }
 
     /// The frames that a checkpoint at hand may bring to the file, by the wal-index or by what this

@@ -174,7 +174,7 @@ fn the_same_logs_lead_a_copy_to_the_same_states() {
         db.checkpoint_ends(&disk, id, Some((3, [number; RESERVE]))).unwrap();
         disk.sync().unwrap();
         db.checkpoint_begins();
-        db.checkpoint_writes(&disk, id, 1).unwrap();
+        db.checkpoint_writes(&disk, id, 5).unwrap();
         let last = Some((5, [number; RESERVE]));
         db.checkpoint_ends(&disk, id, last).unwrap();
         disk.sync().unwrap();
@@ -206,6 +206,46 @@ fn no_log_begins_on_a_state_that_may_be_an_older_one() {
     let next = begin(&db, &disk, 3);
     assert_ne!(next.1.state, before.1.state);
     assert!(disk.images().iter().all(|image| admits(&db, image, &next)));
+}
+
+/// The wal-index says that there is less to bring than was brought.
+#[test]
+fn no_checkpoint_brings_less_than_the_one_before() {
+    let (disk, mut db) = Disk::new();
+    let log = begin(&db, &disk, 1);
+    let id = (log.0, log.1.state);
+    let cut = |done: Result<()>| match done {
+        Ok(()) => None,
+        Err(Error::LogCut { frame }) => Some(frame),
+        Err(error) => panic!("{error:?}"),
+    };
+    for (brought, lacks) in [(3, None), (5, None), (4, Some(5)), (5, None), (7, None), (1, Some(2))]
+    {
+        db.checkpoint_begins();
+        assert_eq!(cut(db.checkpoint_writes(&disk, id, brought)), lacks, "{brought}");
+        let last = Some((brought, [1; RESERVE]));
+        assert_eq!(cut(db.checkpoint_ends(&disk, id, last)), lacks, "{brought}: the end");
+    }
+}
+
+/// A recovery has ended a log before the last frame that was brought of it.
+#[test]
+fn a_recovery_says_where_the_log_ends() {
+    let (disk, mut db) = Disk::new();
+    let log = begin(&db, &disk, 1);
+    let id = (log.0, log.1.state);
+    db.checkpoint_writes(&disk, id, 7).unwrap();
+    for (what, log, end, brought) in [
+        ("all is there", id.0, 9, 7),
+        ("another log", [9; 16], 3, 7),
+        ("the last ones are gone", id.0, 5, 5),
+        ("again", id.0, 5, 5),
+    ] {
+        db.log_ends(&disk, (log, id.1), end).unwrap();
+        assert!(disk.unsynced.borrow().is_empty() || brought == 7, "{what}: not synced");
+        let fit = db.fit(&disk, &id.0, &id.1).unwrap();
+        assert_eq!(fit, Fit::Brought { frames: brought, partly: true }, "{what}");
+    }
 }
 
 #[test]

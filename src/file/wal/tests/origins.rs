@@ -31,9 +31,11 @@ fn log_with(page: u32, counters: u8, commit: u32) -> (Memory, Arc<Keyring>) {
     let (base, keyring) = (Memory::default(), keyring());
     let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
     let db = Db::default();
-    wal.write(&base, &db, &wal_header(5), 0).unwrap();
-    write_frame(&mut wal, &base, &db, 1, &frame(page, 0, 5, counters));
-    write_frame(&mut wal, &base, &db, 2, &frame(4, commit, 5, 0xbb));
+    let (header, log) = log_of(5, &[(page, 0, counters), (4, commit, 0xbb)]);
+    wal.write(&base, &db, &header, 0).unwrap();
+    for (number, bytes) in (1..).zip(&log) {
+        write_frame(&mut wal, &base, &db, number, bytes);
+    }
     wal.before_sync(&base, &db).unwrap();
     (base, keyring)
 }
@@ -229,6 +231,23 @@ fn frames_without_checksums_are_missed_by_nobody() {
             assert!(matches!(read, Ok(Filled::Full)), "up to frame {last}: {read:?}");
         }
     }
+}
+
+/// An older log of the same id has records of a transaction that was rolled back where the frames
+/// were that checkpoints have brought.
+#[test]
+fn leftovers_are_no_frames_that_were_brought() {
+    let (header, log) = log_of(5, &[(3, 9, 1), (4, 9, 2)]);
+    let (_, other) = log_of(5, &[(6, 9, 7), (4, 9, 2)]);
+    let (base, keyring) = (Memory::default(), keyring());
+    let mut writer = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+    let db = Db { fit: Fit::Brought { frames: 2, partly: true }, ..Db::default() };
+    writer.write(&base, &db, &header, 0).unwrap();
+    write_frame(&mut writer, &base, &db, 1, &log[0]);
+    write_frame(&mut writer, &base, &db, 2, &other[1]);
+    let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
+    let read = wal.read(&base, &db, &mut [0; WAL_HEADER], 0);
+    assert!(matches!(read, Err(Error::LogCut { frame: 2 })), "{read:?}");
 }
 
 /// The file has the whole log: without frames it plays nothing back.
