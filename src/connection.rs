@@ -156,13 +156,25 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
         .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
 }
 
-/// What `result` holds; `None` where pages, frames or the schema in them are damaged.
-fn unless_damaged<T>(result: rusqlite::Result<T>) -> Result<Option<T>> {
-    let damaged = |code| matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase);
+/// Keeps `result`, unless the database is damaged or what lies beside it is refused: then it is
+/// `None`, and why it is refused is in `refused`.
+fn unless_damaged<T>(
+    result: rusqlite::Result<T>,
+    refused: &mut Option<String>,
+) -> Result<Option<T>> {
+    // A connection that may only read plays no journal back, and creates no wal-index.
+    use ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase, ReadOnly};
+    let damaged = |code| matches!(code, DatabaseCorrupt | NotADatabase | ReadOnly | CannotOpen);
     match result.map_err(Error::from) {
         Ok(value) => Ok(Some(value)),
         Err(Error::PageAuthentication { .. } | Error::FrameAuthentication { .. }) => Ok(None),
         Err(Error::Sqlite(error)) if error.sqlite_error_code().is_some_and(damaged) => Ok(None),
+        Err(
+            error @ (Error::JournalOutdated { .. } | Error::LogOutdated | Error::LogCut { .. }),
+        ) => {
+            *refused = Some(error.to_string());
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -173,8 +185,8 @@ fn unless_damaged<T>(result: rusqlite::Result<T>) -> Result<Option<T>> {
 ///
 /// # Errors
 /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
-/// reading failed; whatever keeps a transaction from beginning, such as a log that does not belong
-/// to the file, a lock or an authorizer. Bad pages are no error but an answer.
+/// reading failed; whatever keeps a transaction from beginning, such as a lock or an authorizer. Bad
+/// pages are no error but an answer, and so is a journal or log that does not belong to the file.
 pub fn verify(
     connection: &Connection,
     schema: &str,
@@ -184,15 +196,17 @@ pub fn verify(
     // recovered for it first, and the log stays as it is. Where damage makes it fail, the pages tell.
     let name = schema.replace('"', "\"\"");
     let hold = format!("SELECT count(*) FROM \"{name}\".sqlite_schema UNION ALL SELECT 0");
-    let mut statement = unless_damaged(connection.prepare(&hold))?;
+    let mut refused = None;
+    let mut statement = unless_damaged(connection.prepare(&hold), &mut refused)?;
     let mut rows = match &mut statement {
-        Some(statement) => unless_damaged(statement.query([]))?,
+        Some(statement) => unless_damaged(statement.query([]), &mut refused)?,
         None => None,
     };
     if let Some(rows) = &mut rows {
-        unless_damaged(rows.next().map(|_| ()))?;
+        unless_damaged(rows.next().map(|_| ()), &mut refused)?;
     }
     with_database_and_log(connection, schema, |db, base, log| {
         command::verify(db, base, log, progress)
     })
+    .map(|found| Verification { refused, ..found })
 }

@@ -98,6 +98,9 @@ pub struct Verification {
     /// change of the protectors was cut off, and a protector that it removed still opens the
     /// database for who has other software. Whoever opens the database for writing mends them.
     pub stale_envelope_copies: Vec<char>,
+    /// Why the journal or log beside the file is refused. What is said of pages is of the file alone
+    /// then.
+    pub refused: Option<String>,
 }
 
 impl Verification {
@@ -108,6 +111,7 @@ impl Verification {
             && self.bad_frames.is_empty()
             && self.bad_envelope_copies.is_empty()
             && self.stale_envelope_copies.is_empty()
+            && self.refused.is_none()
     }
 }
 
@@ -180,6 +184,7 @@ pub(crate) fn verify(
         bad_page_count: found.bad_count,
         bad_envelope_copies: found.bad_copies,
         stale_envelope_copies: found.stale_copies,
+        refused: None,
     })
 }
 

@@ -109,6 +109,9 @@ fn print_report(report: &Report) -> Result<(), Failure> {
             "envelope copy {copy} is older than the other: a change of protectors was cut off"
         )?;
     }
+    if let Some(refused) = &report.found.refused {
+        writeln!(out, "{refused}")?;
+    }
     if report.truncated {
         writeln!(out, "truncated: the file has no pages, or fewer than its first page says")?;
     }
