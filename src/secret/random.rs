@@ -22,6 +22,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::stack::{HASHES, without_trace};
 use crate::error::{Error, Result};
+use crate::forks;
 
 const LABEL: &[u8] = b"sqlite-tde v1 random";
 
@@ -49,10 +50,23 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
         system,
         processor: of_processor(),
         time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos()),
-        process: std::process::id(),
+        process: process_id(),
         count: COUNT.fetch_add(1, Ordering::Relaxed),
     };
     without_trace::<HASHES, _>(|| sources.mix(bytes))
+}
+
+/// The id of this process, asked of the system once in each.
+fn process_id() -> u32 {
+    static KNOWN: AtomicU64 = AtomicU64::new(0);
+    // The lower half is the id, the upper one the process that it is of.
+    let (known, process) = (KNOWN.load(Ordering::Relaxed), forks::process() << 32);
+    if known != 0 && known & !u64::from(u32::MAX) == process {
+        return known as u32;
+    }
+    let id = std::process::id();
+    KNOWN.store(process | u64::from(id), Ordering::Relaxed);
+    id
 }
 
 /// Looks for the processor's generator, so that no later call is its first: a thread that forks
