@@ -674,8 +674,8 @@ impl OpenFile {
         let last = self.shm.pages().unwrap_or(last);
         if let Content::Db(db) = &mut self.content {
             db.seal_holes(&self.base, least.saturating_add(1)..=last, &logged)?;
-            if let Some((log, state, end)) = wal.recovered_end() {
-                db.log_ends(&self.base, (log, state), end)?;
+            if let Some((log, end)) = wal.recovered_end(self.shm.last_frame()) {
+                db.log_ends(&self.base, log, end)?;
             }
         }
         wal.recovered = None;

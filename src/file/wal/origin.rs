@@ -161,12 +161,11 @@ impl Wal {
         Ok(self.layout.zip(self.start).map(|(layout, start)| (layout.log, start.origin().state)))
     }
 
-    /// After a recovery: the log, the state on which it was begun and the last frame that counts;
-    /// `None` where none does.
-    pub(crate) fn recovered_end(&self) -> Option<(LogId, StateId, u32)> {
+    /// After a recovery: the log, the state on which it was begun and the last frame that counts,
+    /// by the wal-index where there is one in shared memory.
+    pub(crate) fn recovered_end(&self, in_index: Option<u32>) -> Option<((LogId, StateId), u32)> {
         let (layout, start) = self.layout.zip(self.start)?;
-        let end = self.end.filter(|&end| end > 0)?;
-        Some((layout.log, start.origin().state, end))
+        Some(((layout.log, start.origin().state), in_index.or(self.end)?))
     }
 
     /// The frames that a checkpoint at hand may bring to the file, by the wal-index or by what this
