@@ -156,8 +156,8 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
         .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
 }
 
-/// Keeps `result`, unless the database is damaged or what lies beside it is refused: then it is
-/// `None`, and why it is refused is in `refused`.
+/// The value of `result`; `None` where the database is damaged, or the journal or log beside it is
+/// refused, and then `refused` says why.
 fn unless_damaged<T>(
     result: rusqlite::Result<T>,
     refused: &mut Option<String>,
@@ -185,15 +185,15 @@ fn unless_damaged<T>(
 ///
 /// # Errors
 /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
-/// reading failed; whatever keeps a transaction from beginning, such as a lock or an authorizer. Bad
-/// pages are no error but an answer, and so is a journal or log that does not belong to the file.
+/// reading failed; whatever keeps a transaction from beginning, such as a lock or an authorizer.
+/// Bad pages are no error but an answer, and so is a journal or log that is refused.
 pub fn verify(
     connection: &Connection,
     schema: &str,
     progress: impl FnMut(u64, u64),
 ) -> Result<Verification> {
     // A statement that is not done keeps its read transaction: a journal is rolled back or a log
-    // recovered for it first, and the log stays as it is. Where damage makes it fail, the pages tell.
+    // recovered for it first, and the log stays as it is. If damage makes it fail, the pages tell.
     let name = schema.replace('"', "\"\"");
     let hold = format!("SELECT count(*) FROM \"{name}\".sqlite_schema UNION ALL SELECT 0");
     let mut refused = None;

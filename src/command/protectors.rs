@@ -238,8 +238,8 @@ fn check_opens(db: &MainDb, writers: &[&ProtectorRecord]) -> Result<()> {
         }
     }
     Err(Error::Usage(format!(
-        "no protector would be left that opens the database here and may write; {}; add another one \
-         first",
+        "no protector would be left that opens the database here and may write; {}; add another \
+         one first",
         refusals.join("; ")
     )))
 }

@@ -98,7 +98,7 @@ pub struct Verification {
     /// change of the protectors was cut off, and a protector that it removed still opens the
     /// database for who has other software. Whoever opens the database for writing mends them.
     pub stale_envelope_copies: Vec<char>,
-    /// Why the journal or log beside the file is refused. What is said of pages is of the file alone
+    /// Why the journal or log beside the file is refused. The other fields are about the file alone
     /// then.
     pub refused: Option<String>,
 }

@@ -74,6 +74,11 @@ impl Newest {
         lock(&self.0).committed = true;
     }
 
+    /// Whether one was, as far as the handles of the file know.
+    pub(crate) fn is_committed(&self) -> bool {
+        lock(&self.0).committed
+    }
+
     /// The file was emptied: its creation is given up.
     pub(crate) fn start_over(&self) {
         *lock(&self.0) = Seen::default();

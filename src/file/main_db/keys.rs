@@ -285,8 +285,9 @@ impl MainDb {
         let wanted = self.wishes.protector.as_deref();
         if pages.keyring.standing(&protectors.access, wanted)? == Standing::Due {
             pages.ask(base, protectors, Asker::HoldsLocks);
+            return self.check_transaction();
         }
-        self.check_transaction()
+        Ok(())
     }
 
     /// A transaction begins, with the keys that are here.

@@ -86,6 +86,7 @@ impl Pages {
             settled: keyring.confirmations(),
             keyring,
             envelope,
+            committed: newest.is_committed(),
             newest,
             through,
             page_size,
@@ -93,7 +94,6 @@ impl Pages {
             ahead: Ahead::default(),
             plain: vec![0; page_size],
             sealed: vec![0; page_size],
-            committed: false,
         }
     }
 

@@ -18,8 +18,8 @@
 //! 2. Where a log of which pages are in the file was lost, the next log would not fit; where a slot
 //!    is damaged, the other one may be an older one. Before a log begins there, a slot is written
 //!    and synced.
-//! 3. When a log begins, both slots are made to name the state on which it does: one that is
-//!    damaged later does not part it from the file.
+//! 3. When a log begins, both slots are made to name the state on which it does: if one of them is
+//!    damaged later, the log still belongs to the file.
 
 use super::super::Storage;
 use super::super::journal::Counters;
@@ -195,7 +195,7 @@ impl MainDb {
             None => Some(state),
             Some(slot) => match slot.fit(&log, &state) {
                 Fit::No => return Err(Error::LogOutdated),
-                // SQLite brings no less than before, unless a recovery ended the log earlier.
+                // SQLite never brings less than before: after a recovery `log_ends` lowers this.
                 Fit::Brought { frames, .. } if 0 < brought && brought < frames => {
                     return Err(Error::LogCut { frame: brought + 1 });
                 }
@@ -212,9 +212,9 @@ impl MainDb {
         Ok(())
     }
 
-    /// A recovery has ended `log` after frame `end`. SQLite before 3.50 commits frames without
-    /// checksums, and its recovery ends before them: checkpoints may have brought more than there
-    /// is, and others are not to miss it.
+    /// A recovery has ended `log` after frame `end`. From now on nobody is to miss the frames behind
+    /// it, though checkpoints may have brought them: SQLite before 3.50 commits frames without
+    /// checksums, and its recovery drops them.
     pub(crate) fn log_ends(
         &mut self,
         base: &impl Storage,

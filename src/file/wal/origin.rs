@@ -12,7 +12,7 @@ use crate::page::{LogId, RESERVE};
 /// Looks at a log that others begin anew meanwhile: SQLite recovers without locks where it may not
 /// write the wal-index.
 const ATTEMPTS: usize = 5;
-/// Frames of page 1, from the last one, that are looked at by themselves.
+/// How many frames of page 1 are tried before every frame is, from the last one on.
 const TOLD: usize = 64;
 /// Where SQLite's bytes 24 to 39 of a page are in its frame.
 const COUNTERS: std::ops::Range<usize> =
@@ -52,12 +52,12 @@ impl Wal {
         Err(Error::LogOutdated)
     }
 
-    /// Before a frame of the log is read or written: the same, where SQLite believed the wal-index,
-    /// and this handle neither began nor recovered the log.
+    /// Before a frame of the log is read or written: the same check, unless this handle has made it
+    /// and nobody has committed since. SQLite may have believed the wal-index, and recovered nothing.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] where the wal-index
-    /// is about another log.
+    /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] where the
+    /// wal-index is about another log.
     pub(super) fn check_new(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
         let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
         if self.fits == Some(layout.log) {
@@ -103,12 +103,12 @@ impl Wal {
         Ok(fits)
     }
 
-    /// Refuses a log, or a wal-index, that lacks one of the frames up to `brought`, of which pages
-    /// are in the file.
+    /// Refuses a log, or a wal-index, that lacks one of the frames up to `brought`: pages of them
+    /// may be in the file.
     ///
-    /// SQLite before 3.50 commits frames without checksums; they can be in the file, and be lost in
-    /// a recovery all the same. There the log has them until others are written over them, and the
-    /// slot is told ([`crate::file::main_db::MainDb::log_ends`]).
+    /// SQLite before 3.50 commits frames without checksums. A checkpoint brings them to the file,
+    /// but a recovery drops them. They stay in the log until others are written over them, and the
+    /// recovery lowers `brought` in the slot ([`crate::file::main_db::MainDb::log_ends`]).
     ///
     /// # Errors
     /// [`Error::LogCut`].
@@ -121,7 +121,8 @@ impl Wal {
     ) -> Result<()> {
         let in_index = self.last_in_index(parent).filter(|_| look == Look::InUse);
         let enough = in_index.is_some_and(|last| last >= brought);
-        // Without an index of this log, another one has begun: it is looked at with the next lock.
+        // If the index is not about this log, another one was begun meanwhile, and will be looked
+        // at with the next lock.
         if enough || look == Look::InUse && in_index.is_none() {
             return Ok(());
         }
@@ -134,8 +135,8 @@ impl Wal {
                 there = frame;
             }
         })?;
-        // Where the file has the whole log, and the log nothing any more, nothing is played back:
-        // the next log was begun, and power was lost with synchronous=OFF.
+        // A log without frames is harmless if the file has all of it, for nothing is played back.
+        // A power loss with synchronous=OFF leaves that, when the next log was begun.
         if there < brought && (partly || there > 0) {
             return Err(Error::LogCut { frame: there + 1 });
         }
@@ -186,8 +187,8 @@ impl Wal {
         Ok(base.read_whole(&mut trailer, at)?.then_some((brought, trailer)))
     }
 
-    /// Whether page 1 is in the log, with these counters or with any. The wal-index may tell where;
-    /// to look at each frame takes as long as a recovery.
+    /// Whether page 1 is in the log, with these counters or with any. Looks where the wal-index has
+    /// page 1 first: a look at every frame takes as long as a recovery.
     fn has_page_1(
         &mut self,
         base: &impl Storage,
