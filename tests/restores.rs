@@ -762,7 +762,7 @@ fn an_old_log_with_its_index_mixes_no_states() {
     let home = Home::new();
     let (mut replayed, mut refused) = (0, 0);
     let only = std::env::var("SQLITE_TDE_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    for seed in 0..if process::full() || only.is_some() { 200 } else { 12 } {
+    for seed in 0..if process::full() || only.is_some() { 200 } else { 24 } {
         if only.is_some_and(|only| only != seed) {
             continue;
         }
@@ -770,12 +770,14 @@ fn an_old_log_with_its_index_mixes_no_states() {
         let mut random = Random::new(seed);
         let path = home.path(&format!("{seed}.db"));
         let shm = path.with_extension("db-shm");
-        let (db, reader) = (home.open(&path), home.open(&path));
-        for db in [&db, &reader] {
-            db.busy_timeout(std::time::Duration::ZERO).unwrap();
-        }
+        let open = || {
+            let db = home.open(&path);
+            db.execute_batch("PRAGMA busy_timeout=0; PRAGMA wal_autocheckpoint=0").unwrap();
+            db
+        };
+        let (mut db, mut reader) = (open(), open());
         db.execute_batch(
-            "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;
+            "PRAGMA page_size=1024; PRAGMA journal_mode=WAL;
              CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);
              WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 40)
              INSERT INTO t SELECT i, printf('%.150c', 'x') FROM n;
@@ -811,6 +813,10 @@ fn an_old_log_with_its_index_mixes_no_states() {
         let last = fs::read(&path).unwrap();
         let (log, index, newest) = saved.last().unwrap().clone();
         for (step, (old_log, old_index, _)) in saved.iter().enumerate() {
+            if old_log.is_empty() {
+                // A log that is gone is missed as little as on plain SQLite.
+                continue;
+            }
             let what = format!("seed {seed}, step {step} of {done:?}");
             assert_eq!(seen(&reader).unwrap(), newest, "{what}: before");
             put_in_place(&log_of(&path), old_log);
@@ -838,9 +844,19 @@ fn an_old_log_with_its_index_mixes_no_states() {
                 assert_sound(&again, &what);
             }
             drop(new);
-            put_in_place(&path, &last);
-            put_in_place(&log_of(&path), &log);
-            put_in_place(&shm, &index);
+            let put_right = || {
+                put_in_place(&path, &last);
+                put_in_place(&log_of(&path), &log);
+                put_in_place(&shm, &index);
+            };
+            if wrote.is_ok() {
+                // To who has committed since, the last state is an older one, too.
+                drop((db, reader));
+                put_right();
+                (db, reader) = (open(), open());
+            } else {
+                put_right();
+            }
             assert_eq!(seen(&db).unwrap(), newest, "{what}: put right");
         }
     }

@@ -188,6 +188,37 @@ fn a_wal_index_does_not_take_back_what_this_handle_committed() {
     }
 }
 
+/// The file moved on while this handle's transactions read no frame. Then the log and the wal-index
+/// come back that it saw when it last read one.
+#[test]
+fn a_handle_that_reads_no_frame_sees_the_log_go_on() {
+    for told in [true, false] {
+        let (header, log) = log_of(5, &[(3, 9, 1), (4, 9, 2)]);
+        let (base, keyring) = (Memory::default(), keyring());
+        let mut writer = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
+        writer.write(&base, &Db::default(), &header, 0).unwrap();
+        write_frame(&mut writer, &base, &Db::default(), 1, &log[0]);
+        let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
+        let mut db = Db { locks: 1, salts: Some([5; 8]), pages: vec![3], ..Db::default() };
+        db.last_frame = Some(1);
+        let place = at(1) + FRAME_HEADER as u64;
+        wal.read(&base, &db, &mut [0; PAGE], place).unwrap();
+        (db.locks, db.last_frame) = (2, Some(2));
+        if told {
+            wal.transaction_begins(&db);
+        }
+        (db.locks, db.last_frame) = (3, Some(1));
+        db.fit = Fit::Brought { frames: 2, partly: true };
+        wal.transaction_begins(&db);
+        match wal.read(&base, &db, &mut [0; PAGE], place) {
+            Err(Error::LogCut { frame: 2 }) => assert!(told),
+            // A limit: it cannot know.
+            Ok(Filled::Full) => assert!(!told),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 /// A log of a copy that went its own way from the same state, under the wal-index of this one.
 #[test]
 fn a_log_and_a_wal_index_are_of_one_kind() {
