@@ -10,8 +10,8 @@
 //!   locked: the keys are wiped; each transaction asks the provider first --> granted
 //! ```
 //!
-//! Transactions, and reads of the file within them, look at one atomic and a clock. Nobody waits for
-//! a provider but who finds the keyring locked.
+//! Transactions, and reads of the file within them, look at one atomic and a clock. Nobody waits
+//! for a provider but who finds the keyring locked.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

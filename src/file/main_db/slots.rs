@@ -212,9 +212,9 @@ impl MainDb {
         Ok(())
     }
 
-    /// A recovery has ended `log` after frame `end`. From now on nobody is to miss the frames behind
-    /// it, though checkpoints may have brought them: SQLite before 3.50 commits frames without
-    /// checksums, and its recovery drops them.
+    /// A recovery has ended `log` after frame `end`. From now on nobody is to miss the frames
+    /// behind it, though checkpoints may have brought them: SQLite before 3.50 commits frames
+    /// without checksums, and its recovery drops them.
     pub(crate) fn log_ends(
         &mut self,
         base: &impl Storage,

@@ -53,7 +53,8 @@ impl Wal {
     }
 
     /// Before a frame of the log is read or written: the same check, unless this handle has made it
-    /// and nobody has committed since. SQLite may have believed the wal-index, and recovered nothing.
+    /// and nobody has committed since. SQLite may have believed the wal-index, and recovered
+    /// nothing.
     ///
     /// # Errors
     /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] where the
