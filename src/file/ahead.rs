@@ -44,8 +44,10 @@ impl Ahead {
         self.run = if self.goes_on(at, stride) { self.run + 1 } else { 1 };
         self.next = Some(at + stride as u64);
         if !self.holds(at, len) {
-            let most = (LIMIT / stride).max(1);
-            self.pieces = if self.run < RUN { 1 } else { (2 * self.pieces.max(1)).min(most) };
+            self.pieces = match self.run {
+                ..RUN => 1,
+                _ => (2 * self.pieces.max(1)).min((LIMIT / stride).max(1)),
+            };
             if self.pieces == 1 {
                 return None;
             }

@@ -69,6 +69,14 @@ impl Cipher {
         self.with(|cipher| cipher.open_in_place(place, block).is_ok())
     }
 
+    /// Whether there are keys: what they once opened is given to nobody without.
+    ///
+    /// # Errors
+    /// [`crate::Error::Inaccessible`] while the keyring is locked.
+    pub(crate) fn require(&self) -> Result<()> {
+        self.with(|_| ())
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut PageCipher) -> T) -> Result<T> {
         let mut slot = lock(&self.slot);
         let cipher = match &mut *slot {

@@ -21,7 +21,7 @@ pub(crate) struct Newest(Mutex<Seen>);
 
 #[derive(Default)]
 struct Seen {
-    envelope: Option<Envelope>,
+    envelope: Option<Arc<Envelope>>,
     /// A transaction was committed to the file. Before that a creation that is rolled back empties
     /// it, and the next one begins at the first generation.
     committed: bool,
@@ -31,7 +31,7 @@ impl Newest {
     /// The newest envelope seen so far, to be taken before the file is read: another thread may
     /// write the next one meanwhile. `None` while the file may still be a creation that is given
     /// up.
-    pub(crate) fn known(&self) -> Option<Envelope> {
+    pub(crate) fn known(&self) -> Option<Arc<Envelope>> {
         let seen = lock(&self.0);
         seen.envelope.clone().filter(|_| seen.committed)
     }
@@ -57,16 +57,16 @@ impl Newest {
             return Err(Error::EnvelopeOutdated { known, found });
         }
         let mut seen = lock(&self.0);
-        let newer = |seen: &Envelope| seen.generation < found.generation;
+        let newer = |seen: &Arc<Envelope>| seen.generation < found.generation;
         if whole && (!seen.committed || seen.envelope.as_ref().is_none_or(newer)) {
-            seen.envelope = Some(found.clone());
+            seen.envelope = Some(Arc::new(found.clone()));
         }
         Ok(())
     }
 
     /// Notes the envelope that this process has just written.
     pub(crate) fn wrote(&self, envelope: &Envelope) {
-        lock(&self.0).envelope = Some(envelope.clone());
+        lock(&self.0).envelope = Some(Arc::new(envelope.clone()));
     }
 
     /// A transaction was committed to the file.

@@ -246,15 +246,6 @@ impl BaseFile {
         }
     }
 
-    pub(super) fn shm_barrier(&self) {
-        // SAFETY: the file is open, so its methods are set and live as long as it does.
-        unsafe {
-            if let Some(barrier) = (*(*self.file).pMethods).xShmBarrier {
-                barrier(self.file);
-            }
-        }
-    }
-
     /// Closes the file. No other method but the destructor may be called afterwards.
     pub(super) fn close(&self) -> c_int {
         let code = call!(self, xClose);

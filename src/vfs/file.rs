@@ -180,11 +180,18 @@ unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
 
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
     guard(|| {
-        // A database that does not lock (`nolock=1`) is asked for its size before anything is
-        // written. SAFETY: SQLite called xFileSize on `file`.
-        unsafe { ask_for_reserve(file)? };
-        // SAFETY: see `opened`; `out` points to one integer.
-        unsafe { *out = opened(file)?.size()? as i64 };
+        // SAFETY: see `opened`.
+        let mut open = unsafe { opened(file)? };
+        if open.wants_reserve() {
+            drop(open);
+            // A database that does not lock (`nolock=1`) is asked for its size before anything is
+            // written. SAFETY: SQLite called xFileSize on `file`.
+            unsafe { ask_for_reserve(file)? };
+            // SAFETY: see `opened`.
+            open = unsafe { opened(file)? };
+        }
+        // SAFETY: `out` points to one integer.
+        unsafe { *out = open.size()? as i64 };
         Ok(ffi::SQLITE_OK)
     })
 }
@@ -450,12 +457,15 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
     })
 }
 
+/// It changes nothing of the open file, and each transaction has several.
 unsafe extern "C" fn shm_barrier(file: File) {
-    guard(|| {
-        // SAFETY: see `opened`.
-        unsafe { opened(file)?.base.shm_barrier() };
-        Ok(ffi::SQLITE_OK)
-    });
+    // SAFETY: SQLite called a method of ours on `file`, so it is open, and so is its base.
+    unsafe {
+        let base = (*(*file.cast::<TdeFile>()).shared).base();
+        if let Some(barrier) = (*(*base).pMethods).xShmBarrier {
+            barrier(base);
+        }
+    }
 }
 
 unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {

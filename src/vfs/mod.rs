@@ -340,10 +340,9 @@ unsafe fn file_key(base: &BaseFile, name: *const c_char) -> Option<FileKey> {
 
 #[cfg(unix)]
 fn key_at(path: &CStr) -> Option<FileKey> {
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::fs::MetadataExt;
-    let path = Path::new(std::ffi::OsStr::from_bytes(path.to_bytes()));
-    std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    // Platforms have them in types of their own.
+    #[allow(clippy::unnecessary_cast)]
+    rustix::fs::stat(path).ok().map(|file| (file.st_dev as u64, file.st_ino as u64))
 }
 
 #[cfg(not(unix))]

@@ -725,6 +725,10 @@ impl OpenFile {
 
     /// Where the database has a log, a checkpoint of it comes to `step`.
     fn note_checkpoint(&mut self, step: Step) -> Result<()> {
+        let is_noted = |db: &MainDb| matches!(step, Step::Page) && db.is_checkpoint_noted();
+        if matches!(&self.content, Content::Db(db) if is_noted(db)) {
+            return Ok(());
+        }
         let mut log = enter(&self.log)?;
         let Some(OpenFile { base: log_base, content: Content::Wal(wal), .. }) = log.as_deref_mut()
         else {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::super::Storage;
 use super::layout::logical_size;
+use super::slots::FIRST_SEQUENCE;
 use super::{MainDb, Pages, State, check_page_1, first_page_size};
 use crate::error::{Error, Result};
 use crate::key::envelope::slot::Slot;
@@ -142,7 +143,7 @@ fn created_by_another() -> Error {
 /// which nothing stays.
 fn write_copy_a(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
     let mut copy = keyring.encode(envelope)?;
-    copy.extend(keyring.encode_slot(&Slot::anew(1)?, 0)?);
+    copy.extend(keyring.encode_slot(&Slot::anew(FIRST_SEQUENCE)?, 0)?);
     if base.size()? > 0 {
         base.truncate(0)?;
     }

@@ -58,7 +58,6 @@ use crate::key::keyring::Keyring;
 use crate::key::newest::FileKey;
 use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, now};
-use crate::page::LogId;
 use crate::suite::SuiteId;
 
 /// What the caller asked for when it opened the file.
@@ -112,8 +111,8 @@ pub(crate) struct MainDb {
     /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of
     /// page 1 raises it by one.
     change_counter: u32,
-    /// The log of which the slots say that pages of it are in the file.
-    checkpointed: Option<LogId>,
+    /// The slots say of the checkpoint at hand what it brings.
+    is_checkpoint_noted: bool,
 }
 
 /// Where and how SQLite looks whether its cache still holds: at the change counter and what
@@ -147,7 +146,7 @@ impl MainDb {
             tampering_noted: false,
             failed_record: None,
             change_counter: 0,
-            checkpointed: None,
+            is_checkpoint_noted: false,
         };
         let looked = db.look(base);
         if looked.is_err() || db.envelope().is_some() {
@@ -253,6 +252,7 @@ impl MainDb {
     pub(crate) fn lock_changed(&mut self, first: bool) {
         if first {
             self.known_size = None;
+            self.is_checkpoint_noted = false;
         }
         self.envelope_checked = false;
         if let State::Encrypted(pages) = &mut self.state {
@@ -384,7 +384,7 @@ impl MainDb {
     /// A checkpoint begins.
     pub(crate) fn checkpoint_begins(&mut self) {
         self.envelope_checked = false;
-        self.checkpointed = None;
+        self.is_checkpoint_noted = false;
     }
 
     /// Refuses to commit to the log of a file that has no envelope of this database.
@@ -488,11 +488,8 @@ impl MainDb {
                     pages.ahead.clear();
                     self.known_size = None;
                 }
-                let must_have = self.known_size.map_or(0, |size| {
-                    pages.count_in(size.next_multiple_of(pages.page_size as u64))
-                });
                 let read_ahead = self.wishes.tuning.read_ahead && !base.is_mapped(physical(at));
-                pages.read(base, buf, at, read_ahead, must_have)
+                pages.read(base, buf, at, read_ahead, self.known_size.unwrap_or(0))
             }
             State::Empty(_) => {
                 buf.fill(0);
@@ -690,10 +687,18 @@ impl Wishes {
         let newest = keyring.newest(self.file);
         let copies_differ = !envelope::copies_are_equal(header);
         // The caller reads the file anew where another thread has changed it since.
-        newest.admit(newest.known().as_ref(), &envelope, !copies_differ)?;
-        let copies_differ = copies_differ || Slots::decode(&keyring, header)?.any_is_bad();
+        newest.admit(newest.known().as_deref(), &envelope, !copies_differ)?;
+        let mut needs_mending = copies_differ;
+        // For the other handles of the file, the first one has looked.
+        if !newest.is_committed() {
+            let slots = Slots::decode(&keyring, header)?;
+            needs_mending |= slots.any_is_bad();
+            if envelope.has_pages && slots.a_log_was_begun() {
+                newest.committed();
+            }
+        }
         let pages = Pages::new(keyring, envelope, through, newest);
-        Ok(Some((State::Encrypted(Box::new(pages)), copies_differ)))
+        Ok(Some((State::Encrypted(Box::new(pages)), needs_mending)))
     }
 
     fn look_for_plaintext(

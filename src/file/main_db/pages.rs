@@ -1,6 +1,6 @@
 //! The pages of an encrypted file: sealing, opening, filling up, and mending after a crash.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use super::super::ahead::Ahead;
@@ -51,6 +51,8 @@ pub(super) struct Pages {
     pub(super) lockings: Cell<u64>,
     /// The same when the transaction at hand began.
     pub(super) began: u64,
+    /// Reads and writes until the next look at the clock.
+    pub(super) turns: Cell<u32>,
     /// How many times the keys had been confirmed when this handle last looked whether that
     /// protector is still in the envelope.
     pub(super) settled: u64,
@@ -58,10 +60,39 @@ pub(super) struct Pages {
     pub(super) page_size: usize,
     pub(super) outgoing: Outgoing,
     pub(super) ahead: Ahead,
+    first: RefCell<First>,
     plain: Vec<u8>,
     sealed: Vec<u8>,
     /// The transaction that created the database was committed: a file without pages was cut.
     pub(super) committed: bool,
+}
+
+/// Page 1 as it was when last read, sealed and open; nothing where it was bad. It is asked for when
+/// a database is opened, by most transactions and by each journal, and mostly nobody changed it.
+#[derive(Default)]
+struct First {
+    sealed: Vec<u8>,
+    open: Vec<u8>,
+}
+
+impl First {
+    /// As [`Cipher::open_in_place`] of page 1.
+    fn open(&mut self, cipher: &Cipher, page: &mut [u8]) -> Result<bool> {
+        if self.sealed == page {
+            cipher.require()?;
+            page.copy_from_slice(&self.open);
+            return Ok(true);
+        }
+        self.open.clear();
+        self.sealed.clear();
+        self.sealed.extend_from_slice(page);
+        let good = cipher.open_in_place(1, page);
+        match good {
+            Ok(true) => self.open.extend_from_slice(page),
+            Ok(false) | Err(_) => self.sealed.clear(),
+        }
+        good
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +114,7 @@ impl Pages {
             cipher: keyring.cipher(Subkey::Page),
             lockings: Cell::new(keyring.lockings()),
             began: keyring.lockings(),
+            turns: Cell::default(),
             settled: keyring.confirmations(),
             keyring,
             envelope,
@@ -92,25 +124,26 @@ impl Pages {
             page_size,
             outgoing: Outgoing::default(),
             ahead: Ahead::default(),
+            first: RefCell::default(),
             plain: vec![0; page_size],
-            sealed: vec![0; page_size],
+            sealed: Vec::new(),
         }
     }
 
-    /// Pages up to `must_have` were in the file when this transaction began, or it wrote them.
+    /// What begins before `known`, of SQLite's bytes, was in the file when this transaction began,
+    /// or it wrote it.
     pub(super) fn read(
         &mut self,
         base: &impl Storage,
         buf: &mut [u8],
         at: u64,
         read_ahead: bool,
-        must_have: u32,
+        known: u64,
     ) -> Result<Filled> {
         let mut done = 0;
         while done < buf.len() {
             let place = at + done as u64;
-            let page = place / self.page_size as u64 + 1;
-            let within = (place % self.page_size as u64) as usize;
+            let (page, within) = self.locate(place);
             let len = (self.page_size - within).min(buf.len() - done);
             let part = &mut buf[done..done + len];
             let found = if read_ahead && within == 0 && self.load_ahead(base, page, part)? {
@@ -128,7 +161,7 @@ impl Pages {
                 Found::Good if self.envelope.has_pages && !is_header(at, buf) => self.note_page(),
                 Found::Good => {}
                 Found::Missing if page == 1 && self.committed => return Err(emptied(base)?),
-                Found::Missing if page <= u64::from(must_have) => {
+                Found::Missing if place - (within as u64) < known => {
                     return Err(Error::PageAuthentication { page: page as u32 });
                 }
                 Found::Missing => {
@@ -144,6 +177,13 @@ impl Pages {
             done += len;
         }
         Ok(Filled::Full)
+    }
+
+    /// The page in which SQLite's byte `at` lies, and where in it. A page's size is a power of two,
+    /// and a shift is what a read can afford.
+    fn locate(&self, at: u64) -> (u64, usize) {
+        let page = (at >> self.page_size.trailing_zeros()) + 1;
+        (page, at as usize & (self.page_size - 1))
     }
 
     pub(super) fn note_page(&mut self) {
@@ -199,7 +239,12 @@ impl Pages {
             });
         }
         let whole = base.read(plain, at)?;
-        if whole && self.cipher.open_in_place(page, plain)? {
+        let good = match page {
+            _ if !whole => false,
+            1 => self.first.borrow_mut().open(&self.cipher, plain)?,
+            _ => self.cipher.open_in_place(page, plain)?,
+        };
+        if good {
             return Ok(Found::Good);
         }
         plain.fill(0);
@@ -402,6 +447,7 @@ impl Pages {
         let page = at / self.page_size as u64 + 1;
         let body = &bytes[..self.page_size - RESERVE];
         if !may_wait && self.outgoing.is_empty() {
+            self.sealed.resize(self.page_size, 0);
             self.cipher.seal(page, body, &mut self.sealed)?;
             return base.write(&self.sealed, physical(at));
         }

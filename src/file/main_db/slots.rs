@@ -32,6 +32,8 @@ use crate::key::envelope::{COPY_LEN, ENVELOPE_LEN, REGION_LEN};
 use crate::key::keyring::Keyring;
 use crate::page::LogId;
 
+/// That of the slot of a database that is created.
+pub(super) const FIRST_SEQUENCE: u64 = 1;
 /// Where the slots are.
 const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
 
@@ -83,7 +85,7 @@ impl Slots {
         }
         let kept = usize::from(self.valid[0].is_none() && self.valid[1].is_some());
         if self.all_are_bad() {
-            let slot = keyring.encode_slot(&Slot::anew(1)?, kept as u32)?;
+            let slot = keyring.encode_slot(&Slot::anew(FIRST_SEQUENCE)?, kept as u32)?;
             base.write(&slot, PLACES[kept] as u64)?;
         }
         if self.bad[1 - kept] {
@@ -97,12 +99,18 @@ impl Slots {
         self.valid.iter().flatten().max_by_key(|slot| slot.sequence)
     }
 
+    /// Whether they tell of a log, which is begun only after a transaction was committed with a
+    /// rollback journal.
+    pub(super) fn a_log_was_begun(&self) -> bool {
+        self.newest().is_some_and(|slot| slot.sequence > FIRST_SEQUENCE)
+    }
+
     fn both_name(&self, state: &StateId) -> bool {
         self.valid.iter().all(|slot| slot.is_some_and(|slot| slot.state == *state))
     }
 
     fn next_sequence(&self) -> u64 {
-        self.newest().map_or(1, |slot| slot.sequence.saturating_add(1))
+        self.newest().map_or(FIRST_SEQUENCE, |slot| slot.sequence.saturating_add(1))
     }
 
     /// Which slot to write while a log is brought to the file that was begun on `state`.
@@ -173,6 +181,11 @@ impl MainDb {
         Ok(good.then(|| super::pages::counters_in(&page)))
     }
 
+    /// Whether the slots have what [`MainDb::checkpoint_writes`] says of the checkpoint at hand.
+    pub(crate) fn is_checkpoint_noted(&self) -> bool {
+        self.is_checkpoint_noted
+    }
+
     /// A checkpoint is about to bring a page of `log` to the file, which was begun on `state`, and
     /// may bring its frames up to `brought`.
     ///
@@ -185,7 +198,7 @@ impl MainDb {
         (log, state): (LogId, StateId),
         brought: u32,
     ) -> Result<()> {
-        if self.checkpointed == Some(log) {
+        if self.is_checkpoint_noted {
             return Ok(());
         }
         self.check_envelope(base)?;
@@ -208,7 +221,7 @@ impl MainDb {
             let slot = Slot { sequence, state: current, log, partly: true, brought };
             slots.write(base, &file.keyring, &slot, &state)?;
         }
-        self.checkpointed = Some(log);
+        self.is_checkpoint_noted = true;
         Ok(())
     }
 
@@ -258,7 +271,7 @@ impl MainDb {
             slot.brought = last.0;
         }
         slots.write(base, &file.keyring, &slot, &state)?;
-        self.checkpointed = None;
+        self.is_checkpoint_noted = false;
         Ok(())
     }
 }

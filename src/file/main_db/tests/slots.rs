@@ -6,6 +6,7 @@ use super::*;
 use crate::file::wal::Origin;
 use crate::key::envelope::COPY_LEN;
 use crate::key::envelope::slot::{Fit, StateId};
+use crate::page::LogId;
 use crate::page::RESERVE;
 
 const SLOT_LEN: usize = 512;
@@ -286,7 +287,7 @@ fn slots_that_somebody_changed() {
     assert!(!admits(&db, &none, &first) && !admits(&db, &none, &second), "none left");
     // The one in use goes on, and a log that begins is admitted after power loss.
     disk.now.0.replace(none.clone());
-    db.checkpointed = None;
+    db.checkpoint_begins();
     db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
     assert!(admits(&db, &disk.now.0.borrow(), &second));
     disk.now.0.replace(none);
