@@ -117,6 +117,65 @@ fn parts_of_pages_read_as_the_whole() {
     }
 }
 
+/// Page 1 is kept as it was read. Whatever others make of it, a handle that kept it answers as one
+/// that never read it.
+#[test]
+fn a_kept_page_1_is_what_lies_in_the_file() {
+    for page_size in [1024, 4096, 65536] {
+        let (base, mut writer) = created(page_size);
+        let at = physical(0) as usize;
+        let state = || base.0.borrow()[at..at + page_size].to_vec();
+        let mut states = vec![state(), state(), vec![0; page_size]];
+        for changes in [8_u32, 9] {
+            let mut page = page_1(page_size, 48);
+            page[24..28].copy_from_slice(&changes.to_be_bytes());
+            write(&mut writer, &base, &page, 0).unwrap();
+            states.push(state());
+        }
+        for byte in [0, 24, page_size / 2, page_size - RESERVE, page_size - 1] {
+            let mut bad = states[0].clone();
+            bad[byte] ^= 1;
+            states.push(bad);
+        }
+        let mut keeper = MainDb::open(&base, wishes()).unwrap();
+        let answer = |db: &mut MainDb, len: usize| {
+            let mut got = vec![1; len];
+            let filled = db.read(&base, &mut got, 0).map_err(|error| error.to_string());
+            (filled, got)
+        };
+        for before in &states {
+            for after in &states {
+                for len in [100, page_size] {
+                    for now in [before, after] {
+                        base.0.borrow_mut()[at..at + page_size].copy_from_slice(now);
+                        let mut fresh = MainDb::open(&base, wishes()).unwrap();
+                        let (kept, anew) = (answer(&mut keeper, len), answer(&mut fresh, len));
+                        assert_eq!(kept.0, anew.0);
+                        assert!(kept.0.is_err() || kept.1 == anew.1, "{len} bytes");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What was deciphered once is given to nobody after the keys were locked.
+#[test]
+fn page_1_is_kept_for_those_who_have_keys() {
+    let (base, mut db) = created(4096);
+    for len in [100, 4096] {
+        let mut got = vec![1; len];
+        for _ in 0..2 {
+            assert_eq!(db.read(&base, &mut got, 0).unwrap(), Filled::Full);
+        }
+        db.lock_keys().unwrap();
+        let read = db.read(&base, &mut got, 0);
+        assert!(matches!(read, Err(Error::Inaccessible(_))), "{len} bytes: {read:?}");
+        db.begin(&base).unwrap();
+        assert_eq!(db.read(&base, &mut got, 0).unwrap(), Filled::Full);
+    }
+}
+
 /// What each step of a creation leaves on disk is an empty database until the first page, and a
 /// database that another handle completes from then on.
 #[test]
