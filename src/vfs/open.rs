@@ -126,7 +126,8 @@ enum Step {
     End,
 }
 
-/// The first of the wal-index's locks of readers.
+/// The wal-index's lock of checkpoints, and the first of its locks of readers.
+const CHECKPOINT: c_int = 1;
 const READ: c_int = 3;
 
 /// The number of the reader's lock at `offset` of the wal-index's.
@@ -214,6 +215,8 @@ pub(super) struct OpenFile {
     pub(super) log: Link,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
     pub(super) checkpoint_end: Option<u32>,
+    /// SQLite may take the log for the one before in the checkpoint at hand, which must do nothing.
+    pub(super) checkpoint_is_void: bool,
     /// The open rollback journal of a database file.
     pub(super) journal: Link,
     /// Open journals and logs of a plaintext database file.
@@ -252,6 +255,7 @@ impl OpenFile {
             parent,
             log: None,
             checkpoint_end: None,
+            checkpoint_is_void: false,
             journal: None,
             plain_beside: 0,
             reserves: false,
@@ -379,6 +383,7 @@ impl OpenFile {
     }
 
     pub(super) fn size(&mut self) -> Result<u64> {
+        self.check_checkpoint()?;
         match &mut self.content {
             Content::Db(db) => {
                 let size = db.size(&self.base)?;
@@ -609,6 +614,10 @@ impl OpenFile {
 
     /// `count` locks on the wal-index were given back.
     pub(super) fn shm_unlocked(&mut self, offset: c_int, count: c_int) {
+        if (offset..offset + count).contains(&CHECKPOINT) {
+            self.shm.checkpoint_unlocked();
+            self.checkpoint_is_void = false;
+        }
         self.shm.held = self.shm.held.saturating_sub(count.unsigned_abs());
         if self.shm.reader.is_some() && self.shm.reader == reader_of(offset) {
             self.shm.reader = None;
@@ -638,6 +647,9 @@ impl OpenFile {
         if !exclusive {
             self.shm.reader = reader_of(offset).or(self.shm.reader);
         }
+        if exclusive && (offset..offset + count).contains(&CHECKPOINT) {
+            self.shm.checkpoint_locked();
+        }
         let first = self.shm.held == 0 || WRITE < offset && offset < READ;
         self.shm.locks += 1;
         if self.shm.held == 0
@@ -654,6 +666,7 @@ impl OpenFile {
 
     /// The lock under which a log is recovered is about to be given back.
     pub(super) fn end_recovery(&mut self) {
+        self.shm.checkpoint_locked();
         if let Err(error) = self.seal_holes() {
             // SQLite asks for no result here. `verify` tells which pages are bad.
             api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
@@ -690,6 +703,7 @@ impl OpenFile {
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
+        self.check_checkpoint()?;
         // A page that the transaction did not reach is written as it was, and its journal is not in
         // the base: sealed anew and torn, it would be lost.
         if !self.flush_journal()?
@@ -753,6 +767,7 @@ impl OpenFile {
     /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
     /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
+        self.check_checkpoint()?;
         self.pay()?;
         // With a log, only a checkpoint that took all of it sets the size.
         self.note_checkpoint(Step::End)?;

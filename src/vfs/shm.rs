@@ -44,6 +44,8 @@ pub(super) struct Shm {
     pub(super) held: u32,
     /// The number of the reader's lock that is held.
     pub(super) reader: Option<u32>,
+    /// The salts of the log when a checkpoint took its lock, before SQLite read the header.
+    at_checkpoint: Option<Salts>,
 }
 
 impl Shm {
@@ -63,7 +65,22 @@ impl Shm {
 
     pub(super) fn unmapped(&mut self) {
         self.regions.clear();
-        (self.held, self.reader) = (0, None);
+        (self.held, self.reader, self.at_checkpoint) = (0, None, None);
+    }
+
+    /// A checkpoint has taken its lock, or has recovered the log since.
+    pub(super) fn checkpoint_locked(&mut self) {
+        self.at_checkpoint = self.salts();
+    }
+
+    pub(super) fn checkpoint_unlocked(&mut self) {
+        self.at_checkpoint = None;
+    }
+
+    /// Whether the log was begun anew since a checkpoint took its lock. SQLite may have read the
+    /// header before that.
+    pub(super) fn is_begun_anew(&self) -> bool {
+        self.at_checkpoint.is_some_and(|salts| self.salts() != Some(salts))
     }
 
     pub(super) fn is_mapped(&self) -> bool {

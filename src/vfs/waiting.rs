@@ -15,6 +15,8 @@
 //!    rewrites last; see [`crate::file::wal`].
 //! 4. Blocks of a scratch file wait in memory, and are read from there: nobody else reads them.
 
+use libsqlite3_sys as ffi;
+
 use super::api;
 use super::content::Content;
 use super::open::{OpenFile, enter};
@@ -49,10 +51,19 @@ impl OpenFile {
     /// A checkpoint begins.
     pub(super) fn checkpoint_starts(&mut self) {
         self.owed = None;
+        self.checkpoint_is_void = self.shm.is_begun_anew();
         self.checkpoint_end = self.shm.checkpoint_end();
         if let Content::Db(db) = &mut self.content {
             db.checkpoint_begins();
         }
+    }
+
+    /// Refuses what a checkpoint does to the database file where another connection may have begun
+    /// the log anew since SQLite read the wal-index. Before 3.51.3 SQLite does not notice: it would
+    /// bring frames of the new log to the places of the old one's, and take commits of the future
+    /// for checkpointed. It asks for the size first, and takes this answer for a reader in the way.
+    pub(super) fn check_checkpoint(&self) -> Result<()> {
+        if self.checkpoint_is_void { Err(Error::Base(ffi::SQLITE_BUSY)) } else { Ok(()) }
     }
 
     /// A checkpoint has written what it will write, or was given up. In the first case nothing
@@ -60,6 +71,7 @@ impl OpenFile {
     /// all.
     pub(super) fn checkpoint_ends(&mut self) {
         self.checkpoint_end = None;
+        self.checkpoint_is_void = false;
         let Content::Db(db) = &mut self.content else { return };
         if let Err(error) = db.flush(&self.base) {
             api::log(error.sqlite_code(), &format!("sqlite-tde: {error}"));

@@ -144,6 +144,7 @@ struct State {
     base: *mut ffi::sqlite3_vfs,
     files: Mutex<HashMap<Vec<u8>, Vec<Handle>>>,
     before_lock: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    before_unfetch: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 // SAFETY: the base VFS is never freed and may be used by every thread.
@@ -213,6 +214,7 @@ impl PlatformVfs {
                 base,
                 files: Mutex::default(),
                 before_lock: Mutex::default(),
+                before_unfetch: Mutex::default(),
             }));
             let later = platform.version >= 3;
             let vfs = ffi::sqlite3_vfs {
@@ -248,6 +250,12 @@ impl PlatformVfs {
     /// Does `what` when the next first lock is asked for, before it is taken.
     pub fn before_lock(&self, what: impl FnOnce() + Send + 'static) {
         *self.state.before_lock.lock().unwrap() = Some(Box::new(what));
+    }
+
+    /// Does `what` when SQLite next gives up what it has mapped: it has just read a wal-index that
+    /// is new to it.
+    pub fn before_unfetch(&self, what: impl FnOnce() + Send + 'static) {
+        *self.state.before_unfetch.lock().unwrap() = Some(Box::new(what));
     }
 
     /// The files on which a lock is held, in words.
@@ -615,6 +623,10 @@ unsafe extern "C" fn fetch(
 unsafe extern "C" fn unfetch(file: *mut ffi::sqlite3_file, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: the file is open.
     unsafe {
+        let before = state(file).before_unfetch.lock().unwrap().take();
+        if let Some(before) = before {
+            before();
+        }
         let base = below(file);
         let methods = (*base).pMethods;
         let method = if (*methods).iVersion >= 3 { (*methods).xUnfetch } else { None };
