@@ -168,13 +168,20 @@ fn table(w: i64, n: i64) -> Option<(String, String)> {
     (n % 10 == w % 10).then(|| (format!("x_{w}_{n}"), format!("x_{w}_{}", n - 10)))
 }
 
+/// Whether a savepoint that is rolled back may cost later commits: before 3.50 SQLite then commits
+/// frames to a log without their checksums, at which a recovery ends (tests/wal_savepoints.rs).
+fn loses_commits(db: &Connection) -> rusqlite::Result<bool> {
+    let is_log = || db.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0));
+    Ok(rusqlite::version_number() < 3_050_000 && is_log()? == "wal")
+}
+
 fn transaction(db: &Connection, random: &mut Random, w: i64, n: i64) -> rusqlite::Result<()> {
     db.execute_batch("BEGIN IMMEDIATE")?;
     for part in 0..parts(w, n) {
         let row = params![w, n, part, pad(w, n, part)];
         db.execute("INSERT INTO log VALUES(?, ?, ?, ?)", row)?;
     }
-    if random.one_in(5) {
+    if random.one_in(5) && !loses_commits(db)? {
         db.execute_batch(
             "SAVEPOINT s; UPDATE log SET pad = 'never'; DELETE FROM head; ROLLBACK TO s; RELEASE s",
         )?;

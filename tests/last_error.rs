@@ -52,6 +52,7 @@ fn without_an_error_the_pragma_says_nothing() {
         db.execute_batch("CREATE TABLE t(a)").unwrap();
         let answer = db.query_row("PRAGMA tde_last_error", [], |row| row.get::<_, String>(0));
         assert!(matches!(answer, Err(rusqlite::Error::QueryReturnedNoRows)), "{answer:?}");
+        assert_eq!(db.prepare("PRAGMA tde_last_error").unwrap().column_count(), 0);
         assert_eq!(one(&db, "SELECT tde_last_error()"), Value::Null);
     })
     .join()

@@ -148,13 +148,19 @@ impl Access {
         }
     }
 
+    /// Whether it is time to look closer. Anything but [`Standing::Good`] is due.
+    #[inline]
+    pub(crate) fn is_due(&self) -> bool {
+        self.elapsed() >= self.due.load(Ordering::Acquire)
+    }
+
     /// What a transaction has to do first whose connection insists on the protector `wanted`, or
     /// on none.
     ///
     /// # Errors
     /// [`Error::Inaccessible`] where the provider's last answer still stands.
     pub(super) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
-        if self.elapsed() < self.due.load(Ordering::Acquire) {
+        if !self.is_due() {
             return Ok(Standing::Good);
         }
         let mut state = lock(&self.state);

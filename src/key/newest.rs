@@ -25,6 +25,8 @@ struct Seen {
     /// A transaction was committed to the file. Before that a creation that is rolled back empties
     /// it, and the next one begins at the first generation.
     committed: bool,
+    /// The slots, when they were last looked at and none was damaged.
+    slots: Option<Vec<u8>>,
 }
 
 impl Newest {
@@ -77,6 +79,15 @@ impl Newest {
     /// Whether one was, as far as the handles of the file know.
     pub(crate) fn is_committed(&self) -> bool {
         lock(&self.0).committed
+    }
+
+    /// Whether the slots were good as `bytes`.
+    pub(crate) fn has_slots(&self, bytes: &[u8]) -> bool {
+        lock(&self.0).slots.as_deref() == Some(bytes)
+    }
+
+    pub(crate) fn note_slots(&self, bytes: Vec<u8>) {
+        lock(&self.0).slots = Some(bytes);
     }
 
     /// The file was emptied: its creation is given up.

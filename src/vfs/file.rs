@@ -363,9 +363,11 @@ unsafe fn pragma_without_file(file: File, arg: *mut *mut c_char) -> Option<c_int
     }
     // Where the schema cannot be read, SQLite from 3.49 on prepares no call of the function.
     if (name.as_str(), &value) == ("tde_last_error", &None) {
-        let text = last_error().map_or(ptr::null_mut(), |text| api::sqlite_string(&text));
+        // The text is the column's name, too, and hosts cannot do without one: where there is none,
+        // there is no column.
+        let Some(text) = last_error() else { return Some(ffi::SQLITE_NOTFOUND) };
         // SAFETY: SQLite frees the string in the first place.
-        unsafe { *arg = text };
+        unsafe { *arg = api::sqlite_string(&text) };
         return Some(ffi::SQLITE_OK);
     }
     if !Command::parse(&name, value.as_deref()).is_ok_and(|command| command.changes()) {

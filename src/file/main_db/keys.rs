@@ -36,9 +36,6 @@ const ATTEMPTS: usize = 5;
 /// Between two of them.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Of so many reads and writes within a transaction, one looks at the clock.
-const TURNS: u32 = 8;
-
 impl MainDb {
     /// Looks, before a transaction begins, whether there are keys for it. Where they were locked,
     /// the provider is asked for them now; where it is time to ask whether it still consents, that
@@ -275,26 +272,23 @@ impl MainDb {
         });
     }
 
-    /// At each read and write within a transaction, of which one in [`TURNS`] has the clock looked
-    /// at: see [`MainDb::watch_now`].
+    /// Within a transaction, at each read and write: starts asking the provider where it is time
+    /// to, and does not wait for it.
     ///
     /// # Errors
     /// As [`MainDb::check_transaction`].
     #[inline]
     pub(crate) fn watch(&self, base: &impl Storage) -> Result<()> {
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
-        if pages.began == pages.keyring.lockings() && !pages.is_due_a_look() {
+        let keyring = &pages.keyring;
+        if pages.began == keyring.lockings() && !keyring.access.is_due() {
             return Ok(());
         }
-        self.watch_now(base)
+        self.look_closer(base)
     }
 
-    /// Within a transaction: starts asking the provider where it is time to, and does not wait for
-    /// it.
-    ///
-    /// # Errors
-    /// As [`MainDb::check_transaction`].
-    fn watch_now(&self, base: &impl Storage) -> Result<()> {
+    #[cold]
+    fn look_closer(&self, base: &impl Storage) -> Result<()> {
         // Once the keys are locked, this transaction has no part in who asks for them next.
         self.check_transaction()?;
         let State::Encrypted(pages) = &self.state else { return Ok(()) };
@@ -340,7 +334,7 @@ impl MainDb {
         if self.rolling_back || self.undoing || self.commit_refused {
             return Ok(());
         }
-        let checked = self.watch_now(base);
+        let checked = self.watch(base);
         self.commit_refused = checked.is_err();
         checked
     }
@@ -471,13 +465,6 @@ enum Asker {
 }
 
 impl Pages {
-    /// Whether it is this read's or write's turn to have the clock looked at.
-    fn is_due_a_look(&self) -> bool {
-        let turns = self.turns.get();
-        self.turns.set(turns.checked_sub(1).unwrap_or(TURNS - 1));
-        turns == 0
-    }
-
     /// Whether the protector through which this file is open has given the keys that are here: they
     /// may have been locked, and given back through another one.
     fn is_open(&self) -> bool {

@@ -689,12 +689,16 @@ impl Wishes {
         // The caller reads the file anew where another thread has changed it since.
         newest.admit(newest.known().as_deref(), &envelope, !copies_differ)?;
         let mut needs_mending = copies_differ;
-        // For the other handles of the file, the first one has looked.
-        if !newest.is_committed() {
+        // Another handle of the file may have found the same bytes to be good.
+        let bytes = Slots::bytes(header);
+        if !newest.has_slots(&bytes) {
             let slots = Slots::decode(&keyring, header)?;
-            needs_mending |= slots.any_is_bad();
             if envelope.has_pages && slots.a_log_was_begun() {
                 newest.committed();
+            }
+            match slots.any_is_bad() {
+                true => needs_mending = true,
+                false => newest.note_slots(bytes),
             }
         }
         let pages = Pages::new(keyring, envelope, through, newest);

@@ -51,8 +51,6 @@ pub(super) struct Pages {
     pub(super) lockings: Cell<u64>,
     /// The same when the transaction at hand began.
     pub(super) began: u64,
-    /// Reads and writes until the next look at the clock.
-    pub(super) turns: Cell<u32>,
     /// How many times the keys had been confirmed when this handle last looked whether that
     /// protector is still in the envelope.
     pub(super) settled: u64,
@@ -114,7 +112,6 @@ impl Pages {
             cipher: keyring.cipher(Subkey::Page),
             lockings: Cell::new(keyring.lockings()),
             began: keyring.lockings(),
-            turns: Cell::default(),
             settled: keyring.confirmations(),
             keyring,
             envelope,

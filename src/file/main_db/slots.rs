@@ -53,6 +53,11 @@ impl Slots {
         Self::decode(keyring, &header)
     }
 
+    /// The bytes of both in the first [`ENVELOPE_LEN`] bytes of a file, as far as they are there.
+    pub(super) fn bytes(header: &[u8]) -> Vec<u8> {
+        PLACES.iter().filter_map(|&at| header.get(at..at + SLOT_LEN)).flatten().copied().collect()
+    }
+
     /// The slots in the first [`ENVELOPE_LEN`] bytes of a file.
     pub(super) fn decode(keyring: &Keyring, header: &[u8]) -> Result<Self> {
         let (mut valid, mut bad) = ([None; 2], [false; 2]);

@@ -352,3 +352,35 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
         assert!(admits(&db, &image, &(id.0, origin)), "{by}: its own");
     }
 }
+
+/// A damaged slot is noticed by the next handle that may mend it, whatever those before it saw.
+#[test]
+fn each_handle_looks_at_slots_that_are_new_to_it() {
+    let shared = |read_only| Wishes { file: Some((1, 2)), read_only, ..wishes() };
+    for read_only in [false, true] {
+        for damaged_first in [false, true] {
+            for at in PLACES {
+                let base = Memory::default();
+                let mut db = MainDb::open(&base, shared(false)).unwrap();
+                write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
+                db.before_commit(&base).unwrap();
+                db.log_origin(&base, None).unwrap();
+                drop(db);
+                let damage = || base.0.borrow_mut()[at + 30] ^= 1;
+                if damaged_first {
+                    damage();
+                }
+                let first = MainDb::open(&base, shared(read_only)).unwrap();
+                if !damaged_first {
+                    damage();
+                }
+                let mut second = MainDb::open(&base, shared(false)).unwrap();
+                assert!(second.wants_mending(), "{read_only}, {damaged_first}, {at}");
+                second.mend(&base).unwrap();
+                let third = MainDb::open(&base, shared(false)).unwrap();
+                assert!(!third.wants_mending(), "{read_only}, {damaged_first}, {at}");
+                drop(first);
+            }
+        }
+    }
+}
