@@ -44,6 +44,8 @@ impl Peer {
     pub fn shell(path: &Path) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", "exec stdbuf -o0 sqlite3 -batch \"$1\" 2>&1", "sh"]).arg(path);
+        // The shell takes no other SQLite than its own.
+        command.env_remove("LD_LIBRARY_PATH");
         Self::start(command, "\n.print @end")
     }
 
