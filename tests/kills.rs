@@ -466,8 +466,8 @@ fn a_kill_loses_nothing_and_leaves_nothing_in_part() {
     survives(false, if full() { 500 } else { 30 }, MODES);
 }
 
-/// The same of SQLite alone: the test asks for no more than it gives. Before 3.51.3 it loses commits
-/// to a log that is begun anew while somebody checkpoints it (tests/wal_reset.rs).
+/// The same of SQLite alone: the test asks for no more than it gives. Before 3.51.3 it loses
+/// commits to a log that is begun anew while somebody checkpoints it (tests/wal_reset.rs).
 #[test]
 fn nor_on_plain_sqlite() {
     let modes = if rusqlite::version_number() < 3_051_003 { &MODES[..3] } else { MODES };

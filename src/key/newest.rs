@@ -81,7 +81,7 @@ impl Newest {
         lock(&self.0).committed
     }
 
-    /// Whether the slots were good as `bytes`.
+    /// Whether `bytes` are those of the slots when none was damaged.
     pub(crate) fn has_slots(&self, bytes: &[u8]) -> bool {
         lock(&self.0).slots.as_deref() == Some(bytes)
     }

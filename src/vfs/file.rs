@@ -459,7 +459,7 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
     })
 }
 
-/// It changes nothing of the open file, and each transaction has several.
+/// The open file is not entered: a barrier changes nothing of it, and each transaction has several.
 unsafe extern "C" fn shm_barrier(file: File) {
     // SAFETY: SQLite called a method of ours on `file`, so it is open, and so is its base.
     unsafe {

@@ -340,7 +340,7 @@ unsafe fn file_key(base: &BaseFile, name: *const c_char) -> Option<FileKey> {
 
 #[cfg(unix)]
 fn key_at(path: &CStr) -> Option<FileKey> {
-    // Platforms have them in types of their own.
+    // The types of these fields differ between platforms.
     #[allow(clippy::unnecessary_cast)]
     rustix::fs::stat(path).ok().map(|file| (file.st_dev as u64, file.st_ino as u64))
 }

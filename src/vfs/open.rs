@@ -215,7 +215,8 @@ pub(super) struct OpenFile {
     pub(super) log: Link,
     /// The last page that the checkpoint at hand will write; `None` where that cannot be told.
     pub(super) checkpoint_end: Option<u32>,
-    /// SQLite may take the log for the one before in the checkpoint at hand, which must do nothing.
+    /// The log may have been begun anew since SQLite read the wal-index for the checkpoint at hand,
+    /// which must then do nothing.
     pub(super) checkpoint_is_void: bool,
     /// The open rollback journal of a database file.
     pub(super) journal: Link,
@@ -703,7 +704,6 @@ impl OpenFile {
     }
 
     fn write_page(&mut self, bytes: &[u8], at: u64) -> Result<()> {
-        self.check_checkpoint()?;
         // A page that the transaction did not reach is written as it was, and its journal is not in
         // the base: sealed anew and torn, it would be lost.
         if !self.flush_journal()?
@@ -767,7 +767,6 @@ impl OpenFile {
     /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
     /// the journal's header has, or comes after the commit.
     fn truncate_pages(&mut self, size: u64) -> Result<()> {
-        self.check_checkpoint()?;
         self.pay()?;
         // With a log, only a checkpoint that took all of it sets the size.
         self.note_checkpoint(Step::End)?;

@@ -58,10 +58,11 @@ impl OpenFile {
         }
     }
 
-    /// Refuses what a checkpoint does to the database file where another connection may have begun
-    /// the log anew since SQLite read the wal-index. Before 3.51.3 SQLite does not notice: it would
-    /// bring frames of the new log to the places of the old one's, and take commits of the future
-    /// for checkpointed. It asks for the size first, and takes this answer for a reader in the way.
+    /// Stops a checkpoint during which another connection may have begun the log anew, after SQLite
+    /// read the wal-index. Before 3.51.3 SQLite does not notice: it would bring frames of the new
+    /// log to the places of the old one's, and later commits would count as checkpointed already.
+    /// A checkpoint asks for the size of the database file before it writes, and SQLite takes this
+    /// answer for a reader in the way.
     pub(super) fn check_checkpoint(&self) -> Result<()> {
         if self.checkpoint_is_void { Err(Error::Base(ffi::SQLITE_BUSY)) } else { Ok(()) }
     }

@@ -111,7 +111,7 @@ pub(crate) struct MainDb {
     /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of
     /// page 1 raises it by one.
     change_counter: u32,
-    /// The slots say of the checkpoint at hand what it brings.
+    /// The slots already say what the checkpoint at hand brings.
     is_checkpoint_noted: bool,
 }
 

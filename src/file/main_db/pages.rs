@@ -127,8 +127,8 @@ impl Pages {
         }
     }
 
-    /// What begins before `known`, of SQLite's bytes, was in the file when this transaction began,
-    /// or it wrote it.
+    /// Pages that begin before SQLite's byte `known` were in the file when this transaction began,
+    /// or it wrote them.
     pub(super) fn read(
         &mut self,
         base: &impl Storage,
