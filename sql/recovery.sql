@@ -16,7 +16,7 @@ SELECT position, name, provider, key_id, read_only, opened_through FROM tde_key_
 SELECT value ->> '$.name' AS name, value ->> '$.configured' AS configured,
        value ->> '$.reachable' AS reachable, value ->> '$.present' AS present,
        value ->> '$.unwraps' AS unwraps, value ->> '$.matches' AS matches
-FROM json_each(tde_verify());
+FROM json_each(tde_check_protectors());
 
 -- The day the first key is lost: another one takes its place, and the recovery key stays.
 SELECT json_extract(tde_rotate_protector('replacement', 'main', 'default'), '$.changed') AS replaced;

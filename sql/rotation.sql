@@ -16,7 +16,7 @@ SELECT name, key_version AS after FROM tde_key_protectors;
 SELECT json_extract(tde_rotate_protector(), '$.changed') AS rotated;
 
 -- Does it open the database?
-SELECT value ->> '$.name' AS name, value ->> '$.matches' AS opens FROM json_each(tde_verify());
+SELECT value ->> '$.name' AS name, value ->> '$.matches' AS opens FROM json_each(tde_check_protectors());
 
 -- What is looked for by itself, once a day, when the database is opened or in use:
 PRAGMA tde_auto_rotate;

@@ -27,7 +27,7 @@ FROM tde_key_protectors GROUP BY database_name;
 -- Does each of them open it?
 SELECT value ->> '$.name' AS name, value ->> '$.matches' AS opens,
        coalesce(value ->> '$.error', 'none') AS error
-FROM json_each(tde_verify());
+FROM json_each(tde_check_protectors());
 
 -- `sqlite-tde verify app.db` authenticates every page, `sqlite-tde audit verify` the audit log.
 PRAGMA integrity_check;

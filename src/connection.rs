@@ -205,8 +205,6 @@ pub fn verify(
     if let Some(rows) = &mut rows {
         unless_damaged(rows.next().map(|_| ()), &mut refused)?;
     }
-    with_database_and_log(connection, schema, |db, base, log| {
-        command::verify(db, base, log, progress)
-    })
-    .map(|found| Verification { refused, ..found })
+    with_database_and_log(connection, schema, |db, log| command::verify(db, log, progress))
+        .map(|found| Verification { refused, ..found })
 }

@@ -105,8 +105,8 @@ pub fn set_auto_rotate(connection: &Connection, schema: &str, on: bool) -> Resul
 ///
 /// # Errors
 /// As [`status`]; what is wrong with a protector is no error but an answer.
-pub fn verify_protectors(connection: &Connection, schema: &str) -> Result<Vec<ProtectorCheck>> {
-    match run_command(connection, schema, &Command::VerifyProtectors)? {
+pub fn check_protectors(connection: &Connection, schema: &str) -> Result<Vec<ProtectorCheck>> {
+    match run_command(connection, schema, &Command::CheckProtectors)? {
         Answer::Checks(checks) => Ok(checks),
         _ => Err(Error::NotEncrypted),
     }
@@ -114,7 +114,7 @@ pub fn verify_protectors(connection: &Connection, schema: &str) -> Result<Vec<Pr
 
 /// Refuses a protector whose provider has another secret by now, such as another passphrase, than
 /// the one that the protector was made with. What its provider does not unwrap for us otherwise,
-/// such as a key of another party, is no error here: [`verify_protectors`] says more.
+/// such as a key of another party, is no error here: [`check_protectors`] says more.
 ///
 /// # Errors
 /// [`Error::WrongKey`] where it is another one; otherwise as [`status`].

@@ -43,6 +43,7 @@ compile_error!(
 pub mod audit;
 mod command;
 pub mod config;
+mod db;
 pub mod error;
 #[cfg(feature = "extension")]
 #[allow(unsafe_code)]
@@ -51,6 +52,7 @@ mod file;
 mod forks;
 #[doc(hidden)]
 pub mod internals;
+mod io;
 mod key;
 mod nonce;
 mod options;
@@ -73,14 +75,14 @@ pub use command::{
 pub use connection::{OpenOptions, open, open_with, verify};
 pub use error::{Error, Result, last_error};
 pub use file::beside::FILES_BESIDE;
-pub use file::tuning::Tuning;
+pub use io::tuning::Tuning;
 pub use key::access::{AccessPolicy, Derivation};
 pub use key::auditor::AuditPolicy;
 pub use key::identity::FileId;
 #[cfg(feature = "rusqlite")]
 pub use keys::{
-    add_protector, check_copy, check_secret, lock, protectors, remove_protector, rotate_protector,
-    set_auto_rotate, set_protectors, status, verify_protectors,
+    add_protector, check_copy, check_protectors, check_secret, lock, protectors, remove_protector,
+    rotate_protector, set_auto_rotate, set_protectors, status,
 };
 pub use options::Options;
 #[cfg(not(feature = "extension"))]

@@ -121,7 +121,9 @@ fn a_removed_party_is_out_and_the_next_writer_finishes() {
                     let status = sqlite_tde::status(&db, "main").unwrap();
                     assert_eq!(status.faulty_envelope_copies, names, "{at}");
                     if let Some(party) = out {
-                        let Value::Text(checks) = one(&db, "PRAGMA tde_verify") else { panic!() };
+                        let Value::Text(checks) = one(&db, "PRAGMA tde_check_protectors") else {
+                            panic!()
+                        };
                         let words = format!("\"name\":\"{party}\"");
                         assert!(
                             checks.contains(&words) && checks.contains("cut off"),

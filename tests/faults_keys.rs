@@ -105,7 +105,7 @@ fn one(
     if !found.is_clean() {
         return Err(format!("{found:?}"));
     }
-    for check in sqlite_tde::verify_protectors(&db, "main").map_err(|error| error.to_string())? {
+    for check in sqlite_tde::check_protectors(&db, "main").map_err(|error| error.to_string())? {
         if !check.matches {
             return Err(format!("{check:?}"));
         }

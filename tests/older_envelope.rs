@@ -80,7 +80,7 @@ const OPERATIONS: [(&str, Operation); 15] = [
     ("status", |db| sqlite_tde::status(db, "main").map(drop)),
     ("protectors", |db| sqlite_tde::protectors(db, "main").map(drop)),
     ("PRAGMA status", |db| sql(db, "PRAGMA tde_status")),
-    ("check", |db| sql(db, "PRAGMA tde_verify")),
+    ("check", |db| sql(db, "PRAGMA tde_check_protectors")),
 ];
 
 struct Case {

@@ -111,12 +111,12 @@ fn every_command_by_every_road() {
         assert!(sqlite_tde::status(&db, schema).unwrap().auto_rotate);
 
         let argument = argument.trim_start_matches(", ");
-        for command in ["tde_status", "tde_protectors", "tde_cipher", "tde_verify"] {
+        for command in ["tde_status", "tde_protectors", "tde_cipher", "tde_check_protectors"] {
             let by_pragma = text(&db, &pragma(command));
             let by_function = text(&db, &format!("SELECT {command}({argument})"));
             assert_eq!(by_pragma, by_function, "{command}");
         }
-        assert!(text(&db, &pragma("tde_verify")).contains("\"matches\":true"));
+        assert!(text(&db, &pragma("tde_check_protectors")).contains("\"matches\":true"));
         text(&db, &pragma("tde_lock"));
         assert_eq!(one(&db, &format!("SELECT count(*) FROM {schema}.t")), Value::Integer(1));
     }
@@ -211,7 +211,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
         db.execute_batch(begin).unwrap();
         for sql in [
             "PRAGMA tde_rotate_protector",
-            "PRAGMA tde_verify",
+            "PRAGMA tde_check_protectors",
             "PRAGMA tde_lock",
             "SELECT tde_remove_protector('first:key')",
         ] {
@@ -664,7 +664,7 @@ fn verification_says_how_far_a_protector_goes() {
         sqlite_tde::add_protector(&db, "main", NewProtector::new(name)).unwrap();
     }
     let check = |db: &Connection| {
-        let checks = sqlite_tde::verify_protectors(db, "main").unwrap();
+        let checks = sqlite_tde::check_protectors(db, "main").unwrap();
         let line = |c: &sqlite_tde::ProtectorCheck| {
             [c.configured, c.reachable, c.present, c.unwraps, c.matches]
                 .map(|yes| if yes { 'y' } else { '-' })

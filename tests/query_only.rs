@@ -34,7 +34,7 @@ const QUESTIONS: [&str; 8] = [
     "PRAGMA tde_status",
     "PRAGMA tde_protectors",
     "PRAGMA tde_auto_rotate",
-    "PRAGMA tde_verify",
+    "PRAGMA tde_check_protectors",
     "PRAGMA tde_lock",
     "SELECT tde_status('other')",
     "SELECT count(*) FROM tde_database_encryption_keys",

@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::protectors::keys;
+use crate::db::Database;
+use crate::db::host::Host;
 use crate::error::{Error, Result};
-use crate::file::Storage;
-use crate::file::main_db::MainDb;
 use crate::key::envelope::ProtectorRecord;
 use crate::key::opening::Spent;
 use crate::key::protector::check_time;
+use crate::key::session::{Session, unverified};
 use crate::provider::{Context, Cost, ProviderError};
 use crate::secret::Secret;
 
@@ -39,15 +39,16 @@ pub struct ProtectorCheck {
 /// them.
 ///
 /// Where the keys are gone it goes by what the file says, which is not authenticated then.
-pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<ProtectorCheck>> {
-    let (records, context, dek) = match db.begin(base) {
+pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>> {
+    let (session, host) = db.keys()?;
+    let (records, context, dek) = match session.begin(host) {
         Ok(()) => {
-            let records = db.refresh_envelope(base)?.protectors.clone();
-            let (dek, context) = keys(db)?;
+            let records = session.refresh_envelope(host)?.protectors.clone();
+            let (dek, context) = session.keyring().dek()?;
             (records, context, Some(dek))
         }
         Err(Error::Inaccessible(_)) => {
-            let (records, context) = db.unverified_protectors(base)?;
+            let (records, context) = unverified(host)?;
             (records, context, None)
         }
         Err(error) => return Err(error),
@@ -55,15 +56,16 @@ pub(super) fn check(db: &mut MainDb, base: &impl Storage) -> Result<Vec<Protecto
     // What the file says of costs is bounded as in an opening, where nothing authenticates it.
     let mut spent = Spent::default();
     let mut check = |record| {
-        let cost = db.protectors().derivation(record).filter(|_| dek.is_none());
-        let too_dear = cost.filter(|cost| !spent.take(*cost, &db.protectors().access));
-        check_one(db, record, dek.as_ref(), &context, too_dear)
+        let cost = session.protectors().derivation(record).filter(|_| dek.is_none());
+        let too_dear = cost.filter(|cost| !spent.take(*cost, &session.protectors().access));
+        check_one(session, record, dek.as_ref(), &context, too_dear)
     };
     let mut checks: Vec<ProtectorCheck> = records.iter().map(&mut check).collect();
     if dek.is_some() {
         // One that was removed is named once, whether or not its provider still gives the key.
         checks.extend(
-            db.cut_off_protectors(base)?
+            session
+                .cut_off_protectors(host)?
                 .iter()
                 .map(|record| ProtectorCheck { error: Some(CUT_OFF.into()), ..check(record) }),
         );
@@ -75,13 +77,13 @@ const CUT_OFF: &str = "it was removed or replaced, and that was cut off: one cop
     still has it, until the database is opened for writing";
 
 fn check_one(
-    db: &MainDb,
+    session: &Session,
     record: &ProtectorRecord,
     dek: Option<&Secret>,
     context: &Context,
     too_dear: Option<Cost>,
 ) -> ProtectorCheck {
-    let protectors = db.protectors();
+    let protectors = session.protectors();
     let newest = protectors.newest_version(record);
     let unwrapped = match too_dear {
         None => protectors.unwrap(&[record], context).map(|(dek, _)| dek),

@@ -23,40 +23,17 @@ use serde::Serialize;
 
 pub use check::ProtectorCheck;
 pub use protectors::{Change, NewProtector, Skipped};
-pub(crate) use protectors::{apply_pending, mend};
 #[cfg(feature = "rusqlite")]
 pub(crate) use status::verify;
 pub use status::{ProtectorStatus, Status, Verification};
 pub(crate) use views::{Attached, Cell, VIEWS, View};
 
+use crate::db::Database;
+use crate::db::host::Host;
 use crate::error::{Error, Result};
-use crate::file::Storage;
-use crate::file::main_db::MainDb;
 
 /// How long a key operation waits for other connections that write.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
-
-/// An open database file, as a command needs it.
-pub(crate) trait Target {
-    type Base: Storage;
-
-    /// The database, and the file below it.
-    fn parts(&mut self) -> Result<(&mut MainDb, &Self::Base)>;
-
-    /// Runs `work` while no other connection can change the envelope; waits up to `patience` for
-    /// it.
-    fn exclusively<T>(
-        &mut self,
-        patience: Duration,
-        work: impl FnOnce(&mut MainDb, &Self::Base) -> Result<T>,
-    ) -> Result<T>;
-
-    /// Whether the connection is in a transaction, in which others may wait for its locks.
-    fn is_in_transaction(&self) -> bool;
-
-    /// Whether nothing else than this tells of transactions, and none is being written.
-    fn is_idle(&self) -> bool;
-}
 
 /// Something to ask or do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +42,7 @@ pub(crate) enum Command {
     Protectors,
     Cipher,
     /// Whether each protector gives the key that is in use.
-    VerifyProtectors,
+    CheckProtectors,
     /// Whether the secret that is set up for this protector is the one that it was made with.
     CheckSecret(String),
     /// Whether a copy may do without these protectors.
@@ -120,7 +97,7 @@ impl Command {
             ("tde_status", None) => Self::Status,
             ("tde_protectors", None) => Self::Protectors,
             ("tde_cipher", None) => Self::Cipher,
-            ("tde_verify", None) => Self::VerifyProtectors,
+            ("tde_check_protectors", None) => Self::CheckProtectors,
             ("tde_lock", None) => Self::Lock,
             ("tde_auto_rotate", None) => Self::AutoRotate(None),
             ("tde_auto_rotate", Some(value)) => Self::AutoRotate(Some(is_on(value)?)),
@@ -183,7 +160,7 @@ impl Command {
             Self::Rotate { .. } | Self::Add(_) | Self::Set(_) | Self::Remove(_) => true,
             Self::AutoRotate(on) => on.is_some(),
             Self::Status | Self::Protectors | Self::Cipher | Self::Lock => false,
-            Self::VerifyProtectors | Self::CheckSecret(_) | Self::CheckCopy(_) => false,
+            Self::CheckProtectors | Self::CheckSecret(_) | Self::CheckCopy(_) => false,
         }
     }
 
@@ -222,91 +199,88 @@ fn key_in_sql(name: &str) -> Error {
 
 /// Answers `PRAGMA name = value`: `None` where it is SQLite's, an error where it must not run.
 pub(crate) fn pragma(
-    target: &mut impl Target,
+    db: &mut Database<impl Host>,
     name: &str,
     value: Option<&str>,
 ) -> Result<Option<String>> {
     let name = name.to_ascii_lowercase();
-    let (db, _) = target.parts()?;
-    if KEYS_IN_SQL.contains(&name.as_str()) && (!db.is_plain() || name.starts_with("tde_")) {
+    let plain = db.main.is_plain();
+    if KEYS_IN_SQL.contains(&name.as_str()) && (!plain || name.starts_with("tde_")) {
         return Err(key_in_sql(&name));
     }
     match value {
         _ if name.starts_with("tde_") => {}
-        Some(size) if name == "page_size" && !db.is_plain() => {
-            return status::page_size(db, size).map(|()| None);
+        Some(size) if name == "page_size" && !plain => {
+            return status::page_size(&db.main, size).map(|()| None);
         }
         _ => return Ok(None),
     }
     let command = Command::parse(&name, value)?;
-    run(target, &command)?.into_text().map(Some)
+    run(db, &command)?.into_text().map(Some)
 }
 
 /// Refuses a change on a connection that asked for reading alone by `PRAGMA query_only`.
 ///
 /// # Errors
 /// [`Error::ReadOnly`], always.
-pub(crate) fn refuse_on_query_only<T>(target: &mut impl Target) -> Result<T> {
+pub(crate) fn refuse_on_query_only<T>(db: &mut Database<impl Host>) -> Result<T> {
     let words = "PRAGMA query_only is on for this connection, and protectors are a change of the \
                  database: turn it off first, or use another connection";
     let error = Error::ReadOnly(words.into());
-    let (db, _) = target.parts()?;
-    let envelope = db.envelope().ok_or(Error::NotEncrypted)?;
-    protectors::refuse(db, envelope, &error);
+    db.keys()?.0.refused(&error);
     Err(error)
 }
 
 /// Does what `command` says, and tells what came of it.
-pub(crate) fn run(target: &mut impl Target, command: &Command) -> Result<Answer> {
-    if command.needs_no_transaction() && target.is_in_transaction() {
+pub(crate) fn run(db: &mut Database<impl Host>, command: &Command) -> Result<Answer> {
+    if command.needs_no_transaction() && db.is_in_transaction() {
         return Err(Error::Usage(
             "keys are not changed or checked within a transaction, whose locks others may wait for"
                 .into(),
         ));
     }
-    let (db, base) = target.parts()?;
-    if db.envelope().is_none() {
-        return Err(Error::NotEncrypted);
-    }
+    let (session, host) = db.keys()?;
     if *command == Command::Lock {
-        db.lock_keys()?;
+        session.lock_keys();
         return Ok(Answer::Text("locked".into()));
     }
-    if *command != Command::VerifyProtectors {
-        db.begin(base)?;
-        if target.is_idle() {
-            target.parts()?.0.transaction_begins();
+    if *command != Command::CheckProtectors {
+        session.begin(host)?;
+        if db.is_idle() {
+            db.main.transaction_begins();
         }
     }
-    let (db, base) = target.parts()?;
+    let (session, host) = db.keys()?;
     Ok(match command {
-        Command::Status => Answer::Status(Box::new(status::status(db, base)?)),
+        Command::Status => Answer::Status(Box::new(status::status(db)?)),
         Command::Protectors => {
-            let envelope = db.refresh_envelope(base)?.clone();
-            Answer::Protectors(status::protectors(db, &envelope))
+            let envelope = session.refresh_envelope(host)?.clone();
+            Answer::Protectors(status::protectors(session, &envelope))
         }
-        Command::Cipher => Answer::Text(db.refresh_envelope(base)?.current.suite.name().to_owned()),
-        Command::VerifyProtectors => Answer::Checks(check::check(db, base)?),
+        Command::Cipher => {
+            Answer::Text(session.refresh_envelope(host)?.current.suite.name().to_owned())
+        }
+        Command::CheckProtectors => Answer::Checks(check::check(db)?),
         Command::CheckCopy(without) => {
-            let warning = protectors::check_copy(db, base, without)?;
+            let warning = protectors::check_copy(session, host, without)?;
             Answer::Text(warning.unwrap_or_default())
         }
         Command::CheckSecret(name) => {
-            protectors::check_secret(db, base, name)?;
+            protectors::check_secret(session, host, name)?;
             Answer::Text(String::new())
         }
-        Command::Rotate { to: None, .. } => Answer::Change(protectors::rotate_all(target)?),
+        Command::Rotate { to: None, .. } => Answer::Change(protectors::rotate_all(db)?),
         Command::Rotate { to: Some(to), replace } => {
-            Answer::Change(protectors::rotate_to(target, to, replace.as_deref())?)
+            Answer::Change(protectors::rotate_to(db, to, replace.as_deref())?)
         }
-        Command::Set(wanted) => Answer::Change(protectors::set(target, wanted)?),
-        Command::Add(new) => Answer::Change(protectors::add(target, new)?),
-        Command::Remove(name) => Answer::Change(protectors::remove(target, name)?),
+        Command::Set(wanted) => Answer::Change(protectors::set(db, wanted)?),
+        Command::Add(new) => Answer::Change(protectors::add(db, new)?),
+        Command::Remove(name) => Answer::Change(protectors::remove(db, name)?),
         Command::AutoRotate(None) => {
-            let on = !db.refresh_envelope(base)?.manual_rotation;
+            let on = !session.refresh_envelope(host)?.manual_rotation;
             Answer::Text(if on { "on" } else { "off" }.into())
         }
-        Command::AutoRotate(Some(on)) => Answer::Change(protectors::auto_rotate(target, *on)?),
+        Command::AutoRotate(Some(on)) => Answer::Change(protectors::auto_rotate(db, *on)?),
         Command::Lock => Answer::Text(String::new()),
     })
 }

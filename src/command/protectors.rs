@@ -10,20 +10,19 @@
 //! come back would make the database unreadable. A key of another party does not come back here. It
 //! is added with a warning, and never left as the only one that may write.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
+use super::PATIENCE;
 use super::status::{self, ProtectorStatus};
-use super::{PATIENCE, Target};
-use crate::audit::{Event, EventKind};
+use crate::db::Database;
+use crate::db::host::Host;
 use crate::error::{Error, Result};
-use crate::file::Storage;
-use crate::file::main_db::MainDb;
-use crate::key::auditor::about;
+use crate::io::Storage;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
 use crate::key::identity::{FileId, wrong_file};
 use crate::key::protector::{check_time, matches, may_write, names_of, now};
+use crate::key::session::Session;
+use crate::key::session::change::{Step, after};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
@@ -94,13 +93,13 @@ impl NewProtector {
 }
 
 /// Re-wraps every protector whose provider has a newer version of its key.
-pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
-    edit(target, |db, envelope| {
+pub(super) fn rotate_all(db: &mut Database<impl Host>) -> Result<Change> {
+    edit(db, |session, envelope| {
         let mut first = None;
         let mut plan = Plan::default();
         let mut done = 0;
         for record in &envelope.protectors {
-            match rewrapped(db, record) {
+            match rewrapped(session, record) {
                 Ok(new) => {
                     done += 1;
                     plan.steps.extend(new.map(|new| Step::Replace(record.clone(), new)));
@@ -122,16 +121,16 @@ pub(super) fn rotate_all(target: &mut impl Target) -> Result<Change> {
 /// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the
 /// place of `replace`, or of the first. It has the limits of the one whose place it takes.
 pub(super) fn rotate_to(
-    target: &mut impl Target,
+    db: &mut Database<impl Host>,
     to: &str,
     replace: Option<&str>,
 ) -> Result<Change> {
-    edit(target, |db, envelope| {
+    edit(db, |session, envelope| {
         let find =
             |name: &str| envelope.protectors.iter().find(|record| matches(record, Some(name)));
         if let Some(record) = find(to) {
             match replace.map(|name| (name, find(name))) {
-                Some((name, None)) if !db.has_finished(name) => {
+                Some((name, None)) if !session.has_finished(name) => {
                     return Err(no_such(envelope, name));
                 }
                 Some((name, Some(old))) if old != record => {
@@ -142,7 +141,7 @@ pub(super) fn rotate_to(
                 }
                 _ => {}
             }
-            let step = rewrapped(db, record)?.map(|new| Step::Replace(record.clone(), new));
+            let step = rewrapped(session, record)?.map(|new| Step::Replace(record.clone(), new));
             return Ok(Plan::of(step));
         }
         let old = match replace {
@@ -152,12 +151,12 @@ pub(super) fn rotate_to(
         // Whose time is over is not to get more of it, nor are its limits to be lost.
         check_time(old)?;
         let new = NewProtector::new(to).read_only(old.read_only).not_after(old.not_after);
-        Ok(Plan::of(Some(Step::Replace(old.clone(), wrapped(db, &new)?))))
+        Ok(Plan::of(Some(Step::Replace(old.clone(), wrapped(session, &new)?))))
     })
 }
 
-pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change> {
-    edit(target, |db, envelope| {
+pub(super) fn add(db: &mut Database<impl Host>, new: &NewProtector) -> Result<Change> {
+    edit(db, |session, envelope| {
         let there = envelope.protectors.iter().find(|record| matches(record, Some(&new.name)));
         match there {
             Some(record)
@@ -177,7 +176,7 @@ pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change
                 new.name
             ))),
             None => {
-                let (record, warning) = wrapped_for_party(db, new)?;
+                let (record, warning) = wrapped_for_party(session, new)?;
                 let warnings = warning.into_iter().collect();
                 Ok(Plan { warnings, ..Plan::of(Some(Step::Add(record))) })
             }
@@ -185,16 +184,16 @@ pub(super) fn add(target: &mut impl Target, new: &NewProtector) -> Result<Change
     })
 }
 
-pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
-    edit(target, |db, envelope| {
+pub(super) fn remove(db: &mut Database<impl Host>, name: &str) -> Result<Change> {
+    edit(db, |session, envelope| {
         let Some(record) = envelope.protectors.iter().find(|record| matches(record, Some(name)))
         else {
-            if db.has_finished(name) {
+            if session.has_finished(name) {
                 let words = "its removal was begun before and cut off: it is finished now";
                 return Ok(Plan { warnings: vec![format!("{name}: {words}")], ..Plan::default() });
             }
             // SQLite may prepare a PRAGMA again after it was run.
-            return if db.has_removed(name) {
+            return if session.has_removed(name) {
                 Ok(Plan::default())
             } else {
                 Err(no_such(envelope, name))
@@ -214,22 +213,22 @@ pub(super) fn remove(target: &mut impl Target, name: &str) -> Result<Change> {
                  first"
             )));
         }
-        check_opens(db, &rest)?;
+        check_opens(session, &rest)?;
         Ok(Plan::of(Some(Step::Remove(record.clone()))))
     })
 }
 
 /// Refuses to leave `writers` where none of them opens the database here. One that has given the
 /// keys to this process does.
-fn check_opens(db: &MainDb, writers: &[&ProtectorRecord]) -> Result<()> {
-    let keyring = db.keyring().ok_or(Error::NotEncrypted)?;
+fn check_opens(session: &Session, writers: &[&ProtectorRecord]) -> Result<()> {
+    let keyring = session.keyring();
     if writers.iter().any(|record| keyring.was_given_by(record)) {
         return Ok(());
     }
     let (dek, context) = keyring.dek()?;
     let mut refusals = Vec::new();
     for record in writers {
-        match db.protectors().prove(record, &dek, &context) {
+        match session.protectors().prove(record, &dek, &context) {
             Ok(()) => {
                 keyring.gave(record);
                 return Ok(());
@@ -244,16 +243,16 @@ fn check_opens(db: &MainDb, writers: &[&ProtectorRecord]) -> Result<()> {
     )))
 }
 
-pub(super) fn auto_rotate(target: &mut impl Target, on: bool) -> Result<Change> {
-    edit(target, |_, envelope| {
+pub(super) fn auto_rotate(db: &mut Database<impl Host>, on: bool) -> Result<Change> {
+    edit(db, |_, envelope| {
         let is_on = !envelope.manual_rotation;
         Ok(Plan::of((is_on != on).then_some(Step::AutoRotate(on))))
     })
 }
 
 /// Makes `wanted` the protectors of the database, each wrapped anew, in this order and none else.
-pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<Change> {
-    edit(target, |db, envelope| {
+pub(super) fn set(db: &mut Database<impl Host>, wanted: &[NewProtector]) -> Result<Change> {
+    edit(db, |session, envelope| {
         if wanted.is_empty() || wanted.len() > PROTECTORS_MAX {
             return Err(Error::Usage(format!("a database has 1 to {PROTECTORS_MAX} protectors")));
         }
@@ -270,8 +269,8 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
         }
         for new in wanted {
             let old = envelope.protectors.iter().find(|old| old.name == new.name);
-            old.map_or(Ok(()), |old| refuse_other_secret(db, old))?;
-            let (record, warning) = wrapped_for_party(db, new)?;
+            old.map_or(Ok(()), |old| refuse_other_secret(session, old))?;
+            let (record, warning) = wrapped_for_party(session, new)?;
             warnings.extend(warning);
             steps.push(match old {
                 Some(old) => Step::Replace(old.clone(), record),
@@ -281,57 +280,9 @@ pub(super) fn set(target: &mut impl Target, wanted: &[NewProtector]) -> Result<C
         steps.push(Step::Order(wanted.iter().map(|new| new.name.clone()).collect()));
         let after = after(&envelope.protectors, &steps);
         let writers: Vec<&ProtectorRecord> = after.iter().filter(|new| may_write(new)).collect();
-        check_opens(db, &writers)?;
+        check_opens(session, &writers)?;
         Ok(Plan { steps, warnings, ..Plan::default() })
     })
-}
-
-/// Finishes a change that was cut off between the two copies of the envelope, if there is one.
-/// Where others are in the way for longer than `patience`, it stays for later.
-pub(crate) fn mend(target: &mut impl Target, patience: Duration) -> Result<()> {
-    match target.parts() {
-        Ok((db, _)) if db.wants_mending() => {}
-        _ => return Ok(()),
-    }
-    match target.exclusively(patience, |db, base| db.mend(base)) {
-        Err(Error::Busy(_)) => Ok(()),
-        done => done,
-    }
-}
-
-/// Writes what a background check wrapped in advance, if the envelope is free at the moment.
-pub(crate) fn apply_pending(target: &mut impl Target) -> Result<()> {
-    let (db, _) = target.parts()?;
-    let pending = db.take_pending();
-    if pending.is_empty() || db.check_writable().is_err() {
-        return Ok(());
-    }
-    let replace =
-        |(old, new): &(ProtectorRecord, ProtectorRecord)| Step::Replace(old.clone(), new.clone());
-    let steps: Vec<Step> = pending.iter().map(replace).collect();
-    let (db, base) = target.parts()?;
-    let envelope = db.refresh_envelope(base)?.clone();
-    record(db, &envelope, &steps, "begins; by itself", &Ok(true))?;
-    let done = target.exclusively(Duration::ZERO, |db, base| commit(db, base, &steps, now()));
-    let (db, _) = target.parts()?;
-    let _ = record(db, &envelope, &steps, "ends; by itself", &done);
-    if let Err(Error::Busy(_)) = done {
-        if let Some(keyring) = db.keyring() {
-            keyring.set_pending(pending);
-        }
-        return Ok(());
-    }
-    done.map(|_| ())
-}
-
-/// One step of a change: from a record as it was seen to what is to be.
-enum Step {
-    Replace(ProtectorRecord, ProtectorRecord),
-    Add(ProtectorRecord),
-    Remove(ProtectorRecord),
-    AutoRotate(bool),
-    /// Puts the protectors into the order of these names.
-    Order(Vec<String>),
 }
 
 #[derive(Default)]
@@ -349,35 +300,32 @@ impl Plan {
 
 /// Plans a change without a lock and commits it with one, anew where the plan no longer fits.
 fn edit(
-    target: &mut impl Target,
-    plan: impl Fn(&MainDb, &Envelope) -> Result<Plan>,
+    db: &mut Database<impl Host>,
+    plan: impl Fn(&Session, &Envelope) -> Result<Plan>,
 ) -> Result<Change> {
     for _ in 0..ROUNDS {
-        let (db, base) = target.parts()?;
-        db.settle_protector(base)?;
-        mend(target, PATIENCE)?;
-        let (db, base) = target.parts()?;
-        let envelope = db.refresh_envelope(base)?.clone();
-        let planned = db.check_writable().and_then(|()| plan(db, &envelope));
-        let planned = planned.and_then(|plan| allowed(db, &envelope, plan));
-        if let Err(error) = &planned {
-            refuse(db, &envelope, error);
-        }
+        let (session, host) = db.keys()?;
+        session.settle_protector(host)?;
+        db.mend(PATIENCE)?;
+        let (session, host) = db.keys()?;
+        let envelope = session.refresh_envelope(host)?.clone();
+        let planned = session.check_writable().and_then(|()| plan(session, &envelope));
+        let planned = planned.and_then(|plan| allowed(session, &envelope, plan));
+        let planned = planned.inspect_err(|error| session.refused(error));
         let Plan { steps, skipped, warnings } = planned?;
         if steps.is_empty() {
-            let protectors = status::protectors(db, &envelope);
+            let protectors = status::protectors(session, &envelope);
             return Ok(Change { changed: false, protectors, skipped, warnings });
         }
-        // Before it is done, so that it is not done where it cannot be recorded.
-        record(db, &envelope, &steps, "begins", &Ok(true))?;
-        let done = target.exclusively(PATIENCE, |db, base| commit(db, base, &steps, now()));
-        let (db, _) = target.parts()?;
-        let done = done.and_then(|done| finished(db, &steps, done));
-        let _ = record(db, &envelope, &steps, "ends", &done);
+        // Before it is done, so that it is not done if it cannot be recorded.
+        session.record(&steps, "begins", &Ok(true))?;
+        let done = db.exclusively(PATIENCE, |main, host| main.session_mut()?.commit(host, &steps));
+        let (session, _) = db.keys()?;
+        let done = done.and_then(|done| session.finished(&steps, done));
+        let _ = session.record(&steps, "ends", &done);
         if done? {
             // As it was written: a look at the disk could fail, and the change is done.
-            let envelope = db.envelope().ok_or(Error::NotEncrypted)?;
-            let protectors = status::protectors(db, envelope);
+            let protectors = status::protectors(session, session.envelope());
             return Ok(Change { changed: true, protectors, skipped, warnings });
         }
     }
@@ -385,154 +333,16 @@ fn edit(
 }
 
 /// `plan`, if the policy allows it, and perhaps with a warning.
-fn allowed(db: &MainDb, envelope: &Envelope, mut plan: Plan) -> Result<Plan> {
+fn allowed(session: &Session, envelope: &Envelope, mut plan: Plan) -> Result<Plan> {
     let before = &envelope.protectors;
-    let warning = db.protectors().policy.check_change(before, &after(before, &plan.steps))?;
+    let warning = session.protectors().policy.check_change(before, &after(before, &plan.steps))?;
     plan.warnings.extend(warning);
     Ok(plan)
 }
 
-/// What `steps` make of the protectors `before`.
-fn after(before: &[ProtectorRecord], steps: &[Step]) -> Vec<ProtectorRecord> {
-    let mut all = before.to_vec();
-    for step in steps {
-        match step {
-            Step::Replace(old, new) => {
-                all.iter_mut().filter(|record| *record == old).for_each(|r| r.clone_from(new));
-            }
-            Step::Add(new) => all.push(new.clone()),
-            Step::Remove(old) => all.retain(|record| record != old),
-            Step::AutoRotate(_) => {}
-            Step::Order(names) => {
-                all.sort_by_key(|record| names.iter().position(|name| *name == record.name));
-            }
-        }
-    }
-    all
-}
-
-/// Refuses to call a change done that is in one copy of the envelope only, while the other one
-/// still has what it was to remove. What was only added or set is there all the same.
-fn finished(db: &MainDb, steps: &[Step], done: bool) -> Result<bool> {
-    let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
-    if done && db.copies_differ() && steps.iter().any(removes) {
-        return Err(Error::Unfinished(
-            "the change stands, but one copy of the envelope could not be written and still has \
-             what was before: say it again once the disk works, or open the database for writing"
-                .into(),
-        ));
-    }
-    Ok(done)
-}
-
-/// Tells the audit log of each step.
-fn record(
-    db: &MainDb,
-    envelope: &Envelope,
-    steps: &[Step],
-    detail: &str,
-    done: &Result<bool>,
-) -> Result<()> {
-    let words = match done {
-        Ok(true) => None,
-        Ok(false) => Some("others changed the protectors: begins anew".to_owned()),
-        Err(error) => Some(error.to_string()),
-    };
-    for step in steps {
-        let event = match step {
-            Step::Replace(_, new) => about(EventKind::Rotate, new),
-            Step::Add(new) => about(EventKind::AddProtector, new),
-            Step::Remove(old) => about(EventKind::RemoveProtector, old),
-            Step::AutoRotate(_) => Event::new(EventKind::Rotate),
-            // It comes with steps that are told.
-            Step::Order(_) => continue,
-        };
-        let detail = match step {
-            Step::Replace(old, new) if old.name != new.name => {
-                format!("{detail}; in the place of {}", old.name)
-            }
-            Step::AutoRotate(on) => {
-                format!("{detail}; by itself: {}", if *on { "on" } else { "off" })
-            }
-            _ => detail.to_owned(),
-        };
-        db.auditor().record(&Event {
-            file_id: Some(&envelope.file_id),
-            outcome: words.as_deref().map_or(Ok(()), Err),
-            detail: Some(&detail),
-            ..event
-        })?;
-    }
-    Ok(())
-}
-
-/// Tells the audit log of a change that is not allowed.
-pub(super) fn refuse(db: &MainDb, envelope: &Envelope, error: &Error) {
-    if matches!(error, Error::Usage(_) | Error::ReadOnly(_)) {
-        db.auditor().note(&Event {
-            file_id: Some(&envelope.file_id),
-            outcome: Err(&error.to_string()),
-            ..Event::new(EventKind::Refusal)
-        });
-    }
-}
-
-/// Takes the steps if each still starts from what is there, and leaves what has to be left; `false`
-/// where one does not. Planned anew, the change then says why.
-fn commit(db: &mut MainDb, base: &impl Storage, steps: &[Step], now: u64) -> Result<bool> {
-    let before = db.refresh_envelope(base)?.protectors.clone();
-    let fits = |step: &Step| match step {
-        Step::Replace(old, _) | Step::Remove(old) => before.contains(old),
-        Step::Add(new) => {
-            before.len() < PROTECTORS_MAX && before.iter().all(|record| record.name != new.name)
-        }
-        Step::AutoRotate(_) | Step::Order(_) => true,
-    };
-    let after = after(&before, steps);
-    if !steps.iter().all(fits)
-        || !leaves_a_writer(db, steps, &after)
-        || db.protectors().policy.check_change(&before, &after).is_err()
-    {
-        return Ok(false);
-    }
-    db.change_envelope(base, |envelope| {
-        envelope.protectors = after;
-        for step in steps {
-            match step {
-                Step::AutoRotate(on) => envelope.manual_rotation = !on,
-                _ => envelope.rotated = now,
-            }
-        }
-        Ok(())
-    })?;
-    for step in steps {
-        match step {
-            Step::Replace(old, new) => db.protector_became(old, new),
-            Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => {}
-            Step::Remove(old) => db.removed(old),
-        }
-    }
-    Ok(true)
-}
-
-/// Whether one of the protectors `after` the steps may write and opens the database here, if they
-/// may have taken the last such one.
-fn leaves_a_writer(db: &MainDb, steps: &[Step], after: &[ProtectorRecord]) -> bool {
-    let may_take_a_writer = |step: &Step| match step {
-        // One that only gets another key has the rights that it had.
-        Step::Replace(old, new) => (old.read_only, old.not_after) != (new.read_only, new.not_after),
-        Step::Remove(_) => true,
-        Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => false,
-    };
-    let opens = |record: &ProtectorRecord| {
-        may_write(record) && db.keyring().is_some_and(|keyring| keyring.was_given_by(record))
-    };
-    !steps.iter().any(may_take_a_writer) || after.iter().any(opens)
-}
-
 /// The current DEK under the protector `new`, which has given it back.
-fn wrapped(db: &MainDb, new: &NewProtector) -> Result<ProtectorRecord> {
-    match wrap(db, new)? {
+fn wrapped(session: &Session, new: &NewProtector) -> Result<ProtectorRecord> {
+    match wrap(session, new)? {
         (record, None) => Ok(record),
         (_, Some(refusal)) => Err(refusal.into()),
     }
@@ -540,8 +350,11 @@ fn wrapped(db: &MainDb, new: &NewProtector) -> Result<ProtectorRecord> {
 
 /// As [`wrapped`]. A key that another party holds wraps, and does not unwrap for us: that is a
 /// warning.
-fn wrapped_for_party(db: &MainDb, new: &NewProtector) -> Result<(ProtectorRecord, Option<String>)> {
-    let (record, refusal) = wrap(db, new)?;
+fn wrapped_for_party(
+    session: &Session,
+    new: &NewProtector,
+) -> Result<(ProtectorRecord, Option<String>)> {
+    let (record, refusal) = wrap(session, new)?;
     let warning = match refusal {
         None => None,
         Some(refusal @ (ProviderError::NotHere(_) | ProviderError::Denied(_))) => Some(format!(
@@ -556,17 +369,17 @@ fn wrapped_for_party(db: &MainDb, new: &NewProtector) -> Result<(ProtectorRecord
 
 /// The current DEK under the protector `new`, and what its provider said if it did not give it
 /// back.
-fn wrap(db: &MainDb, new: &NewProtector) -> Result<(ProtectorRecord, Option<ProviderError>)> {
-    let keyring = db.keyring().ok_or(Error::NotEncrypted)?;
+fn wrap(session: &Session, new: &NewProtector) -> Result<(ProtectorRecord, Option<ProviderError>)> {
+    let keyring = session.keyring();
     let (dek, context) = keyring.dek()?;
-    let mut record = db.protectors().wrap(Some(&new.name), &dek, &context)?;
+    let mut record = session.protectors().wrap(Some(&new.name), &dek, &context)?;
     let id = FileId(context.file_id);
-    if let Some(others) = db.protectors().pins.others(&record, id) {
+    if let Some(others) = session.protectors().pins.others(&record, id) {
         return Err(wrong_file(&id.to_string(), others));
     }
     record.not_after = new.not_after;
     record.read_only = new.read_only;
-    let refusal = db.protectors().prove(&record, &dek, &context).err();
+    let refusal = session.protectors().prove(&record, &dek, &context).err();
     if refusal.is_none() {
         keyring.gave(&record);
     }
@@ -574,10 +387,10 @@ fn wrap(db: &MainDb, new: &NewProtector) -> Result<(ProtectorRecord, Option<Prov
 }
 
 /// `record` under the newest version of its key; `None` where it is already.
-fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRecord>> {
-    let keyring = db.keyring().ok_or(Error::NotEncrypted)?;
+fn rewrapped(session: &Session, record: &ProtectorRecord) -> Result<Option<ProtectorRecord>> {
+    let keyring = session.keyring();
     let (dek, context) = keyring.dek()?;
-    let new = db.protectors().rewrap(record, &dek, &context)?;
+    let new = session.protectors().rewrap(record, &dek, &context)?;
     new.iter().for_each(|new| keyring.gave(new));
     Ok(new)
 }
@@ -585,9 +398,9 @@ fn rewrapped(db: &MainDb, record: &ProtectorRecord) -> Result<Option<ProtectorRe
 /// Refuses to wrap anew under `record` where its provider has another secret by now than the one
 /// that the record was made with: whoever has that one would find it worth nothing. One that does
 /// not unwrap for us, such as a key of another party, says nothing of that.
-fn refuse_other_secret(db: &MainDb, record: &ProtectorRecord) -> Result<()> {
-    let (dek, context) = keys(db)?;
-    match db.protectors().unwrap(&[record], &context) {
+fn refuse_other_secret(session: &Session, record: &ProtectorRecord) -> Result<()> {
+    let (dek, context) = keys(session)?;
+    match session.protectors().unwrap(&[record], &context) {
         Err(ProviderError::WrongKey(words)) => Err(Error::WrongKey(format!(
             "protector {} was made with another secret than is set up here: {words}",
             record.name.escape_debug()
@@ -601,27 +414,27 @@ fn refuse_other_secret(db: &MainDb, record: &ProtectorRecord) -> Result<()> {
 }
 
 /// [`refuse_other_secret`] for the protector called `name`.
-pub(super) fn check_secret(db: &mut MainDb, base: &impl Storage, name: &str) -> Result<()> {
-    let envelope = db.refresh_envelope(base)?.clone();
+pub(super) fn check_secret(session: &mut Session, base: &impl Storage, name: &str) -> Result<()> {
+    let envelope = session.refresh_envelope(base)?.clone();
     let record = envelope.protectors.iter().find(|record| record.name == name);
-    refuse_other_secret(db, record.ok_or_else(|| no_such(&envelope, name))?)
+    refuse_other_secret(session, record.ok_or_else(|| no_such(&envelope, name))?)
 }
 
 /// Refuses a copy without the protectors called `without` where the policy asks for more than are
 /// left, or gives a warning.
 pub(super) fn check_copy(
-    db: &mut MainDb,
+    session: &mut Session,
     base: &impl Storage,
     without: &[String],
 ) -> Result<Option<String>> {
-    let before = db.refresh_envelope(base)?.protectors.clone();
+    let before = session.refresh_envelope(base)?.protectors.clone();
     let mut after = before.clone();
     after.retain(|record| !without.contains(&record.name));
-    db.protectors().policy.check_change(&before, &after)
+    session.protectors().policy.check_change(&before, &after)
 }
 
-pub(super) fn keys(db: &MainDb) -> Result<(Secret, Context)> {
-    db.keyring().ok_or(Error::NotEncrypted)?.dek()
+pub(super) fn keys(session: &Session) -> Result<(Secret, Context)> {
+    session.keyring().dek()
 }
 
 fn no_such(envelope: &Envelope, name: &str) -> Error {

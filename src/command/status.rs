@@ -3,11 +3,13 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::db::Database;
+use crate::db::host::Host;
+use crate::db::main::Main;
 use crate::error::{Error, Result};
-use crate::file::Storage;
-use crate::file::main_db::MainDb;
 use crate::file::wal::Frames;
 use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
+use crate::key::session::Session;
 use crate::provider::WaitsFor;
 
 /// What is known about the keys of an encrypted database; it holds nothing secret.
@@ -115,11 +117,13 @@ impl Verification {
     }
 }
 
-pub(crate) fn status(db: &mut MainDb, base: &impl Storage) -> Result<Status> {
-    let envelope = db.refresh_envelope(base)?.clone();
+pub(crate) fn status(db: &mut Database<impl Host>) -> Result<Status> {
+    let (size, opened) = (db.main.size(&db.host)?, db.main.opened_at());
+    let (session, host) = db.keys()?;
+    let envelope = session.refresh_envelope(host)?.clone();
     let mut faulty = Vec::new();
-    if db.copies_differ() {
-        let (bad, stale) = db.faulty_copies(base)?;
+    if session.copies_differ() {
+        let (bad, stale) = session.faulty_copies(host)?;
         faulty = [bad, stale].concat();
     }
     Ok(Status {
@@ -127,32 +131,32 @@ pub(crate) fn status(db: &mut MainDb, base: &impl Storage) -> Result<Status> {
         file_id: envelope.file_id.iter().map(|byte| format!("{byte:02x}")).collect(),
         cipher: envelope.current.suite.name(),
         page_size: envelope.page_size,
-        pages: db.size(base)? / u64::from(envelope.page_size.max(1)),
+        pages: size / u64::from(envelope.page_size.max(1)),
         key_version: envelope.current.version,
         generation: envelope.generation,
         created: envelope.created,
         rotated: envelope.rotated,
         regenerated: envelope.regenerated,
         auto_rotate: !envelope.manual_rotation,
-        opened: db.opened(),
+        opened,
         encryption_state: 3,
-        opened_through: db.through().unwrap_or_default().to_owned(),
+        opened_through: session.protector_name().to_owned(),
         faulty_envelope_copies: faulty,
-        outage: db.keyring().and_then(|keyring| keyring.access.outage_reason()),
-        protectors: protectors(db, &envelope),
+        outage: session.keyring().access.outage_reason(),
+        protectors: protectors(session, &envelope),
     })
 }
 
 /// The protectors in `envelope`, in the order of trying.
-pub(crate) fn protectors(db: &MainDb, envelope: &Envelope) -> Vec<ProtectorStatus> {
+pub(crate) fn protectors(session: &Session, envelope: &Envelope) -> Vec<ProtectorStatus> {
     let describe = |record: &ProtectorRecord| ProtectorStatus {
         name: record.name.clone(),
         provider: record.provider.clone(),
         key: record.key_id.clone(),
         key_version: record.wrapped.key_version.clone(),
         mechanism: record.wrapped.mechanism.clone(),
-        kind: db.protectors().provider_of(record).map(|provider| provider.kind().to_owned()),
-        asks_person: db.protectors().waits_for(record).map(|waits| waits == WaitsFor::Person),
+        kind: session.protectors().provider_of(record).map(|provider| provider.kind().to_owned()),
+        asks_person: session.protectors().waits_for(record).map(|waits| waits == WaitsFor::Person),
         not_after: record.not_after,
         read_only: record.read_only,
         thumbprint: thumbprint(record),
@@ -171,12 +175,11 @@ fn thumbprint(record: &ProtectorRecord) -> String {
 
 /// `log` is what the write-ahead log holds, where there is one.
 pub(crate) fn verify(
-    db: &mut MainDb,
-    base: &impl Storage,
+    db: &mut Database<impl Host>,
     log: Frames,
     progress: impl FnMut(u64, u64),
 ) -> Result<Verification> {
-    let found = db.verify(base, &log.pages, progress)?;
+    let found = db.main.verify(&db.host, &log.pages, progress)?;
     Ok(Verification {
         bad_frames: log.bad,
         pages: found.pages,
@@ -189,7 +192,7 @@ pub(crate) fn verify(
 }
 
 /// Refuses a page size that cannot be: SQLite would cut the new pages up in units of the old ones.
-pub(crate) fn page_size(db: &MainDb, size: &str) -> Result<()> {
+pub(crate) fn page_size(db: &Main, size: &str) -> Result<()> {
     let Ok(size) = size.trim().parse::<u32>() else { return Ok(()) };
     let known = (512..=65536).contains(&size) && size.is_power_of_two();
     match db.envelope() {

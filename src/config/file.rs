@@ -11,7 +11,7 @@ use super::{
     Audit, BelowMin, Config, FILE_NAME, KEYSTORE, MECHANISMS, Policy, Provider, Source, Token,
 };
 use crate::error::Error;
-use crate::file::tuning::Tuning;
+use crate::io::tuning::Tuning;
 use crate::key::access::{AccessPolicy, Derivation};
 use crate::key::auditor::AuditPolicy;
 use crate::key::identity::{FULL_PATH, FileId, PROTECTOR, Pins};

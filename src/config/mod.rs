@@ -27,7 +27,7 @@ pub use crate::key::policy::{BelowMin, Policy};
 
 use crate::audit::{AuditLog, AuditOptions};
 use crate::error::{Error, Result};
-use crate::file::tuning::Tuning;
+use crate::io::tuning::Tuning;
 use crate::key::access::AccessPolicy;
 use crate::key::auditor::AuditPolicy;
 use crate::key::protector::KEYSTORE;

@@ -17,6 +17,7 @@
 //! have either.
 
 use super::journal;
+use crate::io::Remains;
 
 /// Every suffix that a file beside a database may have, for tools that copy or remove databases.
 /// Only a database whose name leaves no room for `-tdewal` in 255 bytes has a log at `-tde`.
@@ -53,37 +54,23 @@ pub(crate) const START: usize = 16;
 /// What SQLite's log begins with, but for the last bit, which is the byte order of its checksums.
 const LOG_MAGIC: u32 = 0x377f_0682;
 
-/// What lies beside a file that is no database as it is, and may be needed to restore one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Remains {
-    /// No journal and no log, or a journal of ours.
-    Nothing,
-    /// A journal or log that does not tell whose it is. SQLite's may begin with zeros.
-    Unclear,
-    /// A journal or log of a plaintext database.
-    Plain,
-}
-
-impl Remains {
-    /// By the first bytes of journal and log, with zeros where they are shorter; `None` where there
-    /// is none, or an empty one.
-    pub(crate) fn of(journal: Option<&[u8; START]>, log: Option<&[u8; START]>) -> Self {
-        let journal = journal.map(|start| match start {
-            start if journal::layout::is_ours(start) => Self::Nothing,
-            start if start.starts_with(&journal::SQLITE_MAGIC) => Self::Plain,
-            _ => Self::Unclear,
-        });
-        let log =
-            log.map(|start| match start.first_chunk().map(|word| u32::from_be_bytes(*word)) {
-                Some(word) if word & !1 == LOG_MAGIC => Self::Plain,
-                _ => Self::Unclear,
-            });
-        match (journal, log) {
-            // Only an encrypted database has such a journal.
-            (Some(Self::Nothing), _) | (None, None) => Self::Nothing,
-            (Some(Self::Plain), _) | (_, Some(Self::Plain)) => Self::Plain,
-            _ => Self::Unclear,
-        }
+/// By the first bytes of journal and log, with zeros where they are shorter; `None` where there
+/// is none, or an empty one.
+pub(crate) fn remains(journal: Option<&[u8; START]>, log: Option<&[u8; START]>) -> Remains {
+    let journal = journal.map(|start| match start {
+        start if journal::layout::is_ours(start) => Remains::Nothing,
+        start if start.starts_with(&journal::SQLITE_MAGIC) => Remains::Plain,
+        _ => Remains::Unclear,
+    });
+    let log = log.map(|start| match start.first_chunk().map(|word| u32::from_be_bytes(*word)) {
+        Some(word) if word & !1 == LOG_MAGIC => Remains::Plain,
+        _ => Remains::Unclear,
+    });
+    match (journal, log) {
+        // Only an encrypted database has such a journal.
+        (Some(Remains::Nothing), _) | (None, None) => Remains::Nothing,
+        (Some(Remains::Plain), _) | (_, Some(Remains::Plain)) => Remains::Plain,
+        _ => Remains::Unclear,
     }
 }
 

@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::db::main::Main;
 use crate::error::Result;
 use crate::file::journal::{Begun, Counters, Journal};
-use crate::file::main_db::{MainDb, Wishes};
-use crate::file::memory::Memory;
-use crate::file::tuning::Tuning;
-use crate::file::wal::{Origin, Parent, Salts, View, Wal};
+use crate::file::wal::{Origin, Owner, Salts, View, Wal};
+use crate::io::memory::Memory;
+use crate::io::tuning::Tuning;
 use crate::key::cipher::Subkey;
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::{Dek, Keyring};
+use crate::key::session::Wishes;
 use crate::page::{LogId, RESERVE};
 use crate::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use crate::secret::Secret;
@@ -60,7 +61,7 @@ pub struct File {
 enum Open {
     Wal(Box<Wal>),
     Journal(Box<Journal>),
-    Database(Box<MainDb>),
+    Database(Box<Main>),
 }
 
 /// The wal-index beside a log, as far as a log asks for it.
@@ -76,7 +77,7 @@ pub struct Index {
     pub other_state: bool,
 }
 
-impl Parent for Index {
+impl Owner for Index {
     fn locks(&self) -> u64 {
         self.locks
     }
@@ -131,7 +132,7 @@ impl File {
                 let mut wishes = Wishes::default();
                 wishes.protectors.add("clear", Arc::new(Clear));
                 wishes.protectors.set_default("clear:key");
-                MainDb::open(&self.base, wishes).ok().map(|open| Open::Database(open.into()))
+                Main::open(&self.base, wishes).ok().map(|open| Open::Database(open.into()))
             }
         };
     }
@@ -200,9 +201,9 @@ impl File {
             }
             Some(Open::Database(db)) => {
                 let _ = db.seal_holes(&self.base, 1..=u32::MAX, &Default::default());
-                db.rollback_starts();
+                db.phase.hot_journal();
                 let _ = db.before_sync(&self.base);
-                db.rollback_ends();
+                db.phase.journal_changed();
                 let _ = db.verify(&self.base, &BTreeSet::new(), |_, _| ());
                 if let Ok(origin) = db.log_origin(&self.base, None) {
                     let log = [1; 16];

@@ -1,13 +1,17 @@
 //! A file of the base VFS: its methods behind safe calls.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
+use crate::db::host::{Host, LockLevel};
+use crate::db::wal_index::{PAGE_NUMBERS, Words};
 use crate::error::{Error, Result};
-use crate::file::Storage;
-use crate::file::beside::{self, Remains};
+use crate::file::beside;
+use crate::io::{Remains, Storage};
 
 /// An open file of the base VFS, in memory of ours. Dropping it closes it.
 pub(crate) struct BaseFile {
@@ -18,6 +22,10 @@ pub(crate) struct BaseFile {
     mapped_until: u64,
     /// Where it was opened, if it is a database.
     place: Option<Place>,
+    /// The regions of the wal-index that SQLite mapped through this file.
+    regions: Vec<*mut c_void>,
+    /// Where SQLite keeps the connection that uses the file, if it is a database.
+    pub(super) connection: Arc<AtomicPtr<*mut ffi::sqlite3>>,
 }
 
 /// The longest read or write that the base is asked for. SQLite's own are hardly longer, so no VFS
@@ -51,10 +59,6 @@ impl Place {
     /// the names of its journal and log behind it; both live until the file is closed.
     pub(super) unsafe fn new(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Self {
         Self { vfs, name }
-    }
-
-    pub(super) fn name(&self) -> *const c_char {
-        self.name
     }
 
     fn name_of(&self, which: Neighbour) -> *const c_char {
@@ -152,7 +156,7 @@ impl Place {
         unsafe {
             let journal = self.with_neighbour(Neighbour::Journal, start)?.flatten();
             let log = self.with_neighbour(Neighbour::PlainLog, start)?.flatten();
-            Ok(Remains::of(journal.as_ref(), log.as_ref()))
+            Ok(beside::remains(journal.as_ref(), log.as_ref()))
         }
     }
 }
@@ -193,7 +197,14 @@ impl BaseFile {
         // Zeroed, and aligned to 8 bytes, as SQLite allocates it.
         let room = vec![0_u64; len.div_ceil(size_of::<u64>())].into_boxed_slice();
         let words = room.len();
-        let base = Self { file: Box::into_raw(room).cast(), words, mapped_until: 0, place: None };
+        let base = Self {
+            file: Box::into_raw(room).cast(),
+            words,
+            mapped_until: 0,
+            place: None,
+            regions: Vec::new(),
+            connection: Arc::default(),
+        };
         let open = open.ok_or(Error::Base(ffi::SQLITE_CANTOPEN))?;
         // SAFETY: the file has room for what this VFS needs; the arguments are those of xOpen. A
         // file whose methods are set is closed even if opening it failed: by `drop`.
@@ -207,6 +218,12 @@ impl BaseFile {
     /// It was opened there.
     pub(super) unsafe fn set_place(&mut self, place: Place) {
         self.place = Some(place);
+    }
+
+    /// As [`Place::plain_log`], of a main database that was told its place.
+    pub(super) fn plain_log(&self) -> Result<Option<String>> {
+        // SAFETY: `set_place` was told so, and the file is open.
+        self.place.map_or(Ok(None), |place| unsafe { place.plain_log() })
     }
 
     pub(super) fn raw(&self) -> *mut ffi::sqlite3_file {
@@ -272,8 +289,8 @@ impl BaseFile {
         if maps { 3 } else { version.min(2) }
     }
 
-    /// Whether the base has shared memory for a wal-index: SQLite's `unix-none` has none.
-    pub(super) fn has_shared_memory(&self) -> bool {
+    /// Whether the base has the methods of shared memory.
+    pub(super) fn has_shm_methods(&self) -> bool {
         // SAFETY: the file is open, and its table of version 2 has these four.
         self.version() >= 2
             && unsafe {
@@ -285,32 +302,40 @@ impl BaseFile {
             }
     }
 
-    pub(super) fn sync_with(&self, flags: c_int) -> c_int {
-        call!(self, xSync, flags)
+    /// Has the base map region `number` of the wal-index, and notes where that is.
+    ///
+    /// # Safety
+    /// The arguments are those of xShmMap.
+    pub(super) unsafe fn map_region(
+        &mut self,
+        number: c_int,
+        size: c_int,
+        extend: c_int,
+        out: *mut *mut c_void,
+    ) -> c_int {
+        let code = call!(self, xShmMap, number, size, extend, out);
+        let mapped = matches!(code, ffi::SQLITE_OK | ffi::SQLITE_READONLY);
+        let known = mapped && size == WAL_INDEX_REGION;
+        // SAFETY: `out` points to a pointer.
+        let region = if known { unsafe { *out } } else { std::ptr::null_mut() };
+        match usize::try_from(number) {
+            Ok(number) if number < self.regions.len() => self.regions[number] = region,
+            Ok(number) if number == self.regions.len() => self.regions.push(region),
+            _ => {}
+        }
+        code
     }
 
-    pub(super) fn lock(&self, level: c_int) -> c_int {
-        call!(self, xLock, level)
+    /// The base gives up the regions of the wal-index.
+    pub(super) fn unmap_regions(&mut self) {
+        self.regions.clear();
     }
 
-    pub(super) fn unlock(&self, level: c_int) -> c_int {
-        call!(self, xUnlock, level)
-    }
-
-    /// Maps the wal-index, and makes it where there is none.
-    pub(super) fn map_wal_index(&self) -> c_int {
-        let mut region = std::ptr::null_mut();
-        call!(self, xShmMap, 0, WAL_INDEX_REGION, 1, &mut region)
-    }
-
-    /// Undoes [`BaseFile::map_wal_index`] where nobody else uses what was mapped.
-    pub(super) fn unmap_wal_index(&self) {
-        call!(self, xShmUnmap, 0);
-    }
-
-    /// Takes or gives back one of the wal-index's locks, for this connection alone.
-    pub(super) fn lock_wal_index(&self, number: c_int, what: c_int) -> c_int {
-        call!(self, xShmLock, number, 1, what | ffi::SQLITE_SHM_EXCLUSIVE)
+    /// The connection that uses the file; NULL before SQLite has said so.
+    fn connection(&self) -> *mut ffi::sqlite3 {
+        let place = self.connection.load(Ordering::Acquire);
+        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
+        if place.is_null() { std::ptr::null_mut() } else { unsafe { *place } }
     }
 
     pub(super) fn sector_size(&self) -> c_int {
@@ -322,17 +347,6 @@ impl BaseFile {
         }
     }
 
-    /// The sector as SQLite's sqlite3SectorSize() bounds it, as a power of two.
-    pub(super) fn sector(&self) -> usize {
-        let sector = self.sector_size().clamp(512, 65536) as usize;
-        sector.next_power_of_two()
-    }
-
-    /// Whether a write spoils no byte beside it when the power fails.
-    pub(super) fn is_powersafe(&self) -> bool {
-        self.device_characteristics() & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE != 0
-    }
-
     pub(super) fn device_characteristics(&self) -> c_int {
         // SAFETY: the file is open, so its methods are set.
         match unsafe { (*(*self.file).pMethods).xDeviceCharacteristics } {
@@ -340,12 +354,6 @@ impl BaseFile {
             Some(characteristics) => unsafe { characteristics(self.file) },
             None => 0,
         }
-    }
-
-    /// # Safety
-    /// `out` points to an int.
-    pub(super) unsafe fn check_reserved_lock(&self, out: *mut c_int) -> c_int {
-        call!(self, xCheckReservedLock, out)
     }
 
     /// Whether the base says that the name with which the file was opened still leads to it.
@@ -432,6 +440,104 @@ impl Storage for BaseFile {
 
     /// Times need not survive, nor does whatever else is not needed to read the bytes.
     fn sync(&self) -> Result<()> {
-        done(self.sync_with(ffi::SQLITE_SYNC_FULL | ffi::SQLITE_SYNC_DATAONLY))
+        self.sync_as(ffi::SQLITE_SYNC_FULL | ffi::SQLITE_SYNC_DATAONLY)
+    }
+}
+
+impl Words for BaseFile {
+    fn is_index_mapped(&self) -> bool {
+        !self.regions.is_empty()
+    }
+
+    fn word(&self, region: usize, word: usize) -> Option<u32> {
+        let region = *self.regions.get(region)?;
+        if region.is_null() || word >= PAGE_NUMBERS as usize {
+            return None;
+        }
+        // SAFETY: the base mapped a region of 32768 bytes, aligned for words, of which this is
+        // among the first 16384. It stays mapped until xShmUnmap, and others write to it meanwhile.
+        Some(unsafe { AtomicU32::from_ptr(region.cast::<u32>().add(word)) }.load(Ordering::Relaxed))
+    }
+}
+
+impl Host for BaseFile {
+    fn sync_as(&self, flags: c_int) -> Result<()> {
+        done(call!(self, xSync, flags))
+    }
+
+    fn sector(&self) -> usize {
+        let sector = self.sector_size().clamp(512, 65536) as usize;
+        sector.next_power_of_two()
+    }
+
+    fn is_powersafe(&self) -> bool {
+        self.device_characteristics() & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE != 0
+    }
+
+    fn lock(&self, level: LockLevel) -> Result<()> {
+        done(call!(self, xLock, level.code()))
+    }
+
+    fn unlock(&self, level: LockLevel) -> Result<()> {
+        done(call!(self, xUnlock, level.code()))
+    }
+
+    fn is_reserved(&self) -> Result<bool> {
+        let mut reserved = 0;
+        done(call!(self, xCheckReservedLock, &mut reserved))?;
+        Ok(reserved != 0)
+    }
+
+    /// SQLite's `unix-none` has no shared memory.
+    fn has_shared_memory(&self) -> bool {
+        self.has_shm_methods()
+    }
+
+    fn map_wal_index(&self) -> Result<()> {
+        let mut region = std::ptr::null_mut();
+        done(call!(self, xShmMap, 0, WAL_INDEX_REGION, 1, &mut region))
+    }
+
+    fn unmap_wal_index(&self) {
+        call!(self, xShmUnmap, 0);
+    }
+
+    fn lock_wal_index(&self, number: u32) -> Result<()> {
+        let how = ffi::SQLITE_SHM_LOCK | ffi::SQLITE_SHM_EXCLUSIVE;
+        done(call!(self, xShmLock, number as c_int, 1, how))
+    }
+
+    fn unlock_wal_index(&self, number: u32) {
+        let how = ffi::SQLITE_SHM_UNLOCK | ffi::SQLITE_SHM_EXCLUSIVE;
+        call!(self, xShmLock, number as c_int, 1, how);
+    }
+
+    fn with_journal<T>(&self, work: impl FnOnce(&Self) -> Result<T>) -> Result<Option<T>> {
+        // SAFETY: `set_place` was told so, and the file is open.
+        self.place
+            .map_or(Ok(None), |place| unsafe { place.with_neighbour(Neighbour::Journal, work) })
+    }
+
+    fn delete_plain_log(&self) -> Result<()> {
+        // SAFETY: as above.
+        self.place.map_or(Ok(()), |place| unsafe { place.delete_plain_log() })
+    }
+
+    fn is_writing(&self) -> bool {
+        let db = self.connection();
+        // SAFETY: SQLite is in a call on the file, so the connection that uses it is open.
+        !db.is_null() && unsafe { api::is_writing(db) }
+    }
+
+    fn is_in_transaction(&self) -> Option<bool> {
+        let db = self.connection();
+        // SAFETY: as above.
+        if db.is_null() { None } else { Some(unsafe { api::is_in_transaction(db) }) }
+    }
+
+    fn is_idle(&self) -> bool {
+        let db = self.connection();
+        // SAFETY: as above.
+        !db.is_null() && unsafe { api::is_idle(db) }
     }
 }

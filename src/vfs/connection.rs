@@ -6,12 +6,13 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use libsqlite3_sys as ffi;
 
 use super::api::{self, NewFunction};
+use super::base::BaseFile;
 use super::kin::is_kin;
-use super::open::OpenFile;
-use super::shared::Entered;
+use super::owner::Entered;
 use super::table::add_tables;
 use super::{guard, is_ours};
 use crate::command::{self, Answer, Attached, Command};
+use crate::db::Database;
 use crate::error::{Error, Result, last_error, set_last};
 
 /// What changes keys, or asks a provider, must not be called by a schema that somebody made up.
@@ -31,7 +32,7 @@ static FUNCTIONS: [NewFunction; 10] = [
     command(c"tde_status"),
     command(c"tde_protectors"),
     command(c"tde_cipher"),
-    command(c"tde_verify"),
+    command(c"tde_check_protectors"),
     command(c"tde_lock"),
     command(c"tde_auto_rotate"),
     command(c"tde_rotate_protector"),
@@ -153,7 +154,7 @@ static COPY: u8 = 0;
 #[repr(C)]
 pub(super) struct Errand<'a> {
     copy: *const u8,
-    work: &'a mut dyn FnMut(Result<&mut OpenFile>),
+    work: &'a mut dyn FnMut(Result<&mut Database<BaseFile>>),
 }
 
 impl Errand<'_> {
@@ -169,7 +170,7 @@ impl Errand<'_> {
         if own { Some(unsafe { &mut *arg.cast::<Self>() }) } else { None }
     }
 
-    pub(super) fn run(&mut self, open: Result<Entered<'_>>) {
+    pub(super) fn run(&mut self, open: Result<Entered<'_, Database<BaseFile>>>) {
         match open {
             Ok(mut open) => (self.work)(Ok(&mut open)),
             Err(error) => (self.work)(Err(error)),
@@ -184,7 +185,7 @@ impl Errand<'_> {
 unsafe fn with_open_file<T>(
     db: *mut ffi::sqlite3,
     schema: &str,
-    work: impl FnOnce(&mut OpenFile) -> Result<T>,
+    work: impl FnOnce(&mut Database<BaseFile>) -> Result<T>,
 ) -> Result<T> {
     let no_such = || Error::Usage(format!("no database is attached as {schema}"));
     let name = CString::new(schema).map_err(|_| no_such())?;
@@ -214,9 +215,7 @@ unsafe fn with_open_file<T>(
 #[cfg(feature = "rusqlite")]
 mod with_rusqlite {
     use super::*;
-    use crate::file::main_db::MainDb;
     use crate::file::wal::Frames;
-    use crate::vfs::base::BaseFile;
 
     /// Runs `command` on the database `schema` of `connection`.
     pub(crate) fn run_command(
@@ -233,13 +232,13 @@ mod with_rusqlite {
     pub(crate) fn with_database_and_log<T>(
         connection: &rusqlite::Connection,
         schema: &str,
-        work: impl FnOnce(&mut MainDb, &BaseFile, Frames) -> Result<T>,
+        work: impl FnOnce(&mut Database<BaseFile>, Frames) -> Result<T>,
     ) -> Result<T> {
         // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
         unsafe {
             with_open_file(connection.handle(), schema, |open| {
                 let log = open.log_frames()?;
-                open.with_shared_lock(|db, base| work(db, base, log))
+                open.with_shared_lock(|open| work(open, log))
             })
         }
     }

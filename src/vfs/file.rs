@@ -1,9 +1,10 @@
 //! The methods of an open file, as SQLite calls them.
 //!
 //! ```text
-//! | TdeFile: methods | Shared* |
+//! | TdeFile: methods | Handle* |
 //! ```
 //! SQLite allocates it, zeroed and aligned to 8 bytes. The base VFS's file is in memory of ours.
+//! A handle is thin: it knows which file of which database it is, and passes SQLite's calls on.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -16,18 +17,167 @@ use libsqlite3_sys as ffi;
 use super::base::{BaseFile, call};
 use super::connection::{ERRAND, Errand};
 use super::kin::{WHO, answer_who};
-use super::open::OpenFile;
-use super::shared::{Entered, Shared};
-use super::{api, guard, guard_change, names, of_change, raise};
+use super::names::{self, LogName};
+use super::owner::{Guarded, Owner};
+use super::{api, guard, guard_change, of_change, raise};
 use crate::command::{self, Command};
+use crate::db::PartId;
+use crate::db::host::{Host, LockLevel};
 use crate::error::{Error, Result, last_error};
+use crate::file::scratch::Scratch;
+use crate::io::{Filled, Storage};
+
+/// Characteristics that hold for the base file and not for ours: a page of ours is more than one
+/// write where the file grows, and a record is not appended by itself.
+const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
+    | ffi::SQLITE_IOCAP_ATOMIC512
+    | ffi::SQLITE_IOCAP_ATOMIC1K
+    | ffi::SQLITE_IOCAP_ATOMIC2K
+    | ffi::SQLITE_IOCAP_ATOMIC4K
+    | ffi::SQLITE_IOCAP_ATOMIC8K
+    | ffi::SQLITE_IOCAP_ATOMIC16K
+    | ffi::SQLITE_IOCAP_ATOMIC32K
+    | ffi::SQLITE_IOCAP_ATOMIC64K
+    | ffi::SQLITE_IOCAP_SAFE_APPEND
+    | ffi::SQLITE_IOCAP_BATCH_ATOMIC;
 
 /// Our part of an sqlite3_file.
 #[repr(C, align(8))]
 pub(super) struct TdeFile {
     head: ffi::sqlite3_file,
-    /// From `Arc::into_raw`, until xClose.
-    shared: *const Shared,
+    /// From `Box::into_raw`, until xClose.
+    handle: *mut Handle,
+}
+
+/// What an sqlite3_file of ours is.
+pub(super) enum Handle {
+    Main(Arc<Owner>),
+    Journal(Arc<Owner>, PartId),
+    /// The base may keep the pointer to the name that it was given.
+    Log(
+        Arc<Owner>,
+        PartId,
+        #[expect(dead_code, reason = "it lives as long as the handle")] Option<Arc<LogName>>,
+    ),
+    Scratch(Guarded<(BaseFile, Box<Scratch>)>),
+    /// Passed through: what belongs to a plaintext database, which is here, a super-journal, or the
+    /// journal of another database of the same transaction, of which SQLite reads the name at its
+    /// end.
+    Through(Guarded<BaseFile>, Option<Arc<Owner>>),
+}
+
+impl Handle {
+    /// The database whose main file this is.
+    pub(super) fn owner_of_main(&self) -> Option<Arc<Owner>> {
+        if let Self::Main(owner) = self { Some(Arc::clone(owner)) } else { None }
+    }
+
+    fn read(&self, buf: &mut [u8], at: u64) -> Result<Filled> {
+        match self {
+            Self::Main(owner) => owner.enter()?.read(buf, at),
+            Self::Journal(owner, id) => owner.enter()?.read_journal(*id, buf, at),
+            Self::Log(owner, id, _) => owner.enter()?.read_log(*id, buf, at),
+            Self::Scratch(scratch) => {
+                let (base, scratch) = &mut *scratch.enter()?;
+                scratch.read(base, buf, at)
+            }
+            Self::Through(base, _) => {
+                Ok(if base.enter()?.read(buf, at)? { Filled::Full } else { Filled::Short })
+            }
+        }
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        match self {
+            Self::Main(owner) => owner.enter()?.write(bytes, at),
+            Self::Journal(owner, id) => owner.enter()?.write_journal(*id, bytes, at),
+            Self::Log(owner, id, _) => owner.enter()?.write_log(*id, bytes, at),
+            Self::Scratch(scratch) => {
+                let (base, scratch) = &mut *scratch.enter()?;
+                scratch.write(base, bytes, at)
+            }
+            Self::Through(base, _) => base.enter()?.write(bytes, at),
+        }
+    }
+
+    fn truncate(&self, size: u64) -> Result<()> {
+        match self {
+            Self::Main(owner) => owner.enter()?.truncate(size),
+            Self::Journal(owner, id) => owner.enter()?.truncate_journal(*id, size),
+            Self::Log(owner, id, _) => owner.enter()?.truncate_log(*id, size),
+            Self::Scratch(scratch) => {
+                let (base, scratch) = &mut *scratch.enter()?;
+                scratch.truncate(base, size)
+            }
+            Self::Through(base, _) => base.enter()?.truncate(size),
+        }
+    }
+
+    fn sync(&self, flags: c_int) -> Result<()> {
+        match self {
+            Self::Main(owner) => owner.enter()?.sync(flags),
+            Self::Journal(owner, id) => owner.enter()?.sync_journal(*id, flags),
+            Self::Log(owner, id, _) => owner.enter()?.sync_log(*id, flags),
+            Self::Scratch(_) | Self::Through(..) => self.with_base(|base| base.sync_as(flags))?,
+        }
+    }
+
+    fn size(&self) -> Result<u64> {
+        match self {
+            Self::Main(owner) => owner.enter()?.size(),
+            Self::Journal(owner, id) => owner.enter()?.journal_size(*id),
+            Self::Log(owner, id, _) => owner.enter()?.log_size(*id),
+            Self::Scratch(scratch) => Ok(scratch.enter()?.1.size()),
+            Self::Through(base, _) => base.enter()?.size(),
+        }
+    }
+
+    /// Runs `work` on the base VFS's file.
+    fn with_base<T>(&self, work: impl FnOnce(&mut BaseFile) -> T) -> Result<T> {
+        Ok(match self {
+            Self::Main(owner) => work(&mut owner.enter()?.host),
+            Self::Journal(owner, id) => work(owner.enter()?.journal_host(*id)?),
+            Self::Log(owner, id, _) => work(owner.enter()?.log_host(*id)?),
+            Self::Scratch(scratch) => work(&mut scratch.enter()?.0),
+            Self::Through(base, _) => work(&mut *base.enter()?),
+        })
+    }
+
+    /// Whether the bytes in the file are those that SQLite sees.
+    fn passes_through(&self) -> Result<bool> {
+        Ok(match self {
+            Self::Through(..) => true,
+            Self::Main(owner) => owner.enter()?.main.is_plain(),
+            Self::Journal(..) | Self::Log(..) | Self::Scratch(_) => false,
+        })
+    }
+
+    /// Closes the file.
+    ///
+    /// # Errors
+    /// As [`Guarded::enter`]: a call further up in this thread goes on with the file.
+    fn close(&self) -> Result<c_int> {
+        match self {
+            Self::Main(owner) => owner.database.close(|db| db.host.close()),
+            // Of a main file that was closed before them, they hold no more than memory.
+            Self::Journal(owner, _) | Self::Log(owner, ..) if owner.database.is_closed() => {
+                Ok(ffi::SQLITE_OK)
+            }
+            Self::Journal(owner, id) => {
+                Ok(owner.enter()?.close_journal(*id).map_or(ffi::SQLITE_OK, |base| base.close()))
+            }
+            Self::Log(owner, id, _) => {
+                Ok(owner.enter()?.close_log(*id).map_or(ffi::SQLITE_OK, |base| base.close()))
+            }
+            Self::Scratch(scratch) => scratch.close(|(base, _)| base.close()),
+            Self::Through(base, database) => {
+                if let Some(Ok(mut database)) = database.as_deref().map(Owner::enter) {
+                    database.close_plain_part();
+                }
+                base.close(|base| base.close())
+            }
+        }
+    }
 }
 
 impl TdeFile {
@@ -35,10 +185,10 @@ impl TdeFile {
     ///
     /// # Safety
     /// `file` has room for a `TdeFile`.
-    pub(super) unsafe fn install(file: *mut ffi::sqlite3_file, shared: Arc<Shared>, base: Offers) {
+    pub(super) unsafe fn install(file: *mut ffi::sqlite3_file, handle: Handle, base: Offers) {
         // SAFETY: as above; SQLite reads `pMethods` only after xOpen returned.
         unsafe {
-            (*file.cast::<Self>()).shared = Arc::into_raw(shared);
+            (*file.cast::<Self>()).handle = Box::into_raw(Box::new(handle));
             (*file).pMethods = base.methods();
         }
     }
@@ -46,26 +196,38 @@ impl TdeFile {
     /// What is behind `file`, if it is one of ours: not NULL, and with our methods.
     ///
     /// # Safety
-    /// `file` is NULL or an open sqlite3_file.
-    pub(super) unsafe fn shared(file: *mut ffi::sqlite3_file) -> Option<*const Shared> {
-        // SAFETY: as above; only `install` sets one of our methods, together with `shared`.
+    /// `file` is NULL or an open sqlite3_file, and stays open for as long as the answer is used.
+    pub(super) unsafe fn handle<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a Handle> {
+        // SAFETY: as above; only `install` sets one of our methods, together with `handle`.
         unsafe {
             let ours = !file.is_null() && METHODS.iter().any(|own| ptr::eq((*file).pMethods, own));
-            ours.then(|| (*file.cast::<Self>()).shared)
+            ours.then(|| &*(*file.cast::<Self>()).handle)
         }
     }
 }
 
-/// Enters the open file behind `file`.
-///
-/// # Errors
-/// As [`Shared::enter`].
+/// The handle behind `file`.
 ///
 /// # Safety
 /// SQLite called one of our methods on `file`, and that has not returned.
-unsafe fn opened<'a>(file: *mut ffi::sqlite3_file) -> Result<Entered<'a>> {
+unsafe fn opened<'a>(file: *mut ffi::sqlite3_file) -> &'a Handle {
     // SAFETY: only `install` makes SQLite call our methods, and `close` ends that.
-    unsafe { (*(*file.cast::<TdeFile>()).shared).enter() }
+    unsafe { &*(*file.cast::<TdeFile>()).handle }
+}
+
+/// The database whose main file `file` is.
+///
+/// # Errors
+/// [`Error::NotEncrypted`] for another file, of which SQLite asks nothing that this is needed for.
+///
+/// # Safety
+/// As [`opened`].
+unsafe fn owner<'a>(file: *mut ffi::sqlite3_file) -> Result<&'a Arc<Owner>> {
+    // SAFETY: as above.
+    match unsafe { opened(file) } {
+        Handle::Main(owner) => Ok(owner),
+        _ => Err(Error::NotEncrypted),
+    }
 }
 
 /// Which methods of later versions the base file has, so that ours may have them.
@@ -77,7 +239,7 @@ pub(super) struct Offers {
 
 impl Offers {
     pub(super) fn of(base: &BaseFile) -> Self {
-        Self { version: base.version_to_claim(), shared_memory: base.has_shared_memory() }
+        Self { version: base.version_to_claim(), shared_memory: base.has_shm_methods() }
     }
 
     fn methods(self) -> &'static ffi::sqlite3_io_methods {
@@ -135,18 +297,18 @@ type File = *mut ffi::sqlite3_file;
 unsafe extern "C" fn close(file: File) -> c_int {
     guard(|| {
         // SAFETY: xClose is the last call on `file`; `install` stored the pointer.
-        let shared = unsafe {
+        let handle = unsafe {
             (*file).pMethods = ptr::null();
-            Arc::from_raw((*file.cast::<TdeFile>()).shared)
+            Box::from_raw((*file.cast::<TdeFile>()).handle)
         };
-        if !shared.name().is_null() {
+        if let Handle::Main(owner) = &*handle {
             // SAFETY: a database was remembered under its name when it was opened.
-            unsafe { names::forget(file, shared.name()) };
+            unsafe { names::forget(file, owner.name) };
         }
-        let closed = shared.close(|open| open.close(&shared));
+        let closed = handle.close();
         if closed.is_err() {
             // Further up in this thread a call is in it, which goes on with what it has.
-            std::mem::forget(shared);
+            std::mem::forget(handle);
         }
         closed
     })
@@ -156,7 +318,10 @@ unsafe extern "C" fn read(file: File, buf: *mut c_void, len: c_int, at: i64) -> 
     // SAFETY: "xRead reads iAmt bytes into the buffer", which SQLite owns and we alone use now.
     guard(|| unsafe {
         let buf = std::slice::from_raw_parts_mut(buf.cast::<u8>(), length(len)?);
-        opened(file)?.read(buf, offset(at)?)
+        Ok(match opened(file).read(buf, offset(at)?)? {
+            Filled::Full => ffi::SQLITE_OK,
+            Filled::Short => ffi::SQLITE_IOERR_SHORT_READ,
+        })
     })
 }
 
@@ -164,54 +329,49 @@ unsafe extern "C" fn write(file: File, buf: *const c_void, len: c_int, at: i64) 
     // SAFETY: "xWrite writes iAmt bytes from the buffer", which stays SQLite's and is not changed.
     guard_change(|| unsafe {
         let bytes = std::slice::from_raw_parts(buf.cast::<u8>(), length(len)?);
-        opened(file)?.write(bytes, offset(at)?)
+        done(opened(file).write(bytes, offset(at)?))
     })
 }
 
 unsafe extern "C" fn truncate(file: File, size: i64) -> c_int {
     // SAFETY: see `opened`.
-    guard_change(|| unsafe { opened(file)?.truncate(offset(size)?) })
+    guard_change(|| unsafe { done(opened(file).truncate(offset(size)?)) })
 }
 
 unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
     // SAFETY: see `opened`.
-    guard_change(|| unsafe { opened(file)?.sync(flags) })
+    guard_change(|| unsafe { done(opened(file).sync(flags)) })
 }
 
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
-    guard(|| {
-        // SAFETY: see `opened`.
-        let mut open = unsafe { opened(file)? };
-        if open.wants_reserve() {
-            drop(open);
-            // A database that does not lock (`nolock=1`) is asked for its size before anything is
-            // written. SAFETY: SQLite called xFileSize on `file`.
-            unsafe { ask_for_reserve(file)? };
-            // SAFETY: see `opened`.
-            open = unsafe { opened(file)? };
-        }
-        // SAFETY: `out` points to one integer.
-        unsafe { *out = open.size()? as i64 };
+    // SAFETY: see `opened`; `out` points to one integer.
+    guard(|| unsafe {
+        // A database that does not lock (`nolock=1`) is asked for its size before anything is
+        // written.
+        ask_for_reserve(file)?;
+        *out = opened(file).size()? as i64;
         Ok(ffi::SQLITE_OK)
     })
 }
 
 unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
-    guard(|| {
+    // SAFETY: see `opened`.
+    guard(|| unsafe {
+        let level = LockLevel::from_code(level);
+        let Handle::Main(owner) = opened(file) else {
+            return done(opened(file).with_base(|base| base.lock(level))?);
+        };
         names::locks(file);
-        // SAFETY: see `opened`.
-        let code = unsafe { opened(file)?.lock(level)? };
-        if code == ffi::SQLITE_OK && level == ffi::SQLITE_LOCK_SHARED {
-            // SAFETY: SQLite called xLock on `file`.
-            unsafe { ask_for_reserve(file) }.inspect_err(|_| {
-                // SQLite gets an error and takes it that it has no lock.
-                // SAFETY: see `opened`.
-                if let Ok(mut open) = unsafe { opened(file) } {
-                    open.unlock(ffi::SQLITE_LOCK_NONE);
+        owner.enter()?.lock(level)?;
+        if level == LockLevel::Shared {
+            ask_for_reserve(file).inspect_err(|_| {
+                // After an error SQLite assumes that it does not hold the lock, so it is released.
+                if let Ok(mut database) = owner.enter() {
+                    let _ = database.unlock(LockLevel::None);
                 }
             })?;
         }
-        Ok(code)
+        Ok(ffi::SQLITE_OK)
     })
 }
 
@@ -221,104 +381,128 @@ unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
 /// # Safety
 /// SQLite is inside a method of `file`, hence holds the mutex of the connection that uses it.
 unsafe fn ask_for_reserve(file: File) -> Result<()> {
-    // SAFETY: see `opened`; the borrow ends before SQLite is called back.
-    let connection = unsafe {
-        let open = opened(file)?;
-        open.wants_reserve().then(|| open.connection.load(Ordering::Acquire))
-    };
-    let name = connection.map_or(ptr::null(), |_| names::name_of(file));
-    let Some(connection) = connection.filter(|_| !name.is_null()) else { return Ok(()) };
-    // A pager that has a lock and changes its page size calls xFileSize before it is done.
-    // SAFETY: see `opened`; the borrow ends before SQLite is called back.
-    unsafe { opened(file)?.reserves = true };
-    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
-    // its name.
-    let told = unsafe { api::reserve_bytes_of(*connection, name) };
-    // SAFETY: see `opened`.
-    unsafe { opened(file)?.reserves = false };
-    told
+    // SAFETY: see `opened`. SQLITE_FCNTL_PDB gave the place of the connection, which lives as long
+    // as the open file, and so does its name.
+    unsafe {
+        let Handle::Main(owner) = opened(file) else { return Ok(()) };
+        let name = if owner.wants_reserve()? { names::name_of(file) } else { ptr::null() };
+        if name.is_null() {
+            return Ok(());
+        }
+        // A pager that has a lock and changes its page size calls xFileSize before it is done.
+        owner.reserving.store(true, Ordering::Relaxed);
+        let told = api::reserve_bytes_of(*owner.connection(), name);
+        owner.reserving.store(false, Ordering::Relaxed);
+        told
+    }
 }
 
 unsafe extern "C" fn unlock(file: File, level: c_int) -> c_int {
     // SAFETY: see `opened`.
-    guard(|| unsafe { Ok(opened(file)?.unlock(level)) })
+    guard(|| unsafe {
+        let level = LockLevel::from_code(level);
+        done(match opened(file) {
+            Handle::Main(owner) => owner.enter()?.unlock(level),
+            other => other.with_base(|base| base.unlock(level))?,
+        })
+    })
 }
 
 unsafe extern "C" fn check_reserved_lock(file: File, out: *mut c_int) -> c_int {
     // SAFETY: see `opened`; `out` points to an int.
-    guard(|| unsafe { Ok(opened(file)?.base.check_reserved_lock(out)) })
+    guard(|| unsafe { opened(file).with_base(|base| call!(base, xCheckReservedLock, out)) })
 }
 
 unsafe extern "C" fn sector_size(file: File) -> c_int {
     // SAFETY: see `opened`.
-    let open = unsafe { opened(file) };
-    open.map_or(0, |open| open.base.sector_size())
+    unsafe { opened(file) }.with_base(|base| base.sector_size()).unwrap_or(0)
 }
 
 unsafe extern "C" fn device_characteristics(file: File) -> c_int {
     // SAFETY: see `opened`.
-    let open = unsafe { opened(file) };
-    open.map_or(0, |open| open.device_characteristics())
+    let handle = unsafe { opened(file) };
+    let Ok(base) = handle.with_base(|base| base.device_characteristics()) else { return 0 };
+    if matches!(handle.passes_through(), Ok(true)) { base } else { base & !NOT_OURS }
 }
 
 unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_int {
     // SAFETY: see `opened`; `arg` is what SQLite's documentation says of `op`.
     guard(|| unsafe {
-        if op == ERRAND
-            && let Some(errand) = Errand::of(arg)
+        let handle = opened(file);
+        if let Handle::Main(owner) = handle
+            && let Some(code) = main_file_control(file, owner, op, arg)?
         {
-            errand.run(opened(file));
-            return Ok(ffi::SQLITE_OK);
+            return Ok(code);
         }
-        if op == ffi::SQLITE_FCNTL_PRAGMA {
-            // `PRAGMA page_size=512`: told in time of the trailer, SQLite makes it 1024 by itself.
-            // A host that cannot be told gets its error where the database is locked.
-            let _ = ask_for_reserve(file);
-            if let Some(code) = pragma_without_file(file, arg.cast()) {
-                return Ok(code);
-            }
-        }
-        if op == ffi::SQLITE_FCNTL_PDB {
-            let shared = &*(*file.cast::<TdeFile>()).shared;
-            shared.used_by(arg.cast());
-            // The base gets it as it would from SQLite: perhaps beside another thread's call.
-            let base = shared.base();
-            let control = (*(*base).pMethods).xFileControl;
-            return Ok(control.map_or(ffi::SQLITE_NOTFOUND, |control| control(base, op, arg)));
-        }
-        let mut open = opened(file)?;
         match op {
-            ffi::SQLITE_FCNTL_PRAGMA => {
-                if let Some(code) = pragma(&mut open, arg.cast()) {
-                    return Ok(code);
-                }
-            }
-            ffi::SQLITE_FCNTL_SYNC => {
-                if let Err(error) = open.before_commit() {
-                    return Ok(of_change(raise(error)));
-                }
-            }
-            ffi::SQLITE_FCNTL_CKPT_START => open.checkpoint_starts(),
-            ffi::SQLITE_FCNTL_CKPT_DONE => open.checkpoint_ends(),
-            ffi::SQLITE_FCNTL_MMAP_SIZE => open.base.limit_mapping(*arg.cast::<i64>()),
             // Growing the file ahead of its pages would leave pages that nobody sealed.
             ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
-                if !open.passes_through() =>
+                if !handle.passes_through()? =>
             {
                 return Ok(ffi::SQLITE_OK);
             }
-            ffi::SQLITE_FCNTL_BEGIN_ATOMIC_WRITE if !open.passes_through() => {
+            ffi::SQLITE_FCNTL_BEGIN_ATOMIC_WRITE if !handle.passes_through()? => {
                 return Ok(ffi::SQLITE_NOTFOUND);
+            }
+            ffi::SQLITE_FCNTL_MMAP_SIZE => {
+                handle.with_base(|base| base.limit_mapping(*arg.cast::<i64>()))?;
             }
             WHO => return Ok(answer_who(arg.cast())),
             _ => {}
         }
-        let code = open.base.file_control(op, arg);
+        let code = handle.with_base(|base| base.file_control(op, arg))?;
         if op == ffi::SQLITE_FCNTL_VFSNAME && code == ffi::SQLITE_OK {
             name_vfs(arg.cast());
         }
         Ok(code)
     })
+}
+
+/// What a file-control means for a main file alone; `None` for one that goes on to the base.
+///
+/// # Safety
+/// SQLite called xFileControl with these arguments on `file`, the main file of `owner`.
+unsafe fn main_file_control(
+    file: File,
+    owner: &Owner,
+    op: c_int,
+    arg: *mut c_void,
+) -> Result<Option<c_int>> {
+    // SAFETY: as above.
+    unsafe {
+        match op {
+            ERRAND => {
+                let Some(errand) = Errand::of(arg) else { return Ok(None) };
+                errand.run(owner.enter());
+                return Ok(Some(ffi::SQLITE_OK));
+            }
+            ffi::SQLITE_FCNTL_PDB => {
+                owner.used_by(arg.cast());
+                // The base gets it as it would from SQLite: perhaps beside another thread's call.
+                let control = (*(*owner.base).pMethods).xFileControl;
+                let code = control.map(|control| control(owner.base, op, arg));
+                return Ok(Some(code.unwrap_or(ffi::SQLITE_NOTFOUND)));
+            }
+            ffi::SQLITE_FCNTL_PRAGMA => {
+                // `PRAGMA page_size=512`: told in time of the trailer, SQLite makes it 1024 by
+                // itself. A host that cannot be told gets its error where the database is locked.
+                let _ = ask_for_reserve(file);
+                if let Some(code) = pragma_without_file(owner, arg.cast()) {
+                    return Ok(Some(code));
+                }
+                return Ok(pragma(owner, arg.cast())?);
+            }
+            ffi::SQLITE_FCNTL_SYNC => {
+                if let Err(error) = owner.enter()?.before_commit() {
+                    return Ok(Some(of_change(raise(error))));
+                }
+            }
+            ffi::SQLITE_FCNTL_CKPT_START => owner.enter()?.checkpoint_starts(),
+            ffi::SQLITE_FCNTL_CKPT_DONE => owner.enter()?.checkpoint_ends(),
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Puts our name before that of the base VFS.
@@ -353,8 +537,8 @@ unsafe fn name_and_value<'a>(arg: *mut *mut c_char) -> (Cow<'a, str>, Option<Cow
 /// for another one.
 ///
 /// # Safety
-/// SQLite called xFileControl on `file` with this `arg` of `SQLITE_FCNTL_PRAGMA`.
-unsafe fn pragma_without_file(file: File, arg: *mut *mut c_char) -> Option<c_int> {
+/// SQLite called xFileControl on the main file of `owner` with this `arg` of `SQLITE_FCNTL_PRAGMA`.
+unsafe fn pragma_without_file(owner: &Owner, arg: *mut *mut c_char) -> Option<c_int> {
     // SAFETY: as above.
     let (name, value) = unsafe { name_and_value(arg) };
     let name = name.to_ascii_lowercase();
@@ -373,14 +557,14 @@ unsafe fn pragma_without_file(file: File, arg: *mut *mut c_char) -> Option<c_int
     if !Command::parse(&name, value.as_deref()).is_ok_and(|command| command.changes()) {
         return None;
     }
-    // SAFETY: see `opened`; the borrow ends before SQLite is called back. SQLITE_FCNTL_PDB gave the
-    // place, which lives as long as the open file, and so does the connection.
+    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does the
+    // connection. SQLite is called back while the database is not entered.
     let refused: Result<()> = unsafe {
-        let place = opened(file).ok()?.connection.load(Ordering::Acquire);
+        let place = owner.connection();
         if place.is_null() || (*place).is_null() || !api::is_query_only(*place) {
             return None;
         }
-        command::refuse_on_query_only(&mut *opened(file).ok()?)
+        command::refuse_on_query_only(&mut *owner.enter().ok()?)
     };
     let text = refused.err()?.to_string();
     // SAFETY: as above.
@@ -392,17 +576,18 @@ unsafe fn pragma_without_file(file: File, arg: *mut *mut c_char) -> Option<c_int
 ///
 /// # Safety
 /// `arg` is that of `SQLITE_FCNTL_PRAGMA`: result, name, value or NULL.
-unsafe fn pragma(open: &mut OpenFile, arg: *mut *mut c_char) -> Option<c_int> {
+unsafe fn pragma(owner: &Owner, arg: *mut *mut c_char) -> Result<Option<c_int>> {
     // SAFETY: as above.
     let (name, value) = unsafe { name_and_value(arg) };
-    let (text, code) = match open.pragma(&name, value.as_deref()) {
-        Ok(None) => return None,
+    let answer = command::pragma(&mut *owner.enter()?, &name, value.as_deref());
+    let (text, code) = match answer {
+        Ok(None) => return Ok(None),
         Ok(Some(answer)) => (answer, ffi::SQLITE_OK),
         Err(error) => (error.to_string(), ffi::SQLITE_ERROR),
     };
     // SAFETY: SQLite frees the string in the first place.
     unsafe { *arg = api::sqlite_string(&text) };
-    Some(code)
+    Ok(Some(code))
 }
 
 unsafe extern "C" fn shm_map(
@@ -412,60 +597,41 @@ unsafe extern "C" fn shm_map(
     extend: c_int,
     out: *mut *mut c_void,
 ) -> c_int {
-    // SAFETY: see `opened`; shared memory is the base VFS's, and `out` points to a pointer.
-    guard(|| unsafe {
-        let mut open = opened(file)?;
-        let code = call!(open.base, xShmMap, region, size, extend, out);
-        let mapped = matches!(code, ffi::SQLITE_OK | ffi::SQLITE_READONLY);
-        open.shm.mapped(region, size, if mapped { *out } else { ptr::null_mut() });
-        Ok(code)
-    })
+    // SAFETY: see `opened`; the arguments are those of xShmMap.
+    guard(|| unsafe { opened(file).with_base(|base| base.map_region(region, size, extend, out)) })
 }
 
 unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
-    /// SQLite writes a log under this one of its locks.
-    const WRITE: c_int = 0;
-    /// It holds this one while it recovers a log, and else never exclusively.
-    const RECOVER: c_int = 2;
     // SAFETY: see `opened`.
     guard(|| unsafe {
-        let mut open = opened(file)?;
+        let mut database = owner(file)?.enter()?;
         let exclusive = flags & ffi::SQLITE_SHM_EXCLUSIVE != 0;
+        let first = u32::try_from(offset).unwrap_or_default();
+        let numbers = first..first + n.unsigned_abs();
         let unlock = flags & ffi::SQLITE_SHM_UNLOCK != 0;
-        if unlock && exclusive && (offset..offset + n).contains(&RECOVER) {
-            open.end_recovery();
+        if unlock {
+            database.before_index_unlock(numbers.clone(), exclusive);
+        } else {
+            database.before_index_lock()?;
         }
-        if !unlock {
-            open.before_shm_lock()?;
-        }
-        let writes = exclusive && (offset..offset + n).contains(&WRITE);
-        let code = call!(open.base, xShmLock, offset, n, flags);
+        let code = call!(database.host, xShmLock, offset, n, flags);
         match code {
-            ffi::SQLITE_OK if unlock => {
-                open.shm_unlocked(offset, n);
-                if writes {
-                    open.write_lock_given_back();
-                }
-            }
-            ffi::SQLITE_OK => {
-                open.shm_locked(offset, n, exclusive);
-                if writes {
-                    open.writing_starts();
-                }
-            }
+            ffi::SQLITE_OK if unlock => database.index_unlocked(numbers, exclusive),
+            ffi::SQLITE_OK => database.index_locked(numbers, exclusive),
             _ => {}
         }
         Ok(code)
     })
 }
 
-/// The open file is not entered: a barrier changes nothing of it, and each transaction has several.
+/// The database is not entered: a barrier changes nothing of it, and each transaction has several.
 unsafe extern "C" fn shm_barrier(file: File) {
     // SAFETY: SQLite called a method of ours on `file`, so it is open, and so is its base.
     unsafe {
-        let base = (*(*file.cast::<TdeFile>()).shared).base();
-        if let Some(barrier) = (*(*base).pMethods).xShmBarrier {
-            barrier(base);
+        if let Handle::Main(owner) = opened(file)
+            && let Some(barrier) = (*(*owner.base).pMethods).xShmBarrier
+        {
+            barrier(owner.base);
         }
     }
 }
@@ -473,9 +639,10 @@ unsafe extern "C" fn shm_barrier(file: File) {
 unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {
-        let mut open = opened(file)?;
-        open.shm.unmapped();
-        Ok(call!(open.base, xShmUnmap, delete))
+        let mut database = owner(file)?.enter()?;
+        database.index_unmapped();
+        database.host.unmap_regions();
+        Ok(call!(database.host, xShmUnmap, delete))
     })
 }
 
@@ -485,13 +652,13 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
     // SAFETY: see `opened`; `out` points to a pointer.
     guard(|| unsafe {
         *out = ptr::null_mut();
-        let mut open = opened(file)?;
-        if open.passes_through() {
-            return Ok(call!(open.base, xFetch, at, len, out));
+        let handle = opened(file);
+        if handle.passes_through()? {
+            return handle.with_base(|base| call!(base, xFetch, at, len, out));
         }
         // It asks for one of every file that it sorts in, too, of any size.
-        if open.is_database() {
-            open.base.map(at, len)?;
+        if let Handle::Main(owner) = handle {
+            owner.enter()?.host.map(at, len)?;
         }
         Ok(ffi::SQLITE_OK)
     })
@@ -501,12 +668,17 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
 unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {
-        let mut open = opened(file)?;
-        if page.is_null() {
-            open.base.unmap();
-        }
-        Ok(call!(open.base, xUnfetch, at, page))
+        opened(file).with_base(|base| {
+            if page.is_null() {
+                base.unmap();
+            }
+            call!(base, xUnfetch, at, page)
+        })
     })
+}
+
+fn done(result: Result<()>) -> Result<c_int> {
+    result.map(|()| ffi::SQLITE_OK)
 }
 
 fn length(len: c_int) -> Result<usize> {

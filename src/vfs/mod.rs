@@ -4,12 +4,7 @@
 //! |---|---|
 //! | this one | the VFS: registration, opening files, and what is passed on as it is |
 //! | `file.rs` | the methods of an open file |
-//! | `content.rs` | what stands in an open file |
-//! | `shared.rs` | an open file as its neighbours reach it: entered by one call at a time |
-//! | `open.rs` | an open file as safe Rust: which calls mean what for which kind of file |
-//! | `waiting.rs` | which writes may wait for those that follow |
-//! | `exclusion.rs` | shutting out whoever else may write the envelope |
-//! | `shm.rs` | what the wal-index in shared memory says of frames |
+//! | `owner.rs` | a database as the handles of its files reach it: entered by one call at a time |
 //! | `forks.rs` | which process this is |
 //! | `kin.rs` | telling VFSs of this library from others |
 //! | `names.rs` | the open database files by name, for their journals and logs, and what a log is called |
@@ -25,41 +20,35 @@
 mod api;
 mod base;
 pub(crate) mod connection;
-mod content;
-mod exclusion;
 mod file;
 pub(crate) mod forks;
 mod kin;
 mod names;
-mod open;
+mod owner;
 pub(crate) mod routines;
-mod shared;
-mod shm;
 mod table;
-mod waiting;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use libsqlite3_sys as ffi;
 
+use crate::db::Database;
 use crate::error::{Error, Result, set_last, set_log};
 use crate::file::FileKind;
-use crate::file::main_db::Wishes;
-use crate::file::tuning::switch;
+use crate::file::scratch::Scratch;
+use crate::io::tuning::switch;
 use crate::key::identity::FileId;
 use crate::key::newest::FileKey;
+use crate::key::session::Wishes;
 use crate::suite::SuiteId;
 use base::{BaseFile, Place};
-use content::Content;
-use file::{Offers, TdeFile};
-use open::OpenFile;
-use shared::Shared;
+use file::{Handle, Offers, TdeFile};
+use owner::{Guarded, Owner};
 
 /// A registered VFS. Never freed, because connections point to it.
 struct Vfs {
@@ -247,83 +236,120 @@ unsafe fn open_inside(
     out_flags: *mut c_int,
 ) -> Result<c_int> {
     let kind = FileKind::from_flags(flags, !name.is_null());
-    // SAFETY: as in xOpen: `name` is SQLite's own pointer, with what follows it in memory.
-    let wishes = || unsafe { wishes_for(vfs, name) };
-    let mut wishes = match kind {
-        FileKind::MainDb => wishes()?,
-        // SAFETY: SQLite passes the VFS that was registered.
-        _ => Wishes { tuning: unsafe { registered_wishes(vfs) }.tuning, ..Wishes::default() },
-    };
-    let parent_file = if matches!(kind, FileKind::MainJournal | FileKind::Wal) {
-        let written = kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_READWRITE != 0;
-        // SAFETY: `name` is that of a journal or WAL, as SQLite passed it.
-        unsafe { names::database_of(name, written) }
-    } else {
-        ptr::null_mut()
-    };
-    // SAFETY: the database file stays open while its journal or log is being opened.
-    let parent = unsafe { Shared::of(parent_file) };
-    Content::before_open(kind, open::enter(&parent)?.as_deref_mut(), flags)?;
-    let encrypted = open::enter(&parent)?.is_some_and(|parent| !parent.passes_through());
-    let called = match kind {
-        // SAFETY: `name` is that of a log.
-        FileKind::Wal if encrypted => unsafe { names::log_of(name) },
-        _ => None,
-    };
     let mut got = flags;
-    // SAFETY: the arguments are passed on as they came, `name` above all. Another name lives as
-    // long as the file is open.
-    let mut base = unsafe {
-        let name = called.as_ref().map_or(name, |called| called.as_ptr());
-        let base = BaseFile::open(base_of(vfs), name, flags, &mut got)?;
-        if let Some(out_flags) = out_flags.as_mut() {
-            *out_flags = got;
-        }
-        base
-    };
-    kin::refuse_kin(&base)?;
-    let writable = got & ffi::SQLITE_OPEN_READWRITE != 0;
-    if kind == FileKind::MainDb {
-        // SAFETY: `name` is that of a main database.
-        wishes.read_only = unsafe { is_never_written(&base, name, flags, &got) };
-        // SAFETY: as above.
-        wishes.file = unsafe { file_key(&base, name) };
+    // SAFETY: the arguments are those of xOpen, and are passed on as they came, `name` above all.
+    unsafe {
+        let vfs_below = base_of(vfs);
+        let mut open_base = |name: *const c_char| {
+            let base = BaseFile::open(vfs_below, name, flags, &mut got)?;
+            if let Some(out_flags) = out_flags.as_mut() {
+                *out_flags = got;
+            }
+            kin::refuse_kin(&base).map(|()| base)
+        };
+        let (handle, offers) = match kind {
+            FileKind::MainDb => {
+                let wishes = wishes_for(vfs, name)?;
+                let base = open_base(name)?;
+                return open_database(vfs, name, file, (flags, got), out_flags, base, wishes);
+            }
+            FileKind::MainJournal | FileKind::Wal => open_part(kind, name, flags, &mut open_base)?,
+            FileKind::Scratch => {
+                let tuning = registered_wishes(vfs).tuning;
+                let (base, scratch) = (open_base(name)?, Scratch::new(tuning)?);
+                let offers = Offers::of(&base);
+                (Handle::Scratch(Guarded::new((base, Box::new(scratch)))), offers)
+            }
+            FileKind::SuperJournal => {
+                let base = open_base(name)?;
+                let offers = Offers::of(&base);
+                (Handle::Through(Guarded::new(base), None), offers)
+            }
+        };
+        TdeFile::install(file, handle, offers);
     }
-    // SAFETY: both were passed to the base's xOpen.
-    let place = unsafe { Place::new(base_of(vfs), name) };
-    if kind == FileKind::MainDb {
-        // SAFETY: as above.
-        unsafe { base.set_place(place) };
+    Ok(ffi::SQLITE_OK)
+}
+
+/// Opens the main file of a database.
+///
+/// # Safety
+/// The arguments are those of xOpen for a main database; `base` was opened with the first of
+/// `flags`, and the second came back.
+unsafe fn open_database(
+    vfs: *mut ffi::sqlite3_vfs,
+    name: *const c_char,
+    file: *mut ffi::sqlite3_file,
+    flags: (c_int, c_int),
+    out_flags: *mut c_int,
+    mut base: BaseFile,
+    mut wishes: Wishes,
+) -> Result<c_int> {
+    let (asked, got) = flags;
+    // SAFETY: as above.
+    unsafe {
+        wishes.read_only = is_never_written(&base, name, asked, got);
+        wishes.file = file_key(&base, name);
+        base.set_place(Place::new(base_of(vfs), name));
     }
-    let read_only = wishes.read_only;
-    let content = Content::new(&base, kind, wishes, open::enter(&parent)?.as_deref())?;
-    let offers = Offers::of(&base);
-    let mut open = OpenFile::new(base, content, place, parent, writable);
-    open.called = called;
-    let (plain, writes) = (Arc::clone(&open.plain), Arc::clone(&open.writes));
-    plain.store(open.passes_through(), Ordering::Release);
-    if kind == FileKind::MainDb {
-        // SAFETY: the database is open there.
-        unsafe { refuse_plain_log(&open, read_only)? };
-        open.settle_creation();
-        open.mend_envelope();
-        open.rotate_by_itself();
-    }
-    if open.is_read_only() {
+    let (read_only, offers) = (wishes.read_only, Offers::of(&base));
+    let mut database = Database::open(base, got & ffi::SQLITE_OPEN_READWRITE != 0, wishes)?;
+    refuse_plain_log(&database, read_only)?;
+    database.settle_creation();
+    database.mend_envelope();
+    database.rotate_by_itself();
+    if database.main.session().is_ok_and(|session| session.is_read_only()) {
         // SAFETY: `out_flags` is NULL or points to an int.
         unsafe { say_read_only(out_flags) };
     }
-    let shared = Shared::new(open);
-    shared.enter()?.link(&shared)?;
+    let owner = Owner::new(database, name);
+    let outside = Arc::clone(&owner.outside);
     // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose
     // forgets the file.
     unsafe {
-        TdeFile::install(file, shared, offers);
-        if kind == FileKind::MainDb {
-            names::remember(file, name, plain, writes);
-        }
+        TdeFile::install(file, Handle::Main(owner), offers);
+        names::remember(file, name, outside);
     }
     Ok(ffi::SQLITE_OK)
+}
+
+/// Opens a journal or log of a database that is open.
+///
+/// # Safety
+/// `name` is that of a journal or log, as SQLite passed it.
+unsafe fn open_part(
+    kind: FileKind,
+    name: *const c_char,
+    flags: c_int,
+    open_base: &mut dyn FnMut(*const c_char) -> Result<BaseFile>,
+) -> Result<(Handle, Offers)> {
+    let written = kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_READWRITE != 0;
+    // SAFETY: as above; the database stays open while its journal or log is being opened.
+    let owner = unsafe { Owner::of(names::database_of(name, written)) };
+    let owner = owner.ok_or_else(|| {
+        Error::Unsupported(
+            "another VFS stands between SQLite and tde: register tde on top of it instead".into(),
+        )
+    })?;
+    owner.enter()?.before_part(kind, flags)?;
+    if owner.enter()?.main.is_plain() {
+        let base = open_base(name)?;
+        let offers = Offers::of(&base);
+        owner.enter()?.add_plain_part();
+        return Ok((Handle::Through(Guarded::new(base), Some(owner)), offers));
+    }
+    if kind == FileKind::MainJournal {
+        let base = open_base(name)?;
+        let offers = Offers::of(&base);
+        let id = owner.enter()?.add_journal(base)?;
+        return Ok((Handle::Journal(owner, id), offers));
+    }
+    // SAFETY: `name` is that of a log.
+    let called = unsafe { names::log_of(name) };
+    let base = open_base(called.as_ref().map_or(name, |called| called.as_ptr()))?;
+    let offers = Offers::of(&base);
+    let id = owner.enter()?.add_log(base)?;
+    Ok((Handle::Log(owner, id, called), offers))
 }
 
 /// Which file of the operating system `base` is, that was opened as `name`; `None` where the base
@@ -354,19 +380,11 @@ fn key_at(_: &CStr) -> Option<FileKey> {
 /// or its URI or the base says that it never changes, where SQLite takes no locks either.
 ///
 /// # Safety
-/// `name` and `flags` were passed to xOpen, and `out_flags`, which is NULL or points to an int,
-/// came back.
-unsafe fn is_never_written(
-    base: &BaseFile,
-    name: *const c_char,
-    flags: c_int,
-    out_flags: *const c_int,
-) -> bool {
+/// `name` and the flags `asked` were passed to xOpen, and the flags `got` came back.
+unsafe fn is_never_written(base: &BaseFile, name: *const c_char, asked: c_int, got: c_int) -> bool {
     // SAFETY: as above.
-    let (opened, immutable) = unsafe {
-        (out_flags.as_ref().copied().unwrap_or(0), api::uri_parameter(name, c"immutable"))
-    };
-    (flags | opened) & ffi::SQLITE_OPEN_READONLY != 0
+    let immutable = unsafe { api::uri_parameter(name, c"immutable") };
+    (asked | got) & ffi::SQLITE_OPEN_READONLY != 0
         || immutable.is_some_and(|value| is_true(&value))
         || base.device_characteristics() & ffi::SQLITE_IOCAP_IMMUTABLE != 0
 }
@@ -382,18 +400,13 @@ fn is_true(value: &str) -> bool {
 }
 
 /// Refuses to write an encrypted database beside which a log lies that a program without the
-/// library would take for its log. Where the file is only read, it is said in SQLite's log. Such
-/// a log is deleted when a database is created.
-///
-/// # Safety
-/// `open` is a main database.
-unsafe fn refuse_plain_log(open: &OpenFile, read_only: bool) -> Result<()> {
-    if !open.has_pages() {
+/// library would take for its log. If the file is only read, it is said in SQLite's log. Such a log
+/// is deleted when a database is created.
+fn refuse_plain_log(database: &Database<BaseFile>, read_only: bool) -> Result<()> {
+    if !database.has_pages() {
         return Ok(());
     }
-    // SAFETY: as above.
-    let log = unsafe { open.place.plain_log() };
-    match log {
+    match database.host.plain_log() {
         Ok(Some(log)) if !read_only => Err(Error::PlainLog(log)),
         Ok(Some(log)) => {
             let warning = Error::PlainLog(log);

@@ -9,12 +9,13 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libsqlite3_sys as ffi;
 
 use super::api;
+use crate::db::Outside;
 use crate::file::beside;
 
 /// A database file's `sqlite3_file` and the name it was opened with, as addresses. Both live until
@@ -23,10 +24,7 @@ use crate::file::beside;
 struct Named {
     file: usize,
     name: usize,
-    /// Whether it is a plaintext database, as last seen under a lock.
-    plain: Arc<AtomicBool>,
-    /// Whether its connection holds RESERVED, or more.
-    writes: Arc<AtomicBool>,
+    outside: Arc<Outside>,
     /// What the base calls the log of an encrypted one.
     log: Arc<LogName>,
 }
@@ -53,8 +51,7 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers that the database file `file` was opened as `name`. `plain` tells what it is as long
-/// as it is open, and `writes` whether its connection may write a journal.
+/// Remembers that the database file `file` was opened as `name`.
 ///
 /// # Safety
 /// `name` is what was passed to xOpen for the main database `file`, which is told to [`forget`]
@@ -62,8 +59,7 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
 pub(super) unsafe fn remember(
     file: *mut ffi::sqlite3_file,
     name: *const c_char,
-    plain: Arc<AtomicBool>,
-    writes: Arc<AtomicBool>,
+    outside: Arc<Outside>,
 ) {
     // SAFETY: as above.
     let (path, log) = unsafe {
@@ -72,7 +68,7 @@ pub(super) unsafe fn remember(
     };
     let Some(log) = log.map(Arc::new) else { return };
     let (file, name) = (file.expose_provenance(), name.expose_provenance());
-    let named = Named { file, name, plain, writes, log };
+    let named = Named { file, name, outside, log };
     open().entry(path).or_default().push(named);
 }
 
@@ -123,7 +119,7 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
     let (path, number) = beside::split_log(whole)?;
     let open = open();
     let named = owner(&open, path, name, false)?;
-    if named.plain.load(Ordering::Acquire) {
+    if named.outside.plain.load(Ordering::Acquire) {
         return None;
     }
     if number.is_empty() {
@@ -152,7 +148,9 @@ fn owner<'a>(
         // SAFETY: the database is open, hence its name alive.
         .find(|named| unsafe { api::journal_or_log_names(named.name()) }.contains(&name))
         .or(if let [only] = files { Some(only) } else { None })
-        .or_else(|| files.iter().find(|named| written && named.writes.load(Ordering::Acquire)))
+        .or_else(|| {
+            files.iter().find(|named| written && named.outside.writing.load(Ordering::Acquire))
+        })
         .or_else(|| files.iter().find(|named| named.file == LOCKED.get()))
 }
 

@@ -159,7 +159,7 @@ static void ask_for_keys(sqlite3 *db) {
   const char *parts[][2] = {
       {"PRAGMA tde_rotate_protector", "\"changed\":false"},
       {"SELECT tde_rotate_protector('default')", "\"changed\":false"},
-      {"PRAGMA tde_verify", "\"matches\":true"},
+      {"PRAGMA tde_check_protectors", "\"matches\":true"},
       {"SELECT tde_status('main')", "\"opened_through\":\"default\""},
   };
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {

@@ -100,7 +100,7 @@ pub fn run(verb: Protector) -> Result<u8, Failure> {
         }
         Protector::Check(database) => {
             let connection = database.open(read_only())?;
-            let found = sqlite_tde::verify_protectors(&connection, main);
+            let found = sqlite_tde::check_protectors(&connection, main);
             return database.checks(&database.about(found)?);
         }
     }

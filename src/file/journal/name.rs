@@ -17,7 +17,7 @@
 use super::layout::{Extent, HEADER_LEN};
 use super::{Journal, SQLITE_MAGIC};
 use crate::error::{Error, Result};
-use crate::file::Storage;
+use crate::io::Storage;
 
 /// Length, checksum and magic.
 const FIXED: usize = 16;

@@ -3,7 +3,7 @@
 use super::layout::{MAGIC_LEN, is_ours};
 use super::{Image, Journal, READ_AHEAD, SMALLEST_PAGE, SQLITE_MAGIC};
 use crate::error::{Error, Result};
-use crate::file::{Filled, Storage};
+use crate::io::{Filled, Storage};
 
 impl Journal {
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {

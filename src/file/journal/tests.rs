@@ -3,9 +3,9 @@
 mod replay;
 
 use super::*;
-use crate::file::Filled;
-use crate::file::main_db::tests::{keyring, keyring_and_next};
-use crate::file::memory::Memory;
+use crate::db::tests::{keyring, keyring_and_next};
+use crate::io::Filled;
+use crate::io::memory::Memory;
 use crate::page::RESERVE;
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};

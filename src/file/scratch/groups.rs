@@ -15,9 +15,9 @@
 //! 1. What is at hand is right. What is not has the number in `sealed_as`, or no trailer at all.
 //! 2. No trailers leave memory before they are written; after an error they stay.
 
-use super::super::Storage;
 use super::BLOCK;
 use crate::error::{Error, Result};
+use crate::io::Storage;
 use crate::page::{PageCipher, RESERVE};
 
 /// Blocks of a group: their trailers, and one for them, fit in a block.

@@ -18,9 +18,9 @@ mod groups;
 use std::collections::BTreeMap;
 
 use self::groups::{Groups, PER_GROUP, position};
-use super::tuning::Tuning;
-use super::{Filled, Storage};
 use crate::error::{Error, Result};
+use crate::io::tuning::Tuning;
+use crate::io::{Filled, Storage};
 use crate::key::keyring::scratch_keys;
 use crate::page::{PageCipher, RESERVE};
 

@@ -1,7 +1,7 @@
 //! A scratch file beside a plain one, on disks that fail, under whoever changes it, and its memory.
 
 use super::*;
-use crate::file::memory::Memory;
+use crate::io::memory::Memory;
 use proptest::prelude::*;
 
 /// Fails where `fail` is set, after half of what was to be written.

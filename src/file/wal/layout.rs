@@ -1,4 +1,4 @@
-//! Where the records of a log lie, and the header that says so; the picture is in the parent
+//! Where the records of a log lie, and the header that says so; the picture is in the owner
 //! module.
 
 use super::{FRAME_HEADER, RECORD_0, WAL_HEADER};

@@ -43,10 +43,10 @@
 //! write: with the frame that commits, whose xWrite reports an error; before a sync; when there are
 //! many. Before the commit nobody but this handle can ask for those frames, and it gets them from
 //! memory. Taken back as a whole, they are forgotten: another handle may have written frames in
-//! their places since, and the lock for which [`Parent::locks`] counts comes before whatever this
+//! their places since, and the lock for which [`Owner::locks`] counts comes before whatever this
 //! handle does next.
 //!
-//! Reads are served from a window where they follow each other ([`super::ahead`]). SQLite asks for
+//! Reads are served from a window where they follow each other ([`crate::io::read_ahead`]). SQLite asks for
 //! a frame only if it was committed when the transaction at hand took its lock, or if this handle
 //! wrote it since. The first kind stays as it is for as long as that lock is held: frames are only
 //! added behind, and a log starts over only where nobody reads it. So what was read since then is
@@ -92,11 +92,11 @@ use self::layout::{HEADER_LEN, Layout, is_foreign, is_size, is_zero};
 use self::outgoing::Outgoing;
 pub(crate) use self::survey::{Demand, View};
 use self::transaction::Transaction;
-use super::Storage;
-use super::ahead::Ahead;
 use super::journal::Counters;
-use super::tuning::Tuning;
 use crate::error::{Error, Result};
+use crate::io::Storage;
+use crate::io::read_ahead::Ahead;
+use crate::io::tuning::Tuning;
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::Keyring;
@@ -122,7 +122,7 @@ const _: () = assert!(RECORD_0 + RESERVE <= HEADER_LEN, "record 0 fits in a sect
 pub(crate) type Salts = [u8; 8];
 
 /// What a log asks of the database that it belongs to.
-pub(crate) trait Parent {
+pub(crate) trait Owner {
     /// Counts the locks that were taken on the wal-index: others may have written in between.
     fn locks(&self) -> u64;
     /// The salts in the wal-index; `None` where there is none in shared memory.
@@ -232,7 +232,7 @@ pub(crate) struct Wal {
     published: u32,
     /// The last frame that was committed when this handle last looked, or committed itself.
     seen: u32,
-    /// [`Parent::locks`] when this handle last looked.
+    /// [`Owner::locks`] when this handle last looked.
     locks: u64,
     /// Record 0 was compared with the wal-index, or read, since then.
     current: bool,
@@ -291,7 +291,7 @@ impl Wal {
     fn begin(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         header: &[u8; WAL_HEADER],
     ) -> Result<()> {
         let keyring = self.keyring.as_ref().ok_or_else(|| {
@@ -324,7 +324,7 @@ impl Wal {
         let (start, layout) = match (again, kept) {
             (Some(begun), Some(kept)) => (Start::new(header, &begun.origin()), kept),
             _ => {
-                let start = Start::new(header, &parent.origin()?);
+                let start = Start::new(header, &owner.origin()?);
                 // Another grain would lay record 0 over frames of the earlier log, to which a crash
                 // may lead back, unless the file is emptied first.
                 let kept_grain = kept.map_or(self.grain, |layout| layout.grain);
@@ -378,17 +378,17 @@ impl Wal {
     }
 
     /// Looks at the file again if another handle may have begun a log in it; whether it did.
-    fn refresh(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<bool> {
-        self.notice_locks(parent);
+    fn refresh(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<bool> {
+        self.notice_locks(owner);
         if self.current && self.layout.is_some() {
             return Ok(false);
         }
         // Where nothing is in shared memory, only the file can tell.
-        let known = self.start.is_some() && self.salts() == parent.salts();
+        let known = self.start.is_some() && self.salts() == owner.salts();
         if !known {
             self.load_layout(base)?;
         }
-        if let Some(last) = self.last_in_index(parent) {
+        if let Some(last) = self.last_in_index(owner) {
             if last < self.published {
                 // By right, only after a recovery that ended the log earlier: SQLite before 3.50
                 // commits frames without checksums, and takes none of them for valid then.
@@ -408,16 +408,16 @@ impl Wal {
     }
 
     /// The frame of the last commit by the wal-index, where that is about this log.
-    fn last_in_index(&self, parent: &impl Parent) -> Option<u32> {
-        let last = parent.last_frame()?;
+    fn last_in_index(&self, owner: &impl Owner) -> Option<u32> {
+        let last = owner.last_frame()?;
         // Read afterwards, they tell also of a log that was begun meanwhile.
-        (self.start.is_some() && self.salts() == parent.salts()).then_some(last)
+        (self.start.is_some() && self.salts() == owner.salts()).then_some(last)
     }
 
     /// A transaction begins. Others may have committed since the last one, or put an older log in
     /// place: then it is looked at again before a frame of it counts.
-    pub(crate) fn transaction_begins(&mut self, parent: &impl Parent) {
-        let last = self.last_in_index(parent);
+    pub(crate) fn transaction_begins(&mut self, owner: &impl Owner) {
+        let last = self.last_in_index(owner);
         if last != Some(self.seen) {
             self.fits = None;
         }
@@ -428,8 +428,8 @@ impl Wal {
 
     /// With another lock there is another transaction: what was not committed was taken back, and
     /// others may have written.
-    fn notice_locks(&mut self, parent: &impl Parent) {
-        let locks = parent.locks();
+    fn notice_locks(&mut self, owner: &impl Owner) {
+        let locks = owner.locks();
         if self.locks != locks {
             (self.locks, self.current) = (locks, false);
             self.forget_transaction();
@@ -438,8 +438,8 @@ impl Wal {
 
     /// SQLite gave back the lock under which it writes the log: what it did not commit is taken
     /// back, and what it did is in the wal-index.
-    pub(crate) fn lock_given_back(&mut self, parent: &impl Parent) {
-        if let Some(last) = self.last_in_index(parent) {
+    pub(crate) fn lock_given_back(&mut self, owner: &impl Owner) {
+        if let Some(last) = self.last_in_index(owner) {
             self.published = self.published.max(last);
         }
         self.forget_transaction();

@@ -2,10 +2,10 @@
 
 use super::chain::Chain;
 use super::layout::Layout;
-use super::{COMMIT_AT, FRAME_HEADER, Origin, Parent, SALTS_AT, Wal, number};
+use super::{COMMIT_AT, FRAME_HEADER, Origin, Owner, SALTS_AT, Wal, number};
 use crate::error::{Error, Result};
-use crate::file::Storage;
 use crate::file::journal::Counters;
+use crate::io::Storage;
 use crate::key::envelope::slot::{Fit, LastFrame, StateId};
 use crate::page::{LogId, RESERVE};
 
@@ -33,10 +33,10 @@ impl Wal {
     ///
     /// # Errors
     /// [`Error::LogOutdated`], [`Error::LogCut`].
-    pub(super) fn check_origin(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
+    pub(super) fn check_origin(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<()> {
         for _ in 0..ATTEMPTS {
             let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
-            if self.is_of(base, parent, layout.log, &start.origin(), Look::AtAll)? {
+            if self.is_of(base, owner, layout.log, &start.origin(), Look::AtAll)? {
                 return Ok(());
             }
             self.load_layout(base)?;
@@ -59,15 +59,15 @@ impl Wal {
     /// # Errors
     /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] where the
     /// wal-index is about another log.
-    pub(super) fn check_new(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
+    pub(super) fn check_new(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<()> {
         let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
         if self.fits == Some(layout.log) {
             return Ok(());
         }
-        if parent.salts().is_some_and(|salts| salts != start.salts()) {
+        if owner.salts().is_some_and(|salts| salts != start.salts()) {
             return Err(Error::FrameAuthentication { frame: 0 });
         }
-        if self.is_of(base, parent, layout.log, &start.origin(), Look::InUse)? {
+        if self.is_of(base, owner, layout.log, &start.origin(), Look::InUse)? {
             return Ok(());
         }
         Err(Error::LogOutdated)
@@ -77,24 +77,24 @@ impl Wal {
     fn is_of(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         log: LogId,
         origin: &Origin,
         look: Look,
     ) -> Result<bool> {
-        let fit = parent.fit(&log, &origin.state)?;
+        let fit = owner.fit(&log, &origin.state)?;
         if let Fit::Brought { frames, partly } = fit {
-            self.require_brought(base, parent, (frames, partly), look)?;
+            self.require_brought(base, owner, (frames, partly), look)?;
         }
         let fits = match fit {
             Fit::No => false,
             Fit::Brought { partly: true, .. } if look == Look::InUse => true,
-            Fit::Brought { .. } | Fit::Begun => match parent.counters()? {
+            Fit::Brought { .. } | Fit::Begun => match owner.counters()? {
                 Some(counters) if counters == origin.counters => true,
                 // A checkpoint may have brought page 1 from the log.
-                Some(counters) => self.has_page_1(base, parent, Some(counters))?,
+                Some(counters) => self.has_page_1(base, owner, Some(counters))?,
                 // It may have been cut off while it wrote page 1.
-                None if self.has_page_1(base, parent, None)? => true,
+                None if self.has_page_1(base, owner, None)? => true,
                 None => return Err(Error::PageAuthentication { page: 1 }),
             },
         };
@@ -116,11 +116,11 @@ impl Wal {
     fn require_brought(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         (brought, partly): (u32, bool),
         look: Look,
     ) -> Result<()> {
-        let in_index = self.last_in_index(parent).filter(|_| look == Look::InUse);
+        let in_index = self.last_in_index(owner).filter(|_| look == Look::InUse);
         let enough = in_index.is_some_and(|last| last >= brought);
         // If the index is not about this log, another one was begun meanwhile, and will be looked
         // at with the next lock.
@@ -156,10 +156,10 @@ impl Wal {
     pub(crate) fn identity(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
     ) -> Result<Option<(LogId, StateId)>> {
-        self.refresh(base, parent)?;
-        self.check_new(base, parent)?;
+        self.refresh(base, owner)?;
+        self.check_new(base, owner)?;
         Ok(self.layout.zip(self.start).map(|(layout, start)| (layout.log, start.origin().state)))
     }
 
@@ -193,14 +193,14 @@ impl Wal {
     fn has_page_1(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         counters: Option<Counters>,
     ) -> Result<bool> {
         let is_it = |frame: &[u8]| {
             number(frame) == 1 && counters.is_none_or(|counters| frame[COUNTERS] == counters)
         };
-        let last = self.last_in_index(parent).unwrap_or(0);
-        let told = (1..=last).rev().filter(|&frame| parent.page_of(frame) == Some(1)).take(TOLD);
+        let last = self.last_in_index(owner).unwrap_or(0);
+        let told = (1..=last).rev().filter(|&frame| owner.page_of(frame) == Some(1)).take(TOLD);
         for frame in told {
             if self.find(base, frame..=frame, is_it)? {
                 return Ok(true);

@@ -3,13 +3,13 @@
 use libsqlite3_sys as ffi;
 
 use super::layout::Layout;
-use super::{COMMIT_AT, FRAME_HEADER, Parent, Recovered, SALTS_AT, WAL_HEADER, Wal, number};
+use super::{COMMIT_AT, FRAME_HEADER, Owner, Recovered, SALTS_AT, WAL_HEADER, Wal, number};
 use crate::error::{Error, Result};
-use crate::file::{Filled, Storage};
+use crate::io::{Filled, Storage};
 
 impl Wal {
-    pub(crate) fn size(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<u64> {
-        self.refresh(base, parent)?;
+    pub(crate) fn size(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<u64> {
+        self.refresh(base, owner)?;
         self.check();
         let Some(layout) = self.layout else { return Ok(0) };
         let outgoing = self.outgoing.end(layout).unwrap_or(0);
@@ -19,11 +19,11 @@ impl Wal {
     pub(crate) fn read(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         buf: &mut [u8],
         at: u64,
     ) -> Result<Filled> {
-        let filled = self.read_bytes(base, parent, buf, at);
+        let filled = self.read_bytes(base, owner, buf, at);
         self.check();
         filled
     }
@@ -31,20 +31,20 @@ impl Wal {
     fn read_bytes(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         buf: &mut [u8],
         at: u64,
     ) -> Result<Filled> {
-        self.refresh(base, parent)?;
+        self.refresh(base, owner)?;
         self.settle(base)?;
         let Some(layout) = self.layout else {
             buf.fill(0);
             return Ok(Filled::Short);
         };
         if at < WAL_HEADER as u64 {
-            return self.read_header(base, parent, buf, at as usize);
+            return self.read_header(base, owner, buf, at as usize);
         }
-        self.check_new(base, parent)?;
+        self.check_new(base, owner)?;
         let mut done = 0;
         while done < buf.len() {
             let (frame, within) = layout.locate(at + done as u64)?;
@@ -72,7 +72,7 @@ impl Wal {
             }
             if starts {
                 self.note_commit(frame);
-            } else if !self.is_expected(parent, frame, within + len) {
+            } else if !self.is_expected(owner, frame, within + len) {
                 self.held = None;
                 return Err(Error::FrameAuthentication { frame });
             }
@@ -88,7 +88,7 @@ impl Wal {
     fn read_header(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         buf: &mut [u8],
         at: usize,
     ) -> Result<Filled> {
@@ -98,7 +98,7 @@ impl Wal {
         }
         self.load_layout(base)?;
         if at == 0 {
-            self.check_origin(base, parent)?;
+            self.check_origin(base, owner)?;
         }
         match &self.start {
             Some(start) => {
@@ -142,14 +142,14 @@ impl Wal {
 
     /// Whether the frame in `plain`, of which SQLite asks for bytes up to `end`, is the one that it
     /// means by `frame`.
-    fn is_expected(&self, parent: &impl Parent, frame: u32, end: usize) -> bool {
+    fn is_expected(&self, owner: &impl Owner, frame: u32, end: usize) -> bool {
         // Before it commits, SQLite may ask for the checksum of a frame that the wal-index has not:
         // before 3.50, of one that it took back after others were overwritten.
         if end <= FRAME_HEADER && self.transaction.has(frame) {
             return true;
         }
         let page = number(&self.plain);
-        parent.page_of(frame).is_none_or(|expected| expected == page)
+        owner.page_of(frame).is_none_or(|expected| expected == page)
     }
 
     /// Puts `frame` into `plain`, from memory or from its record; `false` where that does not

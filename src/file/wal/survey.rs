@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 
 use super::chain::Chain;
 use super::layout::Layout;
-use super::{COMMIT_AT, FRAME_HEADER, Frames, Parent, Salts, Wal, number};
+use super::{COMMIT_AT, FRAME_HEADER, Frames, Owner, Salts, Wal, number};
 use crate::error::{Error, Result};
-use crate::file::Storage;
+use crate::io::Storage;
 
 /// What a log demands of the file of its database.
 #[derive(Debug, Default)]
@@ -121,7 +121,7 @@ impl Wal {
     pub(crate) fn frames(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         last: u32,
     ) -> Result<Frames> {
         let mut frames = Frames::default();
@@ -129,7 +129,7 @@ impl Wal {
         let there = self.frames_in(base)?;
         self.survey(base, last, last, |wal, frame, good| {
             let page = number(&wal.plain);
-            if good && parent.page_of(frame).is_none_or(|expected| expected == page) {
+            if good && owner.page_of(frame).is_none_or(|expected| expected == page) {
                 frames.pages.insert(page);
             } else {
                 frames.bad.push(frame);

@@ -3,19 +3,19 @@
 use libsqlite3_sys as ffi;
 
 use super::layout::Layout;
-use super::{COMMIT_AT, FRAME_HEADER, Parent, Pending, WAL_HEADER, Wal, number};
+use super::{COMMIT_AT, FRAME_HEADER, Owner, Pending, WAL_HEADER, Wal, number};
 use crate::error::{Error, Result};
-use crate::file::Storage;
+use crate::io::Storage;
 
 impl Wal {
     pub(crate) fn write(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         bytes: &[u8],
         at: u64,
     ) -> Result<()> {
-        let written = self.write_bytes(base, parent, bytes, at);
+        let written = self.write_bytes(base, owner, bytes, at);
         self.check();
         written
     }
@@ -23,18 +23,18 @@ impl Wal {
     fn write_bytes(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         bytes: &[u8],
         at: u64,
     ) -> Result<()> {
-        let looked = self.refresh(base, parent)?;
+        let looked = self.refresh(base, owner)?;
         if at == 0
             && let Ok(header) = <&[u8; WAL_HEADER]>::try_from(bytes)
         {
             if !looked {
                 self.load_layout(base)?;
             }
-            return self.begin(base, parent, header);
+            return self.begin(base, owner, header);
         }
         let Some(layout) = self.layout.filter(|_| at >= WAL_HEADER as u64) else {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
@@ -42,12 +42,12 @@ impl Wal {
         if self.start.is_none() {
             return Err(Error::FrameAuthentication { frame: 0 });
         }
-        self.check_new(base, parent)?;
+        self.check_new(base, owner)?;
         let mut done = 0;
         while done < bytes.len() {
             let (frame, within) = layout.locate(at + done as u64)?;
             let len = (layout.frame() - within).min(bytes.len() - done);
-            self.write_part(base, parent, layout, (frame, within), &bytes[done..done + len])?;
+            self.write_part(base, owner, layout, (frame, within), &bytes[done..done + len])?;
             done += len;
         }
         Ok(())
@@ -56,12 +56,12 @@ impl Wal {
     pub(crate) fn truncate(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         size: u64,
     ) -> Result<()> {
-        self.before_sync(base, parent)?;
+        self.before_sync(base, owner)?;
         if size > 0 {
-            self.refresh(base, parent)?;
+            self.refresh(base, owner)?;
         }
         self.ahead.clear();
         self.pending = None;
@@ -76,8 +76,8 @@ impl Wal {
     }
 
     /// What was written survives power loss once the base syncs: nothing of it is only here.
-    pub(crate) fn before_sync(&mut self, base: &impl Storage, parent: &impl Parent) -> Result<()> {
-        self.notice_locks(parent);
+    pub(crate) fn before_sync(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<()> {
+        self.notice_locks(owner);
         self.settle(base)?;
         if let Some(layout) = self.layout {
             self.flush(base, layout)?;
@@ -89,7 +89,7 @@ impl Wal {
     fn write_part(
         &mut self,
         base: &impl Storage,
-        parent: &impl Parent,
+        owner: &impl Owner,
         layout: Layout,
         (frame, within): (u32, usize),
         bytes: &[u8],
@@ -123,7 +123,7 @@ impl Wal {
             self.plain[within..end].copy_from_slice(bytes);
         }
         if self.commit().is_some()
-            && let Err(error) = parent.check_envelope()
+            && let Err(error) = owner.check_envelope()
         {
             self.held = None;
             self.transaction.lose(frame);

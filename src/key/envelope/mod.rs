@@ -36,6 +36,7 @@
 //!    [`Unverified`], which tells only what it takes to find the key.
 
 pub(crate) mod slot;
+pub(crate) mod slots;
 
 use std::collections::BTreeSet;
 

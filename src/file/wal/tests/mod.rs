@@ -8,9 +8,9 @@ use proptest::prelude::*;
 
 use super::layout::{FILE_ID_AT, FORMAT_AT, GRAIN_AT, PAGE_SIZE_AT};
 use super::*;
-use crate::file::Filled;
-use crate::file::main_db::tests::{keyring, keyring_and_next};
-use crate::file::memory::Memory;
+use crate::db::tests::{keyring, keyring_and_next};
+use crate::io::Filled;
+use crate::io::memory::Memory;
 
 const PAGE: usize = 1024;
 const FRAME: usize = FRAME_HEADER + PAGE;
@@ -40,7 +40,7 @@ impl Default for Db {
     }
 }
 
-impl Parent for Db {
+impl Owner for Db {
     fn locks(&self) -> u64 {
         self.locks
     }

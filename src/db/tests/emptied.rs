@@ -10,14 +10,14 @@ fn committed() -> Memory {
     base
 }
 
-fn open(base: &Memory) -> MainDb {
-    MainDb::open(base, wishes()).unwrap()
+fn open(base: &Memory) -> Main {
+    Main::open(base, wishes()).unwrap()
 }
 
 /// What makes a handle know that the creation was committed, and what does not.
 #[test]
 fn an_emptied_file_is_an_empty_database_only_where_its_creation_may_have_been_rolled_back() {
-    type Step = fn(&mut MainDb, &Memory);
+    type Step = fn(&mut Main, &Memory);
     let rows: [(&str, Step, bool); 6] = [
         ("opened", |_, _| (), false),
         ("the header was read", |db, base| drop(db.read(base, &mut [0; 100], 0)), false),
@@ -45,7 +45,7 @@ fn an_emptied_file_is_an_empty_database_only_where_its_creation_may_have_been_ro
                 };
                 assert!(is_told, "{what}: {error}");
             } else {
-                assert_eq!((size.unwrap(), db.has_no_page()), (0, true), "{what}");
+                assert_eq!((size.unwrap(), db.is_unmade()), (0, true), "{what}");
             }
             if knows {
                 let read = db.read(&base, &mut [0; 1024], 0);
@@ -134,7 +134,7 @@ fn connections_without_locks_do_not_create_over_each_other() {
     assert!(first.truncate(&base, 0, &mut || Ok(None)).is_err(), "the other's is rolled back");
     assert!(*base.0.borrow() == before);
     assert_eq!(first.size(&base).unwrap(), 1024);
-    assert!(!first.has_no_page());
+    assert!(!first.is_unmade());
 }
 
 /// What others append while a journal is played back is no page of the database.
@@ -148,7 +148,7 @@ fn a_rollback_seals_nothing_beyond_the_end_that_it_knows() {
     spoil(&base, 9);
     db.lock_changed(true);
     assert_eq!(db.size(&base).unwrap(), 10 * 1024);
-    db.rollback_starts();
+    db.phase.hot_journal();
     write(&mut db, &base, &first, 0).unwrap();
     base.truncate(physical(14 * 1024)).unwrap();
     let before = base.0.borrow()[physical(10 * 1024) as usize..].to_vec();
@@ -186,7 +186,7 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
     // Plaintext before, and encrypted now.
     for empty_when_seen in [false, true] {
         let base = Memory(plain.clone().into());
-        let mut db = MainDb::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, wishes()).unwrap();
         assert!(db.is_plain());
         base.truncate(0).unwrap();
         if empty_when_seen {
@@ -205,7 +205,7 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
     }
     // A plaintext page 1 that a crash tore stays one, for its journal to mend.
     let base = Memory(plain.clone().into());
-    let mut db = MainDb::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, wishes()).unwrap();
     base.0.borrow_mut()[..512].fill(0);
     db.look(&base).unwrap();
     assert!(db.is_plain());
@@ -215,7 +215,7 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
         if has_pages {
             first.before_commit(&base).unwrap();
         }
-        let mut db = MainDb::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, wishes()).unwrap();
         *base.0.borrow_mut() = plain.clone();
         db.look(&base).unwrap();
         assert_eq!((db.is_plain(), db.size(&base).unwrap()), (true, 1024), "{has_pages}");

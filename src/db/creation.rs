@@ -10,16 +10,18 @@
 
 use std::sync::Arc;
 
-use super::super::Storage;
-use super::layout::logical_size;
-use super::slots::FIRST_SEQUENCE;
-use super::{MainDb, Pages, State, check_page_1, first_page_size};
+use super::main::{Encrypted, Main, State, create};
 use crate::error::{Error, Result};
+use crate::file::main::layout::logical_size;
+use crate::file::main::{check_page_1, first_page_size};
+use crate::io::Storage;
+use crate::key::envelope::Envelope;
 use crate::key::envelope::slot::Slot;
-use crate::key::envelope::{Envelope, REGION_LEN};
+use crate::key::envelope::slots::FIRST_SEQUENCE;
 use crate::key::keyring::Keyring;
+use crate::key::session::Session;
 
-impl MainDb {
+impl Main {
     /// Writes the envelope of a database that has none yet, of which a page is about to be written.
     /// The first one decides on the page size.
     pub(super) fn create(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
@@ -32,18 +34,15 @@ impl MainDb {
         check_page_1(bytes, at, page_size)?;
         let (keyring, mut envelope) = match prepared.take() {
             Some(keys) => keys,
-            None => self.wishes.create()?,
+            None => create(&self.wishes)?,
         };
         envelope.page_size = page_size;
         if let Err(error) = write_copy_a(base, &keyring, &envelope) {
             *prepared = Some((keyring, envelope));
             return Err(error);
         }
-        keyring.share();
-        let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
-        let newest = keyring.newest(self.wishes.file);
-        newest.start_over();
-        self.state = State::Encrypted(Box::new(Pages::new(keyring, envelope, through, newest)));
+        let session = Session::created(Arc::clone(&self.wishes), keyring, envelope);
+        self.state = State::Encrypted(Box::new(Encrypted::new(session)));
         (self.known_size, self.envelope_checked) = (Some(0), true);
         Ok(())
     }
@@ -53,29 +52,17 @@ impl MainDb {
     /// at all. It does so at the end of a rollback, too, which may have left no page.
     pub(crate) fn before_commit(&mut self, base: &impl Storage) -> Result<()> {
         self.envelope_checked = false;
-        match &mut self.state {
-            State::Encrypted(pages) if pages.envelope.has_pages => pages.require_envelope(base),
-            State::Encrypted(pages) if !self.rolling_back => {
-                if logical_size(base.size()?) == 0 {
-                    return Ok(());
-                }
-                // Where a crash left it so, another connection may have changed the protectors
-                // since.
-                let (mut envelope, in_use) = pages.current(base)?;
-                envelope.has_pages = true;
-                envelope.generation += 1;
-                let copy = pages.keyring.encode(&envelope)?;
-                base.write(&copy, (REGION_LEN - in_use) as u64)?;
-                base.sync()?;
-                base.write(&copy, in_use as u64)?;
-                pages.newest.wrote(&envelope);
-                pages.envelope = envelope;
-                pages.committed = true;
-                self.commits_creation = true;
-                Ok(())
-            }
-            _ => Ok(()),
+        let hot = self.phase.is_hot_rollback();
+        let Some(Encrypted { session, .. }) = self.opened() else { return Ok(()) };
+        if session.envelope().has_pages {
+            return session.require_envelope(base);
         }
+        if hot || logical_size(base.size()?) == 0 {
+            return Ok(());
+        }
+        session.commit_creation(base)?;
+        self.told_creation = true;
+        Ok(())
     }
 
     /// The first transaction is rolled back: no page is left, and no envelope, which takes no
@@ -86,7 +73,7 @@ impl MainDb {
     /// either (`nolock=1`).
     pub(super) fn undo_creation(&mut self, base: &impl Storage) -> Result<()> {
         let is_own = match &self.state {
-            State::Encrypted(pages) => base.size()? == 0 || pages.has_envelope(base)?,
+            State::Encrypted(open) => base.size()? == 0 || open.session.has_envelope(base)?,
             State::Empty(_) | State::Plain => true,
         };
         if is_own {
@@ -99,17 +86,17 @@ impl MainDb {
     /// Whether the transaction that created the database may yet be rolled back, as far as this
     /// handle knows.
     pub(crate) fn may_be_undone(&self) -> bool {
-        matches!(&self.state, State::Encrypted(pages) if !pages.committed)
+        self.session().is_ok_and(|session| !session.is_committed())
     }
 
     /// Nobody is writing to the file, and no journal is left of who was: the pages that the
     /// envelope says to be there were committed.
     pub(crate) fn nobody_is_creating(&mut self, base: &impl Storage) -> Result<()> {
-        if let State::Encrypted(pages) = &mut self.state
-            && pages.envelope.has_pages
+        if let Ok(session) = self.session_mut()
+            && session.envelope().has_pages
             && logical_size(base.size()?) > 0
         {
-            pages.note_page();
+            session.note_page();
         }
         Ok(())
     }
@@ -118,18 +105,16 @@ impl MainDb {
     /// SQLite keeps SHARED for a moment. After a rollback that failed it does not, and another
     /// connection plays the journal back.
     pub(crate) fn unlocked(&mut self, last: bool) {
-        let created = std::mem::take(&mut self.commits_creation);
-        if let (true, true, State::Encrypted(pages)) = (created, last, &mut self.state) {
-            pages.committed = false;
+        let created = std::mem::take(&mut self.told_creation);
+        if let (true, true, Ok(session)) = (created, last, self.session_mut()) {
+            session.doubt_creation();
         }
     }
 
     /// The file has no page and no envelope that counts.
     pub(super) fn start_over(&mut self) {
-        if let State::Encrypted(pages) = &self.state {
-            pages.newest.start_over();
-            let envelope = Envelope { has_pages: false, generation: 1, ..pages.envelope.clone() };
-            self.state = State::Empty(Some((Arc::clone(&pages.keyring), envelope)));
+        if let State::Encrypted(open) = &self.state {
+            self.state = State::Empty(Some(open.session.give_up_creation()));
         }
         self.known_size = None;
     }

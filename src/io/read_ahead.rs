@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
     use crate::error::{Error, Result};
-    use crate::file::memory::Memory;
+    use crate::io::memory::Memory;
 
     /// Counts reads, and fails them where it is told to.
     #[derive(Default)]

@@ -1,24 +1,31 @@
-//! The pages of an encrypted file: sealing, opening, filling up, and mending after a crash.
+//! The pages of a main database file: sealing, opening, filling up, and mending after a crash.
+//!
+//! ```text
+//! 0               8 KiB           16 KiB                     0x3fff4000  0x40004000
+//! | copy A | slot | copy B | slot | page 1 | page 2 | ...    | gap       | ... pages go on
+//! ```
+//! SQLite's offset `n` lies at `n + 16 KiB`; from `GAP_AT` on, 64 KiB later still. SQLite locks
+//! bytes from 0x40000000 of the file, and on Windows such locks forbid reading and writing: no page
+//! may lie there. The gap starts at a multiple of every page size, so it never splits a page.
 
-use std::cell::{Cell, RefCell};
-use std::sync::Arc;
+pub(crate) mod layout;
+mod outgoing;
 
-use super::super::ahead::Ahead;
-use super::super::journal::Counters;
-use super::super::{Filled, Storage};
-use super::layout::{is_lock_page, logical_size, physical, physical_size};
-use super::outgoing::Outgoing;
+use std::cell::RefCell;
+
+use self::layout::{is_lock_page, logical_size, physical, physical_size};
+use self::outgoing::Outgoing;
+use super::journal::Counters;
 use crate::error::{Error, Result};
 use crate::file::wal::Demand;
-use crate::key::cipher::{Cipher, Subkey};
-use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
-use crate::key::keyring::Keyring;
-use crate::key::newest::Newest;
+use crate::io::read_ahead::Ahead;
+use crate::io::{Filled, Storage};
+use crate::key::cipher::Cipher;
 use crate::page::RESERVE;
 
 /// SQLite's database header, of which page 1 is checked before it is written.
-pub(super) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
-pub(super) const SQLITE_HEADER: usize = 100;
+pub(crate) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
+pub(crate) const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
@@ -39,30 +46,14 @@ const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
 pub(crate) type DemandOfLog<'a> = &'a mut dyn FnMut() -> Result<Option<Demand>>;
 
 /// The pages of an encrypted file.
-pub(super) struct Pages {
-    pub(super) keyring: Arc<Keyring>,
-    pub(super) envelope: Envelope,
-    /// What this process has seen of the envelope.
-    pub(super) newest: Arc<Newest>,
-    /// Name of the protector that gave the keys.
-    pub(super) through: String,
-    /// How many times the keyring had been locked when that protector was last known to have given
-    /// its keys.
-    pub(super) lockings: Cell<u64>,
-    /// The same when the transaction at hand began.
-    pub(super) began: u64,
-    /// How many times the keys had been confirmed when this handle last looked whether that
-    /// protector is still in the envelope.
-    pub(super) settled: u64,
-    pub(super) cipher: Cipher,
-    pub(super) page_size: usize,
-    pub(super) outgoing: Outgoing,
-    pub(super) ahead: Ahead,
+pub(crate) struct Pages {
+    cipher: Cipher,
+    page_size: usize,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) ahead: Ahead,
     first: RefCell<First>,
     plain: Vec<u8>,
     sealed: Vec<u8>,
-    /// The transaction that created the database was committed: a file without pages was cut.
-    pub(super) committed: bool,
 }
 
 /// Page 1 as it was when last read, sealed and open; nothing where it was bad. It is asked for when
@@ -94,30 +85,16 @@ impl First {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(crate) enum Found {
     Good,
     Bad,
     Missing,
 }
 
 impl Pages {
-    pub(super) fn new(
-        keyring: Arc<Keyring>,
-        envelope: Envelope,
-        through: String,
-        newest: Arc<Newest>,
-    ) -> Self {
-        let page_size = envelope.page_size as usize;
+    pub(crate) fn new(cipher: Cipher, page_size: usize) -> Self {
         Self {
-            cipher: keyring.cipher(Subkey::Page),
-            lockings: Cell::new(keyring.lockings()),
-            began: keyring.lockings(),
-            settled: keyring.confirmations(),
-            keyring,
-            envelope,
-            committed: newest.is_committed(),
-            newest,
-            through,
+            cipher,
             page_size,
             outgoing: Outgoing::default(),
             ahead: Ahead::default(),
@@ -127,16 +104,20 @@ impl Pages {
         }
     }
 
-    /// Pages that begin before SQLite's byte `known` were in the file when this transaction began,
-    /// or it wrote them.
-    pub(super) fn read(
+    pub(crate) fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Reads `buf` at SQLite's byte `at`; `None` if page 1 is asked for and missing. Pages that begin
+    /// before SQLite's byte `known` were in the file when this transaction began, or it wrote them.
+    pub(crate) fn read(
         &mut self,
         base: &impl Storage,
         buf: &mut [u8],
         at: u64,
         read_ahead: bool,
         known: u64,
-    ) -> Result<Filled> {
+    ) -> Result<Option<Filled>> {
         let mut done = 0;
         while done < buf.len() {
             let place = at + done as u64;
@@ -153,27 +134,27 @@ impl Pages {
                 found
             };
             match found {
-                // SQLite reads a page only where no creation is left to be rolled back. The header
-                // it reads earlier.
-                Found::Good if self.envelope.has_pages && !is_header(at, buf) => self.note_page(),
                 Found::Good => {}
-                Found::Missing if page == 1 && self.committed => return Err(emptied(base)?),
+                Found::Missing if page == 1 => {
+                    buf.fill(0);
+                    return Ok(None);
+                }
                 Found::Missing if place - (within as u64) < known => {
                     return Err(Error::PageAuthentication { page: page as u32 });
                 }
                 Found::Missing => {
                     buf[done..].fill(0);
-                    return Ok(Filled::Short);
+                    return Ok(Some(Filled::Short));
                 }
                 Found::Bad if is_header(at, buf) => {
                     self.made_up_header(buf, at as usize);
-                    return Ok(Filled::Full);
+                    return Ok(Some(Filled::Full));
                 }
                 Found::Bad => return Err(Error::PageAuthentication { page: page as u32 }),
             }
             done += len;
         }
-        Ok(Filled::Full)
+        Ok(Some(Filled::Full))
     }
 
     /// The page in which SQLite's byte `at` lies, and where in it. A page's size is a power of two,
@@ -181,13 +162,6 @@ impl Pages {
     fn locate(&self, at: u64) -> (u64, usize) {
         let page = (at >> self.page_size.trailing_zeros()) + 1;
         (page, at as usize & (self.page_size - 1))
-    }
-
-    pub(super) fn note_page(&mut self) {
-        if !self.committed {
-            self.committed = true;
-            self.newest.committed();
-        }
     }
 
     /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read
@@ -211,7 +185,7 @@ impl Pages {
     }
 
     /// Reads page `page` into `self.plain`.
-    pub(super) fn load(&mut self, base: &impl Storage, page: u64) -> Result<Found> {
+    pub(crate) fn load(&mut self, base: &impl Storage, page: u64) -> Result<Found> {
         let mut plain = std::mem::take(&mut self.plain);
         let found = self.load_into(base, page, &mut plain);
         self.plain = plain;
@@ -219,7 +193,7 @@ impl Pages {
     }
 
     /// Reads and opens page `page` into `plain`, whose reserve bytes become zeros.
-    pub(super) fn load_into(
+    pub(crate) fn load_into(
         &self,
         base: &impl Storage,
         page: u64,
@@ -249,7 +223,7 @@ impl Pages {
     }
 
     /// Whether `bytes` are the page at `at`, but for its reserve bytes.
-    pub(super) fn has_page(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<bool> {
+    pub(crate) fn has_page(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<bool> {
         let usable = self.page_size - RESERVE;
         let page = at / self.page_size as u64 + 1;
         Ok(self.load(base, page)? == Found::Good && self.plain[..usable] == bytes[..usable])
@@ -267,44 +241,23 @@ impl Pages {
         buf.copy_from_slice(&header[at..at + buf.len()]);
     }
 
-    /// Whether an envelope of this database lies in the file. It is not authenticated.
-    pub(super) fn has_envelope(&self, base: &impl Storage) -> Result<bool> {
-        let mut start = [0; envelope::ID_END];
-        for at in [0, REGION_LEN] {
-            if base.read(&mut start, at as u64)? && self.envelope.begins(&start) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Refuses to write a page to a file that has no envelope of this database: nobody could read
-    /// it later.
-    ///
-    /// # Errors
-    /// [`Error::DamagedInUse`].
-    pub(super) fn require_envelope(&self, base: &impl Storage) -> Result<()> {
-        let is_cut = self.committed && logical_size(base.size()?) == 0;
-        if is_cut || !self.has_envelope(base)? { Err(emptied(base)?) } else { Ok(()) }
-    }
-
     /// Whole pages in the file.
-    pub(super) fn whole(&self, base: &impl Storage) -> Result<u32> {
+    pub(crate) fn whole(&self, base: &impl Storage) -> Result<u32> {
         Ok(self.count_in(logical_size(base.size()?)))
     }
 
     /// Whole pages in `size` of SQLite's bytes.
-    pub(super) fn count_in(&self, size: u64) -> u32 {
+    pub(crate) fn count_in(&self, size: u64) -> u32 {
         u32::try_from(size / self.page_size as u64).unwrap_or(u32::MAX)
     }
 
     /// Pages in the file, also where the last one is not whole.
-    pub(super) fn count(&self, base: &impl Storage) -> Result<u64> {
+    pub(crate) fn count(&self, base: &impl Storage) -> Result<u64> {
         Ok(logical_size(base.size()?).div_ceil(self.page_size as u64))
     }
 
     /// Refuses a file with fewer pages than its log allows. What the log demands.
-    pub(super) fn check_size(
+    pub(crate) fn check_size(
         &self,
         base: &impl Storage,
         demand: DemandOfLog<'_>,
@@ -318,18 +271,18 @@ impl Pages {
         }
     }
 
-    pub(super) fn check_write(&self, bytes: &[u8], at: u64) -> Result<()> {
+    pub(crate) fn check_write(&self, bytes: &[u8], at: u64) -> Result<()> {
         if bytes.len() != self.page_size || !at.is_multiple_of(self.page_size as u64) {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         }
-        check_page_1(bytes, at, self.envelope.page_size)
+        check_page_1(bytes, at, self.page_size as u32)
     }
 
     /// A rollback gives the file the size that it had before. SQLite writes zeros as the last page,
     /// and what the journal has over all of them later; of the others it needs none. They stay
     /// holes, so that nobody takes a page that was cut off for one of zeros; see
     /// [`Self::seal_free`].
-    pub(super) fn regrow(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+    pub(crate) fn regrow(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         if bytes.iter().all(|&byte| byte == 0) {
             base.truncate(physical_size(at + bytes.len() as u64))
         } else {
@@ -338,7 +291,7 @@ impl Pages {
     }
 
     /// Writes a page to a file that ends at `size`. What it skips is filled up.
-    pub(super) fn put(
+    pub(crate) fn put(
         &mut self,
         base: &impl Storage,
         bytes: &[u8],
@@ -355,7 +308,7 @@ impl Pages {
 
     /// Seals zeros from `size`, the end of the file, up to `to`. A page that is there in part is
     /// replaced where the log has it or nobody wrote it: an interrupted checkpoint leaves one.
-    pub(super) fn fill(
+    pub(crate) fn fill(
         &mut self,
         base: &impl Storage,
         size: u64,
@@ -387,7 +340,7 @@ impl Pages {
         stored
     }
 
-    pub(super) fn seal_if_bad(&mut self, base: &impl Storage, page: u64) -> Result<()> {
+    pub(crate) fn seal_if_bad(&mut self, base: &impl Storage, page: u64) -> Result<()> {
         if !is_lock_page(page, self.page_size) && self.load(base, page)? != Found::Good {
             self.store_zeros(base, (page - 1) * self.page_size as u64)?;
         }
@@ -397,7 +350,7 @@ impl Pages {
     /// Seals zeros over each bad page that is free: past the end of the database, where a shorter
     /// one was committed and the file not yet cut, or a leaf of the freelist, whose content means
     /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
-    pub(super) fn seal_free(&mut self, base: &impl Storage, known: Option<u64>) -> Result<()> {
+    pub(crate) fn seal_free(&mut self, base: &impl Storage, known: Option<u64>) -> Result<()> {
         let count = self.count(base)?;
         let count = known.map_or(count, |known| known.min(count));
         if self.load(base, 1)? != Found::Good {
@@ -433,7 +386,7 @@ impl Pages {
 
     /// Seals `bytes` as the page at `at` and writes it, with what waits before it. Where it
     /// `may_wait` itself, that is when what follows does not fit to it.
-    pub(super) fn store(
+    pub(crate) fn store(
         &mut self,
         base: &impl Storage,
         bytes: &[u8],
@@ -458,28 +411,28 @@ impl Pages {
     }
 
     /// Whether page 1, which is in `plain`, is one that SQLite wrote.
-    pub(super) fn has_header(&self) -> bool {
+    pub(crate) fn has_header(&self) -> bool {
         self.plain.starts_with(SQLITE_MAGIC)
     }
 
     /// What SQLite compares of page 1, which is in `plain`, to see whether its cache still holds.
-    pub(super) fn counters(&self) -> Counters {
+    pub(crate) fn counters(&self) -> Counters {
         counters_in(&self.plain)
     }
 
     /// Whether page 1, which is in `plain`, says that the database is in WAL mode.
-    pub(super) fn says_wal(&self) -> bool {
+    pub(crate) fn says_wal(&self) -> bool {
         self.plain[FORMAT_AT] == FORMAT_WAL
     }
 
     /// Whether the database is in WAL mode.
-    pub(super) fn has_log(&mut self, base: &impl Storage) -> Result<bool> {
+    pub(crate) fn has_log(&mut self, base: &impl Storage) -> Result<bool> {
         Ok(self.load(base, 1)? == Found::Good && self.says_wal())
     }
 }
 
 /// What SQLite compares of page 1 to see whether its cache still holds.
-pub(super) fn counters_in(page_1: &[u8]) -> Counters {
+pub(crate) fn counters_in(page_1: &[u8]) -> Counters {
     let mut counters = Counters::default();
     let len = counters.len();
     counters.copy_from_slice(&page_1[CHANGES_AT..CHANGES_AT + len]);
@@ -487,23 +440,12 @@ pub(super) fn counters_in(page_1: &[u8]) -> Counters {
 }
 
 /// Whether a read of `buf` at `at` is one of SQLite's looks at the header of page 1.
-fn is_header(at: u64, buf: &[u8]) -> bool {
+pub(crate) fn is_header(at: u64, buf: &[u8]) -> bool {
     at + buf.len() as u64 <= SQLITE_HEADER as u64
 }
 
-/// The error of a file that was committed, and has no page or no envelope any more. It is of the
-/// family after which SQLite's pager rolls back.
-pub(super) fn emptied(base: &impl Storage) -> Result<Error> {
-    let size = base.size()?;
-    Ok(Error::DamagedInUse(if size <= ENVELOPE_LEN as u64 {
-        format!("it was cut to {size} bytes; put back a backup")
-    } else {
-        "its envelope was overwritten; put back a backup".into()
-    }))
-}
-
 /// Refuses a page 1 whose pages the trailer would cut, or whose database has pages of another size.
-pub(super) fn check_page_1(bytes: &[u8], at: u64, page_size: u32) -> Result<()> {
+pub(crate) fn check_page_1(bytes: &[u8], at: u64, page_size: u32) -> Result<()> {
     if at > 0 || !bytes.starts_with(SQLITE_MAGIC) {
         return Ok(());
     }
@@ -517,12 +459,12 @@ pub(super) fn check_page_1(bytes: &[u8], at: u64, page_size: u32) -> Result<()> 
 }
 
 /// The page size as SQLite's header has it: two bytes big-endian, 1 for 65536.
-pub(super) fn page_size_field(page_size: usize) -> [u8; 2] {
+pub(crate) fn page_size_field(page_size: usize) -> [u8; 2] {
     if page_size == 65536 { [0, 1] } else { (page_size as u16).to_be_bytes() }
 }
 
 /// The page size of a new database, from its first write: one whole page.
-pub(super) fn first_page_size(bytes: &[u8], at: u64) -> Result<u32> {
+pub(crate) fn first_page_size(bytes: &[u8], at: u64) -> Result<u32> {
     let len = bytes.len() as u32;
     if !len.is_power_of_two() || !PAGE_SIZES.contains(&len) {
         return Err(Error::PageSize(len));

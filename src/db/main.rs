@@ -1,12 +1,4 @@
-//! The main database file.
-//!
-//! ```text
-//! 0               8 KiB           16 KiB                     0x3fff4000  0x40004000
-//! | copy A | slot | copy B | slot | page 1 | page 2 | ...    | gap       | ... pages go on
-//! ```
-//! SQLite's offset `n` lies at `n + 16 KiB`; from `GAP_AT` on, 64 KiB later still. SQLite locks
-//! bytes from 0x40000000 of the file, and on Windows such locks forbid reading and writing: no page
-//! may lie there. The gap starts at a multiple of every page size, so it never splits a page.
+//! The main database file: its pages under its keys, as SQLite's calls change them.
 //!
 //! Invariants
 //! 1. Every page of the file is sealed; a write past the end fills what it skips with sealed zeros.
@@ -32,78 +24,42 @@
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
 //!    errors it ignores, fail only where the base does.
 
-mod creation;
-mod keys;
-mod layout;
-mod outgoing;
-mod pages;
-mod slots;
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use self::layout::{is_lock_page, logical_size, physical, physical_size};
-pub(crate) use self::pages::DemandOfLog;
-use self::pages::{Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, check_page_1, first_page_size};
-use self::slots::Slots;
-use super::beside::Remains;
-use super::journal::Begun;
-use super::tuning::Tuning;
-use super::{Filled, Storage};
-use crate::audit::EventKind;
+use super::phase::{Checkpoint, Phase};
+use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
-use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
-use crate::key::identity::{FileId, wrong_file};
+use crate::file::journal::Begun;
+use crate::file::main::layout::{is_lock_page, logical_size, physical, physical_size};
+use crate::file::main::{DemandOfLog, Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, is_header};
+use crate::io::tuning::Tuning;
+use crate::io::{Filled, Remains, Storage};
+use crate::key::auditor::{Auditor, is_tampering};
+use crate::key::cipher::Subkey;
+use crate::key::envelope::slots::Slots;
+use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
+use crate::key::identity::wrong_file;
 use crate::key::keyring::Keyring;
-use crate::key::newest::FileKey;
-use crate::key::opening::{Opened, Opening};
-use crate::key::protector::{Protectors, now};
-use crate::suite::SuiteId;
+use crate::key::opening::Opening;
+use crate::key::protector::now;
+use crate::key::session::{ATTEMPTS, PAUSE, Session, Wishes, emptied, steadily};
 
-/// What the caller asked for when it opened the file.
-#[derive(Clone, Default)]
-pub(crate) struct Wishes {
-    pub(crate) protectors: Protectors,
-    pub(crate) protector: Option<String>,
-    pub(crate) suite: SuiteId,
-    pub(crate) plaintext: bool,
-    pub(crate) tuning: Tuning,
-    /// The database that the file must be.
-    pub(crate) file_id: Option<FileId>,
-    /// Nothing is ever written to the file: it was opened so, or is said never to change.
-    pub(crate) read_only: bool,
-    /// Which file it is that was opened, where that can be told.
-    pub(crate) file: Option<FileKey>,
-}
-
-/// One open handle of a main database file.
-pub(crate) struct MainDb {
-    wishes: Wishes,
-    state: State,
+/// The main file of one open database.
+pub(crate) struct Main {
+    pub(super) wishes: Arc<Wishes>,
+    pub(super) state: State,
+    pub(super) phase: Phase,
     /// Size in SQLite's bytes, as SQLite was told or has made it, while no other connection can
     /// have changed it.
-    known_size: Option<u64>,
-    /// An envelope of the database was seen in the file since the transaction or checkpoint at hand
+    pub(super) known_size: Option<u64>,
+    /// An envelope of the database was seen in the file since the current transaction or checkpoint
     /// began.
-    envelope_checked: bool,
+    pub(super) envelope_checked: bool,
     /// This handle has told the envelope of the first pages under the lock that it holds.
-    commits_creation: bool,
-    /// A hot journal is being played back into the file.
-    rolling_back: bool,
-    /// A page of it was.
-    restored: bool,
-    /// This handle's journal was last read from its beginning: a transaction is being rolled back.
-    undoing: bool,
-    /// The commit of the transaction at hand was refused.
-    commit_refused: bool,
+    pub(super) told_creation: bool,
     /// When the file was opened, in Unix seconds.
     opened: u64,
-    /// Protectors that this handle has removed.
-    removed: Vec<ProtectorRecord>,
-    /// Protectors whose removal was cut off, and finished by this handle.
-    finished: Vec<ProtectorRecord>,
-    /// The copies of the envelope were not equal when last read.
-    copies_differ: bool,
     /// The audit log knows that this file was tampered with.
     tampering_noted: bool,
     /// A record of this handle's own journal that failed in a rollback.
@@ -111,50 +67,57 @@ pub(crate) struct MainDb {
     /// SQLite's change counter in page 1 as this handle read or wrote it last. The next write of
     /// page 1 raises it by one.
     change_counter: u32,
-    /// The slots already say what the checkpoint at hand brings.
-    is_checkpoint_noted: bool,
 }
 
 /// Where and how SQLite looks whether its cache still holds: at the change counter and what
 /// follows.
 const CHANGE_COUNTER: (u64, usize) = (24, 16);
 
-enum State {
+pub(super) enum State {
     /// Nothing was written to the file; keys are made when a write transaction begins.
     Empty(Option<(Arc<Keyring>, Envelope)>),
-    Encrypted(Box<Pages>),
+    Encrypted(Box<Encrypted>),
     Plain,
 }
 
-impl MainDb {
+/// An encrypted file: its keys, and its pages under them.
+pub(super) struct Encrypted {
+    pub(super) session: Session,
+    pub(super) pages: Pages,
+}
+
+impl Encrypted {
+    pub(super) fn new(session: Session) -> Self {
+        let page_size = session.envelope().page_size as usize;
+        Self { pages: Pages::new(session.keyring().cipher(Subkey::Page), page_size), session }
+    }
+}
+
+impl Main {
     /// Looks at the file and finds its keys.
     pub(crate) fn open(base: &impl Storage, wishes: Wishes) -> Result<Self> {
         let mut db = Self {
-            wishes,
+            wishes: Arc::new(wishes),
             state: State::Empty(None),
+            phase: Phase::Ordinary,
             known_size: None,
             envelope_checked: false,
-            commits_creation: false,
-            rolling_back: false,
-            restored: false,
-            undoing: false,
-            commit_refused: false,
+            told_creation: false,
             opened: now(),
-            removed: Vec::new(),
-            finished: Vec::new(),
-            copies_differ: false,
             tampering_noted: false,
             failed_record: None,
             change_counter: 0,
-            is_checkpoint_noted: false,
         };
         let looked = db.look(base);
         if looked.is_err() || db.envelope().is_some() {
             let file_id = db.envelope().map(|envelope| envelope.file_id);
-            db.auditor().outcome(EventKind::Open, file_id.as_ref(), db.through(), &looked)?;
+            let protector = db.session().ok().map(Session::protector_name);
+            db.auditor().outcome(EventKind::Open, file_id.as_ref(), protector, &looked)?;
         }
         looked?;
-        db.look_for_newer();
+        if let Ok(session) = db.session() {
+            session.look_for_newer();
+        }
         Ok(db)
     }
 
@@ -164,12 +127,11 @@ impl MainDb {
     pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
         let was_seen = match &self.state {
             State::Empty(_) => false,
-            State::Encrypted(pages) if !pages.envelope.has_pages => true,
+            State::Encrypted(open) if !open.session.envelope().has_pages => true,
             // The first commit of another connection may have failed, and its rollback emptied the
             // file. A third one may have created it since.
-            State::Encrypted(pages) if !pages.committed => {
-                let there = logical_size(base.size()?) > 0 && pages.has_envelope(base)?;
-                if there {
+            State::Encrypted(open) if !open.session.is_committed() => {
+                if logical_size(base.size()?) > 0 && open.session.has_envelope(base)? {
                     return Ok(());
                 }
                 true
@@ -178,13 +140,9 @@ impl MainDb {
             State::Encrypted(_) | State::Plain => return Ok(()),
         };
         let wishes = &self.wishes;
-        let wanted = wishes.protector.as_deref();
-        let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
-        match keys::steadily(base, |header, len| wishes.look(base, header, len, &mut opening))? {
-            Some((state, copies_differ)) => {
-                self.state = state;
-                self.copies_differ = copies_differ;
-            }
+        let mut opening = wishes.opening();
+        match steadily(base, |header, len| look(wishes, base, header, len, &mut opening))? {
+            Some(state) => self.state = state,
             None if was_seen => self.state = State::Empty(None),
             None => {}
         }
@@ -208,11 +166,6 @@ impl MainDb {
         Ok(envelope::is_unfinished(header, len))
     }
 
-    /// Whether SQLite may still choose the layout of the pages.
-    pub(crate) fn has_no_page(&self) -> bool {
-        matches!(self.state, State::Empty(_))
-    }
-
     /// The short cuts that this file takes, and its journal and log with it.
     pub(crate) fn tuning(&self) -> Tuning {
         self.wishes.tuning
@@ -223,56 +176,164 @@ impl MainDb {
     }
 
     /// The keys in use, or those prepared for a database that is about to be created.
-    pub(crate) fn keyring(&self) -> Option<Arc<Keyring>> {
+    pub(crate) fn keyring(&self) -> Option<&Arc<Keyring>> {
         match &self.state {
-            State::Empty(prepared) => prepared.as_ref().map(|(keyring, _)| Arc::clone(keyring)),
-            State::Encrypted(pages) => Some(Arc::clone(&pages.keyring)),
+            State::Empty(prepared) => prepared.as_ref().map(|(keyring, _)| keyring),
+            State::Encrypted(open) => Some(open.session.keyring()),
             State::Plain => None,
         }
     }
 
+    /// The keys of the database, once it has an envelope on disk.
+    ///
+    /// # Errors
+    /// [`Error::NotEncrypted`].
+    pub(crate) fn session(&self) -> Result<&Session> {
+        match &self.state {
+            State::Encrypted(open) => Ok(&open.session),
+            State::Empty(_) | State::Plain => Err(Error::NotEncrypted),
+        }
+    }
+
+    /// As [`Main::session`], to change them.
+    pub(crate) fn session_mut(&mut self) -> Result<&mut Session> {
+        match &mut self.state {
+            State::Encrypted(open) => Ok(&mut open.session),
+            State::Empty(_) | State::Plain => Err(Error::NotEncrypted),
+        }
+    }
+
+    pub(super) fn opened(&mut self) -> Option<&mut Encrypted> {
+        if let State::Encrypted(open) = &mut self.state { Some(open) } else { None }
+    }
+
     /// The envelope, once there is one on disk.
     pub(crate) fn envelope(&self) -> Option<&Envelope> {
-        match &self.state {
-            State::Encrypted(pages) => Some(&pages.envelope),
-            State::Empty(_) | State::Plain => None,
-        }
+        self.session().ok().map(Session::envelope)
+    }
+
+    /// When this file was opened, in Unix seconds.
+    pub(crate) fn opened_at(&self) -> u64 {
+        self.opened
+    }
+
+    /// Whether nothing is ever written to the file through this handle.
+    pub(crate) fn is_never_written(&self) -> bool {
+        self.wishes.read_only
+    }
+
+    pub(crate) fn auditor(&self) -> &Auditor {
+        &self.wishes.protectors.auditor
     }
 
     /// Makes the keys of a database that is about to be created, for its journal comes first.
     pub(crate) fn prepare(&mut self) -> Result<()> {
         if let State::Empty(prepared @ None) = &mut self.state {
-            *prepared = Some(self.wishes.create()?);
+            *prepared = Some(create(&self.wishes)?);
         }
         Ok(())
     }
 
-    /// A lock was taken or given back. Where it is `first` or last, others may have changed the
+    /// A transaction begins: asks for keys that were locked. See [`Session::begin`].
+    pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
+        self.session_mut().map_or(Ok(()), |session| session.begin(base))
+    }
+
+    /// A transaction begins, with the keys that are here.
+    pub(crate) fn transaction_begins(&mut self) {
+        self.phase.transaction_begins();
+        if let Some(open) = self.opened() {
+            open.session.transaction_begins();
+        }
+    }
+
+    /// As [`Session::watch`].
+    #[inline]
+    pub(crate) fn watch(&self, base: &impl Storage) -> Result<()> {
+        match &self.state {
+            State::Encrypted(open) => open.session.watch(base),
+            State::Empty(_) | State::Plain => Ok(()),
+        }
+    }
+
+    /// As [`Main::watch`], before a commit. SQLite rolls back what is refused here, and asks once
+    /// more at the end of that. It does not read a journal in memory from a file, so the second
+    /// question tells of the rollback.
+    pub(crate) fn check_commit(&mut self, base: &impl Storage) -> Result<()> {
+        if self.phase.is_undoing() {
+            return Ok(());
+        }
+        self.watch(base).inspect_err(|_| self.phase = Phase::CommitRefused)
+    }
+
+    /// Whether a read of `len` bytes at `at`, while SQLite holds no lock, begins a transaction.
+    /// SQLite takes none with `nolock=1` and `immutable=1`. It then begins with page 1, or with a
+    /// look whether its cache still holds; of a file that never changes, it reads what it has not
+    /// read before.
+    pub(crate) fn begins_without_lock(&self, at: u64, len: usize) -> bool {
+        self.wishes.read_only || at == 0 || (at, len) == CHANGE_COUNTER
+    }
+
+    /// Records, once for this handle, that something in the file is not what was written there.
+    pub(crate) fn note_tampering(&mut self, error: &Error) {
+        if let Error::JournalAuthentication { record } = error {
+            self.failed_record = Some(*record);
+        }
+        if !is_tampering(error) || std::mem::replace(&mut self.tampering_noted, true) {
+            return;
+        }
+        let file_id = self.keyring().map(|keyring| *keyring.file_id());
+        self.auditor().note(&Event {
+            file_id: file_id.as_ref(),
+            outcome: Err(&error.to_string()),
+            ..Event::new(EventKind::Tamper)
+        });
+    }
+
+    /// Whether page 1 says that the database is in WAL mode. The caller holds a SHARED lock, beside
+    /// which a checkpoint may write the page.
+    pub(crate) fn is_in_wal_mode(&mut self, base: &impl Storage) -> Result<bool> {
+        let Some(Encrypted { pages, .. }) = self.opened() else { return Ok(false) };
+        for _ in 0..ATTEMPTS {
+            match pages.load(base, 1)? {
+                Found::Good => return Ok(pages.says_wal()),
+                Found::Missing => return Ok(false),
+                Found::Bad => std::thread::sleep(PAUSE),
+            }
+        }
+        Err(Error::PageAuthentication { page: 1 })
+    }
+
+    /// Mends what a crash left of the envelope or the slots; see [`Session::mend`].
+    pub(crate) fn mend(&mut self, base: &impl Storage) -> Result<()> {
+        let Some(Encrypted { session, pages }) = self.opened() else { return Ok(()) };
+        session.mend(base, || pages.has_log(base))
+    }
+
+    /// A lock was taken or given back. If it is the `first` or last, others may have changed the
     /// file's size in between.
     pub(crate) fn lock_changed(&mut self, first: bool) {
         if first {
             self.known_size = None;
-            self.is_checkpoint_noted = false;
+            if let Some(checkpoint) = self.phase.checkpoint() {
+                checkpoint.noted = false;
+            }
         }
         self.envelope_checked = false;
-        if let State::Encrypted(pages) = &mut self.state {
-            pages.ahead.clear();
+        if let Some(open) = self.opened() {
+            open.pages.ahead.clear();
         }
     }
 
-    /// Writes what waits. Nothing waits afterwards, also after an error.
+    /// Flushes the pages that wait. None waits afterwards, also after an error.
     pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
-        let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
-        let written = pages.outgoing.flush(base);
-        if written.is_err() {
-            self.known_size = None;
-        }
-        written
+        let Some(open) = self.opened() else { return Ok(()) };
+        open.pages.outgoing.flush(base).inspect_err(|_| self.known_size = None)
     }
 
     /// Whether pages wait to be written with those that follow.
     pub(crate) fn has_outgoing(&self) -> bool {
-        matches!(&self.state, State::Encrypted(pages) if !pages.outgoing.is_empty())
+        matches!(&self.state, State::Encrypted(open) if !open.pages.outgoing.is_empty())
     }
 
     /// A log was recovered: seals the holes that an interrupted checkpoint left where the file
@@ -288,9 +349,9 @@ impl MainDb {
         grown: std::ops::RangeInclusive<u32>,
         logged: &BTreeSet<u32>,
     ) -> Result<()> {
-        let State::Encrypted(pages) = &mut self.state else { return Ok(()) };
         self.known_size = None;
-        pages.require_envelope(base)?;
+        let Some(Encrypted { session, pages }) = self.opened() else { return Ok(()) };
+        session.require_envelope(base)?;
         let last = pages.count(base)?.min(u64::from(*grown.end()));
         for page in u64::from(*grown.start())..=last {
             if !logged.contains(&(page as u32)) {
@@ -300,41 +361,26 @@ impl MainDb {
         Ok(())
     }
 
-    /// A hot journal is about to be played back.
-    pub(crate) fn rollback_starts(&mut self) {
-        self.rolling_back = true;
-        self.restored = false;
-    }
-
-    /// The header of the journal is read: SQLite plays it back, or looks whether that is due.
-    pub(crate) fn undo_starts(&mut self) {
-        self.undoing = true;
-    }
-
-    /// The journal is written or closed, so its playback is over or was given up.
-    pub(crate) fn rollback_ends(&mut self) {
-        self.rolling_back = false;
-        self.undoing = false;
-    }
-
     /// Before a sync. At the end of a playback it seals the free pages that are bad: the
     /// transaction may have written to one, and SQLite does not restore what has no content.
     pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
         self.flush(base)?;
-        let over = self.rolling_back && self.restored;
-        if let (true, State::Encrypted(pages)) = (over, &mut self.state) {
-            // What another process appends meanwhile is no page of this database.
-            let known = self.known_size.map(|size| u64::from(pages.count_in(size)));
-            pages.seal_free(base, known)?;
+        let known = self.known_size;
+        match self.phase.has_restored().then(|| self.opened()).flatten() {
+            Some(Encrypted { pages, .. }) => {
+                // What another process appends meanwhile is no page of this database.
+                let known = known.map(|size| u64::from(pages.count_in(size)));
+                pages.seal_free(base, known)
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether the file has `bytes` as the page at `at`.
     pub(crate) fn has_page(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<bool> {
         match &mut self.state {
-            State::Encrypted(pages) if bytes.len() == pages.page_size => {
-                pages.has_page(base, bytes, at)
+            State::Encrypted(open) if bytes.len() == open.pages.page_size() => {
+                open.pages.has_page(base, bytes, at)
             }
             _ => Ok(false),
         }
@@ -348,9 +394,10 @@ impl MainDb {
         at: u64,
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
-        let State::Encrypted(pages) = &self.state else { return Ok(()) };
+        let State::Encrypted(open) = &self.state else { return Ok(()) };
+        let pages = &open.pages;
         let visible = pages.check_size(base, demand)?.unwrap_or_default().visible;
-        let page = u32::try_from(at / pages.page_size as u64 + 1).unwrap_or(u32::MAX);
+        let page = u32::try_from(at / pages.page_size() as u64 + 1).unwrap_or(u32::MAX);
         if visible.contains(&page) { Err(Error::PageAuthentication { page }) } else { Ok(()) }
     }
 
@@ -363,28 +410,28 @@ impl MainDb {
         // is no more.
         let looks_other = match &self.state {
             State::Empty(_) => size > 0,
-            State::Encrypted(pages) => !pages.committed && logical_size(size) == 0,
+            State::Encrypted(open) => !open.session.is_committed() && logical_size(size) == 0,
             State::Plain => true,
         };
         if looks_other && self.known_size.is_none_or(|known| known == 0) {
             self.look(base)?;
         }
-        let State::Encrypted(pages) = &self.state else {
+        let State::Encrypted(open) = &self.state else {
             return Ok(if self.is_plain() { size } else { 0 });
         };
-        let size = logical_size(size.max(pages.outgoing.end()));
+        let size = logical_size(size.max(open.pages.outgoing.end()));
         let size = self.known_size.map_or(size, |known| known.max(size));
-        if size == 0 && pages.committed {
-            return Err(pages::emptied(base)?);
+        if size == 0 && open.session.is_committed() {
+            return Err(emptied(base)?);
         }
         self.known_size = Some(size);
         Ok(size)
     }
 
     /// A checkpoint begins.
-    pub(crate) fn checkpoint_begins(&mut self) {
+    pub(crate) fn checkpoint_begins(&mut self, last_page: Option<u32>, void: bool) {
         self.envelope_checked = false;
-        self.is_checkpoint_noted = false;
+        self.phase = Phase::Checkpoint(Checkpoint { last_page, noted: false, void });
     }
 
     /// Refuses to commit to the log of a file that has no envelope of this database.
@@ -393,7 +440,7 @@ impl MainDb {
     /// [`Error::DamagedInUse`].
     pub(crate) fn check_envelope(&self, base: &impl Storage) -> Result<()> {
         match &self.state {
-            State::Encrypted(pages) => pages.require_envelope(base),
+            State::Encrypted(open) => open.session.require_envelope(base),
             State::Empty(_) | State::Plain => Ok(()),
         }
     }
@@ -421,13 +468,14 @@ impl MainDb {
     /// The state of the file, for a journal that is about to be played back; `None` where page 1 is
     /// damaged.
     pub(crate) fn state_for_journal(&mut self, base: &impl Storage) -> Result<Option<Begun>> {
-        let State::Encrypted(pages) = &mut self.state else {
-            return Ok(Some(Begun::NoPage(self.change_counter)));
+        let counter = self.change_counter;
+        let Some(Encrypted { pages, .. }) = self.opened() else {
+            return Ok(Some(Begun::NoPage(counter)));
         };
         Ok(match pages.load(base, 1)? {
             // A transaction that creates a database may write its first page last, over zeros.
             Found::Good if pages.has_header() => Some(Begun::Page1(pages.counters())),
-            Found::Good | Found::Missing => Some(Begun::NoPage(self.change_counter)),
+            Found::Good | Found::Missing => Some(Begun::NoPage(counter)),
             Found::Bad => None,
         })
     }
@@ -461,9 +509,10 @@ impl MainDb {
     /// # Errors
     /// [`Error::PageAuthentication`] where it is shorter.
     pub(crate) fn pages(&self, base: &impl Storage, in_index: Option<u32>) -> Result<u32> {
-        let State::Encrypted(pages) = &self.state else { return Ok(0) };
+        let State::Encrypted(open) = &self.state else { return Ok(0) };
+        let pages = &open.pages;
         // As SQLite counts: a page that is cut short is one of the database, and missing.
-        let count = |size: u64| pages.count_in(size.next_multiple_of(pages.page_size as u64));
+        let count = |size: u64| pages.count_in(size.next_multiple_of(pages.page_size() as u64));
         let there = logical_size(base.size()?);
         let whole = pages.count_in(there);
         let known = self.known_size.map(count).or(in_index).unwrap_or(count(there));
@@ -482,14 +531,28 @@ impl MainDb {
 
     fn read_state(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
         match &mut self.state {
-            State::Encrypted(pages) => {
+            State::Encrypted(open) => {
+                let Encrypted { session, pages } = &mut **open;
                 if (at, buf.len()) == CHANGE_COUNTER {
                     // Without locks it is all that tells where a read transaction begins.
                     pages.ahead.clear();
                     self.known_size = None;
                 }
                 let read_ahead = self.wishes.tuning.read_ahead && !base.is_mapped(physical(at));
-                pages.read(base, buf, at, read_ahead, self.known_size.unwrap_or(0))
+                let known = self.known_size.unwrap_or(0);
+                let filled = pages.read(base, buf, at, read_ahead, known)?;
+                match filled {
+                    // SQLite reads a page only where no creation is left to be rolled back. The
+                    // header it reads earlier.
+                    Some(Filled::Full) if session.envelope().has_pages && !is_header(at, buf) => {
+                        session.note_page();
+                    }
+                    Some(_) => {}
+                    None if session.is_committed() => return Err(emptied(base)?),
+                    None if known > 0 => return Err(Error::PageAuthentication { page: 1 }),
+                    None => {}
+                }
+                Ok(filled.unwrap_or(Filled::Short))
             }
             State::Empty(_) => {
                 buf.fill(0);
@@ -521,8 +584,8 @@ impl MainDb {
         may_wait: bool,
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
-        if let State::Encrypted(pages) = &self.state
-            && !pages.envelope.has_pages
+        if let State::Encrypted(open) = &self.state
+            && !open.session.envelope().has_pages
             && self.known_size.is_none_or(|size| size == 0)
             && logical_size(base.size()?) == 0
         {
@@ -531,16 +594,17 @@ impl MainDb {
         }
         self.create(base, bytes, at)?;
         self.check_envelope_once(base)?;
-        let State::Encrypted(pages) = &mut self.state else { return base.write(bytes, at) };
+        let State::Encrypted(open) = &mut self.state else { return base.write(bytes, at) };
+        let pages = &mut open.pages;
         let size = match self.known_size {
             Some(size) => size,
             None => logical_size(base.size()?.max(pages.outgoing.end())),
         };
         self.known_size = Some(size);
         pages.check_write(bytes, at)?;
-        self.restored = true;
+        self.phase.page_written();
         let waits = !pages.outgoing.is_empty();
-        let written = if self.rolling_back && at + bytes.len() as u64 > size {
+        let written = if self.phase.is_hot_rollback() && at + bytes.len() as u64 > size {
             pages.regrow(base, bytes, at)
         } else {
             pages.put(base, bytes, at, size, may_wait, demand)
@@ -569,7 +633,8 @@ impl MainDb {
         }
         match &mut self.state {
             State::Encrypted(_) if size == 0 => self.undo_creation(base),
-            State::Encrypted(pages) => {
+            State::Encrypted(open) => {
+                let pages = &mut open.pages;
                 pages.ahead.clear();
                 pages.outgoing.cut(physical_size(size));
                 let had = match self.known_size {
@@ -599,14 +664,15 @@ impl MainDb {
         log: &BTreeSet<u32>,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Findings> {
-        let State::Encrypted(pages) = &mut self.state else { return Err(Error::NotEncrypted) };
+        let State::Encrypted(open) = &mut self.state else { return Err(Error::NotEncrypted) };
+        let Encrypted { session, pages } = &mut **open;
         let mut findings = Findings::default();
         let size = logical_size(base.size()?);
         let size = self.known_size.map_or(size, |known| known.max(size));
-        findings.pages = size.div_ceil(pages.page_size as u64);
-        (findings.bad_copies, findings.stale_copies) = keys::faulty_copies(base, pages)?;
+        findings.pages = size.div_ceil(pages.page_size() as u64);
+        (findings.bad_copies, findings.stale_copies) = session.faulty_copies(base)?;
         for page in 1..=findings.pages {
-            let counts = !is_lock_page(page, pages.page_size) && !log.contains(&(page as u32));
+            let counts = !is_lock_page(page, pages.page_size()) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
                 findings.add(page);
             }
@@ -636,7 +702,7 @@ fn is_plain_no_more(base: &impl Storage) -> Result<bool> {
     Ok(start == *envelope::MAGIC || !whole && base.size()? == 0)
 }
 
-/// What [`MainDb::verify`] found.
+/// What [`Main::verify`] found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Findings {
     pub(crate) pages: u64,
@@ -649,7 +715,7 @@ pub(crate) struct Findings {
     pub(crate) stale_copies: Vec<char>,
 }
 
-const LISTED: usize = 1 << 16;
+pub(super) const LISTED: usize = 1 << 16;
 
 impl Findings {
     fn add(&mut self, page: u64) {
@@ -660,102 +726,97 @@ impl Findings {
     }
 }
 
-impl Wishes {
-    /// What a file of `len` bytes is that begins with `header`, and whether the copies of its
-    /// envelope differ; nothing where it is none yet.
-    fn look(
-        &self,
-        base: &impl Storage,
-        header: &[u8],
-        len: u64,
-        opening: &mut Opening<'_>,
-    ) -> Result<Option<(State, bool)>> {
-        if len == 0 {
-            return self.expect_none("none, for the file is empty").map(|()| None);
-        }
-        if let Some(plain) = self.look_for_plaintext(base, header, len)? {
-            self.expect_none("none, for the database is not encrypted")?;
-            return Ok(Some((plain, false)));
-        }
-        if envelope::is_unfinished(header, len) {
-            return self.expect_none("none, for the database was never finished").map(|()| None);
-        }
-        let Opened { keyring, envelope, through } = opening.open(&envelope::candidates(header)?)?;
-        if logical_size(len) == 0 {
-            return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
-        }
-        let newest = keyring.newest(self.file);
-        let copies_differ = !envelope::copies_are_equal(header);
-        // The caller reads the file anew where another thread has changed it since.
-        newest.admit(newest.known().as_deref(), &envelope, !copies_differ)?;
-        let mut needs_mending = copies_differ;
-        // Another handle of the file may have found the same bytes to be good.
-        let bytes = Slots::bytes(header);
-        if !newest.has_slots(&bytes) {
-            let slots = Slots::decode(&keyring, header)?;
-            if envelope.has_pages && slots.a_log_was_begun() {
-                newest.committed();
-            }
-            match slots.any_is_bad() {
-                true => needs_mending = true,
-                false => newest.note_slots(bytes),
-            }
-        }
-        let pages = Pages::new(keyring, envelope, through, newest);
-        Ok(Some((State::Encrypted(Box::new(pages)), needs_mending)))
+/// What a file of `len` bytes is that begins with `header`, and whether the copies of its
+/// envelope differ; nothing where it is none yet.
+fn look(
+    wishes: &Arc<Wishes>,
+    base: &impl Storage,
+    header: &[u8],
+    len: u64,
+    opening: &mut Opening<'_>,
+) -> Result<Option<State>> {
+    if len == 0 {
+        return expect_none(wishes, "none, for the file is empty").map(|()| None);
     }
-
-    fn look_for_plaintext(
-        &self,
-        base: &impl Storage,
-        header: &[u8],
-        len: u64,
-    ) -> Result<Option<State>> {
-        let encrypted = header.starts_with(envelope::MAGIC)
-            || header.get(REGION_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC));
-        if encrypted {
-            return Ok(None);
+    if let Some(plain) = look_for_plaintext(wishes, base, header, len)? {
+        expect_none(wishes, "none, for the database is not encrypted")?;
+        return Ok(Some(plain));
+    }
+    if envelope::is_unfinished(header, len) {
+        return expect_none(wishes, "none, for the database was never finished").map(|()| None);
+    }
+    let opened = opening.open(&envelope::candidates(header)?)?;
+    if logical_size(len) == 0 {
+        return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
+    }
+    let newest = opened.keyring.newest(wishes.file);
+    let copies_differ = !envelope::copies_are_equal(header);
+    // The caller reads the file anew where another thread has changed it since.
+    newest.admit(newest.known().as_deref(), &opened.envelope, !copies_differ)?;
+    let mut needs_mending = copies_differ;
+    // Another handle of the file may have found the same bytes to be good.
+    let bytes = Slots::bytes(header);
+    if !newest.has_slots(&bytes) {
+        let slots = Slots::decode(&opened.keyring, header)?;
+        if opened.envelope.has_pages && slots.a_log_was_begun() {
+            newest.committed();
         }
-        match (header.starts_with(SQLITE_MAGIC), self.plaintext) {
-            (true, true) => return Ok(Some(State::Plain)),
-            (true, false) => return Err(Error::PlaintextRefused),
-            (false, _) => {}
-        }
-        // A creation that was cut off leaves zeros, and so may a power loss that tore the first
-        // pages of a plaintext database, which its journal or log restores.
-        let zeros = envelope::is_unfinished(header, len);
-        let remains = base.remains()?;
-        match remains {
-            Remains::Nothing if zeros => Ok(None),
-            Remains::Plain if self.plaintext => Ok(Some(State::Plain)),
-            Remains::Unclear if self.plaintext && zeros => Ok(Some(State::Plain)),
-            // What is neither must not pass as plaintext, nor as empty: SQLite would look for a hot
-            // journal and a log beside the file, and delete them, before it reads a page.
-            Remains::Nothing => Err(Error::NotADatabase(
-                "the file is neither an encrypted nor an SQLite database".into(),
-            )),
-            Remains::Plain | Remains::Unclear => Err(Error::NotADatabase(
-                "the file does not begin as a database, and beside it lies a rollback journal or \
-                 write-ahead log that is none of an encrypted database and may restore it: if that is \
-                 an unencrypted database that lost power, open it with plain SQLite, or with \
-                 tde_plaintext=allow; if nothing of it is needed, remove NAME, NAME-journal and NAME-wal"
-                    .into(),
-            )),
+        match slots.any_is_bad() {
+            true => needs_mending = true,
+            false => newest.note_slots(bytes),
         }
     }
+    let session = Session::new(Arc::clone(wishes), opened, newest, needs_mending);
+    Ok(Some(State::Encrypted(Box::new(Encrypted::new(session)))))
+}
 
-    /// Refuses a file that has no file id where one is expected.
-    fn expect_none(&self, found: &str) -> Result<()> {
-        self.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
+fn look_for_plaintext(
+    wishes: &Wishes,
+    base: &impl Storage,
+    header: &[u8],
+    len: u64,
+) -> Result<Option<State>> {
+    let encrypted = header.starts_with(envelope::MAGIC)
+        || header.get(REGION_LEN..).is_some_and(|copy| copy.starts_with(envelope::MAGIC));
+    if encrypted {
+        return Ok(None);
     }
-
-    fn create(&self) -> Result<(Arc<Keyring>, Envelope)> {
-        if let Some(expected) = self.file_id {
-            return Err(wrong_file("none, for the file is empty", &[expected]));
-        }
-        Keyring::create(&self.protectors, self.protector.as_deref(), self.suite, now())
+    match (header.starts_with(SQLITE_MAGIC), wishes.plaintext) {
+        (true, true) => return Ok(Some(State::Plain)),
+        (true, false) => return Err(Error::PlaintextRefused),
+        (false, _) => {}
+    }
+    // A creation that was cut off leaves zeros, and so may a power loss that tore the first
+    // pages of a plaintext database, which its journal or log restores.
+    let zeros = envelope::is_unfinished(header, len);
+    let remains = base.remains()?;
+    match remains {
+        Remains::Nothing if zeros => Ok(None),
+        Remains::Plain if wishes.plaintext => Ok(Some(State::Plain)),
+        Remains::Unclear if wishes.plaintext && zeros => Ok(Some(State::Plain)),
+        // What is neither must not pass as plaintext, nor as empty: SQLite would look for a hot
+        // journal and a log beside the file, and delete them, before it reads a page.
+        Remains::Nothing => Err(Error::NotADatabase(
+            "the file is neither an encrypted nor an SQLite database".into(),
+        )),
+        Remains::Plain | Remains::Unclear => Err(Error::NotADatabase(
+            "the file does not begin as a database, and beside it lies a rollback journal or \
+             write-ahead log that is none of an encrypted database and may restore it: if that is \
+             an unencrypted database that lost power, open it with plain SQLite, or with \
+             tde_plaintext=allow; if nothing of it is needed, remove NAME, NAME-journal and NAME-wal"
+                .into(),
+        )),
     }
 }
 
-#[cfg(test)]
-pub(crate) mod tests;
+/// Refuses a file that has no file id where one is expected.
+fn expect_none(wishes: &Wishes, found: &str) -> Result<()> {
+    wishes.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
+}
+
+pub(super) fn create(wishes: &Wishes) -> Result<(Arc<Keyring>, Envelope)> {
+    if let Some(expected) = wishes.file_id {
+        return Err(wrong_file("none, for the file is empty", &[expected]));
+    }
+    Keyring::create(&wishes.protectors, wishes.wanted(), wishes.suite, now())
+}

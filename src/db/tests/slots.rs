@@ -49,7 +49,7 @@ impl Storage for Disk {
 
 impl Disk {
     /// A database that was just committed.
-    fn new() -> (Self, MainDb) {
+    fn new() -> (Self, Main) {
         let (memory, mut db) = created(1024);
         db.before_commit(&memory).unwrap();
         let disk = Self { now: memory, ..Self::default() };
@@ -77,13 +77,13 @@ impl Disk {
     }
 }
 
-fn admits(db: &MainDb, image: &[u8], (log, origin): &(LogId, Origin)) -> bool {
+fn admits(db: &Main, image: &[u8], (log, origin): &(LogId, Origin)) -> bool {
     let base = Memory(image.to_vec().into());
     let counters = db.counters_on_disk(&base).unwrap();
     db.fit(&base, log, &origin.state).unwrap() != Fit::No && counters == Some(origin.counters)
 }
 
-fn begin(db: &MainDb, disk: &Disk, number: u8) -> (LogId, Origin) {
+fn begin(db: &Main, disk: &Disk, number: u8) -> (LogId, Origin) {
     ([number; 16], db.log_origin(disk, None).unwrap())
 }
 
@@ -121,7 +121,7 @@ fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
                         // The last one before it is all in the file.
                         let mut older = before.iter().rev().skip(1);
                         assert!(older.all(|old| !admits(&db, &image, old)), "{what}: older");
-                        let opened = MainDb::open(&Memory(image.into()), wishes());
+                        let opened = Main::open(&Memory(image.into()), wishes());
                         assert!(opened.is_ok(), "{what}: {:?}", opened.err());
                     }
                 }
@@ -165,7 +165,7 @@ fn a_backup_admits_no_log_of_a_later_state() {
 fn the_same_logs_lead_a_copy_to_the_same_states() {
     let (disk, mut db) = Disk::new();
     let copy = Disk { now: Memory(disk.now.0.borrow().clone().into()), ..Disk::default() };
-    let mut other = MainDb::open(&copy, wishes()).unwrap();
+    let mut other = Main::open(&copy, wishes()).unwrap();
     for number in 1..5_u8 {
         let log = begin(&db, &disk, number);
         let id = (log.0, log.1.state);
@@ -174,7 +174,7 @@ fn the_same_logs_lead_a_copy_to_the_same_states() {
         // It goes on after it was brought whole.
         db.checkpoint_ends(&disk, id, Some((3, [number; RESERVE]))).unwrap();
         disk.sync().unwrap();
-        db.checkpoint_begins();
+        db.checkpoint_begins(None, false);
         db.checkpoint_writes(&disk, id, 5).unwrap();
         let last = Some((5, [number; RESERVE]));
         db.checkpoint_ends(&disk, id, last).unwrap();
@@ -222,7 +222,7 @@ fn no_checkpoint_brings_less_than_the_one_before() {
     };
     for (brought, lacks) in [(3, None), (5, None), (4, Some(5)), (5, None), (7, None), (1, Some(2))]
     {
-        db.checkpoint_begins();
+        db.checkpoint_begins(None, false);
         assert_eq!(cut(db.checkpoint_writes(&disk, id, brought)), lacks, "{brought}");
         let last = Some((brought, [1; RESERVE]));
         assert_eq!(cut(db.checkpoint_ends(&disk, id, last)), lacks, "{brought}: the end");
@@ -287,7 +287,7 @@ fn slots_that_somebody_changed() {
     assert!(!admits(&db, &none, &first) && !admits(&db, &none, &second), "none left");
     // The one in use goes on, and a log that begins is admitted after power loss.
     disk.now.0.replace(none.clone());
-    db.checkpoint_begins();
+    db.checkpoint_begins(None, false);
     db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
     assert!(admits(&db, &disk.now.0.borrow(), &second));
     disk.now.0.replace(none);
@@ -336,16 +336,16 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
         let (disk, mut db) = Disk::new();
         let (id, origin) = begin(&db, &disk, 1);
         let id = (id, origin.state);
-        db.checkpoint_begins();
+        db.checkpoint_begins(None, false);
         db.checkpoint_writes(&disk, id, 1).unwrap();
-        let mut other = MainDb::open(&disk, wishes()).unwrap();
+        let mut other = Main::open(&disk, wishes()).unwrap();
         other.checkpoint_ends(&disk, id, None).unwrap();
         disk.sync().unwrap();
         let copy = disk.now.0.borrow().clone();
         let copied = ([2; 16], db.log_origin(&Memory(copy.clone().into()), None).unwrap());
         assert!(admits(&db, &copy, &copied), "{by}");
         let handle = if by == "another" { &mut other } else { &mut db };
-        handle.checkpoint_begins();
+        handle.checkpoint_begins(None, false);
         handle.checkpoint_writes(&disk, id, 1).unwrap();
         let image = disk.now.0.borrow().clone();
         assert!(!admits(&db, &image, &copied), "{by}");
@@ -361,7 +361,7 @@ fn each_handle_looks_at_slots_that_are_new_to_it() {
         for damaged_first in [false, true] {
             for at in PLACES {
                 let base = Memory::default();
-                let mut db = MainDb::open(&base, shared(false)).unwrap();
+                let mut db = Main::open(&base, shared(false)).unwrap();
                 write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
                 db.before_commit(&base).unwrap();
                 db.log_origin(&base, None).unwrap();
@@ -370,15 +370,21 @@ fn each_handle_looks_at_slots_that_are_new_to_it() {
                 if damaged_first {
                     damage();
                 }
-                let first = MainDb::open(&base, shared(read_only)).unwrap();
+                let first = Main::open(&base, shared(read_only)).unwrap();
                 if !damaged_first {
                     damage();
                 }
-                let mut second = MainDb::open(&base, shared(false)).unwrap();
-                assert!(second.wants_mending(), "{read_only}, {damaged_first}, {at}");
+                let mut second = Main::open(&base, shared(false)).unwrap();
+                assert!(
+                    second.session().unwrap().wants_mending(),
+                    "{read_only}, {damaged_first}, {at}"
+                );
                 second.mend(&base).unwrap();
-                let third = MainDb::open(&base, shared(false)).unwrap();
-                assert!(!third.wants_mending(), "{read_only}, {damaged_first}, {at}");
+                let third = Main::open(&base, shared(false)).unwrap();
+                assert!(
+                    !third.session().unwrap().wants_mending(),
+                    "{read_only}, {damaged_first}, {at}"
+                );
                 drop(first);
             }
         }

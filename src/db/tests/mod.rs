@@ -5,16 +5,24 @@ mod emptied;
 mod slots;
 mod waiting;
 
-use super::layout::*;
-use super::pages::*;
-use super::*;
-use crate::file::memory::Memory;
+use super::main::*;
+use crate::error::{Error, Result};
+use crate::file::main::layout::*;
+use crate::file::main::*;
 use crate::file::wal::Demand;
+use crate::io::memory::Memory;
+use crate::io::{Filled, Storage};
 use crate::key::envelope::COPY_LEN;
+use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
 use crate::key::keyring::Dek;
+use crate::key::keyring::Keyring;
+use crate::key::session::Wishes;
 use crate::page::RESERVE;
 use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
 use crate::secret::Secret;
+use crate::suite::SuiteId;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// A provider that keeps wrapped keys in the blob, for tests of everything but wrapping.
 pub(crate) struct Open;
@@ -50,7 +58,7 @@ pub(crate) fn keyring_and_next() -> (Arc<Keyring>, Arc<Keyring>) {
 }
 
 pub(crate) fn keyring() -> Arc<Keyring> {
-    wishes().create().unwrap().0
+    create(&wishes()).unwrap().0
 }
 
 /// A first page, as SQLite writes it.
@@ -64,13 +72,13 @@ fn page_1(page_size: usize, reserve: u8) -> Vec<u8> {
 }
 
 /// As without a log.
-fn write(db: &mut MainDb, base: &Memory, bytes: &[u8], at: u64) -> Result<()> {
+fn write(db: &mut Main, base: &Memory, bytes: &[u8], at: u64) -> Result<()> {
     db.write(base, bytes, at, false, &mut || Ok(None))
 }
 
-fn created(page_size: usize) -> (Memory, MainDb) {
+fn created(page_size: usize) -> (Memory, Main) {
     let base = Memory::default();
-    let mut db = MainDb::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, wishes()).unwrap();
     write(&mut db, &base, &page_1(page_size, 48), 0).unwrap();
     (base, db)
 }
@@ -97,7 +105,7 @@ fn every_page_size_reads_back() {
         let mut page: Vec<u8> = (0..page_size).map(|byte| byte as u8).collect();
         write(&mut db, &base, &page, page_size as u64).unwrap();
         page[page_size - RESERVE..].fill(0);
-        let mut db = MainDb::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, wishes()).unwrap();
         let mut got = vec![1; page_size];
         assert_eq!(db.read(&base, &mut got, page_size as u64).unwrap(), Filled::Full);
         assert_eq!(got, page, "page size {page_size}");
@@ -137,8 +145,8 @@ fn a_kept_page_1_is_what_lies_in_the_file() {
             bad[byte] ^= 1;
             states.push(bad);
         }
-        let mut keeper = MainDb::open(&base, wishes()).unwrap();
-        let answer = |db: &mut MainDb, len: usize| {
+        let mut keeper = Main::open(&base, wishes()).unwrap();
+        let answer = |db: &mut Main, len: usize| {
             let mut got = vec![1; len];
             let filled = db.read(&base, &mut got, 0).map_err(|error| error.to_string());
             (filled, got)
@@ -148,7 +156,7 @@ fn a_kept_page_1_is_what_lies_in_the_file() {
                 for len in [100, page_size] {
                     for now in [before, after] {
                         base.0.borrow_mut()[at..at + page_size].copy_from_slice(now);
-                        let mut fresh = MainDb::open(&base, wishes()).unwrap();
+                        let mut fresh = Main::open(&base, wishes()).unwrap();
                         let (kept, anew) = (answer(&mut keeper, len), answer(&mut fresh, len));
                         assert_eq!(kept.0, anew.0);
                         assert!(kept.0.is_err() || kept.1 == anew.1, "{len} bytes");
@@ -168,7 +176,7 @@ fn page_1_is_kept_for_those_who_have_keys() {
         for _ in 0..2 {
             assert_eq!(db.read(&base, &mut got, 0).unwrap(), Filled::Full);
         }
-        db.lock_keys().unwrap();
+        db.session().unwrap().lock_keys();
         let read = db.read(&base, &mut got, 0);
         assert!(matches!(read, Err(Error::Inaccessible(_))), "{len} bytes: {read:?}");
         db.begin(&base).unwrap();
@@ -209,10 +217,9 @@ fn a_creation_cut_off_is_begun_anew_or_completed() {
         ("all", last.clone(), 2),
     ] {
         let base = Memory(bytes.into());
-        let mut db =
-            MainDb::open(&base, wishes()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut db = Main::open(&base, wishes()).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(db.size(&base).unwrap(), pages * 4096, "{what}");
-        assert_eq!(db.has_no_page(), pages == 0, "{what}");
+        assert_eq!(db.is_unmade(), pages == 0, "{what}");
         if pages == 0 {
             write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
         }
@@ -222,7 +229,7 @@ fn a_creation_cut_off_is_begun_anew_or_completed() {
         if what != "A torn" {
             assert_eq!(found.bad_copies, [], "{what}");
         }
-        assert!(MainDb::open(&base, wishes()).unwrap().envelope().unwrap().has_pages, "{what}");
+        assert!(Main::open(&base, wishes()).unwrap().envelope().unwrap().has_pages, "{what}");
     }
 }
 
@@ -235,7 +242,7 @@ fn a_database_cut_to_its_envelope_is_damaged() {
     let whole = base.0.borrow().clone();
     for len in (1..=ENVELOPE_LEN).filter(|len| len % 512 < 2 || *len == ENVELOPE_LEN) {
         let base = Memory(whole[..len].to_vec().into());
-        let error = MainDb::open(&base, wishes()).map(|_| ()).unwrap_err().to_string();
+        let error = Main::open(&base, wishes()).map(|_| ()).unwrap_err().to_string();
         let damaged = error.starts_with("envelope damaged") || error.starts_with("not a database");
         assert!(damaged, "{len} bytes: {error}");
         assert_eq!(*base.0.borrow(), whole[..len], "{len} bytes");
@@ -247,20 +254,20 @@ fn a_database_cut_to_its_envelope_is_damaged() {
 fn another_connection_creates_with_another_page_size() {
     for committed in [false, true] {
         let (base, mut first) = created(4096);
-        let mut seen = MainDb::open(&base, wishes()).unwrap();
+        let mut seen = Main::open(&base, wishes()).unwrap();
         if committed {
             // The commit failed after SQLite had asked for it.
             first.before_commit(&base).unwrap();
         }
         first.truncate(&base, 0, &mut || Ok(None)).unwrap();
         assert_eq!((base.size().unwrap(), first.size(&base).unwrap()), (0, 0));
-        let mut second = MainDb::open(&base, wishes()).unwrap();
+        let mut second = Main::open(&base, wishes()).unwrap();
         write(&mut second, &base, &page_1(1024, 48), 0).unwrap();
         for other in [&mut first, &mut seen] {
             other.lock_changed(true);
             other.look(&base).unwrap();
             assert_eq!(other.read(&base, &mut [0; 1024], 0).unwrap(), Filled::Full);
-            assert!(!other.has_no_page());
+            assert!(!other.is_unmade());
         }
     }
 }
@@ -269,14 +276,14 @@ fn another_connection_creates_with_another_page_size() {
 #[test]
 fn a_creation_that_was_seen_and_given_up_is_forgotten() {
     let (base, mut first) = created(4096);
-    let mut seen = MainDb::open(&base, wishes()).unwrap();
+    let mut seen = Main::open(&base, wishes()).unwrap();
     first.truncate(&base, 0, &mut || Ok(None)).unwrap();
     seen.lock_changed(true);
     seen.look(&base).unwrap();
-    assert!(seen.has_no_page());
+    assert!(seen.is_unmade());
     write(&mut seen, &base, &page_1(1024, 48), 0).unwrap();
     seen.before_commit(&base).unwrap();
-    assert_eq!(MainDb::open(&base, wishes()).unwrap().size(&base).unwrap(), 1024);
+    assert_eq!(Main::open(&base, wishes()).unwrap().size(&base).unwrap(), 1024);
 }
 
 /// T1: a torn page 1 must not keep a database from opening, and must not be read.
@@ -284,7 +291,7 @@ fn a_creation_that_was_seen_and_given_up_is_forgotten() {
 fn a_torn_first_page_opens_and_does_not_read() {
     let (base, _) = created(8192);
     base.0.borrow_mut()[PAGES_AT as usize..PAGES_AT as usize + 512].fill(0);
-    let mut db = MainDb::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, wishes()).unwrap();
     let mut header = [0; 100];
     assert_eq!(db.read(&base, &mut header, 0).unwrap(), Filled::Full);
     assert_eq!((&header[16..18], header[20]), (&page_size_field(8192)[..], 48));
@@ -320,7 +327,7 @@ fn layouts_that_cannot_be_are_refused_and_nothing_is_written() {
         ("an odd length", vec![0; 1000], "page size 1000"),
     ] {
         let base = Memory::default();
-        let mut db = MainDb::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, wishes()).unwrap();
         let error = write(&mut db, &base, &page, 0).unwrap_err();
         assert!(error.to_string().contains(want), "{what}: {error}");
         assert_eq!(base.0.borrow().len(), 0, "{what}");
@@ -339,7 +346,7 @@ fn an_unfinished_creation_is_an_empty_database() {
             torn[part.clone()].copy_from_slice(&copy[part]);
         }
         let base = Memory(torn.into());
-        match MainDb::open(&base, wishes()) {
+        match Main::open(&base, wishes()) {
             Ok(mut db) => assert_eq!(db.size(&base).unwrap(), 0, "mask {mask}"),
             Err(error) => panic!("mask {mask}: {error}"),
         }
@@ -369,7 +376,7 @@ fn files_that_are_no_database_are_told_apart() {
         ("damaged envelope", damaged, "envelope damaged"),
     ] {
         let base = Memory(bytes.clone().into());
-        let error = MainDb::open(&base, wishes()).map(|_| ()).unwrap_err();
+        let error = Main::open(&base, wishes()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(want), "{what}: {error}");
         assert_eq!(*base.0.borrow(), bytes, "{what}: the file changed");
     }
@@ -377,7 +384,7 @@ fn files_that_are_no_database_are_told_apart() {
 
 /// A database of `count` pages of 1024 bytes, whose freelist is trunk page 3 with leaves 4, 6 and
 /// 9.
-fn with_free_pages(count: u64) -> (Memory, MainDb) {
+fn with_free_pages(count: u64) -> (Memory, Main) {
     let (base, mut db) = created(1024);
     let mut first = page_1(1024, 48);
     first[32..36].copy_from_slice(&3_u32.to_be_bytes());
@@ -399,7 +406,7 @@ fn spoil(base: &Memory, page: u64) {
     base.0.borrow_mut()[physical((page - 1) * 1024) as usize + 7] ^= 1;
 }
 
-fn bad_pages(db: &mut MainDb, base: &Memory) -> Vec<u32> {
+fn bad_pages(db: &mut Main, base: &Memory) -> Vec<u32> {
     db.verify(base, &BTreeSet::new(), |_, _| ()).unwrap().bad_pages
 }
 
@@ -412,14 +419,14 @@ fn a_rollback_seals_bad_pages_that_are_free_and_no_others() {
     }
     db.before_sync(&base).unwrap();
     assert_eq!(bad_pages(&mut db, &base), [4, 5, 6], "no journal is being played back");
-    db.rollback_starts();
+    db.phase.hot_journal();
     write(&mut db, &base, &[7; 1024], 7 * 1024).unwrap();
     db.before_sync(&base).unwrap();
     assert_eq!(bad_pages(&mut db, &base), [5]);
     let mut page = [1; 1024];
     db.read(&base, &mut page, 3 * 1024).unwrap();
     assert_eq!(page, [0; 1024]);
-    db.rollback_ends();
+    db.phase.journal_changed();
     spoil(&base, 6);
     db.before_sync(&base).unwrap();
     assert_eq!(bad_pages(&mut db, &base), [5, 6]);
@@ -436,7 +443,7 @@ fn a_rollback_seals_bad_pages_past_the_end_of_the_database() {
         for page in [2, 8, 10] {
             spoil(&base, page);
         }
-        db.rollback_starts();
+        db.phase.hot_journal();
         db.before_sync(&base).unwrap();
         assert_eq!(bad_pages(&mut db, &base), [2, 8, 10], "nothing was played back");
         write(&mut db, &base, &first, 0).unwrap();
@@ -452,7 +459,7 @@ fn a_mad_freelist_ends() {
         let (base, mut db) = with_free_pages(10);
         let mut trunk = vec![0xff; 1024];
         trunk[..4].copy_from_slice(&next.to_be_bytes());
-        db.rollback_starts();
+        db.phase.hot_journal();
         write(&mut db, &base, &trunk, 2 * 1024).unwrap();
         db.before_sync(&base).unwrap();
         assert_eq!(bad_pages(&mut db, &base), [0_u32; 0], "{next}");
@@ -465,7 +472,7 @@ fn a_rollback_does_not_make_up_pages_that_were_cut_off() {
     let (base, mut db) = with_free_pages(10);
     base.truncate(physical(2 * 1024)).unwrap();
     db.lock_changed(true);
-    db.rollback_starts();
+    db.phase.hot_journal();
     write(&mut db, &base, &[0; 1024], 9 * 1024).unwrap();
     let mut trunk = vec![0; 1024];
     trunk[7] = 2;
@@ -473,7 +480,7 @@ fn a_rollback_does_not_make_up_pages_that_were_cut_off() {
     trunk[15] = 9;
     write(&mut db, &base, &trunk, 2 * 1024).unwrap();
     db.before_sync(&base).unwrap();
-    db.rollback_ends();
+    db.phase.journal_changed();
     assert_eq!(bad_pages(&mut db, &base), [5, 6, 7, 8, 10]);
 }
 

@@ -5,8 +5,9 @@ use std::cell::{Cell, RefCell};
 
 use super::*;
 use crate::error::Error;
-use crate::file::memory::Memory;
+use crate::io::memory::Memory;
 use crate::key::envelope::{self, COPY_LEN, ENVELOPE_LEN, REGION_LEN};
+use crate::key::protector::Protectors;
 
 const SECTOR: usize = 512;
 
@@ -72,8 +73,8 @@ fn as_party(key: &str) -> Wishes {
     Wishes { protector: Some(format!("open:{key}")), ..wishes() }
 }
 
-fn open(base: &impl Storage, key: &str) -> Result<MainDb> {
-    MainDb::open(base, as_party(key))
+fn open(base: &impl Storage, key: &str) -> Result<Main> {
+    Main::open(base, as_party(key))
 }
 
 /// The protector `open:key` as another one.
@@ -87,12 +88,14 @@ fn renamed(record: &ProtectorRecord, key: &str) -> ProtectorRecord {
 fn with_two() -> Vec<u8> {
     let (base, mut db) = created(1024);
     db.before_commit(&base).unwrap();
-    db.change_envelope(&base, |envelope| {
-        let new = renamed(&envelope.protectors[0], "two");
-        envelope.protectors.push(new);
-        Ok(())
-    })
-    .unwrap();
+    db.session_mut()
+        .unwrap()
+        .change_envelope(&base, |envelope| {
+            let new = renamed(&envelope.protectors[0], "two");
+            envelope.protectors.push(new);
+            Ok(())
+        })
+        .unwrap();
     drop(db);
     base.0.into_inner()
 }
@@ -106,7 +109,7 @@ const CHANGES: [(&str, Change, [&str; 2]); 3] = [
     ("replace", |all| all[1] = renamed(&all[0], "three"), ["key", "three"]),
 ];
 
-fn names(db: &MainDb) -> Vec<String> {
+fn names(db: &Main) -> Vec<String> {
     db.envelope().unwrap().protectors.iter().map(|record| record.key_id.clone()).collect()
 }
 
@@ -119,8 +122,8 @@ fn are_equal(bytes: &[u8]) -> bool {
     envelope::copies_are_equal(bytes)
 }
 
-fn change(db: &mut MainDb, base: &impl Storage, change: Change) -> Result<()> {
-    db.change_envelope(base, |envelope| {
+fn change(db: &mut Main, base: &impl Storage, change: Change) -> Result<()> {
+    db.session_mut().unwrap().change_envelope(base, |envelope| {
         change(&mut envelope.protectors);
         Ok(())
     })
@@ -142,7 +145,7 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                 let mut db = open(&base, "key").unwrap();
                 let done = change(&mut db, &base, work);
                 assert!(call > 1 || done.is_err(), "{at}");
-                assert!(done.is_err() || db.copies_differ(), "{at}");
+                assert!(done.is_err() || db.session().unwrap().copies_differ(), "{at}");
                 drop(db);
                 let image = base.bytes();
                 let owner = open(&Memory(RefCell::new(image.clone())), "key").unwrap();
@@ -156,12 +159,15 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                 for party in ["key", "two", "three"] {
                     let base = Failing::new(image.clone(), None, 0);
                     let wishes = Wishes { read_only: true, ..as_party(party) };
-                    let opened = MainDb::open(&base, wishes);
+                    let opened = Main::open(&base, wishes);
                     let expected = in_force.contains(&party) || seen.contains(&party.to_owned());
                     assert_eq!(opened.is_ok(), expected, "{at}: {party}: {:?}", opened.err());
                     if let Ok(db) = opened {
-                        assert!(!db.wants_mending(), "{at}: {party} only reads");
-                        assert!(matches!(db.check_writable(), Err(Error::ReadOnly(_))));
+                        assert!(!db.session().unwrap().wants_mending(), "{at}: {party} only reads");
+                        assert!(matches!(
+                            db.session().unwrap().check_writable(),
+                            Err(Error::ReadOnly(_))
+                        ));
                     }
                     assert_eq!(base.calls.get(), 0, "{at}: {party}");
                 }
@@ -171,8 +177,8 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                     let dies = [Some(0), Some(1), None][again];
                     let base = Failing::new(image.clone(), dies, torn);
                     let mut db = open(&base, "key").unwrap();
-                    assert_eq!(db.wants_mending(), !are_equal(&image), "{at}");
-                    let differed = db.wants_mending();
+                    assert_eq!(db.session().unwrap().wants_mending(), !are_equal(&image), "{at}");
+                    let differed = db.session().unwrap().wants_mending();
                     let mended = if differed { db.mend(&base) } else { Ok(()) };
                     assert_eq!(mended.is_err(), differed && dies.is_some(), "{at}: {mended:?}");
                     drop(db);
@@ -180,7 +186,10 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                     let mut db = open(&base, "key").unwrap();
                     assert_eq!(names(&db), seen, "{at}, then {dies:?}");
                     db.mend(&base).unwrap();
-                    assert!(are_equal(&base.0.borrow()) && !db.wants_mending(), "{at}");
+                    assert!(
+                        are_equal(&base.0.borrow()) && !db.session().unwrap().wants_mending(),
+                        "{at}"
+                    );
                     for party in ["key", "two", "three"] {
                         let listed = seen.contains(&party.to_owned());
                         assert_eq!(has(&base.0.borrow(), party), listed, "{at}: {party}");
@@ -211,13 +220,15 @@ fn a_change_after_one_that_was_cut_off_leaves_nothing_of_it() {
             drop(db);
             let base = Memory(RefCell::new(base.bytes()));
             let mut db = open(&base, "key").unwrap();
-            db.change_envelope(&base, |envelope| {
-                envelope.protectors.truncate(1);
-                Ok(())
-            })
-            .unwrap();
+            db.session_mut()
+                .unwrap()
+                .change_envelope(&base, |envelope| {
+                    envelope.protectors.truncate(1);
+                    Ok(())
+                })
+                .unwrap();
             let bytes = base.0.borrow();
-            assert!(are_equal(&bytes) && !db.copies_differ(), "{what}, {call}");
+            assert!(are_equal(&bytes) && !db.session().unwrap().copies_differ(), "{what}, {call}");
             assert!(!has(&bytes, "two") && !has(&bytes, "three"), "{what}, {call}");
         }
     }
@@ -340,23 +351,25 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
     let (a, b) = (Memory(RefCell::new(bytes.clone())), Memory(RefCell::new(bytes)));
     let (mut first, mut second) = (open(&a, "key").unwrap(), open(&b, "two").unwrap());
     for (db, base, keep) in [(&mut first, &a, 0), (&mut second, &b, 1)] {
-        db.change_envelope(base, |envelope| {
-            envelope.protectors = vec![envelope.protectors[keep].clone()];
-            Ok(())
-        })
-        .unwrap();
+        db.session_mut()
+            .unwrap()
+            .change_envelope(base, |envelope| {
+                envelope.protectors = vec![envelope.protectors[keep].clone()];
+                Ok(())
+            })
+            .unwrap();
     }
-    let keyring = first.keyring().unwrap();
+    let keyring = Arc::clone(first.keyring().unwrap());
     for round in 0..2 {
         keyring.lock(crate::key::access::Loss::Request);
         first.begin(&a).unwrap();
         // The provider of the other one is asked for its own record.
-        second.wishes.protectors = Protectors::default();
+        second.session_mut().unwrap().set_providers(Protectors::default());
         let refused = second.begin(&b);
         assert!(matches!(refused, Err(Error::Inaccessible(_))), "round {round}: {refused:?}");
         assert!(second.watch(&b).is_err(), "round {round}");
         first.begin(&a).unwrap();
-        second.wishes.protectors = wishes().protectors;
+        second.session_mut().unwrap().set_providers(wishes().protectors);
         second.begin(&b).unwrap();
         // The transaction at hand began before they were locked.
         assert!(second.watch(&b).is_err(), "round {round}");
@@ -366,7 +379,7 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
 }
 
 /// Writes `protectors` into both copies, as another process does.
-fn write_as_another(db: &MainDb, base: &Memory, protectors: &[ProtectorRecord]) -> Envelope {
+fn write_as_another(db: &Main, base: &Memory, protectors: &[ProtectorRecord]) -> Envelope {
     let protectors = protectors.to_vec();
     let before = db.envelope().unwrap();
     let envelope = Envelope { protectors, generation: before.generation + 1, ..before.clone() };
@@ -405,12 +418,20 @@ fn rights_are_those_of_the_protectors_in_force() {
         change(&mut protectors);
         let envelope = write_as_another(&db, &base, &protectors);
         db.begin(&base).unwrap();
-        assert_eq!((db.through(), db.is_read_only()), (Some("open:key"), false), "{what}: before");
+        assert_eq!(
+            (db.session().unwrap().protector_name(), db.session().unwrap().is_read_only()),
+            ("open:key", false),
+            "{what}: before"
+        );
         db.keyring().unwrap().revalidate(&db.wishes.protectors, &envelope);
         db.begin(&base).unwrap();
         let through = format!("open:{through}");
-        assert_eq!((db.through(), db.is_read_only()), (Some(&*through), read_only), "{what}");
-        assert_eq!(db.check_writable().is_err(), read_only, "{what}");
+        assert_eq!(
+            (db.session().unwrap().protector_name(), db.session().unwrap().is_read_only()),
+            (&*through, read_only),
+            "{what}"
+        );
+        assert_eq!(db.session().unwrap().check_writable().is_err(), read_only, "{what}");
     }
     // Rows are still read beside an envelope of which neither copy is whole.
     let base = Memory(RefCell::new(with_two()));
@@ -469,7 +490,7 @@ fn an_undone_change_is_not_taken_for_an_older_envelope() {
             reader.read(&base, &mut [0; 1024], 0).unwrap();
             let before = names(&db);
             let mut change_with = |base: &OneSyncFails| {
-                db.change_envelope(base, |envelope| {
+                db.session_mut().unwrap().change_envelope(base, |envelope| {
                     change(&mut envelope.protectors);
                     Ok(())
                 })
@@ -477,10 +498,10 @@ fn an_undone_change_is_not_taken_for_an_older_envelope() {
             let failed = change_with(&base);
             assert!(matches!(failed, Err(Error::Base(10))), "{what}, sync {at}: {failed:?}");
             let seen = Memory(RefCell::new(base.seen.borrow().clone()));
-            reader.refresh_envelope(&seen).unwrap();
+            reader.session_mut().unwrap().refresh_envelope(&seen).unwrap();
             assert_ne!(names(&reader), before, "{what}, sync {at}: it was seen");
-            let look = |reader: &mut MainDb, then: &str| {
-                let found = reader.refresh_envelope(&base).map(|_| ());
+            let look = |reader: &mut Main, then: &str| {
+                let found = reader.session_mut().unwrap().refresh_envelope(&base).map(|_| ());
                 found.unwrap_or_else(|error| panic!("{what}, sync {at}, {then}: {error}"));
                 assert!(are_equal(&base.memory.0.borrow()), "{what}, sync {at}, {then}");
             };

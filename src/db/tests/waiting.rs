@@ -67,20 +67,20 @@ fn page(number: u64, fill: u8) -> Vec<u8> {
     page
 }
 
-fn put(db: &mut MainDb, base: &Failing, number: u64, fill: u8, may_wait: bool) -> Result<()> {
+fn put(db: &mut Main, base: &Failing, number: u64, fill: u8, may_wait: bool) -> Result<()> {
     let at = (number - 1) * PAGE as u64;
     db.write(base, &page(number, fill), at, may_wait, &mut || Ok(None))
 }
 
-fn get(db: &mut MainDb, base: &Failing, number: u64) -> Result<Vec<u8>> {
+fn get(db: &mut Main, base: &Failing, number: u64) -> Result<Vec<u8>> {
     let mut got = vec![1; PAGE];
     db.read(base, &mut got, (number - 1) * PAGE as u64).map(|_| got)
 }
 
 /// A database of `pages` pages, each full of its number.
-fn database(pages: u64) -> (Failing, MainDb) {
+fn database(pages: u64) -> (Failing, Main) {
     let base = Failing::default();
-    let mut db = MainDb::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, wishes()).unwrap();
     (1..=pages).for_each(|number| put(&mut db, &base, number, number as u8, false).unwrap());
     (base, db)
 }
@@ -110,7 +110,7 @@ fn reads_in_sequence_are_few_and_right() {
         drop(db);
         let mut wishes = wishes();
         wishes.tuning.read_ahead = read_ahead;
-        let mut db = MainDb::open(&base, wishes).unwrap();
+        let mut db = Main::open(&base, wishes).unwrap();
         base.reads.set(0);
         for number in 1..=300 {
             assert_eq!(get(&mut db, &base, number).unwrap(), page(number, number as u8));
@@ -122,7 +122,7 @@ fn reads_in_sequence_are_few_and_right() {
 /// What somebody else wrote is seen after each event that may let it happen.
 #[test]
 fn a_new_transaction_reads_anew() {
-    type Event = fn(&mut MainDb, &Failing);
+    type Event = fn(&mut Main, &Failing);
     let events: [(&str, Event); 4] = [
         ("a lock", |db, _| db.lock_changed(true)),
         ("a look at the change counter", |db, base| {
@@ -133,7 +133,7 @@ fn a_new_transaction_reads_anew() {
     ];
     for (what, event) in events {
         let (base, mut db) = database(40);
-        let mut other = MainDb::open(&base, wishes()).unwrap();
+        let mut other = Main::open(&base, wishes()).unwrap();
         for number in 1..=20 {
             get(&mut db, &base, number).unwrap();
         }
@@ -196,7 +196,7 @@ fn an_error_is_told_before_anybody_counts_on_the_page() {
             told |= db.flush(&base).is_err();
             base.left.set(0);
             if !told {
-                let mut db = MainDb::open(&base, wishes()).unwrap();
+                let mut db = Main::open(&base, wishes()).unwrap();
                 for (&number, &fill) in &wrote {
                     assert_eq!(get(&mut db, &base, number).unwrap(), page(number, fill), "{call}");
                 }
@@ -259,7 +259,7 @@ fn a_rollback_finds_nothing_to_flush() {
 /// What is cut off the file under locks that keep others away does not become zeros, by any road.
 #[test]
 fn a_page_cut_off_under_a_lock_is_an_error() {
-    type Event = fn(&mut MainDb, &Failing) -> Result<()>;
+    type Event = fn(&mut Main, &Failing) -> Result<()>;
     let events: [(&str, Event); 6] = [
         ("nothing", |_, _| Ok(())),
         ("a stronger lock", |db, _| {
@@ -295,7 +295,7 @@ fn a_page_cut_off_under_a_lock_is_an_error() {
                 }
             }
             // And whoever opens it next finds no page that was made up.
-            let mut db = MainDb::open(&base, wishes()).unwrap();
+            let mut db = Main::open(&base, wishes()).unwrap();
             for number in (11..=20).filter(|&number| what != "a page" || number != 18) {
                 match get(&mut db, &base, number) {
                     Err(Error::PageAuthentication { .. }) => {}
@@ -358,7 +358,7 @@ proptest! {
             }
         }
         db.flush(&base).unwrap();
-        let mut db = MainDb::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, wishes()).unwrap();
         for (page, number) in model.iter().zip(1..) {
             prop_assert_eq!(&get(&mut db, &base, number).unwrap(), page);
         }

@@ -12,25 +12,17 @@
 //! would keep them from rolling that back. So a hot journal is looked for first; while SHARED is
 //! held, none comes into being over a changed database.
 
-use std::ffi::c_int;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use libsqlite3_sys as ffi;
-
-use super::api;
-use super::base::{BaseFile, Neighbour};
-use super::content::Content;
-use super::open::OpenFile;
-use crate::command;
+use super::Database;
+use super::host::{Host, LockLevel, is_taken};
+use super::main::Main;
+use super::wal_index::CHECKPOINT;
 use crate::error::{Error, Result};
-use crate::file::Filled;
 use crate::file::journal::Journal;
-use crate::file::main_db::MainDb;
-use crate::file::tuning::Tuning;
+use crate::io::Filled;
+use crate::io::tuning::Tuning;
 
-/// SQLite's lock of checkpoints in the wal-index.
-const CHECKPOINT: c_int = 1;
 /// How long to wait between two attempts: others wait for turns of their own.
 const PAUSE: Duration = Duration::from_micros(100);
 
@@ -59,22 +51,18 @@ enum Taken {
     },
 }
 
-impl command::Target for OpenFile {
-    type Base = BaseFile;
-
-    fn parts(&mut self) -> Result<(&mut MainDb, &BaseFile)> {
-        match &mut self.content {
-            Content::Db(db) => Ok((db, &self.base)),
-            _ => Err(Error::NotEncrypted),
-        }
-    }
-
-    fn exclusively<T>(
+impl<H: Host> Database<H> {
+    /// Runs `work` while no other connection can change the envelope; waits up to `patience` for
+    /// it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if others are in the way for longer; those of `work`.
+    pub(crate) fn exclusively<T>(
         &mut self,
         patience: Duration,
-        work: impl FnOnce(&mut MainDb, &BaseFile) -> Result<T>,
+        work: impl FnOnce(&mut Main, &H) -> Result<T>,
     ) -> Result<T> {
-        let deadline = Instant::now() + patience;
+        let begun = Instant::now();
         let mut hot = 0;
         let taken = loop {
             match self.try_take()? {
@@ -89,43 +77,57 @@ impl command::Target for OpenFile {
                         .into(),
                 ));
             }
-            if Instant::now() >= deadline {
+            if begun.elapsed() >= patience {
                 return Err(Error::Busy("others are writing to it: try again".into()));
             }
             std::thread::sleep(PAUSE);
         };
-        let (db, base) = self.parts()?;
-        let result = work(db, base);
-        self.give_back(taken);
+        let result = work(&mut self.main, &self.host);
+        self.release(taken);
         result
     }
 
-    fn is_in_transaction(&self) -> bool {
-        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
-        let connection = unsafe { self.connection.load(Ordering::Acquire).as_ref() };
-        match connection {
-            // SAFETY: the connection is open while its file is.
-            Some(&db) if !db.is_null() => unsafe { api::is_in_transaction(db) },
-            _ => self.lock >= ffi::SQLITE_LOCK_RESERVED,
+    /// Whether the connection is in a transaction, in which others may wait for its locks.
+    pub(crate) fn is_in_transaction(&self) -> bool {
+        self.host.is_in_transaction().unwrap_or(self.lock >= LockLevel::Reserved)
+    }
+
+    /// Whether nothing else than this tells of transactions, and none is being written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.host.is_idle() && !self.is_in_transaction()
+    }
+
+    /// Finishes a change of the protectors that was cut off between the two copies of the envelope,
+    /// if there is one. If others are in the way for longer than `patience`, it stays for later.
+    pub(crate) fn mend(&mut self, patience: Duration) -> Result<()> {
+        if !self.main.session().is_ok_and(|session| session.wants_mending()) {
+            return Ok(());
+        }
+        match self.exclusively(patience, |main, host| main.mend(host)) {
+            Err(Error::Busy(_)) => Ok(()),
+            done => done,
         }
     }
 
-    fn is_idle(&self) -> bool {
-        let place = self.connection.load(Ordering::Acquire);
-        // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so
-        // does the connection.
-        let idle = unsafe { place.as_ref().is_some_and(|&db| !db.is_null() && api::is_idle(db)) };
-        idle && !self.is_in_transaction()
+    /// Writes what a background check wrapped in advance, if the envelope is free at the moment.
+    pub(crate) fn apply_pending(&mut self) -> Result<()> {
+        let Self { host, main, .. } = self;
+        let Ok(session) = main.session_mut() else { return Ok(()) };
+        let Some(pending) = session.take_pending(host)? else { return Ok(()) };
+        let done = self.exclusively(Duration::ZERO, |main, host| {
+            main.session_mut()?.commit(host, &pending.steps)
+        });
+        match self.main.session() {
+            Ok(session) => session.pending_done(pending, done),
+            Err(error) => Err(error),
+        }
     }
-}
 
-impl OpenFile {
     fn try_take(&mut self) -> Result<Attempt> {
-        if self.lock >= ffi::SQLITE_LOCK_RESERVED {
+        if self.lock >= LockLevel::Reserved {
             return Ok(Attempt::Taken(Taken::Nothing));
         }
-        if self.lock == ffi::SQLITE_LOCK_NONE && !is_taken(self.base.lock(ffi::SQLITE_LOCK_SHARED))?
-        {
+        if self.lock == LockLevel::None && !is_taken(self.host.lock(LockLevel::Shared))? {
             return Ok(Attempt::Busy);
         }
         let taken = match self.is_in_wal_mode() {
@@ -134,91 +136,72 @@ impl OpenFile {
             Err(error) => Err(error),
         };
         if !matches!(taken, Ok(Attempt::Taken(_))) {
-            self.base.unlock(self.lock);
+            let _ = self.host.unlock(self.lock);
         }
         taken
     }
 
     fn is_in_wal_mode(&mut self) -> Result<bool> {
-        match &mut self.content {
-            // Without shared memory SQLite uses a log only where it has the file for itself.
-            _ if !self.base.has_shared_memory() => Ok(false),
-            Content::Db(db) if self.log.is_none() => db.is_in_wal_mode(&self.base),
-            _ => Ok(true),
+        // Without shared memory SQLite uses a log only if it has the file for itself.
+        if !self.host.has_shared_memory() {
+            return Ok(false);
         }
+        if self.logs.is_empty() { self.main.is_in_wal_mode(&self.host) } else { Ok(true) }
     }
 
     fn try_reserved(&self) -> Result<Attempt> {
-        if self.lock == ffi::SQLITE_LOCK_NONE && self.has_hot_journal()? {
+        if self.lock == LockLevel::None && self.has_hot_journal()? {
             return Ok(Attempt::HotJournal);
         }
-        let taken = is_taken(self.base.lock(ffi::SQLITE_LOCK_RESERVED))?;
+        let taken = is_taken(self.host.lock(LockLevel::Reserved))?;
         Ok(if taken { Attempt::Taken(Taken::Reserved) } else { Attempt::Busy })
     }
 
     fn try_checkpoint(&self) -> Result<Attempt> {
-        let mapped = !self.shm.is_mapped();
-        if mapped && !is_taken(self.base.map_wal_index())? {
+        let mapped = !self.host.is_index_mapped();
+        if mapped && !is_taken(self.host.map_wal_index())? {
             return Ok(Attempt::Busy);
         }
-        let taken = is_taken(self.base.lock_wal_index(CHECKPOINT, ffi::SQLITE_SHM_LOCK));
+        let taken = is_taken(self.host.lock_wal_index(CHECKPOINT));
         if mapped && !matches!(taken, Ok(true)) {
-            self.base.unmap_wal_index();
+            self.host.unmap_wal_index();
         }
         Ok(if taken? { Attempt::Taken(Taken::Checkpoint { mapped }) } else { Attempt::Busy })
     }
 
-    fn give_back(&self, taken: Taken) {
+    fn release(&self, taken: Taken) {
         if let Taken::Checkpoint { mapped } = taken {
-            self.base.lock_wal_index(CHECKPOINT, ffi::SQLITE_SHM_UNLOCK);
+            self.host.unlock_wal_index(CHECKPOINT);
             if mapped {
-                self.base.unmap_wal_index();
+                self.host.unmap_wal_index();
             }
         }
         if taken != Taken::Nothing {
-            self.base.unlock(self.lock);
+            let _ = self.host.unlock(self.lock);
         }
     }
 
     /// Whether no writer is at work, and none was cut off: no journal is there to be played back.
     pub(super) fn is_at_rest(&self) -> Result<bool> {
         // In this order: a writer that ends between the two leaves no journal that is hot.
-        Ok(!self.is_reserved()? && !self.has_journal_to_play()? && !self.is_reserved()?)
+        let host = &self.host;
+        Ok(!host.is_reserved()? && !self.has_journal_to_play()? && !host.is_reserved()?)
     }
 
     /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte
     /// counts.
     fn has_hot_journal(&self) -> Result<bool> {
-        if self.is_reserved()? { Ok(false) } else { self.has_journal_to_play() }
-    }
-
-    fn is_reserved(&self) -> Result<bool> {
-        let mut reserved = 0;
-        // SAFETY: `reserved` is an int.
-        let code = unsafe { self.base.check_reserved_lock(&mut reserved) };
-        if code == ffi::SQLITE_OK { Ok(reserved != 0) } else { Err(Error::Base(code)) }
+        if self.host.is_reserved()? { Ok(false) } else { self.has_journal_to_play() }
     }
 
     fn has_journal_to_play(&self) -> Result<bool> {
-        let Content::Db(db) = &self.content else { return Ok(false) };
-        let is_hot = |base: &BaseFile| {
+        let is_hot = self.host.with_journal(|base| {
+            let (keyring, grain) = (self.main.keyring().cloned(), self.journal_grain());
             let mut first = [0];
-            let grain = self.journal_grain();
-            let mut journal = Journal::open(base, db.keyring(), grain, Tuning::OFF)?;
+            let mut journal = Journal::open(base, keyring, grain, Tuning::OFF)?;
             let filled = journal.read(base, &mut first, 0)?;
             Ok(filled == Filled::Full && first != [0])
-        };
-        // SAFETY: the database is open, so its place holds.
-        let is_hot = unsafe { self.place.with_neighbour(Neighbour::Journal, is_hot)? };
+        })?;
         Ok(is_hot.unwrap_or(false))
-    }
-}
-
-/// Whether a lock was taken; `false` where another holds it.
-fn is_taken(code: c_int) -> Result<bool> {
-    match code {
-        ffi::SQLITE_OK => Ok(true),
-        code if code & 0xff == ffi::SQLITE_BUSY => Ok(false),
-        code => Err(Error::Base(code)),
     }
 }

@@ -2,38 +2,38 @@
 //!
 //! The log has each of them until the checkpoint is over, so none is kept after an error.
 
-use super::super::Storage;
 use crate::error::Result;
+use crate::io::Storage;
 
 /// The most that waits: beyond it a system call costs little against copying.
 const MOST: usize = 64 * 1024;
 
 #[derive(Default)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     bytes: Vec<u8>,
     /// Where `bytes` belong in the file.
     at: u64,
 }
 
 impl Outgoing {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
     /// Where the file ends at least, once all is written; 0 where nothing waits.
-    pub(super) fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         if self.is_empty() { 0 } else { self.at + self.bytes.len() as u64 }
     }
 
     /// The `len` bytes at `at` of the file, if they wait.
-    pub(super) fn get(&self, at: u64, len: usize) -> Option<&[u8]> {
+    pub(crate) fn get(&self, at: u64, len: usize) -> Option<&[u8]> {
         let from = usize::try_from(at.checked_sub(self.at)?).ok()?;
         self.bytes.get(from..)?.get(..len)
     }
 
     /// Room for `len` bytes at `at` of the file. What waits and does not end there is written
     /// first.
-    pub(super) fn room(&mut self, base: &impl Storage, at: u64, len: usize) -> Result<&mut [u8]> {
+    pub(crate) fn room(&mut self, base: &impl Storage, at: u64, len: usize) -> Result<&mut [u8]> {
         if self.end() != at || self.bytes.len() + len > MOST {
             self.flush(base)?;
             self.at = at;
@@ -47,17 +47,17 @@ impl Outgoing {
     }
 
     /// Takes back the last `len` bytes of room.
-    pub(super) fn take_back(&mut self, len: usize) {
+    pub(crate) fn take_back(&mut self, len: usize) {
         self.bytes.truncate(self.bytes.len() - len);
     }
 
     /// Forgets what lies at `end` of the file or behind it.
-    pub(super) fn cut(&mut self, end: u64) {
+    pub(crate) fn cut(&mut self, end: u64) {
         self.bytes.truncate(end.saturating_sub(self.at).try_into().unwrap_or(usize::MAX));
     }
 
     /// Writes what waits. Nothing waits afterwards, also after an error.
-    pub(super) fn flush(&mut self, base: &impl Storage) -> Result<()> {
+    pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }

@@ -1,0 +1,186 @@
+//! Changing the protectors of an envelope, step by step, once the change is planned.
+
+use super::Session;
+use crate::audit::{Event, EventKind};
+use crate::error::{Error, Result};
+use crate::io::Storage;
+use crate::key::auditor::about;
+use crate::key::envelope::{PROTECTORS_MAX, ProtectorRecord};
+use crate::key::protector::{may_write, now};
+
+/// One step of a change: from a record as it was seen to what is to be.
+pub(crate) enum Step {
+    Replace(ProtectorRecord, ProtectorRecord),
+    Add(ProtectorRecord),
+    Remove(ProtectorRecord),
+    AutoRotate(bool),
+    /// Puts the protectors into the order of these names.
+    Order(Vec<String>),
+}
+
+/// What `steps` make of the protectors `before`.
+pub(crate) fn after(before: &[ProtectorRecord], steps: &[Step]) -> Vec<ProtectorRecord> {
+    let mut all = before.to_vec();
+    for step in steps {
+        match step {
+            Step::Replace(old, new) => {
+                all.iter_mut().filter(|record| *record == old).for_each(|r| r.clone_from(new));
+            }
+            Step::Add(new) => all.push(new.clone()),
+            Step::Remove(old) => all.retain(|record| record != old),
+            Step::AutoRotate(_) => {}
+            Step::Order(names) => {
+                all.sort_by_key(|record| names.iter().position(|name| *name == record.name));
+            }
+        }
+    }
+    all
+}
+
+/// What a background check wrapped under newer keys, to be put into the envelope.
+pub(crate) struct Pending {
+    records: Vec<(ProtectorRecord, ProtectorRecord)>,
+    pub(crate) steps: Vec<Step>,
+}
+
+impl Session {
+    /// What a background check left to be written, if this session may write it. The audit log is
+    /// told that it begins.
+    pub(crate) fn take_pending(&mut self, base: &impl Storage) -> Result<Option<Pending>> {
+        let records = self.keyring().take_pending();
+        if records.is_empty() || self.check_writable().is_err() {
+            return Ok(None);
+        }
+        let replace = |(old, new): &(ProtectorRecord, ProtectorRecord)| {
+            Step::Replace(old.clone(), new.clone())
+        };
+        let steps: Vec<Step> = records.iter().map(replace).collect();
+        self.refresh_envelope(base)?;
+        self.record(&steps, "begins; by itself", &Ok(true))?;
+        Ok(Some(Pending { records, steps }))
+    }
+
+    /// What came of writing it: if others were in the way, it stays for later.
+    pub(crate) fn pending_done(&self, pending: Pending, done: Result<bool>) -> Result<()> {
+        let _ = self.record(&pending.steps, "ends; by itself", &done);
+        if let Err(Error::Busy(_)) = done {
+            self.keyring().set_pending(pending.records);
+            return Ok(());
+        }
+        done.map(|_| ())
+    }
+
+    /// Refuses to call a change done that is in one copy of the envelope only, while the other one
+    /// still has what it was to remove. What was only added or set is there all the same.
+    pub(crate) fn finished(&self, steps: &[Step], done: bool) -> Result<bool> {
+        let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
+        if done && self.copies_differ() && steps.iter().any(removes) {
+            return Err(Error::Unfinished(
+                "the change stands, but one copy of the envelope could not be written and still has \
+                 what was before: say it again once the disk works, or open the database for writing"
+                    .into(),
+            ));
+        }
+        Ok(done)
+    }
+
+    /// Tells the audit log of each step.
+    pub(crate) fn record(&self, steps: &[Step], detail: &str, done: &Result<bool>) -> Result<()> {
+        let words = match done {
+            Ok(true) => None,
+            Ok(false) => Some("others changed the protectors: begins anew".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        for step in steps {
+            let event = match step {
+                Step::Replace(_, new) => about(EventKind::Rotate, new),
+                Step::Add(new) => about(EventKind::AddProtector, new),
+                Step::Remove(old) => about(EventKind::RemoveProtector, old),
+                Step::AutoRotate(_) => Event::new(EventKind::Rotate),
+                // It comes with steps that are told.
+                Step::Order(_) => continue,
+            };
+            let detail = match step {
+                Step::Replace(old, new) if old.name != new.name => {
+                    format!("{detail}; in the place of {}", old.name)
+                }
+                Step::AutoRotate(on) => {
+                    format!("{detail}; by itself: {}", if *on { "on" } else { "off" })
+                }
+                _ => detail.to_owned(),
+            };
+            self.auditor().record(&Event {
+                file_id: Some(self.keyring().file_id()),
+                outcome: words.as_deref().map_or(Ok(()), Err),
+                detail: Some(&detail),
+                ..event
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Tells the audit log of a change that is not allowed.
+    pub(crate) fn refused(&self, error: &Error) {
+        if matches!(error, Error::Usage(_) | Error::ReadOnly(_)) {
+            self.auditor().note(&Event {
+                file_id: Some(self.keyring().file_id()),
+                outcome: Err(&error.to_string()),
+                ..Event::new(EventKind::Refusal)
+            });
+        }
+    }
+
+    /// Takes the steps if each still starts from what is there, and leaves what has to be left; `false`
+    /// where one does not. Planned anew, the change then says why.
+    pub(crate) fn commit(&mut self, base: &impl Storage, steps: &[Step]) -> Result<bool> {
+        let before = self.refresh_envelope(base)?.protectors.clone();
+        let fits = |step: &Step| match step {
+            Step::Replace(old, _) | Step::Remove(old) => before.contains(old),
+            Step::Add(new) => {
+                before.len() < PROTECTORS_MAX && before.iter().all(|record| record.name != new.name)
+            }
+            Step::AutoRotate(_) | Step::Order(_) => true,
+        };
+        let after = after(&before, steps);
+        if !steps.iter().all(fits)
+            || !self.leaves_a_writer(steps, &after)
+            || self.protectors().policy.check_change(&before, &after).is_err()
+        {
+            return Ok(false);
+        }
+        self.change_envelope(base, |envelope| {
+            envelope.protectors = after;
+            for step in steps {
+                match step {
+                    Step::AutoRotate(on) => envelope.manual_rotation = !on,
+                    _ => envelope.rotated = now(),
+                }
+            }
+            Ok(())
+        })?;
+        for step in steps {
+            match step {
+                Step::Replace(old, new) => self.protector_became(old, new),
+                Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => {}
+                Step::Remove(old) => self.removed(old),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether one of the protectors `after` the steps may write and opens the database here, if they
+    /// may have taken the last such one.
+    fn leaves_a_writer(&self, steps: &[Step], after: &[ProtectorRecord]) -> bool {
+        let may_take_a_writer = |step: &Step| match step {
+            // One that only gets another key has the rights that it had.
+            Step::Replace(old, new) => {
+                (old.read_only, old.not_after) != (new.read_only, new.not_after)
+            }
+            Step::Remove(_) => true,
+            Step::Add(_) | Step::AutoRotate(_) | Step::Order(_) => false,
+        };
+        let opens =
+            |record: &ProtectorRecord| may_write(record) && self.keyring().was_given_by(record);
+        !steps.iter().any(may_take_a_writer) || after.iter().any(opens)
+    }
+}

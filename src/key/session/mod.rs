@@ -1,0 +1,452 @@
+//! The keys of one open database: its envelope as it is on disk, its protectors, and whether their
+//! providers still consent. It knows nothing of pages.
+//!
+//! | file | what |
+//! |---|---|
+//! | this one | whether the keys may be used, and through which protector they came |
+//! | `copies.rs` | reading and writing the two copies of the envelope |
+//! | `change.rs` | changing the protectors in it |
+
+pub(crate) mod change;
+mod copies;
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+pub(crate) use self::copies::{ATTEMPTS, PAUSE, steadily, unverified};
+use crate::audit::{Event, EventKind};
+use crate::error::{Error, Result};
+use crate::io::Storage;
+use crate::io::tuning::Tuning;
+use crate::key::access::{Loss, Standing};
+use crate::key::auditor::Auditor;
+use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
+use crate::key::identity::FileId;
+use crate::key::keyring::Keyring;
+use crate::key::newest::{FileKey, Newest};
+use crate::key::opening::{Opened, Opening};
+use crate::key::protector::{Protectors, check_time, matches};
+use crate::suite::SuiteId;
+
+/// What the caller asked for when it opened the file.
+#[derive(Clone, Default)]
+pub(crate) struct Wishes {
+    pub(crate) protectors: Protectors,
+    pub(crate) protector: Option<String>,
+    pub(crate) suite: SuiteId,
+    pub(crate) plaintext: bool,
+    pub(crate) tuning: Tuning,
+    /// The database that the file must be.
+    pub(crate) file_id: Option<FileId>,
+    /// The file is never written: it was opened for reading, or is declared immutable.
+    pub(crate) read_only: bool,
+    /// Device and inode of the file, if the base VFS vouches for its name.
+    pub(crate) file: Option<FileKey>,
+}
+
+impl Wishes {
+    pub(crate) fn wanted(&self) -> Option<&str> {
+        self.protector.as_deref()
+    }
+
+    pub(crate) fn opening(&self) -> Opening<'_> {
+        Opening::new(&self.protectors, self.wanted(), self.file_id)
+    }
+}
+
+/// The keys of one open handle of an encrypted database.
+pub(crate) struct Session {
+    wishes: Arc<Wishes>,
+    keyring: Arc<Keyring>,
+    envelope: Envelope,
+    /// What this process has seen of the envelope.
+    newest: Arc<Newest>,
+    /// The protector that gave the keys.
+    protector_name: String,
+    /// The keyring's count of lockings when that protector was last known to have given its keys.
+    lockings: Cell<u64>,
+    /// The same count when the current transaction began.
+    began: u64,
+    /// The count of confirmations when this session last looked whether that protector is still in
+    /// the envelope.
+    settled: u64,
+    /// The transaction that created the database was committed: a file without pages was cut.
+    committed: bool,
+    /// The copies of the envelope, or the slots, differed when last read.
+    copies_differ: bool,
+    /// Protectors that this session has removed.
+    removed: Vec<ProtectorRecord>,
+    /// Protectors whose removal had been cut off, and which this session removed for good.
+    finished: Vec<ProtectorRecord>,
+}
+
+/// Who asks the providers.
+#[derive(Clone, Copy)]
+enum Asker {
+    MayWait,
+    /// Others may wait for locks that it holds.
+    HoldsLocks,
+}
+
+impl Session {
+    pub(crate) fn new(
+        wishes: Arc<Wishes>,
+        opened: Opened,
+        newest: Arc<Newest>,
+        copies_differ: bool,
+    ) -> Self {
+        let Opened { keyring, envelope, through } = opened;
+        Self {
+            wishes,
+            lockings: Cell::new(keyring.lockings()),
+            began: keyring.lockings(),
+            settled: keyring.confirmations(),
+            keyring,
+            envelope,
+            committed: newest.is_committed(),
+            newest,
+            protector_name: through,
+            copies_differ,
+            removed: Vec::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    /// The session of a database that this process has just created.
+    pub(crate) fn created(wishes: Arc<Wishes>, keyring: Arc<Keyring>, envelope: Envelope) -> Self {
+        keyring.share();
+        let newest = keyring.newest(wishes.file);
+        newest.start_over();
+        let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
+        Self::new(wishes, Opened { keyring, envelope, through }, newest, false)
+    }
+
+    /// Goes on with other providers.
+    #[cfg(test)]
+    pub(crate) fn set_providers(&mut self, protectors: Protectors) {
+        let wishes = Wishes { protectors, ..Wishes::clone(&self.wishes) };
+        self.wishes = Arc::new(wishes);
+    }
+
+    /// The creation of the database is given up: its keys, and an envelope for the next attempt.
+    pub(crate) fn give_up_creation(&self) -> (Arc<Keyring>, Envelope) {
+        self.newest.start_over();
+        let envelope = Envelope { has_pages: false, generation: 1, ..self.envelope.clone() };
+        (Arc::clone(&self.keyring), envelope)
+    }
+
+    pub(crate) fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
+    }
+
+    pub(crate) fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// The protector through which this file was opened.
+    pub(crate) fn protector_name(&self) -> &str {
+        &self.protector_name
+    }
+
+    /// The providers known here, and how they are asked.
+    pub(crate) fn protectors(&self) -> &Protectors {
+        &self.wishes.protectors
+    }
+
+    pub(crate) fn auditor(&self) -> &Auditor {
+        &self.wishes.protectors.auditor
+    }
+
+    /// Looks, before a transaction begins, whether there are keys for it. If they were locked, the
+    /// provider is asked for them now; if it is time to ask whether it still consents, that is done
+    /// beside the transaction.
+    ///
+    /// # Errors
+    /// [`Error::Inaccessible`] while the provider's refusal stands, or what it says now.
+    pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
+        let wishes = Arc::clone(&self.wishes);
+        match self.keyring.standing(&wishes.protectors.access, wishes.wanted())? {
+            // Somebody else's protector gave the keys back after they were locked.
+            Standing::Good if !self.is_open() => self.unlock(base, wishes.wanted()),
+            Standing::Good => self.settle(base),
+            Standing::Due => {
+                self.ask(base, Asker::MayWait);
+                self.settle(base)
+            }
+            Standing::Locked => {
+                self.unlock(base, wishes.wanted())?;
+                self.auditor().note(&Event {
+                    file_id: Some(self.keyring.file_id()),
+                    protector: Some(&self.protector_name),
+                    ..Event::new(EventKind::AccessRestored)
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// A transaction begins, with the keys that are here.
+    pub(crate) fn transaction_begins(&mut self) {
+        self.began = self.lockings.get();
+    }
+
+    /// Within a transaction, at each read and write: starts asking the provider when that is due,
+    /// and does not wait for it.
+    ///
+    /// # Errors
+    /// As [`Session::check_transaction`].
+    #[inline]
+    pub(crate) fn watch(&self, base: &impl Storage) -> Result<()> {
+        if self.began == self.keyring.lockings() && !self.keyring.access.is_due() {
+            return Ok(());
+        }
+        self.look_closer(base)
+    }
+
+    #[cold]
+    fn look_closer(&self, base: &impl Storage) -> Result<()> {
+        // Once the keys are locked, this transaction has no part in who asks for them next.
+        self.check_transaction()?;
+        let access = &self.wishes.protectors.access;
+        if self.keyring.standing(access, self.wishes.wanted())? == Standing::Due {
+            self.ask(base, Asker::HoldsLocks);
+            return self.check_transaction();
+        }
+        Ok(())
+    }
+
+    /// Refuses to go on with a transaction that began before the keys were locked, whoever got them
+    /// back since.
+    ///
+    /// # Errors
+    /// [`Error::Inaccessible`].
+    pub(crate) fn check_transaction(&self) -> Result<()> {
+        if self.began == self.keyring.lockings() {
+            return Ok(());
+        }
+        Err(Error::Inaccessible(self.keyring.access.loss().unwrap_or_else(|| {
+            "its keys were locked since this transaction began, and are back: roll it back, and \
+             begin anew"
+                .into()
+        })))
+    }
+
+    /// Once after each confirmation of the keys: goes by the protectors in force from now on. Those
+    /// that this file was opened under may have been removed or limited since.
+    fn settle(&mut self, base: &impl Storage) -> Result<()> {
+        let confirmations = self.keyring.confirmations();
+        if self.settled == confirmations {
+            return Ok(());
+        }
+        // An envelope that is damaged or older says nothing of protectors. Rows are still read.
+        if self.refresh_envelope(base).is_err() {
+            return Ok(());
+        }
+        self.settle_protector(base)?;
+        self.settled = confirmations;
+        Ok(())
+    }
+
+    /// Finds out through which protector this file is open now, if its own was removed, has ended,
+    /// or was wrapped anew by somebody else. It takes any that gives the keys, as they are in use
+    /// already.
+    pub(crate) fn settle_protector(&mut self, base: &impl Storage) -> Result<()> {
+        self.refresh_envelope(base)?;
+        if self.serves() { Ok(()) } else { self.unlock(base, None) }
+    }
+
+    /// Whether the protector through which this file is open has given the keys that are here: they
+    /// may have been locked, and given back through another one.
+    fn is_open(&self) -> bool {
+        let lockings = self.keyring.lockings();
+        let given = || self.protector().is_some_and(|record| self.keyring.was_given_by(record));
+        let open = self.lockings.get() == lockings || given();
+        if open {
+            self.lockings.set(lockings);
+        }
+        open
+    }
+
+    /// Whether the protector through which this file is open is in the envelope as it gave the
+    /// keys, and has not ended.
+    fn serves(&self) -> bool {
+        self.protector()
+            .is_some_and(|record| self.keyring.was_given_by(record) && check_time(record).is_ok())
+    }
+
+    fn protector(&self) -> Option<&ProtectorRecord> {
+        self.envelope.protectors.iter().find(|record| record.name == self.protector_name)
+    }
+
+    /// Asks the providers on a thread of its own, so that no transaction waits. If no thread can be
+    /// started, it asks them here if `asker` may wait.
+    fn ask(&self, base: &impl Storage, asker: Asker) {
+        let (keyring, protectors) = (&self.keyring, &self.wishes.protectors);
+        let envelope = match self.in_force(base) {
+            Ok(found) => found.envelope,
+            // No protector of a damaged or older envelope counts: that is no answer.
+            Err(error) => return keyring.unanswered(protectors, error.to_string()),
+        };
+        let look = |keyring: &Arc<Keyring>, protectors: &Protectors, envelope: &Envelope| {
+            let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
+            if asked.is_err() {
+                keyring.unanswered(protectors, "the key provider panicked".into());
+            }
+        };
+        let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
+        let spawned = std::thread::Builder::new()
+            .name("sqlite-tde access".into())
+            .spawn(move || look(&copies.0, &copies.1, &copies.2));
+        match (spawned, asker) {
+            (Ok(_), _) => {}
+            (Err(_), Asker::MayWait) => look(keyring, protectors, &envelope),
+            (Err(error), Asker::HoldsLocks) => {
+                keyring.unanswered(protectors, format!("no thread to ask the provider: {error}"));
+            }
+        }
+    }
+
+    /// Asks the provider for the keys that were locked: that of the protector `wanted`, or any.
+    fn unlock(&mut self, base: &impl Storage, wanted: Option<&str>) -> Result<()> {
+        let lockings = self.keyring.lockings();
+        let wishes = Arc::clone(&self.wishes);
+        let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
+        let known = self.newest.known();
+        let open = |header: &[u8], _| {
+            let opened = opening.open(&envelope::candidates(header)?)?;
+            if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
+                return Err(Error::EnvelopeDamaged("the file is another database now".into()));
+            }
+            let whole = envelope::copies_are_equal(header);
+            self.newest.admit(known.as_deref(), &opened.envelope, whole)?;
+            Ok(opened)
+        };
+        let opened =
+            steadily(base, open).map_err(|error| self.keyring.access.refused(error, wanted))?;
+        self.envelope = opened.envelope;
+        self.protector_name = opened.through;
+        self.lockings.set(lockings);
+        Ok(())
+    }
+
+    /// Looks for newer versions of the protectors' keys.
+    pub(crate) fn look_for_newer(&self) {
+        self.keyring.look_for_newer(&self.wishes.protectors, &self.envelope);
+    }
+
+    /// Forgets the keys in this process: the next transaction asks the provider for them.
+    pub(crate) fn lock_keys(&self) {
+        self.keyring.lock(Loss::Request);
+        self.wishes.protectors.forget();
+        let file_id = Some(self.keyring.file_id());
+        self.auditor().note(&Event { file_id, ..Event::new(EventKind::Lock) });
+    }
+
+    /// The protector `old` has become `new`.
+    pub(crate) fn protector_became(&mut self, old: &ProtectorRecord, new: &ProtectorRecord) {
+        self.keyring.took_back(old);
+        if self.protector_name == old.name {
+            self.protector_name.clone_from(&new.name);
+        }
+    }
+
+    /// This session has removed a protector.
+    pub(crate) fn removed(&mut self, record: &ProtectorRecord) {
+        self.keyring.took_back(record);
+        self.removed.push(record.clone());
+    }
+
+    /// Whether this session has removed the protector called `name`.
+    pub(crate) fn has_removed(&self, name: &str) -> bool {
+        self.removed.iter().any(|record| matches(record, Some(name)))
+    }
+
+    /// Whether this session has finished the removal of the protector called `name`, which had been
+    /// cut off.
+    pub(crate) fn has_finished(&self, name: &str) -> bool {
+        self.finished.iter().any(|record| matches(record, Some(name)))
+    }
+
+    /// Whether the protector through which this file was opened allows no more than reading.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.protector().is_some_and(|record| record.read_only)
+    }
+
+    /// Refuses to change a database that is never written through this handle.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.wishes.read_only {
+            return Err(Error::ReadOnly("the database was opened for reading alone".into()));
+        }
+        self.check_rights()
+    }
+
+    /// Refuses to change what may only be read. SQLite knows that of a file that was opened so; the
+    /// protector that gives the keys after they were locked may be another one.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub(crate) fn check_rights(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Err(Error::ReadOnly(format!(
+                "the database is open through protector {}, which may only read",
+                self.protector_name.escape_debug()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether the creation of the database is known to be committed.
+    pub(crate) fn is_committed(&self) -> bool {
+        self.committed
+    }
+
+    /// A page of the database was read or written under a lock that no creation survives.
+    pub(crate) fn note_page(&mut self) {
+        if !self.committed {
+            self.committed = true;
+            self.newest.committed();
+        }
+    }
+
+    /// The lock under which this session told of the creation was given up: another connection may
+    /// roll it back.
+    pub(crate) fn doubt_creation(&mut self) {
+        self.committed = false;
+    }
+
+    /// Whether an envelope of this database lies in the file. It is not authenticated.
+    pub(crate) fn has_envelope(&self, base: &impl Storage) -> Result<bool> {
+        let mut start = [0; envelope::ID_END];
+        for at in [0, REGION_LEN] {
+            if base.read(&mut start, at as u64)? && self.envelope.begins(&start) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Refuses to write to a file that has no envelope of this database: nobody could read it
+    /// later.
+    ///
+    /// # Errors
+    /// [`Error::DamagedInUse`].
+    pub(crate) fn require_envelope(&self, base: &impl Storage) -> Result<()> {
+        let is_cut = self.committed && base.size()? <= ENVELOPE_LEN as u64;
+        if is_cut || !self.has_envelope(base)? { Err(emptied(base)?) } else { Ok(()) }
+    }
+}
+
+/// The error of a file that was committed, and has no page or no envelope any more. It is of the
+/// family after which SQLite's pager rolls back.
+pub(crate) fn emptied(base: &impl Storage) -> Result<Error> {
+    let size = base.size()?;
+    Ok(Error::DamagedInUse(if size <= ENVELOPE_LEN as u64 {
+        format!("it was cut to {size} bytes; put back a backup")
+    } else {
+        "its envelope was overwritten; put back a backup".into()
+    }))
+}
