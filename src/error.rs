@@ -9,7 +9,7 @@ use std::os::raw::c_int;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use crate::provider::ProviderError;
 

@@ -28,27 +28,24 @@
 //! `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that, docs/keys.md keys over
 //! time, docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(missing_docs, unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::expect_used)]
 // What only rusqlite's connections can ask for is not called in a build without them.
 #![cfg_attr(not(feature = "rusqlite"), allow(dead_code))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-#[cfg(all(feature = "extension", feature = "rusqlite"))]
-compile_error!(
-    "a library that a host loads brings no SQLite of its own: build it with \
-     --no-default-features --features extension"
-);
-
 pub mod audit;
 mod command;
 pub mod config;
 pub mod error;
 #[cfg(feature = "extension")]
-#[allow(unsafe_code)]
-mod extension;
+#[allow(unsafe_code)] // what a host calls
+pub mod extension;
+mod ffi;
 mod file;
 mod forks;
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod internals;
 mod key;
@@ -82,8 +79,8 @@ pub use keys::{
     add_protector, check_copy, check_secret, lock, protectors, remove_protector, rotate_protector,
     set_auto_rotate, set_protectors, status, verify_protectors,
 };
-pub use options::Options;
-#[cfg(not(feature = "extension"))]
-pub use options::register;
+pub use options::{Options, register};
 pub use page::RESERVE;
+#[cfg(feature = "rusqlite")]
+pub use rusqlite;
 pub use suite::SuiteId as Cipher;

@@ -3,19 +3,15 @@
 //! Answers come from a thread of their own, so a test waits for what must happen, and only that it
 //! does not happen at all makes it fail.
 
-mod common;
-#[path = "common/service.rs"]
-mod service;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Home, one};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use service::{Service, State};
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
+use sqlite_tde_testkit::service::{Service, State};
+use sqlite_tde_testkit::{Home, one};
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 const INACCESSIBLE: i32 = 10 | 0x75 << 8;

@@ -1,15 +1,13 @@
 //! What applications do with a connection works as it does on plain SQLite.
 
-mod common;
-
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{Home, one, rows};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
 use sqlite_tde::{Error, OpenOptions};
+use sqlite_tde_testkit::{Home, one, rows};
 
 /// What an application writes to have a pool of encrypted connections.
 struct Manager {

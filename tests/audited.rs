@@ -1,18 +1,14 @@
 //! What the audit log is told while databases are used, and what follows where it cannot be
 //! written.
 
-mod common;
-#[path = "common/service.rs"]
-mod service;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::Home;
-use service::{Service, State};
 use sqlite_tde::audit::{AuditLog, AuditOptions, entries, verify};
 use sqlite_tde::{AccessPolicy, AuditPolicy, Error, NewProtector};
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::service::{Service, State};
 
 struct Place {
     home: Home,

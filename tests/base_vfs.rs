@@ -1,20 +1,14 @@
 //! Base VFSs that are not SQLite's for Unix: other platforms, shims, VFSs of other versions.
 //! Through each of them `tde` must do what plain SQLite does through the same.
 
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::path::{Path, PathBuf};
 
-use common::{Home, dump};
-use platform::{Methods, PLATFORMS, Platform, PlatformVfs};
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use vfs::{TestVfs, kind_of_file};
+use sqlite_tde_testkit::platform::{self, Methods, PLATFORMS, Platform, PlatformVfs};
+use sqlite_tde_testkit::vfs::{TestVfs, kind_of_file};
+use sqlite_tde_testkit::{Home, dump};
 
 /// A step of a workload; connections are opened where they are first used.
 enum Step {
@@ -506,7 +500,7 @@ fn a_log_without_shared_memory_is_refused_as_plain_sqlite_refuses_it() {
             all(db, FILL).unwrap();
         };
         make(&home.open(&home.path("sealed.db")));
-        make(&common::plain(&home.path("plain.db")));
+        make(&sqlite_tde_testkit::plain(&home.path("plain.db")));
         let open = |path: &Path, vfs: &str| {
             let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
             Connection::open_with_flags(format!("file:{}?vfs={vfs}", path.display()), flags)

@@ -1,16 +1,14 @@
 //! SQLite's contract with a VFS, asked through the raw pointers that SQLite itself uses.
 
-mod common;
-
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use common::{Home, one, plain, rows};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
 use sqlite_tde::provider::{Context, KeyProvider, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
+use sqlite_tde_testkit::{Home, one, plain, rows};
 
 /// The open file behind `main`.
 fn file(db: &Connection) -> *mut ffi::sqlite3_file {

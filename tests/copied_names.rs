@@ -1,17 +1,13 @@
 //! A VFS above `tde` that hands down copies of names, and several connections to one database in a
 //! thread: the journal is that of the connection that writes, whoever looked at the database last.
 
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Home, one};
-use platform::PlatformVfs;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde_testkit::platform::{self, PlatformVfs};
+use sqlite_tde_testkit::{Home, one};
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", path.display()))

@@ -9,11 +9,6 @@
 
 #[path = "crash/check.rs"]
 mod check;
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-#[path = "common/power/mod.rs"]
-mod power;
 #[path = "crash/workloads.rs"]
 mod workloads;
 
@@ -24,8 +19,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use check::{Recording, Span, Subject};
-use platform::{PLATFORMS, Platform, platform};
-use power::{Entry, Files, History, Image, Lie, Op, Rng};
+use sqlite_tde_testkit::platform::{PLATFORMS, Platform, platform};
+use sqlite_tde_testkit::power::{Entry, Files, History, Image, Lie, Op, Rng};
 use workloads::{Fits, MODES, Mode, WORKLOADS, Workload};
 
 /// How much is tried.

@@ -1,20 +1,16 @@
 //! Several connections create a database at once: what takes time, the providers above all, is done
 //! while no other can be kept waiting for it.
 
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Home, one, plain};
-use platform::PlatformVfs;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::provider::{Context, KeyProvider, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
+use sqlite_tde_testkit::platform::{self, PlatformVfs};
+use sqlite_tde_testkit::{Home, one, plain};
 
 type Look = Box<dyn FnMut() + Send>;
 

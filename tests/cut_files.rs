@@ -5,15 +5,13 @@
 
 #![cfg(unix)]
 
-mod common;
-
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::Home;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde_testkit::Home;
 
 const PAGE: u64 = 1024;
 const PAGES_AT: u64 = 16384;

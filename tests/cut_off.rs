@@ -1,18 +1,14 @@
 //! A change of the protectors that was cut off between the two copies of the envelope: who opens,
 //! who finishes it, and who must not touch it.
 
-mod common;
-#[path = "common/service.rs"]
-mod service;
-
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Home, one};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use service::Service;
 use sqlite_tde::{Error, NewProtector, OpenOptions};
+use sqlite_tde_testkit::service::{self, Service};
+use sqlite_tde_testkit::{Home, one};
 
 /// A copy of the envelope, and where the second one begins.
 const COPY: usize = 7680;

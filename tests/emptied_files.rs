@@ -5,13 +5,11 @@
 
 #![cfg(unix)]
 
-mod common;
-
 use std::fs::OpenOptions;
 use std::path::Path;
 
-use common::Home;
 use rusqlite::{Connection, OpenFlags, ffi};
+use sqlite_tde_testkit::Home;
 
 const ROWS: i64 = 40;
 const CUTS: [u64; 5] = [0, 100, 8192, 16384, 16384 + 300];

@@ -4,22 +4,16 @@
 //! `SQLITE_TDE_FULL=1` fails every call; otherwise some of each run. `SQLITE_TDE_PLATFORM` puts a
 //! platform of that name between the calls that fail and `tde`.
 
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::collections::BTreeSet;
 use std::os::raw::c_int;
 use std::path::Path;
 use std::time::Instant;
 
-use common::Home;
-use platform::over_base;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use vfs::{Kind, Method, TestVfs, kind_of_file};
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::platform::over_base;
+use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs, kind_of_file};
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 /// Where the workload itself is about logs.

@@ -3,20 +3,14 @@
 //! that a change can be neither completed nor taken back, it says that it is unfinished, and the
 //! next connection finishes it.
 
-mod common;
-#[path = "common/service.rs"]
-mod service;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::path::Path;
 use std::sync::Arc;
 
-use common::Home;
 use rusqlite::Connection;
-use service::Service;
 use sqlite_tde::{AccessPolicy, Change, Error, NewProtector};
-use vfs::{Kind, TestVfs};
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::service::Service;
+use sqlite_tde_testkit::vfs::{Kind, TestVfs};
 
 /// Bytes of one copy of the envelope.
 /// A copy of the envelope, and where the second one begins.

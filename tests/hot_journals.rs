@@ -3,7 +3,6 @@
 
 #![cfg(unix)]
 
-mod common;
 #[allow(dead_code)] // no call is looked at but by its name
 #[path = "tampering_running/vfs.rs"]
 mod vfs;
@@ -13,10 +12,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 
-use common::{Home, one};
 use rusqlite::ffi;
 use rusqlite::types::Value;
 use sqlite_tde::Error;
+use sqlite_tde_testkit::{Home, one};
 use vfs::{Call, Method, Watch};
 
 /// Names as the VFS that watches tells them by.

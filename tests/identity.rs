@@ -2,19 +2,17 @@
 //! anybody wrapped: an attacker can put a database of his own in place, with keys that he knows.
 //! What tells it is the file id, where somebody expects one.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{Home, one, plain};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::config::{Config, Pins, Policy};
 use sqlite_tde::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, FileId, NewProtector, OpenOptions, Options};
+use sqlite_tde_testkit::{Home, one, plain};
 
 /// As with `age`: anybody wraps, with nothing that is secret. Unwrapping takes the private key,
 /// which this machine has.

@@ -9,19 +9,15 @@
 
 #![cfg(unix)]
 
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-
 use std::fs::{self, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use common::Home;
-use platform::PlatformVfs;
 use rusqlite::{Connection, ffi};
 use sqlite_tde::Tuning;
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::platform::{self, PlatformVfs};
 
 const HEADER: usize = 512;
 const TRAILER: usize = 48;

@@ -1,19 +1,17 @@
 //! Keys that are missing, wrong, refused or damaged: each has its own error, opening creates
 //! nothing, and no error shows a key.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use common::{Home, one, plain};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, OpenOptions};
+use sqlite_tde_testkit::{Home, one, plain};
 
 /// A provider that keeps every DEK it was given, counts, and fails as it is told.
 #[derive(Default)]

@@ -1,12 +1,10 @@
 //! Why SQLite says no more than a code: the words are reachable in every state of a connection.
 
-mod common;
-
 use std::os::unix::fs::FileExt;
 
-use common::{Home, one};
 use rusqlite::Connection;
 use rusqlite::types::Value;
+use sqlite_tde_testkit::{Home, one};
 
 fn damage(path: &std::path::Path, page: u64) {
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();

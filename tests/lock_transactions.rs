@@ -2,20 +2,16 @@
 //! back: it fails with the error of access, and the database has the state before it. And what
 //! takes no locks, or keeps them, notices that the keys are gone.
 
-mod common;
-#[path = "common/service.rs"]
-mod service;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Home, one};
 use rusqlite::Connection;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
-use service::{Service, State};
 use sqlite_tde::{AccessPolicy, Error};
+use sqlite_tde_testkit::service::{Service, State};
+use sqlite_tde_testkit::{Home, one};
 
 const INACCESSIBLE: i32 = 10 | 0x75 << 8;
 const MODES: [&str; 5] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "WAL"];

@@ -1,13 +1,9 @@
 //! SQLite's unix VFS masks the length of a call with 0x1ffff: 128 KiB write nothing. So no call on
 //! the base is longer than 64 KiB, whatever is gathered, whatever pages and sectors are.
 
-mod common;
-#[path = "common/vfs.rs"]
-mod vfs;
-
-use common::{Home, one};
 use rusqlite::types::Value;
-use vfs::TestVfs;
+use sqlite_tde_testkit::vfs::TestVfs;
+use sqlite_tde_testkit::{Home, one};
 
 const MOST: i32 = 65536;
 

@@ -2,14 +2,12 @@
 
 #![cfg(unix)]
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Home, one, rows};
 use rusqlite::Connection;
 use rusqlite::types::Value;
+use sqlite_tde_testkit::{Home, one, rows};
 
 /// What a database answers in WAL mode, also after a kill and after a close.
 fn works(connect: &dyn Fn() -> rusqlite::Result<Connection>, path: &Path) -> Result<(), String> {

@@ -1,11 +1,9 @@
 //! `PRAGMA mmap_size`: pages are read from the base VFS's mapping of the file, which others may
 //! outgrow or shorten, and whose bytes are verified like any other.
 
-mod common;
-
-use common::{Home, one, rows};
 use rusqlite::Connection;
 use rusqlite::types::Value;
+use sqlite_tde_testkit::{Home, one, rows};
 
 const MODES: [&str; 3] = ["DELETE", "PERSIST", "WAL"];
 

@@ -7,7 +7,6 @@
 
 #![cfg(unix)]
 
-mod common;
 #[allow(dead_code)] // no call is looked at but by its name
 #[path = "tampering_running/vfs.rs"]
 mod vfs;
@@ -16,10 +15,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 
-use common::{Home, one, plain};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::Error;
+use sqlite_tde_testkit::{Home, one, plain};
 use vfs::{Call, Method, Watch};
 
 /// Names as the VFS that watches tells them by.

@@ -1,21 +1,17 @@
 //! Who may open a database: protectors added, rotated and removed by every road that there is, and
 //! what must not be possible.
 
-mod common;
-#[path = "common/service.rs"]
-mod service;
-
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{Home, one, rows};
 use rusqlite::Connection;
 use rusqlite::types::Value;
-use service::{Service, State};
 use sqlite_tde::config::Policy;
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
+use sqlite_tde_testkit::service::{Service, State};
+use sqlite_tde_testkit::{Home, one, rows};
 
 fn quick() -> AccessPolicy {
     let mut policy = AccessPolicy::default();
@@ -533,67 +529,6 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
         sqlite_tde::lock(&db, "main").unwrap();
         db.execute("INSERT INTO t VALUES(2)", []).unwrap();
         assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
-    }
-}
-
-/// The command line, as another process with the keystore in `keys` of `home`.
-fn command(home: &Home, keys: &str, line: &str) {
-    let done = std::process::Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
-        .current_dir(home.dir.path())
-        .env("SQLITE_TDE_HOME", home.path(keys))
-        .args(line.split(' '))
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
-}
-
-/// Another process takes away the protector that a connection came through, or its right to write.
-#[test]
-fn what_a_protector_gave_goes_with_it() {
-    let remove = "protector remove a.db k1";
-    let limit = "protector add a.db k1 --read-only";
-    let rows: [(&str, &[&str], &[&str], bool, bool); 4] = [
-        ("nothing", &["default", "ro"], &[], true, true),
-        ("it is removed", &["default", "ro"], &[remove], false, false),
-        ("another one reads", &["default"], &[remove], true, false),
-        ("it is limited", &["default", "ro"], &[remove, limit], true, false),
-    ];
-    for mode in ["DELETE", "WAL"] {
-        for (what, not_here, done, reads, writes) in rows {
-            let mut policy = quick();
-            policy.revalidate = Some(Duration::ZERO);
-            let home = Home::with(|options| options.access(policy));
-            for line in ["key create k1", "key create ro"] {
-                command(&home, "keys", line);
-            }
-            let db = create(&home, "a.db");
-            one(&db, &format!("PRAGMA journal_mode={mode}"));
-            drop(db);
-            command(&home, "keys", "protector add a.db k1");
-            command(&home, "keys", "protector add a.db ro --read-only");
-            let keys = home.path("operator");
-            let mut copy = std::process::Command::new("cp");
-            assert!(copy.arg("-a").arg(home.path("keys")).arg(keys).status().unwrap().success());
-            for name in not_here {
-                command(&home, "keys", &format!("key disable {name}"));
-            }
-            let db = home.open(&home.path("a.db"));
-            let through = || sqlite_tde::status(&db, "main").unwrap().opened_through;
-            let write = || db.execute("INSERT INTO t VALUES(2)", []);
-            write().unwrap();
-            assert_eq!(through(), "k1", "{mode}, {what}");
-            for line in done {
-                command(&home, "operator", line);
-            }
-            let until =
-                std::time::Instant::now() + Duration::from_secs(if writes { 1 } else { 30 });
-            while write().is_ok() && std::time::Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            assert_eq!(write().is_ok(), writes, "{mode}, {what}");
-            let read = db.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
-            assert_eq!(read.is_ok(), reads, "{mode}, {what}: {read:?}");
-        }
     }
 }
 

@@ -1,11 +1,9 @@
 //! A connection that asked to read only, by `PRAGMA query_only`, changes no protectors by any road.
 
-mod common;
-
-use common::{Home, one};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::{Error, NewProtector};
+use sqlite_tde_testkit::{Home, one};
 
 type Change = fn(&Connection) -> Result<(), Error>;
 

@@ -7,21 +7,15 @@
 
 #![cfg(unix)]
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Home, one, rows};
-use process::Random;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::Error;
-use vfs::{Method, TestVfs};
+use sqlite_tde_testkit::process::{self, Random};
+use sqlite_tde_testkit::vfs::{Method, TestVfs};
+use sqlite_tde_testkit::{Home, one, rows};
 
 const PAGE: usize = 1024;
 /// Where the id of a log is in its header.

@@ -7,16 +7,12 @@
 //!
 //! `SQLITE_TDE_FULL=1` runs more histories, `SQLITE_TDE_SEED=N` the one of a failure.
 
-mod common;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::path::Path;
 
-use common::Home;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
-use vfs::{Kind, TestVfs};
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::vfs::{Kind, TestVfs};
 
 const MODES: [&str; 5] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"];
 const FAULTS: [Kind; 6] =

@@ -1,12 +1,10 @@
 //! Connections of one shared cache have one open file, and SQLite's mutex over it.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Home, rows};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use sqlite_tde_testkit::{Home, rows};
 
 /// One thread reads and writes, others ask for keys by every road. None is in the file beside
 /// another.

@@ -2,16 +2,12 @@
 //! the same flags, in the same order as by plain SQLite, with and without the short cuts to the
 //! disk.
 
-mod common;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::ffi::c_int;
 use std::path::Path;
 
-use common::Home;
 use rusqlite::{Connection, OpenFlags, ffi};
-use vfs::TestVfs;
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::vfs::TestVfs;
 
 const MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
 const SYNCHRONOUS: [&str; 4] = ["OFF", "NORMAL", "FULL", "EXTRA"];

@@ -5,16 +5,14 @@
 
 #![cfg(unix)] // one byte is written in place
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use common::{Home, one, plain, rows};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use sqlite_tde::Error;
+use sqlite_tde_testkit::{Home, one, plain, rows};
 
 const COPY: usize = 8192;
 /// Where the slot begins behind a copy of the envelope.

@@ -10,12 +10,10 @@
 
 #![cfg(unix)]
 
-mod common;
-#[path = "common/twin.rs"]
-mod twin;
-
 use sqlite_tde::{Cipher, Error};
-use twin::{Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin, full};
+use sqlite_tde_testkit::twin::{
+    Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin, full,
+};
 
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];

@@ -6,18 +6,14 @@
 
 #![cfg(unix)]
 
-mod common;
-#[path = "common/twin.rs"]
-mod twin;
-
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use common::Home;
 use rusqlite::Connection;
 use sqlite_tde::{Cipher, Error};
-use twin::{PAGE, TRAILER, Tally, beside, full};
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::twin::{PAGE, TRAILER, Tally, beside, full};
 
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
 const FRAMES_AT: u64 = 1024;

@@ -10,13 +10,9 @@
 
 #![cfg(unix)]
 
-mod common;
-#[path = "common/twin.rs"]
-mod twin;
-
 use rusqlite::ErrorCode;
 use sqlite_tde::{Cipher, Error};
-use twin::{
+use sqlite_tde_testkit::twin::{
     Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin, beside, full,
 };
 

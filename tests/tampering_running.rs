@@ -19,7 +19,6 @@
 
 #[path = "tampering_running/changes.rs"]
 mod changes;
-mod common;
 #[path = "tampering_running/history.rs"]
 mod history;
 #[path = "tampering_running/judge.rs"]

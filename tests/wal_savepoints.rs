@@ -7,15 +7,13 @@
 //! salts and without checksums. It reads and checkpoints them by the wal-index, and loses them only
 //! in a crash. `scripts/on-sqlite.sh` runs this over such a version.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::Home;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
+use sqlite_tde_testkit::Home;
 
 const RESERVE: std::ffi::c_int = 48;
 
@@ -132,7 +130,7 @@ impl Pair {
     }
 
     fn connect(&self, [ours, plain]: &[PathBuf; 2]) -> [Connection; 2] {
-        let dbs = [self.home.open(ours), common::plain(plain)];
+        let dbs = [self.home.open(ours), sqlite_tde_testkit::plain(plain)];
         for db in &dbs {
             answer(db, &self.setup).unwrap_or_else(|error| panic!("{}: {error}", self.setup));
         }

@@ -22,7 +22,7 @@ pub(crate) mod wal;
 
 use std::os::raw::c_int;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use self::beside::Remains;
 use crate::error::{Error, Result};

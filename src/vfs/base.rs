@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use crate::error::{Error, Result};
@@ -167,7 +167,7 @@ macro_rules! call {
         unsafe {
             match (*(*file).pMethods).$method {
                 Some(method) => method(file $(, $arg)*),
-                None => libsqlite3_sys::SQLITE_NOTFOUND,
+                None => crate::ffi::SQLITE_NOTFOUND,
             }
         }
     }};

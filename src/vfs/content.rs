@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use super::base::BaseFile;

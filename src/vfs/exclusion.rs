@@ -16,7 +16,7 @@ use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use super::base::{BaseFile, Neighbour};

@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::base::{BaseFile, call};
 use super::connection::{ERRAND, Errand};

@@ -16,7 +16,7 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use super::base::BaseFile;

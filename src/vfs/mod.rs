@@ -46,7 +46,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use crate::error::{Error, Result, set_last, set_log};
 use crate::file::FileKind;
@@ -81,6 +81,7 @@ static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex
 
 /// Registers the VFS, or gives an already registered one of that name new settings.
 pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
+    routines::check_reachable()?;
     let Registration { name, base, default, wishes } = registration;
     // Providers of the application are dropped after the locks: they may register and open, too.
     let mut former = None;

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use super::base::{BaseFile, Place};

@@ -32,9 +32,9 @@ pub(super) struct Shared {
     /// The name that a database file was opened with; NULL for other files.
     name: *const c_char,
     /// Where the open file keeps which connection uses it.
-    connection: Arc<AtomicPtr<*mut libsqlite3_sys::sqlite3>>,
+    connection: Arc<AtomicPtr<*mut crate::ffi::sqlite3>>,
     /// The base VFS's file, which is open as long as the open file is.
-    base: *mut libsqlite3_sys::sqlite3_file,
+    base: *mut crate::ffi::sqlite3_file,
 }
 
 // SAFETY: `enter` gives the open file to one caller at a time, whatever thread that is in, and what
@@ -52,14 +52,14 @@ impl Shared {
     }
 
     /// The base VFS's file, for a call that SQLite makes without the mutex of the file.
-    pub(super) fn base(&self) -> *mut libsqlite3_sys::sqlite3_file {
+    pub(super) fn base(&self) -> *mut crate::ffi::sqlite3_file {
         self.base
     }
 
     /// Notes where SQLite keeps the connection that uses the file. It says so for a connection that
     /// it just added to a shared cache, without the mutex under which another thread may be in the
     /// file.
-    pub(super) fn used_by(&self, connection: *mut *mut libsqlite3_sys::sqlite3) {
+    pub(super) fn used_by(&self, connection: *mut *mut crate::ffi::sqlite3) {
         self.connection.store(connection, Ordering::Release);
     }
 
@@ -73,7 +73,7 @@ impl Shared {
     ///
     /// # Safety
     /// `file` is NULL or an open sqlite3_file.
-    pub(super) unsafe fn of(file: *mut libsqlite3_sys::sqlite3_file) -> Option<Arc<Self>> {
+    pub(super) unsafe fn of(file: *mut crate::ffi::sqlite3_file) -> Option<Arc<Self>> {
         // SAFETY: as above; what `install` stored has a reference of its own until xClose.
         unsafe {
             let shared = TdeFile::shared(file)?;

@@ -15,7 +15,7 @@
 //!    rewrites last; see [`crate::file::wal`].
 //! 4. Blocks of a scratch file wait in memory, and are read from there: nobody else reads them.
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use super::content::Content;

@@ -68,7 +68,7 @@ use std::ops::Range;
 use std::os::raw::c_int;
 use std::sync::Arc;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 pub(crate) use self::begun::{Begun, Counters};
 use self::changed::Changed;

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::super::Storage;
 use super::pages::{Found, Pages};

@@ -1,12 +1,10 @@
 //! What `config.toml` says, seen through the command: providers, policy and audit log.
 
-#[path = "common/cli.rs"]
-mod cli;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use cli::Place;
+use super::place::Place;
 
 fn place(config: &str) -> Place {
     let place = Place::empty();
@@ -131,4 +129,51 @@ fn a_mistake_in_the_configuration_stops_everything() {
         place.fails(line, 2, "line 2");
     }
     assert!(!place.path("app.db").exists());
+}
+
+fn home_with(config: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let path = dir.path().join("config.toml");
+    fs::write(&path, config).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    dir
+}
+
+#[test]
+fn the_command_checks_the_configuration_and_says_where_it_is() {
+    let run = |home: &Path, verb: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
+            .args(["config", verb])
+            .env("SQLITE_TDE_HOME", home)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let empty = tempfile::tempdir().unwrap();
+    let path = empty.path().join("config.toml").display().to_string();
+    assert_eq!(run(empty.path(), "path"), (0, format!("{path}\n"), String::new()));
+    let (code, out, _) = run(empty.path(), "check");
+    assert!(code == 0 && out.starts_with(&format!("{path} (not there")), "{out}");
+    assert!(out.contains("\nrevalidate   600s\n") && out.contains("\naudit log    not kept\n"));
+
+    let good = home_with(
+        "default_protector = \"hsm:a\"\n[audit]\nenabled = true\n[providers.a]\n\
+         type = \"command\"\nwrap = [\"w\", \"hunter2\"]\nunwrap = [\"u\"]",
+    );
+    let (code, out, _) = run(good.path(), "check");
+    assert_eq!(code, 0, "{out}");
+    for line in [
+        "protector    hsm:a",
+        "provider     a: command w",
+        "note: \"hsm\" is no provider here; an application has to bring it",
+        &format!("audit log    {}", good.path().join("audit").display()),
+    ] {
+        assert!(out.lines().any(|found| found == line), "{line}:\n{out}");
+    }
+    let wrong = home_with("\n[access]\ngrace = 3\n");
+    let (code, out, err) = run(wrong.path(), "check");
+    assert_eq!((code, &*out), (2, ""));
+    assert!(err.contains("config.toml, line 3, access.grace: expected a span of time"), "{err}");
 }

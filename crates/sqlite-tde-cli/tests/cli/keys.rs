@@ -1,6 +1,5 @@
 //! The verbs of `sqlite-tde key`, as a shell sees them. A row says what was done, and which exit
 //! code and words must follow. Keys that come and go are compared with what OpenSSL makes of them.
-#![cfg(unix)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,10 +8,8 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-mod cli_keys {
-    pub mod passphrase;
-    pub mod terminal;
-}
+mod passphrase;
+mod terminal;
 
 const HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 

@@ -1,7 +1,6 @@
 //! A VFS over the platform's that counts calls, fails one of them or all from one on, and keeps
 //! what was written and synced. Each has a name and a state of its own, so that tests run beside
 //! each other.
-#![allow(dead_code)] // each test file uses its part
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::size_of;

@@ -1,12 +1,9 @@
 //! `sqlite-tde copy`: a copy with an identity of its own.
 
-#[path = "common/cli.rs"]
-mod cli;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use cli::Place;
+use super::place::Place;
 
 fn mode(place: &Place, name: &str) -> u32 {
     fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o777

@@ -1,6 +1,5 @@
 //! A key service in this process that can be switched: keys with versions, which it denies, forgets
 //! or does not get at, as a test asks.
-#![allow(dead_code)] // each test file uses its part
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,6 +1,6 @@
 //! A keystore under a passphrase, on the command line.
 
-use super::super::*;
+use super::*;
 
 const FILE: &str = "SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE";
 const DESCRIPTOR: &str = "SQLITE_TDE_KEYSTORE_PASSPHRASE_FD";

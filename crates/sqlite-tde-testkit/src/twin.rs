@@ -1,7 +1,6 @@
 //! The same work in an encrypted database and, page for page alike, in a plain one. What SQLite
 //! makes of a damaged log or journal is then not a matter of opinion: an encrypted database whose
 //! log was tampered with must show what the plain one shows whose log ends at that place.
-#![allow(dead_code)] // each test file uses its part
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +13,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
 use sqlite_tde::{Cipher, Error};
 
-use crate::common::{Home, plain};
+use crate::{Home, plain};
 
 pub const PAGE: usize = 1024;
 /// Directories of the two databases, whose paths have the same length.

@@ -490,7 +490,7 @@ fn help_completions_and_manual() {
 /// its head says, on `app.db`.
 #[test]
 fn sql_scripts_print_what_they_promise() {
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sql");
     let mut run = 0;
     for entry in fs::read_dir(scripts).unwrap() {
         let script = entry.unwrap().path();

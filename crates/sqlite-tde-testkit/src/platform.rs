@@ -2,7 +2,6 @@
 //!
 //! It stands below `tde`, as its base, or above it. `SQLITE_TDE_PLATFORM=NAME` puts one of
 //! [`PLATFORMS`] below `tde` in the campaigns that use [`over_base`].
-#![allow(dead_code)] // each test file uses its part
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 
-use super::super::*;
+use super::*;
 
 /// Runs `line` at a terminal of its own and gives it each of `answers` when it asks and does not
 /// show what is typed. Gives back the exit code and what was on the screen.

@@ -1,6 +1,5 @@
 //! A bank whose accounts always hold the same in all: whoever sees another sum has read what was
 //! never committed, or half of it. Many workers, each with its own way of getting in others' way.
-#![allow(dead_code)] // each test file uses its part
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -71,7 +70,7 @@ impl Bank {
         let bank = Self { dir, mode, plain };
         if !plain {
             let keystore = Keystore::at(bank.dir.join("keys"));
-            sqlite_tde::register(crate::common::options(&bank.vfs()).keystore(keystore)).unwrap();
+            sqlite_tde::register(crate::options(&bank.vfs()).keystore(keystore)).unwrap();
         }
         bank
     }

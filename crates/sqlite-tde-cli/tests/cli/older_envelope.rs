@@ -1,16 +1,14 @@
 //! An older envelope put back under open connections: no operation on keys starts from it, so no
 //! protector that was removed comes back. Reading and writing rows goes on.
 
-mod common;
-
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Home, one};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::{Error, NewProtector};
+use sqlite_tde_testkit::{Home, one};
 
 const COPY: usize = 8192;
 /// Bytes of a copy. A slot for the log follows it.

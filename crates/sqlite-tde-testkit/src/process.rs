@@ -1,8 +1,8 @@
 //! Tests that need processes: this test binary, started again with a task, and what it reports.
-#![allow(dead_code)] // each test file uses its part
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -126,4 +126,31 @@ impl Process {
         }
         Err(format!("{status}; the last it said was {:?}", self.waiting.back()))
     }
+}
+
+#[cfg(target_os = "linux")]
+const NOBODY: u32 = 65534;
+
+/// The process runs as a user without privileges, from a directory that user can read.
+#[cfg(target_os = "linux")]
+pub fn as_nobody(program: &Path, dir: &Path) -> Command {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::process::CommandExt;
+
+    let copy = dir.join("program");
+    fs::copy(program, &copy).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -l 0; exec \"$0\" \"$@\""]).arg(&copy);
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        for name in ["", "program", "keys", "keys/keystore.json", "a.db"] {
+            let path = dir.join(name);
+            if path.exists() {
+                std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+        }
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
 }

@@ -1,5 +1,4 @@
 //! Programs that do not know the library: SQLite's shell and Python, held open by pipes.
-#![allow(dead_code)] // each test file uses its part
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! What the tests share: a keystore of their own, connections to compare, and dumps.
-#![allow(dead_code)] // each test file uses its part
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
