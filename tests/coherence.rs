@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
-use sqlite_tde_testkit::process::{Process, Random, TOO_LONG, full, report};
+use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
+use sqlite_tde_testkit::random::Random;
 
 const TASK: &str = "SQLITE_TDE_TEST_COHERENCE";
 /// A row fills a page, so that a scan reads pages in their order.

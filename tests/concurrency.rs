@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use sqlite_tde_testkit::bank::{self, Bank, Count, ROLES, Role};
-use sqlite_tde_testkit::process::{Process, Random, TOO_LONG, full, report};
+use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
+use sqlite_tde_testkit::random::Random;
 use sqlite_tde_testkit::stranger::Stranger;
 
 const TASK: &str = "SQLITE_TDE_TEST_BANK";

@@ -1,4 +1,4 @@
-//! Guarantee 1: what is stored is in no file, at no time. Looked at from below, where every write
+//! What is stored is in no file, at no time. Looked at from below, where every write
 //! passes, and in the directory after each step.
 
 use std::collections::BTreeSet;

@@ -27,7 +27,7 @@ fn filled(home: &Home) -> Connection {
     db
 }
 
-/// T10: "claim only what holds".
+/// Only what holds is claimed.
 #[test]
 fn no_atomic_write_is_claimed() {
     let home = Home::new();
@@ -46,7 +46,7 @@ fn no_atomic_write_is_claimed() {
     assert_ne!(characteristics & ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE, 0, "the base's own");
 }
 
-/// T10: a page of ours is in no mapping, and SQLite copes.
+/// A page of ours is in no mapping, and SQLite copes.
 #[test]
 fn memory_mapping_answers_null_and_reads_go_on() {
     let home = Home::new();
@@ -61,7 +61,7 @@ fn memory_mapping_answers_null_and_reads_go_on() {
     assert_eq!(one(&db, "SELECT sum(a) FROM t"), Value::Integer(3));
 }
 
-/// T4: "never write into SQLite's buffer in xWrite".
+/// xWrite never changes SQLite's buffer.
 #[test]
 fn what_sqlite_writes_stays_as_it_was() {
     let home = Home::new();
@@ -74,11 +74,11 @@ fn what_sqlite_writes_stays_as_it_was() {
     };
     assert_eq!(code, ffi::SQLITE_OK);
     assert!(page.iter().all(|&byte| byte == 0xa5));
-    // T5: pages 3 to 9 were skipped, and are pages all the same.
+    // Pages 3 to 9 were skipped, and are pages all the same.
     assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean());
 }
 
-/// T5: hints must not grow the file by bytes that are no pages.
+/// Hints must not grow the file by bytes that are no pages.
 #[test]
 fn size_hints_do_not_grow_the_file() {
     let home = Home::new();
@@ -104,7 +104,7 @@ fn the_name_of_the_vfs_shows_what_is_below() {
     assert!(text.starts_with("tde/"), "{text}");
 }
 
-/// T14: nonsense that no SQLite sends is an error, not the end of the process.
+/// Nonsense that no SQLite sends is an error, not the end of the process.
 #[test]
 fn bad_arguments_are_errors() {
     let home = Home::new();
@@ -125,7 +125,7 @@ fn bad_arguments_are_errors() {
     assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
 }
 
-/// T14: a panic inside a callback is an I/O error to SQLite, and the process goes on.
+/// A panic inside a callback is an I/O error to SQLite, and the process goes on.
 #[test]
 fn a_panic_does_not_cross_into_sqlite() {
     struct Panics;
@@ -151,7 +151,7 @@ fn a_panic_does_not_cross_into_sqlite() {
     assert_eq!(std::fs::metadata(home.path("a.db")).unwrap().len(), 0);
 }
 
-/// T13: a PRAGMA arrives at prepare; preparing one changes nothing.
+/// A PRAGMA arrives at prepare; preparing one changes nothing.
 #[test]
 fn preparing_a_pragma_changes_nothing() {
     let home = Home::new();
@@ -164,7 +164,7 @@ fn preparing_a_pragma_changes_nothing() {
     assert_eq!(std::fs::read(home.path("a.db")).unwrap(), before);
 }
 
-/// T2: the change counter that SQLite reads is the real one, so an unchanged cache is kept.
+/// The change counter that SQLite reads is the real one, so an unchanged cache is kept.
 #[test]
 fn an_unchanged_database_is_not_read_again() {
     let home = Home::new();
@@ -183,7 +183,7 @@ fn an_unchanged_database_is_not_read_again() {
     assert_eq!(misses(), before);
 }
 
-/// T9: closing one connection must not drop the locks of another of the same process.
+/// Closing one connection must not drop the locks of another of the same process.
 #[test]
 fn closing_a_second_connection_keeps_the_first_ones_lock() {
     let home = Home::new();
@@ -200,7 +200,7 @@ fn closing_a_second_connection_keeps_the_first_ones_lock() {
     first.execute_batch("COMMIT").unwrap();
 }
 
-/// T16: through the same VFS, a plaintext database is passed through where that was allowed.
+/// Through the same VFS, a plaintext database is passed through where that was allowed.
 #[test]
 fn plaintext_passes_through_where_it_is_allowed() {
     let home = Home::with(|options| options.allow_plaintext(true));

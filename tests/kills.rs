@@ -13,7 +13,8 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{Cipher, OpenOptions};
-use sqlite_tde_testkit::process::{Process, Random, TOO_LONG, full, report};
+use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
+use sqlite_tde_testkit::random::Random;
 use sqlite_tde_testkit::stranger::Stranger;
 use sqlite_tde_testkit::{found_in_files, one};
 

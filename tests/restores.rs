@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::Error;
-use sqlite_tde_testkit::process::{self, Random};
+use sqlite_tde_testkit::process;
+use sqlite_tde_testkit::random::Random;
 use sqlite_tde_testkit::vfs::{Method, TestVfs};
 use sqlite_tde_testkit::{Home, one, rows};
 

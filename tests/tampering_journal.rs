@@ -11,8 +11,9 @@
 #![cfg(unix)]
 
 use sqlite_tde::{Cipher, Error};
+use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::twin::{
-    Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin, full,
+    Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin,
 };
 
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];

@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use history::Config;
 use sqlite_tde::Cipher;
+use sqlite_tde_testkit::random::Random;
 use stage::Stage;
 use vfs::File;
 
@@ -60,23 +61,6 @@ pub const RECORD: u64 = 512 + TRAILER as u64;
 /// SQLite's log.
 pub const LOG_HEADER: usize = 32;
 pub const FRAME_HEADER: usize = 24;
-
-/// A random number generator that repeats itself (splitmix64).
-pub struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-}
 
 /// A directory that no disk slows down, where there is one.
 pub fn in_memory() -> tempfile::TempDir {
@@ -139,7 +123,7 @@ fn campaign(file: File, mode: &'static str) {
         if only.as_ref().is_some_and(|only| !only.starts_with(&config.to_string())) {
             continue;
         }
-        let mut random = Random(seed);
+        let mut random = Random::mixed(seed, &[]);
         let stage = Stage::new(config);
         // What another file's call does not see may as well be done before the next of this one's.
         let seen_by =

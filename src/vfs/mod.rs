@@ -12,7 +12,7 @@
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
 //! | `forks.rs` | which process this is |
 //! | `kin.rs` | telling VFSs of this library from others |
-//! | `names.rs` | the open database files by name, for their journals and logs, and what a log is called |
+//! | `names.rs` | open database files by name, for their journals and logs |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
 //! | `table.rs` | the table-valued functions |
 //! | `base.rs` | a file of the base VFS |

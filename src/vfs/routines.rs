@@ -1,6 +1,6 @@
 //! How SQLite's routines are reached: through the table of the host that loaded the library
-//! (feature `extension`), else as the symbols that the program is linked with. Both can be built in;
-//! a process is served on one copy of SQLite, the first that is asked.
+//! (feature `extension`), else as the symbols that the program is linked with. Both can be built
+//! in; a process is served on one copy of SQLite, the first that is asked.
 
 use std::ffi::{c_char, c_int, c_uchar, c_void};
 use std::sync::OnceLock;

@@ -1,12 +1,12 @@
 //! The entry points of the loadable library: `SELECT load_extension('libsqlite_tde')` and the like.
 //!
-//! | entry point | registers |
-//! |---|---|
-//! | `sqlite3_extension_init` | the VFS `tde`, for connections that name it; it refuses plaintext databases |
-//! | `sqlite3_tdedefault_init` | `tde` as the default VFS over the one that was; existing plaintext databases pass through, temporary files are encrypted |
+//! * `sqlite3_extension_init` registers the VFS `tde`, for connections that name it. It refuses
+//!   plaintext databases.
+//! * `sqlite3_tdedefault_init` makes `tde` the default VFS, over the one that was. Existing
+//!   plaintext databases pass through; temporary files are encrypted.
 //!
-//! Both read `config.toml` in `$SQLITE_TDE_HOME`, or in the platform's data directory, if it exists;
-//! a mistake in it is the reason why the library does not load.
+//! Both read `config.toml` in `$SQLITE_TDE_HOME`, or in the platform's data directory, if it
+//! exists; a mistake in it is the reason why the library does not load.
 //!
 //! Both can be called again, also after `sqlite3_shutdown`, which drops what was registered. Once a
 //! process has asked for the default, the first one gives it the default too: an application must

@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
 
-use crate::process::Random;
+use crate::random::Random;
 
 /// The name of the database.
 pub const FILE: &str = "bank.db";
@@ -199,7 +199,7 @@ fn transfer(db: &Connection, random: &mut Random) -> Work {
     for _ in 0..1 + random.below(10) {
         let mut account = || random.below(ACCOUNTS) as i64 + 1;
         let (from, to) = (account(), account());
-        let (some, text) = (random.below(50) as i64, random.next().to_string());
+        let (some, text) = (random.below(50) as i64, random.word().to_string());
         db.execute_batch("SAVEPOINT s")?;
         db.execute("UPDATE account SET balance = balance - ?2 WHERE id = ?1", [from, some])?;
         if random.one_in(6) {

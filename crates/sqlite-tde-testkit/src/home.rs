@@ -21,6 +21,12 @@ pub struct Home {
     pub vfs: String,
 }
 
+impl Default for Home {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Home {
     pub fn new() -> Self {
         Self::with(|options| options)

@@ -6,7 +6,8 @@
 //! | `vfs` | a base VFS that records calls, and fails at the one a test names |
 //! | `platform` | base VFSs with the methods and habits of other platforms |
 //! | `power` | a disk in memory that loses power |
-//! | `process` | the test binary started again with a task; seeded random numbers |
+//! | `process` | the test binary started again with a task |
+//! | `random` | seeded random numbers |
 //! | `service` | a key service that can be switched off |
 //! | `stranger` | programs without the library, beside ours |
 //! | `twin` | an encrypted database and a plain one that say what a change must do |
@@ -18,6 +19,7 @@ mod home;
 pub mod platform;
 pub mod power;
 pub mod process;
+pub mod random;
 #[cfg(target_os = "linux")]
 pub mod scan;
 pub mod service;

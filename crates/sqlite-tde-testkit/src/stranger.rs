@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::process::Random;
+use crate::random::Random;
 
 /// Longer than any answer takes.
 const TOO_LONG: Duration = Duration::from_secs(60);

@@ -412,8 +412,3 @@ impl Tally {
         println!("{test}: {} rows: {}", self.counts.values().sum::<usize>(), counts.join(", "));
     }
 }
-
-/// Whether every byte is to be tried, not a sample.
-pub fn full() -> bool {
-    std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1")
-}

@@ -195,6 +195,12 @@ unsafe impl Sync for State {}
 // SAFETY: as above.
 unsafe impl Send for State {}
 
+impl Default for TestVfs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl TestVfs {
     /// Registers a new one over `unix`.
     pub fn new() -> Self {

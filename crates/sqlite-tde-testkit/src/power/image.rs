@@ -13,36 +13,12 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Place;
 use std::sync::Arc;
 
+use crate::random::Random;
+
 use super::disk::{Entry, Files, Op, put};
 
 /// What a disk writes whole or not at all, in bytes.
 const SECTOR: usize = 512;
-
-/// Numbers that look random and are the same for the same seed (SplitMix64).
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-
-    /// Mixes `word` into the state: another generator for each row, point and image.
-    pub fn mixed(seed: u64, words: &[u64]) -> Self {
-        let mut rng = Self(seed);
-        for word in words {
-            rng.0 = rng.next() ^ word;
-        }
-        rng
-    }
-}
 
 /// A disk after the power came back.
 #[derive(Debug, Clone)]
@@ -186,22 +162,22 @@ impl<'a> History<'a> {
 
     /// Image `number`: nothing kept, all kept, all kept but the last write torn, and from then on
     /// random mixes.
-    pub fn image(&self, number: usize, rng: &mut Rng) -> Image {
+    pub fn image(&self, number: usize, random: &mut Random) -> Image {
         let kind = match number {
             0 => Kind::Lost,
             1 => Kind::Kept,
             2 => Kind::LastTorn,
             _ => {
-                let (lost, kept, torn) = MIXES[rng.below(MIXES.len())];
+                let (lost, kept, torn) = MIXES[random.index(MIXES.len())];
                 Kind::Mixed(lost, kept, torn)
             }
         };
         let mut image = Image { files: Files::new(), taken_back: None, torn: 0 };
-        let mut names: Vec<_> = self.names_after(kind, rng, &mut image).into_iter().collect();
+        let mut names: Vec<_> = self.names_after(kind, random, &mut image).into_iter().collect();
         // What became of the journals decides about the databases.
         names.sort_by_key(|(name, _)| !is_journal(name));
         for (name, inode) in names {
-            let bytes = self.content(&self.files[&inode], kind, rng, &mut image);
+            let bytes = self.content(&self.files[&inode], kind, random, &mut image);
             image.files.insert(name.to_string(), bytes);
         }
         image
@@ -210,7 +186,7 @@ impl<'a> History<'a> {
     fn names_after(
         &self,
         kind: Kind,
-        rng: &mut Rng,
+        random: &mut Random,
         image: &mut Image,
     ) -> BTreeMap<Arc<str>, usize> {
         let mut names = self.names.clone();
@@ -221,7 +197,7 @@ impl<'a> History<'a> {
             let stopped = match behind.entry(Arc::clone(&entry.name)) {
                 Place::Occupied(_) => true,
                 Place::Vacant(place) => {
-                    let lost = fate(kind, false, rng) == Fate::Lost;
+                    let lost = fate(kind, false, random) == Fate::Lost;
                     if lost {
                         place.insert(());
                     }
@@ -237,7 +213,7 @@ impl<'a> History<'a> {
         names
     }
 
-    fn content(&self, file: &File, kind: Kind, rng: &mut Rng, image: &mut Image) -> Vec<u8> {
+    fn content(&self, file: &File, kind: Kind, random: &mut Random, image: &mut Image) -> Vec<u8> {
         let mut bytes = file.durable.clone();
         for &index in &file.pending {
             let entry = &self.log[index];
@@ -246,11 +222,11 @@ impl<'a> History<'a> {
                 continue;
             }
             let emptied = entry.op == Op::Truncate(0) && is_journal(&entry.name);
-            match (fate(kind, index + 1 == self.at, rng), &entry.op) {
+            match (fate(kind, index + 1 == self.at, random), &entry.op) {
                 (Fate::Kept, op) => keep(&mut bytes, op),
                 (Fate::Torn, Op::Write { at, bytes: new }) => {
                     image.torn += 1;
-                    tear(&mut bytes, new, *at, rng);
+                    tear(&mut bytes, new, *at, random);
                 }
                 _ if emptied => {
                     take_back(image, index);
@@ -271,12 +247,12 @@ fn is_journal(name: &str) -> bool {
     name.ends_with("-journal")
 }
 
-fn fate(kind: Kind, last: bool, rng: &mut Rng) -> Fate {
+fn fate(kind: Kind, last: bool, random: &mut Random) -> Fate {
     match kind {
         Kind::Lost => Fate::Lost,
         Kind::LastTorn if last => Fate::Torn,
         Kind::Kept | Kind::LastTorn => Fate::Kept,
-        Kind::Mixed(lost, kept, torn) => match rng.below(lost + kept + torn) {
+        Kind::Mixed(lost, kept, torn) => match random.index(lost + kept + torn) {
             n if n < lost => Fate::Lost,
             n if n < lost + kept => Fate::Kept,
             _ => Fate::Torn,
@@ -293,11 +269,11 @@ fn keep(bytes: &mut Vec<u8>, op: &Op) {
 }
 
 /// Keeps some of the sectors of a write.
-fn tear(bytes: &mut Vec<u8>, new: &[u8], at: usize, rng: &mut Rng) {
+fn tear(bytes: &mut Vec<u8>, new: &[u8], at: usize, random: &mut Random) {
     let mut done = 0;
     while done < new.len() {
         let len = (SECTOR - (at + done) % SECTOR).min(new.len() - done);
-        if rng.below(2) == 0 {
+        if random.index(2) == 0 {
             put(bytes, &new[done..done + len], at + done);
         }
         done += len;

@@ -17,5 +17,5 @@ mod shm;
 mod vfs;
 
 pub use disk::{Disk, Entry, Files, Lie, Op};
-pub use image::{History, Image, Rng};
+pub use image::{History, Image};
 pub use vfs::PowerVfs;
