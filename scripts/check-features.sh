@@ -4,15 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
-export RUSTFLAGS="${RUSTFLAGS:-} -D warnings" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/features"
 
 library() {
   echo "sqlite-tde: ${*:-default features}"
-  cargo ${toolchain:+"$toolchain"} check --quiet --package sqlite-tde --lib "$@"
+  cargo clippy --quiet --package sqlite-tde --lib "$@" -- -D warnings
 }
 
 minimum="$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)"
-toolchain=
 library --no-default-features
 library
 library --features bundled
@@ -23,12 +21,11 @@ library --features extension
 library --all-features
 for package in sqlite-tde-extension sqlite-tde-cli; do
   echo "$package"
-  cargo check --quiet --package "$package" --all-features
+  cargo clippy --quiet --package "$package" --all-features -- -D warnings
 done
 if cargo "+$minimum" --version >/dev/null 2>&1; then
-  toolchain="+$minimum"
   echo "on Rust $minimum"
-  library --all-features
+  cargo "+$minimum" check --quiet --package sqlite-tde --package sqlite-tde-cli --all-features
 else
   echo "Rust $minimum is not here: rustup toolchain install $minimum"
 fi

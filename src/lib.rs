@@ -24,6 +24,20 @@
 //! keys and change who may open it. [`provider`] has what holds protector keys, and how to write
 //! another; [`audit`] the log of what is done with them.
 //!
+//! # Features
+//!
+//! They only add; every set of them compiles.
+//!
+//! * `rusqlite`, the default: [`open`] and its neighbours, on connections of rusqlite. Without it
+//!   the program links SQLite itself, by whichever crate, and has [`register`].
+//! * `bundled`: rusqlite compiles its own SQLite, instead of linking the system's.
+//! * `extension`: `extension::load`, for a library that a host loads at run time. SQLite is then
+//!   the host's, 3.37 or later; before a host has loaded it, that of the program.
+//! * `pkcs11`: protector keys on a token.
+//! * `fuzzing`: doors for benches and fuzz targets, not part of the API.
+//!
+//! # Inside
+//!
 //! Imports go one way, downwards: `vfs` > `command` > `file` > `key` > `page` > [`provider`] >
 //! `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that, docs/keys.md keys over
 //! time, docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
