@@ -27,8 +27,6 @@ mod judge;
 mod stage;
 #[path = "tampering_running/targeted.rs"]
 mod targeted;
-#[path = "tampering_running/vfs.rs"]
-mod vfs;
 #[path = "tampering_running/watch.rs"]
 mod watch;
 
@@ -38,14 +36,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use history::Config;
 use sqlite_tde::Cipher;
+use sqlite_tde_testkit::between::File;
+pub use sqlite_tde_testkit::between::{DATABASE, JOURNAL, LOG};
 use sqlite_tde_testkit::random::Random;
 use stage::Stage;
-use vfs::File;
 
 /// Names and layouts of the files, as docs/format.md has them.
-pub const DATABASE: &str = "h.db";
-pub const JOURNAL: &str = "-journal";
-pub const LOG: &str = "-tdewal";
 pub const INDEX: &str = "-shm";
 pub const PAGE: usize = 1024;
 pub const TRAILER: usize = 48;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `home` | a keystore and a VFS of a test's own; connections to compare, dumps |
 //! | `vfs` | a base VFS that records calls, and fails at the one a test names |
+//! | `between` | a VFS that shows each call before and after it |
 //! | `platform` | base VFSs with the methods and habits of other platforms |
 //! | `power` | a disk in memory that loses power |
 //! | `process` | the test binary started again with a task |
@@ -15,6 +16,8 @@
 //! | `scan` | a search for keys in the memory of a process |
 
 pub mod bank;
+#[cfg(unix)]
+pub mod between;
 mod home;
 pub mod platform;
 pub mod power;

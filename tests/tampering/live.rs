@@ -4,8 +4,6 @@
 //! the database. Documented limit: an older record of the same page at the same frame of the same
 //! log, which only a transaction that was rolled back leaves, is replay.
 
-#![cfg(unix)]
-
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;

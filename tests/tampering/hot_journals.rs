@@ -1,12 +1,7 @@
 //! Which state of a database a hot journal belongs to: none is begun where that cannot be told, and
 //! an old one that is put beside a newer database changes nothing.
 
-#![cfg(unix)]
-
 #[allow(dead_code)] // no call is looked at but by its name
-#[path = "tampering_running/vfs.rs"]
-mod vfs;
-
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -15,13 +10,11 @@ use std::sync::{LazyLock, Mutex};
 use rusqlite::ffi;
 use rusqlite::types::Value;
 use sqlite_tde::Error;
+use sqlite_tde_testkit::between::{self, Call, Method, Watch};
 use sqlite_tde_testkit::{Home, one};
-use vfs::{Call, Method, Watch};
 
 /// Names as the VFS that watches tells them by.
-const DATABASE: &str = "a.db";
 const JOURNAL: &str = "-journal";
-const LOG: &str = "-tdewal";
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
 const PAGES_AT: u64 = 16384;
 const PAGE: u64 = 1024;
@@ -173,7 +166,7 @@ static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(Snapshot::default);
 /// not there yet, got content. Whatever page is damaged, that journal makes nothing of it.
 #[test]
 fn an_old_journal_beside_a_newer_database_seals_nothing() {
-    let base = vfs::register("unix", &*SNAPSHOT);
+    let base = between::register("unix", &*SNAPSHOT);
     for mode in MODES {
         for with_super in [false, true] {
             let home = Home::with(|options| options.base(base));

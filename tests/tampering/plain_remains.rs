@@ -5,12 +5,7 @@
 //! The table: what is in the file x what lies beside it x whether plaintext is allowed. Plain
 //! SQLite over the same files, at the same path, says what must come.
 
-#![cfg(unix)]
-
 #[allow(dead_code)] // no call is looked at but by its name
-#[path = "tampering_running/vfs.rs"]
-mod vfs;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
@@ -18,13 +13,9 @@ use std::sync::{LazyLock, Mutex};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::Error;
+use sqlite_tde_testkit::between::{self, Call, Method, Watch};
 use sqlite_tde_testkit::{Home, one, plain};
-use vfs::{Call, Method, Watch};
 
-/// Names as the VFS that watches tells them by.
-const DATABASE: &str = "x";
-const JOURNAL: &str = "-journal";
-const LOG: &str = "-wal";
 const PAGE: usize = 1024;
 /// Bytes of an envelope, and of what a sector of a disk loses.
 const ENVELOPE: usize = 16384;
@@ -131,7 +122,7 @@ fn table(home: &Home, path: &Path) -> Vec<Beside> {
     add("a journal of garbage", &main, journal(&[7; 4096]), true, false);
     // One transaction over two databases.
     put(path, &Files::new());
-    let watch = vfs::register("unix", &*SNAPSHOT);
+    let watch = between::register("unix", &*SNAPSHOT);
     SNAPSHOT.0.lock().unwrap().0 = path.into();
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
     let uri = |path: &Path| format!("file:{}?vfs={watch}", path.display());

@@ -7,8 +7,6 @@
 //! whoever reads afterwards gets all rows as they were before, all as they are after the commit, or
 //! an error.
 
-#![cfg(unix)]
-
 use std::fs::{self, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;

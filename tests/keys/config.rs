@@ -553,7 +553,7 @@ fn what_cannot_be_read_is_an_error() {
 /// The examples in the documentation, as they stand there.
 #[test]
 fn the_documented_examples_load() {
-    let text = include_str!("../docs/config.md");
+    let text = include_str!("../../docs/config.md");
     let blocks: Vec<&str> =
         text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert_eq!(blocks.len(), 2);

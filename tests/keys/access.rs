@@ -391,7 +391,7 @@ fn a_denial_is_noticed_within_a_transaction() {
             drop(statement);
             let _ = db.execute_batch("ROLLBACK");
             service.switch(State::Works);
-            assert_eq!(in_time("healed", || crate::read(&db).ok()), 1, "{mode}, {begin:?}");
+            assert_eq!(in_time("healed", || self::read(&db).ok()), 1, "{mode}, {begin:?}");
         }
     }
 }

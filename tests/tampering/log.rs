@@ -8,8 +8,6 @@
 //!
 //! `SQLITE_TDE_FULL=1` flips every byte; otherwise a sample.
 
-#![cfg(unix)]
-
 use rusqlite::ErrorCode;
 use sqlite_tde::{Cipher, Error};
 use sqlite_tde_testkit::process::full;

@@ -3,8 +3,6 @@
 //! A read gives the data that was written or an error, never anything else, and reading alters
 //! nothing. Replay is the documented limit; its rows are here too.
 
-#![cfg(unix)] // one byte is written in place
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -5,8 +5,6 @@
 //! mode and closes in between. Backups are taken on the way; then the process is killed. Each
 //! backup is put in place as by somebody who has never heard of `NAME-tdewal`.
 
-#![cfg(unix)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -3,8 +3,6 @@
 //!
 //! `SQLITE_TDE_FULL=1` runs every case of the table, otherwise one in eleven.
 
-#![cfg(unix)]
-
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -8,6 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rusqlite::ffi;
 
+/// How the names of the files end.
+pub const DATABASE: &str = "h.db";
+pub const JOURNAL: &str = "-journal";
+pub const LOG: &str = "-tdewal";
+
 /// The kind of file that a call is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum File {
@@ -188,9 +193,9 @@ unsafe extern "C" fn open(
 /// The kind of a file that is reached by its name.
 fn kind_of(name: &str) -> File {
     match name {
-        name if name.ends_with(super::JOURNAL) => File::Journal,
-        name if name.ends_with(super::LOG) => File::Log,
-        name if name.ends_with(super::DATABASE) => File::Database,
+        name if name.ends_with(JOURNAL) => File::Journal,
+        name if name.ends_with(LOG) => File::Log,
+        name if name.ends_with(DATABASE) => File::Database,
         _ => File::Other,
     }
 }

@@ -3,8 +3,6 @@
 //! could read later, and nothing is written to what is left. What the connection has in its cache
 //! or finds in the log it may still answer.
 
-#![cfg(unix)]
-
 use std::fs::OpenOptions;
 use std::path::Path;
 

@@ -1,7 +1,5 @@
 //! Database names for whose log the file system has just room: what plain SQLite can do, `tde` can.
 
-#![cfg(unix)]
-
 use std::fs;
 use std::path::Path;
 
