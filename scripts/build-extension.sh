@@ -4,9 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir="${CARGO_TARGET_DIR:-$PWD/target}"
-cargo rustc --lib --release --no-default-features \
-  --features "extension${SQLITE_TDE_FEATURES:+,$SQLITE_TDE_FEATURES}" --crate-type cdylib \
-  </dev/null >&2
+cargo build --release --package sqlite-tde-extension \
+  ${SQLITE_TDE_FEATURES:+--features "$SQLITE_TDE_FEATURES"} </dev/null >&2
 for library in libsqlite_tde.so libsqlite_tde.dylib sqlite_tde.dll; do
   if [ -e "$dir/release/$library" ]; then
     echo "$(cd "$dir/release" && pwd)/$library"

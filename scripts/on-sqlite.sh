@@ -30,4 +30,4 @@ echo "on SQLite $found"
 export LIBSQLITE3_SYS_USE_PKG_CONFIG=1 CARGO_TARGET_DIR=target/system-sqlite
 tests=()
 for name in "$@"; do tests+=(--test "$name"); done
-cargo test --no-fail-fast --no-default-features --features rusqlite "${tests[@]}"
+cargo test --package sqlite-tde --no-fail-fast --no-default-features --features rusqlite "${tests[@]}"

@@ -11,7 +11,7 @@ for test in contract recovery; do
     --show-leak-kinds=definite --errors-for-leak-kinds=definite "$binary" --test-threads=1
 done
 if cargo +nightly miri --version >/dev/null 2>&1; then
-  MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=target/miri cargo +nightly miri test \
+  MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=target/miri cargo +nightly miri test --package sqlite-tde \
     --no-default-features --features rusqlite --lib -- nonce hkdf ctr_hmac secret
 fi
 if cargo fuzz --version >/dev/null 2>&1; then

@@ -9,7 +9,7 @@ use std::os::raw::c_int;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use crate::provider::ProviderError;
 
@@ -264,7 +264,7 @@ impl Error {
     /// | key provider damaged, loose permissions, no random bytes | `SQLITE_CANTOPEN` + 2, 3, 4 |
     /// | envelope damaged, an older envelope put back | `SQLITE_CORRUPT` + 1, 2 |
     /// | page, frame, journal or scratch authentication, damaged in use | `SQLITE_IOERR_DATA` |
-    /// | format too new, plaintext refused, not a database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
+    /// | format too new, plaintext refused, no database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
     /// | another database than expected | `SQLITE_NOTADB` + 5 |
     /// | page size, reserve bytes, not one page | `SQLITE_IOERR` + 1 to 4 |
     /// | inaccessible, unfinished | `SQLITE_IOERR` + 5, 6 |

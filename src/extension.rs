@@ -1,24 +1,14 @@
-//! The entry points of the loadable library: `SELECT load_extension('libsqlite_tde')` and the like.
+//! What an entry point of a loadable library does. The crate `sqlite-tde-extension` is such a
+//! library; an application can build one with providers of its own.
 //!
-//! | entry point | registers |
-//! |---|---|
-//! | `sqlite3_extension_init` | the VFS `tde`, for who asks for it by name; it refuses plaintext databases |
-//! | `sqlite3_tdedefault_init` | `tde` as the default VFS over the one that was; existing plaintext databases pass through, temporary files are encrypted |
-//!
-//! Both read `config.toml` in `$SQLITE_TDE_HOME`, or in the platform's data directory, where there
-//! is one; a mistake in it is the reason why the library does not load.
-//!
-//! Both can be called again, also after `sqlite3_shutdown`, which drops what was registered. Where
-//! a process once asked for the default, the first one gives it the default too: an application
-//! must not lose its encrypted temporary files to a library that loads this one again.
+//! SQLite is then reached through the table that the host passes. It has to be 3.37 or later.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use libsqlite3_sys as ffi;
-
 use crate::config::Config;
+use crate::ffi;
 use crate::options::{Options, register};
 use crate::vfs::connection::add_functions;
 use crate::vfs::routines::{answer, take_host};
@@ -26,40 +16,30 @@ use crate::vfs::routines::{answer, take_host};
 /// Whether the default was asked for.
 static DEFAULT: AtomicBool = AtomicBool::new(false);
 
-/// Registers the VFS `tde`.
+/// SQLITE_OK_LOAD_PERMANENTLY: the host never unloads the library.
+const OK_LOAD_PERMANENTLY: c_int = 256;
+
+/// Takes the host's SQLite and registers the VFS `tde` with what `config.toml` says. The file is in
+/// `$SQLITE_TDE_HOME`, or in the platform's data directory; it may be missing. A mistake in it is
+/// the reason why the library does not load.
+///
+/// As the `default`, existing plaintext databases pass through and temporary files are encrypted;
+/// otherwise plaintext databases are refused. Once a process has asked for the default it stays,
+/// also after `sqlite3_shutdown` and another call without it.
+///
+/// The arguments are those of an entry point: `sqlite3 *db, char **message, const
+/// sqlite3_api_routines *table`. The answer is an SQLite code, with a message where it is an error.
 ///
 /// # Safety
-/// A host calls this, with the arguments that it passes to an extension.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sqlite3_extension_init(
-    db: *mut ffi::sqlite3,
+/// A host passed the first three arguments to an entry point.
+pub unsafe fn load(
+    db: *mut c_void,
     message: *mut *mut c_char,
-    table: *const ffi::sqlite3_api_routines,
-) -> c_int {
-    // SAFETY: as above.
-    unsafe { load(db, message, table, DEFAULT.load(Ordering::Relaxed)) }
-}
-
-/// Registers the VFS `tde` as the default.
-///
-/// # Safety
-/// As [`sqlite3_extension_init`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sqlite3_tdedefault_init(
-    db: *mut ffi::sqlite3,
-    message: *mut *mut c_char,
-    table: *const ffi::sqlite3_api_routines,
-) -> c_int {
-    // SAFETY: as above.
-    unsafe { load(db, message, table, true) }
-}
-
-unsafe fn load(
-    db: *mut ffi::sqlite3,
-    message: *mut *mut c_char,
-    table: *const ffi::sqlite3_api_routines,
+    table: *const c_void,
     default: bool,
 ) -> c_int {
+    let (db, table) = (db.cast::<ffi::sqlite3>(), table.cast::<ffi::sqlite3_api_routines>());
+    let default = default || DEFAULT.load(Ordering::Relaxed);
     if table.is_null() {
         return ffi::SQLITE_ERROR; // called by something that is no host
     }
@@ -71,7 +51,7 @@ unsafe fn load(
             // SAFETY: `db` is the connection that loads us: it was opened before we could add to
             // it.
             unsafe { add_functions(db, message, table) };
-            return ffi::SQLITE_OK_LOAD_PERMANENTLY;
+            return OK_LOAD_PERMANENTLY;
         }
         Ok(Err(refusal)) => refusal,
         Err(_) => "sqlite-tde: a panic was stopped while it was loaded".to_owned(),

@@ -24,21 +24,30 @@
 //! keys and change who may open it. [`provider`] has what holds protector keys, and how to write
 //! another; [`audit`] the log of what is done with them.
 //!
+//! # Features
+//!
+//! They only add; every set of them compiles.
+//!
+//! * `rusqlite`, the default: [`open`] and its neighbours, on connections of rusqlite. Without it
+//!   the program links SQLite itself, by whichever crate, and has [`register`].
+//! * `bundled`: rusqlite compiles its own SQLite, instead of linking the system's.
+//! * `extension`: `extension::load`, for a library that a host loads at run time. SQLite is then
+//!   the host's, 3.37 or later; before a host has loaded it, that of the program.
+//! * `pkcs11`: protector keys on a token.
+//! * `fuzzing`: doors for benches and fuzz targets, not part of the API.
+//!
+//! # Inside
+//!
 //! Imports go one way, downwards: `vfs` > `command` > `file` > `key` > `page` > [`provider`] >
 //! `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that, docs/keys.md keys over
 //! time, docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(missing_docs, unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::expect_used)]
 // What only rusqlite's connections can ask for is not called in a build without them.
 #![cfg_attr(not(feature = "rusqlite"), allow(dead_code))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
-
-#[cfg(all(feature = "extension", feature = "rusqlite"))]
-compile_error!(
-    "a library that a host loads brings no SQLite of its own: build it with \
-     --no-default-features --features extension"
-);
 
 pub mod audit;
 mod command;
@@ -46,10 +55,12 @@ pub mod config;
 mod db;
 pub mod error;
 #[cfg(feature = "extension")]
-#[allow(unsafe_code)]
-mod extension;
+#[allow(unsafe_code)] // what a host calls
+pub mod extension;
+mod ffi;
 mod file;
 mod forks;
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod internals;
 mod io;
@@ -84,8 +95,8 @@ pub use keys::{
     add_protector, check_copy, check_protectors, check_secret, lock, protectors, remove_protector,
     rotate_protector, set_auto_rotate, set_protectors, status,
 };
-pub use options::Options;
-#[cfg(not(feature = "extension"))]
-pub use options::register;
+pub use options::{Options, register};
 pub use page::RESERVE;
+#[cfg(feature = "rusqlite")]
+pub use rusqlite;
 pub use suite::SuiteId as Cipher;

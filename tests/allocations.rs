@@ -1,14 +1,12 @@
 //! Nothing on the page path allocates: reading and rewriting pages costs no call to Rust's
 //! allocator. SQLite's own memory comes from C and is not counted.
 
-mod common;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use common::Home;
 use rusqlite::Connection;
 use rusqlite::ffi::{self, SQLITE_DBSTATUS_CACHE_MISS, SQLITE_DBSTATUS_CACHE_WRITE};
+use sqlite_tde_testkit::Home;
 
 /// Counts the allocations of threads that ask for it.
 struct Counting;

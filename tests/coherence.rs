@@ -2,17 +2,14 @@
 //! processes write and checkpoint all the time. Every transaction of the writer leaves the same
 //! number in each row, so a reader that sees two numbers has seen pages of two times.
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use process::{Process, Random, TOO_LONG, full, report};
 use rusqlite::{Connection, ErrorCode};
 use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
+use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
+use sqlite_tde_testkit::random::Random;
 
 const TASK: &str = "SQLITE_TDE_TEST_COHERENCE";
 /// A row fills a page, so that a scan reads pages in their order.
@@ -29,7 +26,7 @@ const MODES: [&str; 3] = ["WAL", "DELETE", "PERSIST"];
 
 fn connect(dir: &Path) -> Connection {
     let keystore = Keystore::at(dir.join("keys"));
-    sqlite_tde::register(common::options("coherent").keystore(keystore)).unwrap();
+    sqlite_tde::register(sqlite_tde_testkit::options("coherent").keystore(keystore)).unwrap();
     let db = sqlite_tde::open_with(dir.join("d"), &OpenOptions::new().vfs("coherent")).unwrap();
     db.busy_timeout(TOO_LONG).unwrap();
     db.execute_batch("PRAGMA cache_size=10; PRAGMA synchronous=OFF").unwrap();
@@ -157,7 +154,7 @@ fn readers_see_one_time_while_others_write_and_checkpoint() {
             eprintln!("{mode}: {lines:?}");
         }
         assert_eq!(
-            common::one(&connect(dir.path()), "PRAGMA integrity_check"),
+            sqlite_tde_testkit::one(&connect(dir.path()), "PRAGMA integrity_check"),
             "ok".to_owned().into()
         );
     }

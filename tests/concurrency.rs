@@ -4,19 +4,12 @@
 //! `SQLITE_TDE_SOAK_SECONDS` says how long the soak lasts (10 seconds unless said; 600 for a
 //! release).
 
-#[path = "common/bank.rs"]
-mod bank;
-mod common;
-#[path = "common/process.rs"]
-mod process;
-#[path = "common/stranger.rs"]
-mod stranger;
-
 use std::time::{Duration, Instant};
 
-use bank::{Bank, Count, ROLES, Role};
-use process::{Process, Random, TOO_LONG, full, report};
-use stranger::Stranger;
+use sqlite_tde_testkit::bank::{self, Bank, Count, ROLES, Role};
+use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
+use sqlite_tde_testkit::random::Random;
+use sqlite_tde_testkit::stranger::Stranger;
 
 const TASK: &str = "SQLITE_TDE_TEST_BANK";
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];

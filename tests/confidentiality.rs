@@ -1,17 +1,13 @@
-//! Guarantee 1: what is stored is in no file, at no time. Looked at from below, where every write
+//! What is stored is in no file, at no time. Looked at from below, where every write
 //! passes, and in the directory after each step.
-
-mod common;
-#[path = "common/vfs.rs"]
-mod vfs;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Home, plain};
 use rusqlite::{Connection, OpenFlags};
-use vfs::{TestVfs, Written, kind_of_file};
+use sqlite_tde_testkit::vfs::{TestVfs, Written, kind_of_file};
+use sqlite_tde_testkit::{Home, plain};
 
 /// In every row; any eight bytes of it in a row are too much.
 const MARKER: &[u8] = b"zqxjkvwmarker7395canaryhpbfgy";

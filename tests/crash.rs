@@ -9,11 +9,6 @@
 
 #[path = "crash/check.rs"]
 mod check;
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-#[path = "common/power/mod.rs"]
-mod power;
 #[path = "crash/workloads.rs"]
 mod workloads;
 
@@ -24,8 +19,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use check::{Recording, Span, Subject};
-use platform::{PLATFORMS, Platform, platform};
-use power::{Entry, Files, History, Image, Lie, Op, Rng};
+use sqlite_tde_testkit::platform::{PLATFORMS, Platform, platform};
+use sqlite_tde_testkit::power::{Entry, Files, History, Image, Lie, Op};
+use sqlite_tde_testkit::random::Random;
 use workloads::{Fits, MODES, Mode, WORKLOADS, Workload};
 
 /// How much is tried.
@@ -136,11 +132,11 @@ impl<'a> Campaign<'a> {
             // About half of the images are the same as others.
             images => ((log.len() + 1) * (3 + self.plan.mixed)).div_ceil(2 * images).max(1),
         };
-        let first = self.rng(&[0]).below(stride);
+        let first = self.random(&[0]).index(stride);
         (first..=log.len()).step_by(stride).collect()
     }
 
-    fn rng(&self, words: &[u64]) -> Rng {
+    fn random(&self, words: &[u64]) -> Random {
         let row = self
             .subject
             .name()
@@ -148,7 +144,7 @@ impl<'a> Campaign<'a> {
             .fold(0_u64, |hash, byte| hash.rotate_left(5) ^ u64::from(byte));
         let mut all = vec![row];
         all.extend_from_slice(words);
-        Rng::mixed(self.plan.seed, &all)
+        Random::mixed(self.plan.seed, &all)
     }
 
     fn lose_power(&mut self, history: &History<'_>, log: &[Entry], point: usize, number: usize) {
@@ -156,8 +152,8 @@ impl<'a> Campaign<'a> {
         if self.plan.only.as_ref().is_some_and(|only| !name.starts_with(only.as_str())) {
             return;
         }
-        let mut rng = self.rng(&[1, point as u64, number as u64]);
-        let image = history.image(number, &mut rng);
+        let mut random = self.random(&[1, point as u64, number as u64]);
+        let image = history.image(number, &mut random);
         let spans = self.spans(log, point, &image);
         if !self.seen.insert((image.fingerprint(), spans.clone())) {
             return;
@@ -169,9 +165,9 @@ impl<'a> Campaign<'a> {
             Err(error) => self.fail(&name, &error),
             Ok(found) => {
                 self.tally.looked += usize::from(found.looked);
-                if self.plan.lie.is_none() && rng.below(5) == 0 {
+                if self.plan.lie.is_none() && random.index(5) == 0 {
                     let found = (found, &spans[..]);
-                    self.lose_power_again(&image.files, found, creating, &name, &mut rng);
+                    self.lose_power_again(&image.files, found, creating, &name, &mut random);
                 }
             }
         }
@@ -185,15 +181,15 @@ impl<'a> Campaign<'a> {
         (found, before): (check::Found, &[Span]),
         creating: bool,
         name: &str,
-        rng: &mut Rng,
+        random: &mut Random,
     ) {
-        let mut points: Vec<usize> = (0..3).map(|_| rng.below(found.log.len() + 1)).collect();
+        let mut points: Vec<usize> = (0..3).map(|_| random.index(found.log.len() + 1)).collect();
         points.sort_unstable();
         let mut history = History::new(files, &found.log);
         for point in points {
             history.advance(point);
-            let number = 1 + rng.below(4);
-            let image = history.image(number, rng);
+            let number = 1 + random.index(4);
+            let image = history.image(number, random);
             self.tally.second += 1;
             self.tally.torn += usize::from(image.torn > 0);
             if let Err(error) = self.check(&image, &found.spans, before, creating) {

@@ -2,22 +2,16 @@
 //! nonce came twice, the same plaintext would give the same ciphertext: no piece of what they write
 //! may be equal. Each case runs in a process of its own, with one thread.
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Home, one};
-use process::{Process, TOO_LONG, report};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::Cipher;
-use vfs::TestVfs;
+use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
+use sqlite_tde_testkit::vfs::TestVfs;
+use sqlite_tde_testkit::{Home, one};
 
 const TASK: &str = "SQLITE_TDE_TEST_FORKS";
 const MODES: [&str; 3] = ["DELETE", "PERSIST", "WAL"];

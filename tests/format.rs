@@ -2,18 +2,16 @@
 //! written from that page and has nothing of the library in it.
 #![cfg(unix)]
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use common::{Home, dump, one, plain};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::provider::{Cost, Keystore, Passphrase, RawKey, SecretSource};
+use sqlite_tde_testkit::{Home, dump, one, plain};
 
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/format/decrypt.py");
 const PASSPHRASE: &str = "correct horse";

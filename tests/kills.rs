@@ -5,23 +5,18 @@
 //!
 //! `SQLITE_TDE_FULL=1` kills 500 times, otherwise 30.
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-#[path = "common/stranger.rs"]
-mod stranger;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{found_in_files, one};
-use process::{Process, Random, TOO_LONG, full, report};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{Cipher, OpenOptions};
-use stranger::Stranger;
+use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
+use sqlite_tde_testkit::random::Random;
+use sqlite_tde_testkit::stranger::Stranger;
+use sqlite_tde_testkit::{found_in_files, one};
 
 const TASK: &str = "SQLITE_TDE_TEST_KILLED";
 const MODES: &[&str] = &["DELETE", "TRUNCATE", "PERSIST", "WAL"];
@@ -82,7 +77,7 @@ impl Site {
     fn new(dir: &Path, plain: bool) -> Self {
         if !plain {
             let keystore = Keystore::at(dir.join("keys"));
-            sqlite_tde::register(common::options("killed").keystore(keystore)).unwrap();
+            sqlite_tde::register(sqlite_tde_testkit::options("killed").keystore(keystore)).unwrap();
         }
         Self { dir: dir.to_owned(), plain }
     }

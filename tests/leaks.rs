@@ -2,15 +2,13 @@
 //! same seed makes SQLite write the same bytes, so that what plain SQLite wrote, checksums
 //! included, can be searched for in what the encrypted run wrote.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::{dump, one, plain};
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
 use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
+use sqlite_tde_testkit::{dump, one, plain};
 
 const TASK: &str = "SQLITE_TDE_TEST_TRACED";
 const MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
@@ -91,7 +89,7 @@ fn work(dir: &Path, encrypted: bool, rounds: u64) -> (Vec<String>, Vec<String>) 
     prepare();
     if encrypted {
         let keystore = Keystore::at(dir.join("keys"));
-        sqlite_tde::register(common::options("traced").keystore(keystore)).unwrap();
+        sqlite_tde::register(sqlite_tde_testkit::options("traced").keystore(keystore)).unwrap();
     }
     let (mut dumps, mut checksums) = (Vec::new(), Vec::new());
     for mode in MODES {

@@ -4,25 +4,21 @@
 //! What SQLite caches of the pages is plaintext, and out of scope.
 #![cfg(target_os = "linux")]
 
-mod common;
-#[path = "common/scan.rs"]
-mod scan;
-
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{env, fs};
 
-use common::one;
 use rusqlite::Connection;
-use scan::{Found, Needles, scan};
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::{Secret, memory};
 use sqlite_tde::{AccessPolicy, Cipher, OpenOptions, Options};
+use sqlite_tde_testkit::one;
+use sqlite_tde_testkit::process::as_nobody;
+use sqlite_tde_testkit::scan::{Found, Needles, scan};
 
 const TASK: &str = "SQLITE_TDE_TEST_MEMORY";
 const CASES: [(&str, Cipher); 4] = [
@@ -31,7 +27,6 @@ const CASES: [(&str, Cipher); 4] = [
     ("DELETE", Cipher::Aes256CtrHmacSha256),
     ("WAL", Cipher::Aes256CtrHmacSha256),
 ];
-const NOBODY: u32 = 65534;
 
 /// A keystore that tells what it was given.
 struct Spy {
@@ -209,25 +204,6 @@ fn keys_in_use_lie_where_neither_swap_nor_core_dumps_get_them() {
     }
 }
 
-/// The process runs as a user without privileges, from a directory that user can read.
-fn as_nobody(program: &Path, dir: &Path) -> Command {
-    let copy = dir.join("program");
-    fs::copy(program, &copy).unwrap();
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -l 0; exec \"$0\" \"$@\""]).arg(&copy);
-    if fs::metadata("/proc/self").unwrap().uid() == 0 {
-        for name in ["", "program", "keys", "keys/keystore.json", "a.db"] {
-            let path = dir.join(name);
-            if path.exists() {
-                std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
-            }
-        }
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    command
-}
-
 #[test]
 fn a_refused_lock_is_told_and_hinders_nobody() {
     let dir = tempfile::tempdir().unwrap();
@@ -236,28 +212,4 @@ fn a_refused_lock_is_told_and_hinders_nobody() {
     let mut worker = Worker::start(as_nobody(&program, dir.path()), dir.path());
     let answer = worker.step("open");
     assert!(answer.contains("bytes: 4096, swappable: 4096, dumpable: 0"), "{answer}");
-}
-
-/// A process that may not be dumped belongs to root, whoever runs it.
-#[test]
-fn the_command_line_may_be_neither_dumped_nor_traced() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut command = as_nobody(Path::new(env!("CARGO_BIN_EXE_sqlite-tde")), dir.path());
-    command.args(["sql", "--create", "new.db"]).current_dir(dir.path());
-    command.env("SQLITE_TDE_HOME", dir.path().join("keys"));
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    // It opens the database first, and then waits for the end of its input.
-    let mut steps = child.stdin.take().unwrap();
-    steps.write_all(b"SELECT 1").unwrap();
-    let process = PathBuf::from(format!("/proc/{}", child.id()));
-    while !dir.path().join("new.db").exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it ended");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let limits = fs::read_to_string(process.join("limits")).unwrap();
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    assert_eq!(core.split_whitespace().rev().nth(1), Some("0"), "{core}");
-    assert_eq!(fs::metadata(process.join("mem")).unwrap().uid(), 0);
-    drop(steps);
-    assert!(child.wait().unwrap().success());
 }

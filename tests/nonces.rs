@@ -4,11 +4,6 @@
 //! library notices, made at each step and inside transactions. The clones share nothing, not even
 //! the disk, so that what a clone does is what the first one would have done from the same state.
 
-mod common;
-#[path = "common/power/mod.rs"]
-mod power;
-#[path = "common/process.rs"]
-mod process;
 #[path = "nonces/seals.rs"]
 mod seals;
 #[path = "nonces/work.rs"]
@@ -19,13 +14,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use common::Home;
-use power::{Disk, Files, PowerVfs};
-use process::{Process, TOO_LONG, report};
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, ffi};
 use seals::{Ledger, Reader, Written};
 use sqlite_tde::provider::Keystore;
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::power::{Disk, Files, PowerVfs};
+use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
 use work::{Mode, STATEMENTS, TABLES};
 
 const TASK: &str = "SQLITE_TDE_TEST_NONCES";
@@ -63,7 +58,8 @@ impl<'m> Place<'m> {
         let mut home = Home::with(|options| options);
         home.vfs = format!("beside-{}", vfs.name);
         let keystore = Keystore::at(self.home.dir.path().join("keys"));
-        let options = common::options(&home.vfs).base(vfs.name).cipher(self.mode.cipher);
+        let options =
+            sqlite_tde_testkit::options(&home.vfs).base(vfs.name).cipher(self.mode.cipher);
         sqlite_tde::register(options.keystore(keystore)).unwrap();
         Self { mode: self.mode, home, vfs, reader: self.reader.clone() }
     }

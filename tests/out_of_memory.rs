@@ -4,19 +4,15 @@
 //!
 //! `SQLITE_TDE_FULL=1` fails every allocation, otherwise a sample.
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use common::{Home, one, rows};
-use process::full;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
+use sqlite_tde_testkit::process::full;
+use sqlite_tde_testkit::{Home, one, rows};
 
 /// The allocations still to come before the one that fails; below zero, none does.
 static LEFT: AtomicI64 = AtomicI64::new(-1);

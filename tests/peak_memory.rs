@@ -4,18 +4,14 @@
 //! the program's own file is mapped, too, and that differs by hundreds of KiB from run to run.
 #![cfg(target_os = "linux")]
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use process::{Process, TOO_LONG, report};
 use rusqlite::{Connection, OpenFlags, Statement};
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, Options};
+use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
 
 const TASK: &str = "SQLITE_TDE_TEST_PEAK_MEMORY";
 const PER_CONNECTION_KIB: u64 = 4 * 1024;

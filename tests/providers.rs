@@ -5,8 +5,6 @@
 //! them and sets SQLITE_TDE_TEST_PROVIDERS=1, and then such a row fails.
 #![cfg(unix)]
 
-mod common;
-
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
@@ -15,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 
-use common::{Home, found_in_files, one};
 use rusqlite::types::Value;
 use sqlite_tde::Error;
 use sqlite_tde::provider::conformance::{Conformance, Outcome, Report, assert_conforms};
@@ -23,6 +20,7 @@ use sqlite_tde::provider::{
     Command, Context, Cost, KeyProvider, Keystore, Passphrase, ProviderError, RawKey, SecretSource,
 };
 use sqlite_tde::secret::Secret;
+use sqlite_tde_testkit::{Home, found_in_files, one};
 
 const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
 const PASSPHRASE: &str = "correct horse battery staple";

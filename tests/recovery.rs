@@ -1,27 +1,23 @@
 //! A process that dies in the middle of a transaction leaves a hot journal; the next one to open
 //! the database rolls it back. The process is this test binary, started again with a task.
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-#[path = "common/vfs.rs"]
-mod vfs;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Home, one, rows};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
-use vfs::{Kind, Method, TestVfs};
+use sqlite_tde_testkit::process;
+use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs};
+use sqlite_tde_testkit::{Home, one, rows};
 
 const TASK: &str = "SQLITE_TDE_TEST_DIES_IN";
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
 
 fn connect(dir: &Path, mode: &str) -> Connection {
-    sqlite_tde::register(common::options("r").keystore(Keystore::at(dir.join("keys")))).unwrap();
+    sqlite_tde::register(sqlite_tde_testkit::options("r").keystore(Keystore::at(dir.join("keys"))))
+        .unwrap();
     let options = OpenOptions::new().vfs("r");
     let db = sqlite_tde::open_with(dir.join(format!("{mode}.db")), &options).unwrap();
     db.execute_batch(&format!(
@@ -175,7 +171,7 @@ fn a_plain_database_of_the_same_transaction_comes_first() {
     let vfs = TestVfs::new();
     let home = Home::with(|options| options.base(vfs.name).allow_plaintext(true));
     let names = ["plain.db", "second.db", "third.db"];
-    common::plain(&home.path(names[0])).execute_batch("CREATE TABLE t(a)").unwrap();
+    sqlite_tde_testkit::plain(&home.path(names[0])).execute_batch("CREATE TABLE t(a)").unwrap();
     let open = || {
         let db = home.open(&home.path(names[0]));
         for (schema, name) in [("second", names[1]), ("third", names[2])] {
@@ -241,7 +237,7 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
             let path = |i: usize| dir.join(format!("{i}.db"));
             let plain_uri = |i: usize| format!("file:{}?vfs={}", path(i).display(), vfs.name);
             let uri = |i: usize| if mix[i] { home.uri(&path(i)) } else { plain_uri(i) };
-            let connect = |uri: String| common::plain(Path::new(&uri));
+            let connect = |uri: String| sqlite_tde_testkit::plain(Path::new(&uri));
             let open = || {
                 let db = connect(uri(0));
                 for i in 1..mix.len() {
@@ -311,7 +307,10 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
                         let mut seen = Vec::new();
                         for &i in &order {
                             let db = connect(uri(i));
-                            seen.push(common::rows(&db, "SELECT DISTINCT n, length(b) FROM t"));
+                            seen.push(sqlite_tde_testkit::rows(
+                                &db,
+                                "SELECT DISTINCT n, length(b) FROM t",
+                            ));
                             let sound = one(&db, "PRAGMA integrity_check");
                             assert_eq!(sound, Value::Text("ok".into()), "{what}: {i}");
                         }

@@ -2,19 +2,13 @@
 //!
 //! `SQLITE_TDE_FULL=1` rotates 1,000 times in each mode, and more processes quarrel over rotating.
 
-#[path = "common/bank.rs"]
-mod bank;
-mod common;
-#[path = "common/process.rs"]
-mod process;
-
 use std::time::{Duration, Instant};
 
-use bank::{Bank, Role};
-use process::{Process, TOO_LONG, full, report};
 use rusqlite::OpenFlags;
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{Change, NewProtector};
+use sqlite_tde_testkit::bank::{Bank, Role};
+use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
 
 const WORK: &str = "SQLITE_TDE_TEST_WORK";
 const ROTATE: &str = "SQLITE_TDE_TEST_ROTATE";

@@ -1,11 +1,9 @@
 //! Work done through `tde` must leave what the same work leaves on plain SQLite.
 
-mod common;
-
-use common::{Home, dump, one, plain, rows};
 use proptest::prelude::*;
 use rusqlite::Connection;
 use rusqlite::types::Value;
+use sqlite_tde_testkit::{Home, dump, one, plain, rows};
 
 const PAGE_SIZES: [u32; 7] = [1024, 2048, 4096, 8192, 16384, 32768, 65536];
 const JOURNAL_MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];

@@ -1,20 +1,16 @@
 //! A VFS of ours is never the base of another: by itself, as everything here concerns the default
 //! VFS.
 
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-
 use std::ffi::CString;
 use std::sync::Arc;
 
-use common::{found_in_files, one, options};
-use platform::{PlatformVfs, platform};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, OpenOptions};
+use sqlite_tde_testkit::platform::{PlatformVfs, platform};
+use sqlite_tde_testkit::{found_in_files, one, options};
 
 #[test]
 fn no_vfs_of_ours_is_the_base_of_another() {

@@ -8,25 +8,19 @@
 
 #![cfg(unix)]
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-#[path = "common/stranger.rs"]
-mod stranger;
-
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::BufRead;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use common::{one, plain, rows};
-use process::full;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
 use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
-use stranger::{ACTIONS, END, Peer};
+use sqlite_tde_testkit::process::full;
+use sqlite_tde_testkit::stranger::{ACTIONS, END, Peer};
+use sqlite_tde_testkit::{one, plain, rows};
 
 const TASK: &str = "SQLITE_TDE_TEST_APPLICATION";
 const MODES: [&str; 6] = ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"];
@@ -34,7 +28,7 @@ const VFS: &str = "beside-strangers";
 
 fn register(dir: &Path) {
     let keystore = Keystore::at(dir.join("keys"));
-    sqlite_tde::register(common::options(VFS).keystore(keystore)).unwrap();
+    sqlite_tde::register(sqlite_tde_testkit::options(VFS).keystore(keystore)).unwrap();
 }
 
 fn open(path: &Path) -> Connection {
@@ -410,7 +404,7 @@ fn nothing_is_lost_beside_a_stranger() {
 /// program that opens it would copy that log over the pages.
 #[test]
 fn logs_of_the_other_kind_are_left_alone() {
-    let home = common::Home::with(|options| options.allow_plaintext(true));
+    let home = sqlite_tde_testkit::Home::with(|options| options.allow_plaintext(true));
     let (sealed, open_text) = (home.path("sealed.db"), home.path("plain.db"));
     let wal = |db: &Connection| {
         let _: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)).unwrap();
@@ -474,7 +468,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 /// to copy.
 #[test]
 fn a_new_database_deletes_the_log_of_a_plain_one() {
-    let home = common::Home::new();
+    let home = sqlite_tde_testkit::Home::new();
     let source = home.path("source.db");
     let donor = plain(&home.path("donor.db"));
     donor
@@ -530,7 +524,7 @@ fn a_new_database_deletes_the_log_of_a_plain_one() {
 #[test]
 fn the_log_has_the_mode_of_its_database() {
     use std::os::unix::fs::PermissionsExt;
-    let home = common::Home::new();
+    let home = sqlite_tde_testkit::Home::new();
     for mode in [0o600, 0o640, 0o664] {
         let path = home.path(&format!("with.dots-and-dashes.{mode:o}"));
         drop(home.open(&path).execute_batch("CREATE TABLE t(a)"));
@@ -548,7 +542,7 @@ fn the_log_has_the_mode_of_its_database() {
 /// beside it is left alone: the keys may still be found.
 #[test]
 fn a_damaged_file_does_not_pass_as_a_plain_one() {
-    let home = common::Home::with(|options| options.allow_plaintext(true));
+    let home = sqlite_tde_testkit::Home::with(|options| options.allow_plaintext(true));
     let work = home.path("work.db");
     for mode in ["WAL", "DELETE"] {
         let db = home.open(&work);

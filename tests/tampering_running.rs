@@ -19,7 +19,6 @@
 
 #[path = "tampering_running/changes.rs"]
 mod changes;
-mod common;
 #[path = "tampering_running/history.rs"]
 mod history;
 #[path = "tampering_running/judge.rs"]
@@ -28,8 +27,6 @@ mod judge;
 mod stage;
 #[path = "tampering_running/targeted.rs"]
 mod targeted;
-#[path = "tampering_running/vfs.rs"]
-mod vfs;
 #[path = "tampering_running/watch.rs"]
 mod watch;
 
@@ -39,13 +36,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use history::Config;
 use sqlite_tde::Cipher;
+use sqlite_tde_testkit::between::File;
+pub use sqlite_tde_testkit::between::{DATABASE, JOURNAL, LOG};
+use sqlite_tde_testkit::random::Random;
 use stage::Stage;
-use vfs::File;
 
 /// Names and layouts of the files, as docs/format.md has them.
-pub const DATABASE: &str = "h.db";
-pub const JOURNAL: &str = "-journal";
-pub const LOG: &str = "-tdewal";
 pub const INDEX: &str = "-shm";
 pub const PAGE: usize = 1024;
 pub const TRAILER: usize = 48;
@@ -61,23 +57,6 @@ pub const RECORD: u64 = 512 + TRAILER as u64;
 /// SQLite's log.
 pub const LOG_HEADER: usize = 32;
 pub const FRAME_HEADER: usize = 24;
-
-/// A random number generator that repeats itself (splitmix64).
-pub struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ x >> 31
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-}
 
 /// A directory that no disk slows down, where there is one.
 pub fn in_memory() -> tempfile::TempDir {
@@ -140,7 +119,7 @@ fn campaign(file: File, mode: &'static str) {
         if only.as_ref().is_some_and(|only| !only.starts_with(&config.to_string())) {
             continue;
         }
-        let mut random = Random(seed);
+        let mut random = Random::mixed(seed, &[]);
         let stage = Stage::new(config);
         // What another file's call does not see may as well be done before the next of this one's.
         let seen_by =

@@ -1,13 +1,11 @@
 //! WAL mode through `tde`, beside the same work on plain SQLite.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Home, dump, one, plain, rows};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde_testkit::{Home, dump, one, plain, rows};
 
 const FILL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)

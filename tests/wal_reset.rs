@@ -1,15 +1,11 @@
 //! A log is begun anew while another connection checkpoints it, and has read the wal-index before.
 //! SQLite before 3.51.3 loses commits then (<https://sqlite.org/wal.html#walresetbug>).
 
-mod common;
-#[path = "common/platform.rs"]
-mod platform;
-
 use std::collections::BTreeSet;
 
-use common::{Home, one};
-use platform::PlatformVfs;
 use rusqlite::{Connection, OpenFlags, Result};
+use sqlite_tde_testkit::platform::{self, PlatformVfs};
+use sqlite_tde_testkit::{Home, one};
 
 /// Rows of the first log; of the second one when the checkpoint reaches its pages, and later.
 const FIRST: i64 = 40;

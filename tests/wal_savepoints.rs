@@ -7,15 +7,14 @@
 //! salts and without checksums. It reads and checkpoints them by the wal-index, and loses them only
 //! in a crash. `scripts/on-sqlite.sh` runs this over such a version.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::Home;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::random::Random;
 
 const RESERVE: std::ffi::c_int = 48;
 
@@ -132,7 +131,7 @@ impl Pair {
     }
 
     fn connect(&self, [ours, plain]: &[PathBuf; 2]) -> [Connection; 2] {
-        let dbs = [self.home.open(ours), common::plain(plain)];
+        let dbs = [self.home.open(ours), sqlite_tde_testkit::plain(plain)];
         for db in &dbs {
             answer(db, &self.setup).unwrap_or_else(|error| panic!("{}: {error}", self.setup));
         }
@@ -368,19 +367,6 @@ fn so_it_is_with_large_caches_and_pages() {
     }
 }
 
-/// Numbers that look random and come back with their seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
-
 /// What a transaction may do, with the savepoints that it has.
 fn any_step(random: &mut Random, savepoints: &mut Vec<u64>, step: usize) -> String {
     let from = random.below(60);
@@ -433,7 +419,7 @@ fn between(random: &mut Random, pair: &mut Pair, what: &str) {
 fn random_transactions_with_savepoints_are_those_of_plain_sqlite() {
     let rounds = if std::env::var_os("SQLITE_TDE_FULL").is_some() { 400 } else { 24 };
     for seed in 0..rounds {
-        let mut random = Random(seed);
+        let mut random = Random::mixed(seed, &[]);
         let exclusive = random.below(4) == 0;
         let home = if random.below(2) == 0 { Home::new() } else { Home::ungathered() };
         let page_size = [1024, 4096][random.below(2) as usize];

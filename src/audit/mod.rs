@@ -31,7 +31,7 @@
 //! | whole lines behind the head's that fit the chain | goes on behind them | clean |
 //! | behind them the torn rest of one append | cut off; the new line says `recovered` | a note |
 //! | lines cut off, changed, moved, added by others | goes on after the head | a problem there |
-//! | no head, or a changed one | goes on behind the lines; the new line says `suspect` | a problem |
+//! | head missing or changed | goes on behind the lines; the new line says `suspect` | a problem |
 //! | no head and no line that fits the key | [`crate::Error::Audit`] | a problem |
 //!
 //! Nobody can notice that a log *and* its head are put back together as they once were, or that all

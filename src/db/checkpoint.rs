@@ -1,6 +1,6 @@
 //! From the log to the main file: checkpoints, and what a recovery leaves behind.
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::host::Host;
 use super::wal_index::{self, WalIndex, Words};

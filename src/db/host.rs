@@ -3,7 +3,7 @@
 
 use std::os::raw::c_int;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::wal_index::Words;
 use crate::error::{Error, Result};

@@ -38,7 +38,7 @@ use std::os::raw::c_int;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use self::host::{Host, LockLevel};
 use self::main::Main;

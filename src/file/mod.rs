@@ -18,7 +18,7 @@ pub(crate) mod wal;
 
 use std::os::raw::c_int;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 /// What SQLite opens a file for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

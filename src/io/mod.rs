@@ -12,7 +12,7 @@ pub(crate) mod memory;
 pub(crate) mod read_ahead;
 pub(crate) mod tuning;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use crate::error::{Error, Result};
 

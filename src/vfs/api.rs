@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::routines::{AutoExtension, Function, sqlite};
 use crate::error::{Error, Result};
@@ -405,7 +405,7 @@ pub(super) unsafe fn result_text(context: *mut ffi::sqlite3_context, text: Optio
                 context,
                 text.as_ptr().cast(),
                 text.len() as c_int,
-                ffi::SQLITE_TRANSIENT(),
+                super::routines::transient(),
             ),
             None => (sqlite().result_null)(context),
         }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use crate::db::host::{Host, LockLevel};
@@ -171,7 +171,7 @@ macro_rules! call {
         unsafe {
             match (*(*file).pMethods).$method {
                 Some(method) => method(file $(, $arg)*),
-                None => libsqlite3_sys::SQLITE_NOTFOUND,
+                None => crate::ffi::SQLITE_NOTFOUND,
             }
         }
     }};

@@ -3,7 +3,7 @@
 
 use std::ffi::{CString, c_char, c_int, c_void};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api::{self, NewFunction};
 use super::base::BaseFile;
@@ -224,7 +224,7 @@ mod with_rusqlite {
         command: &Command,
     ) -> Result<Answer> {
         // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
-        unsafe { run(connection.handle(), schema, command) }
+        unsafe { run(connection.handle().cast(), schema, command) }
     }
 
     /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock, with
@@ -236,7 +236,7 @@ mod with_rusqlite {
     ) -> Result<T> {
         // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
         unsafe {
-            with_open_file(connection.handle(), schema, |open| {
+            with_open_file(connection.handle().cast(), schema, |open| {
                 let log = open.log_frames()?;
                 open.with_shared_lock(|open| work(open, log))
             })

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::base::{BaseFile, call};
 use super::connection::{ERRAND, Errand};
@@ -490,7 +490,7 @@ unsafe fn main_file_control(
                 if let Some(code) = pragma_without_file(owner, arg.cast()) {
                     return Ok(Some(code));
                 }
-                return Ok(pragma(owner, arg.cast())?);
+                return pragma(owner, arg.cast());
             }
             ffi::SQLITE_FCNTL_SYNC => {
                 if let Err(error) = owner.enter()?.before_commit() {
@@ -557,8 +557,8 @@ unsafe fn pragma_without_file(owner: &Owner, arg: *mut *mut c_char) -> Option<c_
     if !Command::parse(&name, value.as_deref()).is_ok_and(|command| command.changes()) {
         return None;
     }
-    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does the
-    // connection. SQLite is called back while the database is not entered.
+    // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file, and so does
+    // the connection. SQLite is called back while the database is not entered.
     let refused: Result<()> = unsafe {
         let place = owner.connection();
         if place.is_null() || (*place).is_null() || !api::is_query_only(*place) {

@@ -7,7 +7,7 @@
 //!
 //! | who is asked | question | answer |
 //! |---|---|---|
-//! | a VFS | xNextSystemCall([`ASK_NAME`]) | the name of the VFS of ours, for which others pass the question on |
+//! | a VFS | xNextSystemCall([`ASK_NAME`]) | the name of the VFS of ours that is asked |
 //! | the same | xNextSystemCall([`ASK_BASE`]) | the name of its base VFS |
 //! | an open file | xFileControl([`WHO`]) | [`OURS`], in the integer that the argument points to |
 //!
@@ -16,7 +16,7 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use super::base::BaseFile;

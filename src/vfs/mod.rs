@@ -7,7 +7,7 @@
 //! | `owner.rs` | a database as the handles of its files reach it: entered by one call at a time |
 //! | `forks.rs` | which process this is |
 //! | `kin.rs` | telling VFSs of this library from others |
-//! | `names.rs` | the open database files by name, for their journals and logs, and what a log is called |
+//! | `names.rs` | open database files by name, for their journals and logs |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
 //! | `table.rs` | the table-valued functions |
 //! | `base.rs` | a file of the base VFS |
@@ -35,7 +35,7 @@ use std::path::Path;
 use std::ptr;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use crate::db::Database;
 use crate::error::{Error, Result, set_last, set_log};
@@ -70,6 +70,7 @@ static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex
 
 /// Registers the VFS, or gives an already registered one of that name new settings.
 pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
+    routines::check_reachable()?;
     let Registration { name, base, default, wishes } = registration;
     // Providers of the application are dropped after the locks: they may register and open, too.
     let mut former = None;

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::api;
 use crate::db::Outside;

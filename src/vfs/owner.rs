@@ -16,7 +16,7 @@ use std::os::raw::c_char;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::base::BaseFile;
 use super::file::TdeFile;

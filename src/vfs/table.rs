@@ -6,7 +6,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::connection::attached;
 use super::{api, guard};

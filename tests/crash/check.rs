@@ -9,9 +9,9 @@ use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
 use sqlite_tde::secret::Secret;
 
-use super::platform::{Platform, PlatformVfs};
-use super::power::{Disk, Entry, Files, Image, Lie, PowerVfs};
 use super::workloads::{By, Mode, Workload};
+use sqlite_tde_testkit::platform::{Platform, PlatformVfs};
+use sqlite_tde_testkit::power::{Disk, Entry, Files, Image, Lie, PowerVfs};
 
 /// A workload in one mode, on a VFS of its own.
 pub struct Subject<'a> {
@@ -96,7 +96,7 @@ impl<'a> Subject<'a> {
     fn insert(&self, files: Files, lie: Option<Lie>) {
         self.vfs.insert(Disk::new(files, lie));
         if self.encrypted {
-            let options = crate::common::options(&self.tde)
+            let options = sqlite_tde_testkit::options(&self.tde)
                 .base(self.base)
                 // Nothing is there: a database that asks for it would fail.
                 .keystore(Keystore::at("/nowhere/sqlite-tde"))

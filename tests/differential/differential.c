@@ -4,9 +4,10 @@
 **     differential LIBRARY --seed SEED [--shrink] [--trace]               one history
 **     differential LIBRARY --replay FILE.. [--shrink] [--trace]           histories from files
 **
-** SQLITE_TDE_HOME is set. Works below /dev/shm where it can. Ends with 1 after a failure. A campaign runs
-** in a process apart, and goes on in another one after a crash, until ten histories have failed. A crash
-** while plain SQLite works, which it repeats by itself, is plain SQLite's. */
+** SQLITE_TDE_HOME is set. Works below /dev/shm where it can. Ends with 1 after a failure. A
+** campaign runs in a process apart, and goes on in another one after a crash, until ten
+** histories have failed. A crash while plain SQLite works, which it repeats by itself, is plain
+** SQLite's. */
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>

@@ -84,7 +84,8 @@ enum { STRANGERS = 2 };                  /* 0: without the library, 1: with it, 
 int stranger_main(const char *library, int loaded);
 int watcher_main(void);
 const char *stranger_action(int index);
-/* What stranger `number` does to the encrypted side, and whether it was refused and changed nothing. */
+/* What stranger `number` does to the encrypted side, and whether it was refused and changed
+** nothing. */
 int stranger_step(int number, const char *what, char why[500]);
 void strangers_leave(void);
 void copy_apart(const char *from, const char *into); /* copy_files, in another process */

@@ -23,9 +23,10 @@
 ** | stranger C close         | it closes its connection                                          |
 ** | stranger C kill [WORK]   | it is killed, while it does that work                             |
 **
-** Until the first limit or fault both sides must agree in everything. From then on each side is judged by a
-** model of its own: the statements that succeeded on it are run again on a database in memory,
-** its twin. Commits that were reported must be there and transactions that were rolled back must be gone. */
+** Until the first limit or fault both sides must agree in everything. From then on each side is
+** judged by a model of its own: the statements that succeeded on it are run again on a database
+** in memory, its twin. Commits that were reported must be there and transactions that were
+** rolled back must be gone. */
 #include <ctype.h>
 #include <stdarg.h>
 #include "differential.h"
@@ -102,7 +103,8 @@ static int is_word(const char *sql, const char *word) {
 }
 
 static int may_come_of_an_error(int code) {
-  /* What the library says of a record that is not authentic, or not of this state of the database. */
+  /* What the library says of a record that is not authentic, or not of this state of the
+  ** database. */
   if (code == SQLITE_IOERR_DATA) return 0;
   switch (code & 0xff) {
     case SQLITE_OK: case SQLITE_BUSY: case SQLITE_LOCKED: case SQLITE_FULL: case SQLITE_IOERR:
@@ -216,8 +218,8 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
   }
   if (side->mode_off && is_word(sql, "ROLLBACK")) side->twin_known = 0;
   if (!side->twin || !side->twin_known) return;
-  /* SQLite rolls back where a RELEASE that commits fails, and still says that a transaction is active:
-  ** what follows is in one that has nothing of what was before. */
+  /* SQLite rolls back where a RELEASE that commits fails, and still says that a transaction is
+  ** active: what follows is in one that has nothing of what was before. */
   if (failed && c == 0 && is_word(sql, "RELEASE") && !outcome->autocommit) {
     side->twin_known = 0;
     return;
@@ -246,7 +248,8 @@ static void follow(int s, int c, const char *sql, const struct outcome *outcome)
       return;
     }
   }
-  /* After a commit to a log, SQLite reports an error of the checkpoint that follows as the statement's. */
+  /* After a commit to a log, SQLite reports an error of the checkpoint that follows as the
+  ** statement's. */
   if ((primary == SQLITE_IOERR || (side->wal && primary == SQLITE_FULL)) && outcome->autocommit
       && !left_to_files(sql)) {
     note_maybe(side, sql);
@@ -378,7 +381,8 @@ static void step_sql(int c, const char *sql, int with_rows) {
   EACH_SIDE(s) {
     struct side *side = &run.sides[s];
     if (!side->db[c]) continue;
-    /* Pages of a mapping are not in the cache: plain SQLite would spill, and lock, at other moments. */
+    /* Pages of a mapping are not in the cache: plain SQLite would spill, and lock, at other
+    ** moments. */
     if (s == PLAIN && strstr(sql, "mmap_size")) {
       conclude(&both[s], side->db[c], SQLITE_OK);
       continue;
@@ -746,8 +750,8 @@ static int is_allowed(const struct side *side, const struct image *image, const 
     for (int k = 0; k < 2; k++) each[k] |= image->any[i].schema[k] == found->schema[k];
   }
   if (!image->joint && each[0] && each[1]) return 1;
-  /* Before 3.50 SQLite forgets to write the checksums of some frames after a savepoint or a statement
-  ** was rolled back: a kill loses what was committed from there on. */
+  /* Before 3.50 SQLite forgets to write the checksums of some frames after a savepoint or a
+  ** statement was rolled back: a kill loses what was committed from there on. */
   if (sqlite3_libversion_number() < 3050000 && run.has_log) {
     for (int i = 0; i < side->past_count && i < PAST; i++) {
       if (same_content(&side->past[i], found)) return 1;

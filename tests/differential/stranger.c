@@ -1,10 +1,10 @@
-/* Other processes: strangers, which open the encrypted database without its VFS, and the watcher, which
-** reads and copies files.
+/* Other processes: strangers, which open the encrypted database without its VFS, and the
+** watcher, which reads and copies files.
 **
-** POSIX drops all locks of a process on a file when the process closes any descriptor of it. So strangers
-** and the watcher are processes of their own: this program, started again with another option. Each answers
-** a line on its input by a line on its output. A stranger's process serves later histories until it is
-** killed. */
+** POSIX drops all locks of a process on a file when the process closes any descriptor of it. So
+** strangers and the watcher are processes of their own: this program, started again with another
+** option. Each answers a line on its input by a line on its output. A stranger's process serves
+** later histories until it is killed. */
 #define _GNU_SOURCE /* pipe2 */
 #include <dirent.h>
 #include <fcntl.h>
@@ -19,8 +19,9 @@ extern char **environ;
 
 /* ---- the other process: a stranger ---- */
 
-/* The statements of a stranger. One that starts with a question mark may succeed; every other one must fail
-** with SQLITE_NOTADB, SQLITE_BUSY or, in a connection that may only read, SQLITE_READONLY. */
+/* The statements of a stranger. One that starts with a question mark may succeed; every other
+** one must fail with SQLITE_NOTADB, SQLITE_BUSY or, in a connection that may only read,
+** SQLITE_READONLY. */
 static const struct action {
   const char *name;
   const char *lines[8];
@@ -95,7 +96,8 @@ static void act(sqlite3 *db, const char *name, const char *path, const char *out
   printf("ok\n");
 }
 
-/* A program with SQLite, where `loaded` with the library: but its connections use the VFS `unix`. */
+/* A program with SQLite, where `loaded` with the library: but its connections use the VFS
+** `unix`. */
 int stranger_main(const char *library, int loaded) {
   static char line[1000], path[500], out[500];
   sqlite3 *db = 0;

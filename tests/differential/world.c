@@ -290,8 +290,8 @@ void copy_files(const char *dir, const char *target) {
   if (open) closedir(open);
 }
 
-/* Copies what a killed process leaves on the disk. The wal-index dies with it. Another process does it: in
-** this one, closing a file gives back the locks of its connections. */
+/* Copies what a killed process leaves on the disk. The wal-index dies with it. Another process
+** does it: in this one, closing a file gives back the locks of its connections. */
 void image_take(int side, int number) {
   char dir[300];
   path_of(side, number, dir);

@@ -2,9 +2,10 @@
 **
 **     host LIBRARY DIRECTORY [OTHER_SQLITE]
 **
-** The directory is empty; SQLITE_TDE_HOME is set. Linked with the SQLite under test. OTHER_SQLITE is
-** a shared library of SQLite: a second copy in this process, which must be refused.
-** Ends with 0 and one line, or with 1 and the line and the expression that did not hold. */
+** The directory is empty; SQLITE_TDE_HOME is set. Linked with the SQLite under test.
+** OTHER_SQLITE is a shared library of SQLite: a second copy in this process, which must be
+** refused. Ends with 0 and one line, or with 1 and the line and the expression that did not
+** hold. */
 #include <dirent.h>
 #include <dlfcn.h>
 #include <stdio.h>

@@ -1,11 +1,12 @@
-/* A program without the library beside an application that has loaded it, both on the SQLite under test.
+/* A program without the library beside an application that has loaded it, both on the SQLite
+** under test.
 **
 **     stranger LIBRARY DIRECTORY
 **
-** The directory is empty; SQLITE_TDE_HOME is set. The application is this program, started again; it stops
-** at each moment until it is told to go on. The stranger opens the file at each moment, is told that it
-** is no database, stays, and goes at each later moment. Then everything that was committed must be there.
-** Ends with 0 and one line, or with 1 and what did not hold. */
+** The directory is empty; SQLITE_TDE_HOME is set. The application is this program, started
+** again; it stops at each moment until it is told to go on. The stranger opens the file at each
+** moment, is told that it is no database, stays, and goes at each later moment. Then everything
+** that was committed must be there. Ends with 0 and one line, or with 1 and what did not hold. */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -118,7 +119,8 @@ static sqlite3 *look(void) {
   return db;
 }
 
-/* The stranger comes at moment `comes`, goes at `goes`; the application is killed at `end`, or ends. */
+/* The stranger comes at moment `comes`, goes at `goes`; the application is killed at `end`, or
+** ends. */
 static void order(const char *program, const char *library, const char *mode, int comes, int goes, int end) {
   int to[2], from[2], status;
   char byte = 'g', wanted[20];

@@ -1,5 +1,5 @@
-/* What rusqlite calls and SQLite before 3.44 does not have, for tests that are linked with an old one.
-** A newer SQLite's own functions come first.
+/* What rusqlite calls and SQLite before 3.44 does not have, for tests that are linked with an
+** old one. A newer SQLite's own functions come first.
 **
 ** Data of a connection that was closed stays until the same address and name are used again. */
 #include <pthread.h>

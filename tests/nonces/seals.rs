@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use sqlite_tde::{Cipher, RESERVE};
 
-use crate::power::{Entry, Op};
+use sqlite_tde_testkit::power::{Entry, Op};
 
 pub const PAGE: usize = 1024;
 const PAGES_AT: usize = 16384;

@@ -5,13 +5,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use sqlite_tde_testkit::random::Random;
+
 use super::history::{Files, beside};
-use super::vfs::File;
 use super::watch::Seen;
 use super::{
-    COPY, DATABASE, FRAMES_AT, INDEX, JOURNAL, LOG, PAGE, PAGES_AT, RECORD, RECORDS_AT, Random,
-    STRIDE,
+    COPY, DATABASE, FRAMES_AT, INDEX, JOURNAL, LOG, PAGE, PAGES_AT, RECORD, RECORDS_AT, STRIDE,
 };
+use sqlite_tde_testkit::between::File;
 
 /// A part of a file. Units are pages, frame records and journal records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,9 +23,9 @@ use rusqlite::{Connection, ffi};
 use super::changes::{Change, Cut, Part, Row};
 use super::history::{Answer, Do, Plan, ROTATING, Step, TRUNCATING, Who};
 use super::stage::{Ran, Stage};
-use super::vfs::{File, Method};
 use super::watch::{Seen, content};
 use super::{PAGE, PAGES_AT, TRAILER};
+use sqlite_tde_testkit::between::{File, Method};
 
 /// Errors that tell of damage.
 const TELLING: [c_int; 7] = [

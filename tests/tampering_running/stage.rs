@@ -10,13 +10,13 @@ use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, Tuning};
 
 use super::changes::{Moment, Row};
-use super::common::Home;
 use super::history::{
     Answer, CHANGE, Config, Files, Model, Plan, ROTATING, SETUP, Step, World, run, settings, steps,
 };
-use super::vfs::register;
 use super::watch::{Book, Bottom, Seen, Top};
 use super::{DATABASE, PAGE, PAGES_AT};
+use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::between::register;
 
 pub struct Stage {
     pub config: Config,

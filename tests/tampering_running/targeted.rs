@@ -8,9 +8,9 @@ use rusqlite::{Connection, ffi};
 use sqlite_tde::Error;
 use sqlite_tde::provider::Keystore;
 
-use super::common::Home;
 use super::history::beside;
 use super::{COPY, INDEX, JOURNAL, PAGE, PAGES_AT};
+use sqlite_tde_testkit::Home;
 
 /// Rows of one overflow page each, without a zero byte.
 fn build(db: &Connection, mode: &str) {

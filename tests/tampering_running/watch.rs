@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::vfs::{Call, File, Method, Watch};
 use super::{FRAME_HEADER, LOG_HEADER, PAGE, PAGES_AT, TRAILER};
+use sqlite_tde_testkit::between::{Call, File, Method, Watch};
 
 /// A call below `tde`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -113,7 +113,7 @@ fn every_page_size_reads_back() {
     }
 }
 
-/// T2 and T3: parts of pages, and the usable bytes alone.
+/// Parts of pages, and the usable bytes alone.
 #[test]
 fn parts_of_pages_read_as_the_whole() {
     let (base, mut db) = created(4096);
@@ -286,7 +286,7 @@ fn a_creation_that_was_seen_and_given_up_is_forgotten() {
     assert_eq!(Main::open(&base, wishes()).unwrap().size(&base).unwrap(), 1024);
 }
 
-/// T1: a torn page 1 must not keep a database from opening, and must not be read.
+/// A torn page 1 must not keep a database from opening, and must not be read.
 #[test]
 fn a_torn_first_page_opens_and_does_not_read() {
     let (base, _) = created(8192);
@@ -304,7 +304,7 @@ fn a_torn_first_page_opens_and_does_not_read() {
     }
 }
 
-/// T5: what a write skips must read as authentic zeros.
+/// What a write skips must read as authentic zeros.
 #[test]
 fn holes_are_sealed() {
     let (base, mut db) = created(1024);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0        sector     + stride
-//! | header | record 0 | record 1 | ... | end mark | name |   record = a sector of SQLite's journal + 48
+//! | header | record 0 | record 1 | ... | end mark | name |   record = a sector + 48
 //!
 //! header:  0      16        20            24     40        56      60      80
 //!          | magic | format | key version | salt | file id | grain | begun | zeros to 512 |
@@ -68,7 +68,7 @@ use std::ops::Range;
 use std::os::raw::c_int;
 use std::sync::Arc;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 pub(crate) use self::begun::{Begun, Counters};
 use self::changed::Changed;

@@ -46,13 +46,13 @@
 //! their places since, and the lock for which [`Owner::locks`] counts comes before whatever this
 //! handle does next.
 //!
-//! Reads are served from a window where they follow each other ([`crate::io::read_ahead`]). SQLite asks for
-//! a frame only if it was committed when the transaction at hand took its lock, or if this handle
-//! wrote it since. The first kind stays as it is for as long as that lock is held: frames are only
-//! added behind, and a log starts over only where nobody reads it. So what was read since then is
-//! the frame, whether or not it was asked for yet; and the window is forgotten with each lock
-//! taken, each own write over it, and each new layout. A record that fails is read again by itself,
-//! before it counts.
+//! Reads are served from a window where they follow each other ([`crate::io::read_ahead`]). SQLite
+//! asks for a frame only if it was committed when the transaction at hand took its lock, or if this
+//! handle wrote it since. The first kind stays as it is for as long as that lock is held: frames
+//! are only added behind, and a log starts over only where nobody reads it. So what was read since
+//! then is the frame, whether or not it was asked for yet; and the window is forgotten with each
+//! lock taken, each own write over it, and each new layout. A record that fails is read again by
+//! itself, before it counts.
 //!
 //! Invariants
 //! 1. A record is sealed and written whole, under a nonce of its own.

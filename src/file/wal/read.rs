@@ -1,6 +1,6 @@
 //! Reads of frames and of SQLite's WAL header.
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Owner, Recovered, SALTS_AT, WAL_HEADER, Wal, number};

@@ -1,6 +1,6 @@
 //! Writes of frames, whole and in part, and what they become on the base.
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Owner, Pending, WAL_HEADER, Wal, number};

@@ -130,8 +130,8 @@ impl Session {
         }
     }
 
-    /// Takes the steps if each still starts from what is there, and leaves what has to be left; `false`
-    /// where one does not. Planned anew, the change then says why.
+    /// Takes the steps if each still starts from what is there, and leaves what has to be left;
+    /// `false` where one does not. Planned anew, the change then says why.
     pub(crate) fn commit(&mut self, base: &impl Storage, steps: &[Step]) -> Result<bool> {
         let before = self.refresh_envelope(base)?.protectors.clone();
         let fits = |step: &Step| match step {
@@ -168,8 +168,8 @@ impl Session {
         Ok(true)
     }
 
-    /// Whether one of the protectors `after` the steps may write and opens the database here, if they
-    /// may have taken the last such one.
+    /// Whether one of the protectors `after` the steps may write and opens the database here, if
+    /// they may have taken the last such one.
     fn leaves_a_writer(&self, steps: &[Step], after: &[ProtectorRecord]) -> bool {
         let may_take_a_writer = |step: &Step| match step {
             // One that only gets another key has the rights that it had.

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use libsqlite3_sys as ffi;
+use crate::ffi;
 
 use super::Session;
 use crate::audit::{Event, EventKind};
@@ -164,7 +164,8 @@ impl Session {
         let (mut bad, mut stale, mut before) = (Vec::new(), Vec::new(), Vec::new());
         for look in 0..LOOKS {
             if look > 0 {
-                // A read that meets a write is torn for microseconds; between the two writes is a sync.
+                // A read that meets a write is torn for microseconds; between the two writes is a
+                // sync.
                 std::thread::sleep(if bad.is_empty() { 10 * PAUSE } else { PAUSE / 10 });
             }
             (bad, stale) = (Vec::new(), Vec::new());

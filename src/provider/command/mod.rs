@@ -42,8 +42,8 @@ const DENIED: i32 = 77;
 /// | variable | placeholder | |
 /// |---|---|---|
 /// | `SQLITE_TDE_KEY_ID` | `{key_id}` | which key |
-/// | `SQLITE_TDE_KEY_VERSION` | `{key_version}` | which version of it, `1` without a command for the newest |
-/// | `SQLITE_TDE_CONTEXT` | `{context}` | [`Context::encode`] in hexadecimal, for tools with associated data |
+/// | `SQLITE_TDE_KEY_VERSION` | `{key_version}` | its version, `1` without a `newest` command |
+/// | `SQLITE_TDE_CONTEXT` | `{context}` | [`Context::encode`] in hexadecimal, as associated data |
 ///
 /// Key ids and versions are 1 to 128 of `A-Z a-z 0-9 . _ - @`, begin with a letter or digit and
 /// have no `..`, so that they are safe as a file's name and in a script. Others are refused and

@@ -1,7 +1,8 @@
 //! A passphrase over the keystore: what it seals and authenticates the file with.
 //!
 //! ```text
-//! passphrase --Argon2id(salt, cost)--> 32 bytes --HKDF-SHA256(salt, label)--> seal key | MAC key | check
+//! passphrase --Argon2id(salt, cost)--> 32 bytes
+//!            --HKDF-SHA256(salt, label)--> seal key | MAC key | check
 //! ```
 //! The seal key seals each stored key by itself, bound to its name and version. The MAC key
 //! authenticates the whole file. The check stands in the file and tells a wrong passphrase from an

@@ -1,0 +1,35 @@
+//! What the tests of sqlite-tde share.
+//!
+//! | module | has |
+//! |---|---|
+//! | `home` | a keystore and a VFS of a test's own; connections to compare, dumps |
+//! | `vfs` | a base VFS that records calls, and fails at the one a test names |
+//! | `between` | a VFS that shows each call before and after it |
+//! | `platform` | base VFSs with the methods and habits of other platforms |
+//! | `power` | a disk in memory that loses power |
+//! | `process` | the test binary started again with a task |
+//! | `random` | seeded random numbers |
+//! | `service` | a key service that can be switched off |
+//! | `stranger` | programs without the library, beside ours |
+//! | `twin` | an encrypted database and a plain one that say what a change must do |
+//! | `bank` | transfers between accounts by many processes and threads |
+//! | `scan` | a search for keys in the memory of a process |
+
+pub mod bank;
+#[cfg(unix)]
+pub mod between;
+mod home;
+pub mod platform;
+pub mod power;
+pub mod process;
+pub mod random;
+#[cfg(target_os = "linux")]
+pub mod scan;
+pub mod service;
+#[cfg(unix)]
+pub mod stranger;
+#[cfg(unix)]
+pub mod twin;
+pub mod vfs;
+
+pub use home::*;

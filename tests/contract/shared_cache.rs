@@ -1,0 +1,206 @@
+//! Connections of one shared cache have one open file, and SQLite's mutex over it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use sqlite_tde_testkit::{Home, rows};
+
+/// One thread reads and writes, others ask for keys by every road. None is in the file beside
+/// another.
+#[test]
+fn asking_for_keys_waits_for_whoever_is_in_the_file() {
+    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let seconds = if full { 30 } else { 2 };
+    for mode in ["WAL", "DELETE"] {
+        let home = Home::new();
+        let uri = format!("{}&cache=shared", home.uri(&home.path("main.db")));
+        let open = || {
+            let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+            let db = Connection::open_with_flags(&uri, flags).unwrap();
+            db.busy_timeout(Duration::from_secs(5)).unwrap();
+            db
+        };
+        let first = open();
+        first
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; PRAGMA cache_size=5; PRAGMA synchronous=OFF;
+                 CREATE TABLE t(a INTEGER PRIMARY KEY, b)"
+            ))
+            .unwrap();
+        let over = AtomicBool::new(false);
+        let asked = |sql: &str| {
+            let db = open();
+            let mut count = 0;
+            while !over.load(Ordering::Relaxed) {
+                let done = db.prepare(sql).and_then(|mut statement| {
+                    let mut rows = statement.query([])?;
+                    while rows.next()?.is_some() {}
+                    Ok(())
+                });
+                match done {
+                    Ok(()) => count += 1,
+                    // Another connection of the cache writes to the table.
+                    Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseLocked) => {}
+                    Err(error) => panic!("{mode}, {sql}: {error}"),
+                }
+            }
+            assert!(count > 0, "{mode}, {sql}");
+        };
+        std::thread::scope(|scope| {
+            for sql in [
+                "SELECT tde_status()",
+                "SELECT * FROM tde_database_encryption_keys",
+                "SELECT * FROM tde_key_protectors",
+                "SELECT tde_rotate_protector()",
+            ] {
+                let asked = &asked;
+                scope.spawn(move || asked(sql));
+            }
+            let end = Instant::now() + Duration::from_secs(seconds);
+            let mut turn = 0;
+            while Instant::now() < end {
+                turn += 1;
+                let sql = format!(
+                    "BEGIN; REPLACE INTO t VALUES({}, hex(randomblob(3000))); COMMIT;
+                     SELECT count(*) FROM t",
+                    turn % 200
+                );
+                if let Err(error) = first.execute_batch(&sql) {
+                    over.store(true, Ordering::Relaxed);
+                    panic!("{mode}, turn {turn}: {error}");
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(rows(&first, "PRAGMA integrity_check"), ["[Text(\"ok\")]"]);
+        assert!(sqlite_tde::verify(&first, "main", |_, _| ()).unwrap().is_clean());
+    }
+}
+
+/// What a progress function does with the connection that it serves is answered by an error.
+#[test]
+fn a_callback_that_uses_the_connection_gets_an_error() {
+    let home = Home::new();
+    let db = home.open(&home.path("main.db"));
+    db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(zeroblob(50000))").unwrap();
+    let mut refused = 0;
+    let found = sqlite_tde::verify(&db, "main", |_, _| {
+        for sql in
+            ["SELECT count(*) FROM sqlite_schema", "INSERT INTO t VALUES(1)", "SELECT tde_status()"]
+        {
+            refused += usize::from(db.query_row(sql, [], |_| Ok(())).is_err());
+        }
+    });
+    assert!(found.unwrap().is_clean());
+    assert!(refused > 0);
+    assert_eq!(rows(&db, "SELECT count(*) FROM t"), ["[Integer(1)]"]);
+}
+
+/// The platform's VFS, but that it takes its time to be told which connection uses a file.
+mod slow {
+    use std::ffi::{CStr, c_char, c_int, c_void};
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use rusqlite::ffi;
+
+    pub const NAME: &CStr = c"slow-to-be-told";
+    /// How often it was told.
+    pub static TOLD: AtomicUsize = AtomicUsize::new(0);
+
+    type Control = unsafe extern "C" fn(*mut ffi::sqlite3_file, c_int, *mut c_void) -> c_int;
+    static CONTROL: OnceLock<Control> = OnceLock::new();
+
+    unsafe extern "C" fn open(
+        vfs: *mut ffi::sqlite3_vfs,
+        name: *const c_char,
+        file: *mut ffi::sqlite3_file,
+        flags: c_int,
+        out: *mut c_int,
+    ) -> c_int {
+        // SAFETY: the arguments are those of xOpen; the platform's VFS is never freed.
+        unsafe {
+            let base = (*vfs).pAppData.cast::<ffi::sqlite3_vfs>();
+            let code = (*base).xOpen.unwrap()(base, name, file, flags, out);
+            if code == ffi::SQLITE_OK && flags & ffi::SQLITE_OPEN_MAIN_DB != 0 {
+                let mut methods = *(*file).pMethods;
+                let _ = CONTROL.set(methods.xFileControl.unwrap());
+                methods.xFileControl = Some(control);
+                (*file).pMethods = Box::leak(Box::new(methods));
+            }
+            code
+        }
+    }
+
+    unsafe extern "C" fn control(
+        file: *mut ffi::sqlite3_file,
+        op: c_int,
+        arg: *mut c_void,
+    ) -> c_int {
+        if op == ffi::SQLITE_FCNTL_PDB {
+            TOLD.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        // SAFETY: the arguments are those of xFileControl.
+        unsafe { CONTROL.get().unwrap()(file, op, arg) }
+    }
+
+    pub fn register() {
+        // SAFETY: the platform's VFS is registered, and the new one is never freed.
+        unsafe {
+            let base = ffi::sqlite3_vfs_find(std::ptr::null());
+            let vfs = ffi::sqlite3_vfs {
+                pNext: std::ptr::null_mut(),
+                zName: NAME.as_ptr(),
+                pAppData: base.cast(),
+                xOpen: Some(open),
+                ..*base
+            };
+            assert_eq!(ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 0), ffi::SQLITE_OK);
+        }
+    }
+}
+
+/// Opening a connection to a shared cache tells its open file of it (`SQLITE_FCNTL_PDB`), without
+/// the mutex that the others hold in their calls on it. Here that takes longer than many of those.
+#[test]
+fn opening_in_a_shared_cache_disturbs_nobody() {
+    slow::register();
+    for mode in ["WAL", "DELETE"] {
+        let home = Home::with(|options| options.base(slow::NAME.to_str().unwrap()));
+        let uri = format!("{}&cache=shared", home.uri(&home.path("main.db")));
+        let open = || {
+            let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
+            Connection::open_with_flags(&uri, flags).unwrap()
+        };
+        let first = open();
+        first
+            .execute_batch(&format!(
+                "PRAGMA journal_mode={mode}; PRAGMA cache_size=5; PRAGMA synchronous=OFF;
+                 CREATE TABLE t(a INTEGER PRIMARY KEY, b);
+                 WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 200)
+                 INSERT INTO t SELECT i, hex(randomblob(2000)) FROM i"
+            ))
+            .unwrap();
+        let before = slow::TOLD.load(Ordering::Relaxed);
+        let over = AtomicBool::new(false);
+        let done = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..10).for_each(|_| drop(open()));
+                over.store(true, Ordering::Relaxed);
+            });
+            let mut done = Ok(());
+            while done.is_ok() && !over.load(Ordering::Relaxed) {
+                done = first.execute_batch(
+                    "SELECT sum(length(b)) FROM t;
+                     BEGIN; UPDATE t SET b = b || '' WHERE a % 7 = 0; COMMIT",
+                );
+            }
+            done
+        });
+        assert!(done.is_ok(), "{mode}: {done:?}");
+        assert!(slow::TOLD.load(Ordering::Relaxed) >= before + 10, "{mode}");
+    }
+}
