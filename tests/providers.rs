@@ -18,6 +18,7 @@ use std::sync::Arc;
 use common::{Home, found_in_files, one};
 use rusqlite::types::Value;
 use sqlite_tde::Error;
+use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::conformance::{Conformance, Outcome, Report, assert_conforms};
 use sqlite_tde::provider::{
     Command, Context, Cost, KeyProvider, Keystore, Passphrase, ProviderError, RawKey, SecretSource,
@@ -123,10 +124,10 @@ fn passphrases_conform() {
     let suite = Conformance::of(&provider, "app").other_key("other").secret(PASSPHRASE.as_bytes());
     assert_not_run(&assert_conforms(suite), &[MISSING, SWITCHED[0], SWITCHED[1], ROTATION]);
 
-    let wrapped = provider.wrap("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
+    let wrapped = provider.wrap_key("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
     for (what, serves) in [("kept", true), ("forgotten", false)] {
         cut();
-        let answer = provider.unwrap("app", &wrapped, &CONTEXT).map(drop);
+        let answer = provider.unwrap_key("app", &wrapped, &CONTEXT).map(drop);
         let unreachable = matches!(answer, Err(ProviderError::Unreachable(_)));
         assert_eq!((answer.is_ok(), unreachable), (serves, !serves), "{what}: {answer:?}");
         restore();
@@ -145,10 +146,10 @@ fn raw_keys_conform() {
     assert_not_run(&assert_conforms(suite), &[MISSING, SWITCHED[0], SWITCHED[1], ROTATION]);
 
     loosen(0o644);
-    let answer = provider.newest_version("app");
+    let answer = provider.newest_of("app");
     assert!(matches!(answer, Err(ProviderError::LoosePermissions { .. })), "{answer:?}");
     fs::remove_file(&path).unwrap();
-    let answer = provider.newest_version("app");
+    let answer = provider.newest_of("app");
     assert!(matches!(answer, Err(ProviderError::NotHere(_))), "{answer:?}");
 }
 
@@ -184,7 +185,7 @@ fn a_script_around_age_conforms() {
         .outage(|| fs::rename(&keys, &away).unwrap(), || fs::rename(&away, &keys).unwrap())
         .envelope_binds();
     assert_not_run(&assert_conforms(suite), &[]);
-    assert_eq!(provider.newest_version("app").unwrap(), "10");
+    assert_eq!(provider.newest_of("app").unwrap(), "10");
 }
 
 /// Without a script, an exit code says no more than that it did not work.
@@ -227,8 +228,8 @@ fn systemd_creds_conforms() {
     let suite =
         Conformance::of(&provider, "app").other_key("other").envelope_binds().malleable().vague();
     assert_not_run(&assert_conforms(suite), &[MISSING, SWITCHED[0], SWITCHED[1], ROTATION]);
-    let wrapped = provider.wrap("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
-    let error = provider.unwrap("other", &wrapped, &CONTEXT).unwrap_err().to_string();
+    let wrapped = provider.wrap_key("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
+    let error = provider.unwrap_key("other", &wrapped, &CONTEXT).unwrap_err().to_string();
     assert!(error.contains("Embedded credential name 'app' does not match"), "{error}");
     assert!(dir.path().join("host-key").exists(), "the machine's own key was not touched");
 }
@@ -257,9 +258,9 @@ fn a_credential_of_systemds_is_a_passphrase() {
     let _ = assert_conforms(suite);
     // The same passphrase from elsewhere opens what it wrapped.
     let dek = Secret::random().unwrap();
-    let wrapped = provider.wrap("tde", &dek, &CONTEXT).unwrap();
+    let wrapped = provider.wrap_key("tde", &dek, &CONTEXT).unwrap();
     let typed = Passphrase::new(file(dir.path().join("typed"), PASSPHRASE.as_bytes()));
-    assert!(typed.unwrap("tde", &wrapped, &CONTEXT).unwrap().expose() == dek.expose());
+    assert!(typed.unwrap_key("tde", &wrapped, &CONTEXT).unwrap().expose() == dek.expose());
 }
 
 /// How systemd gives a credential to a service of another user: an access list on root's file.

@@ -11,6 +11,7 @@
 //! | `exclusion.rs` | shutting out whoever else may write the envelope |
 //! | `shm.rs` | what the wal-index in shared memory says of frames |
 //! | `forks.rs` | which process this is |
+//! | `signals.rs` | keeping the host's signals from our threads |
 //! | `kin.rs` | telling VFSs of this library from others |
 //! | `names.rs` | the open database files by name, for their journals and logs, and what a log is called |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
@@ -35,6 +36,7 @@ mod open;
 pub(crate) mod routines;
 mod shared;
 mod shm;
+mod signals;
 mod table;
 mod waiting;
 
@@ -55,6 +57,7 @@ use crate::file::tuning::switch;
 use crate::key::identity::FileId;
 use crate::key::newest::FileKey;
 use crate::suite::SuiteId;
+use crate::threads;
 use base::{BaseFile, Place};
 use content::Content;
 use file::{Offers, TdeFile};
@@ -114,6 +117,7 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     }
     set_log(api::log);
     forks::watch();
+    threads::block_signals_by(signals::blocked);
     Ok(())
 }
 

@@ -30,6 +30,7 @@ use crate::key::keyring::Keyring;
 use crate::key::opening::Opening;
 use crate::key::protector::{Protectors, check_time, matches};
 use crate::provider::Context;
+use crate::threads;
 
 /// Reads that meet a copy while it is written find the other one; this many in a row never happen.
 const ATTEMPTS: usize = 5;
@@ -244,10 +245,10 @@ impl MainDb {
     pub(crate) fn lock_keys(&self) -> Result<()> {
         let State::Encrypted(pages) = &self.state else { return Err(Error::NotEncrypted) };
         pages.keyring.lock(Loss::Request);
-        self.wishes.protectors.forget();
+        let forgotten = self.wishes.protectors.forget();
         let file_id = Some(pages.keyring.file_id());
         self.auditor().note(&Event { file_id, ..Event::new(EventKind::Lock) });
-        Ok(())
+        Ok(forgotten?)
     }
 
     /// What is told to the audit log about this file.
@@ -515,16 +516,13 @@ impl Pages {
         let look = |keyring: &Arc<Keyring>, protectors: &Protectors, envelope: &Envelope| {
             let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
             if asked.is_err() {
-                keyring.unanswered(protectors, "the key provider panicked".into());
+                keyring.unanswered(protectors, "the check of the key providers panicked".into());
             }
         };
         let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
-        let name = "sqlite-tde access".into();
-        let spawned = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || look(&copies.0, &copies.1, &copies.2));
-        match (spawned, asker) {
-            (Ok(_), _) => {}
+        let check = move || look(&copies.0, &copies.1, &copies.2);
+        match (threads::spawn("sqlite-tde access", check), asker) {
+            (Ok(()), _) => {}
             (Err(_), Asker::MayWait) => look(keyring, protectors, &envelope),
             (Err(error), Asker::HoldsLocks) => {
                 keyring.unanswered(protectors, format!("no thread to ask the provider: {error}"));

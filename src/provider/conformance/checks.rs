@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use base64ct::{Base64, Base64Url, Encoding};
 use subtle::ConstantTimeEq;
 
-use super::{Check, Conformance, Hook, Outcome};
+use super::{Check, Conformance, Direct, Hook, Outcome};
 use crate::provider::{Context, ProviderError, Wrapped};
 use crate::secret::{KEY_LEN, Secret};
 
@@ -75,8 +75,8 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(of: &'a Conformance<'a>) -> Result<Self, ProviderError> {
         let random = Secret::random();
-        let dek = random.map_err(|error| ProviderError::Unreachable(error.to_string()))?;
-        let wrapped = of.provider.wrap(&of.key_id, &dek, &CONTEXT)?;
+        let dek = random.map_err(|error| ProviderError::unreachable(error.to_string()))?;
+        let wrapped = of.provider.wrap_key(&of.key_id, &dek, &CONTEXT)?;
         Ok(Self { of, dek, wrapped, errors: RefCell::default() })
     }
 
@@ -90,11 +90,11 @@ impl<'a> Run<'a> {
     }
 
     fn wrap(&self, key_id: &str) -> Result<Wrapped, ProviderError> {
-        self.note(self.of.provider.wrap(key_id, &self.dek, &CONTEXT))
+        self.note(self.of.provider.wrap_key(key_id, &self.dek, &CONTEXT))
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Unwrapped {
-        match self.note(self.of.provider.unwrap(key_id, wrapped, context)) {
+        match self.note(self.of.provider.unwrap_key(key_id, wrapped, context)) {
             Ok(key) if same(&key, &self.dek) => Unwrapped::Key,
             Ok(_) => Unwrapped::AnotherKey,
             Err(error) => Unwrapped::Error(error),
@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
     }
 
     fn newest(&self, key_id: &str) -> Result<String, ProviderError> {
-        self.note(self.of.provider.newest_version(key_id))
+        self.note(self.of.provider.newest_of(key_id))
     }
 
     fn serves(&self, when: &str, wrapped: &Wrapped) -> Checked {
@@ -192,8 +192,8 @@ fn unwraps_what_it_wrapped(run: &Run) -> Checked {
         let key = Secret::from_slice(&[byte; KEY_LEN]);
         let key = key.ok_or_else(|| Stop::Failed("a key has another length".to_owned()))?;
         let provider = run.of.provider;
-        let wrapped = run.note(provider.wrap(run.key_id(), &key, &CONTEXT)).map_err(stop)?;
-        let back = run.note(provider.unwrap(run.key_id(), &wrapped, &CONTEXT)).map_err(stop)?;
+        let wrapped = run.note(provider.wrap_key(run.key_id(), &key, &CONTEXT)).map_err(stop)?;
+        let back = run.note(provider.unwrap_key(run.key_id(), &wrapped, &CONTEXT)).map_err(stop)?;
         if !same(&back, &key) {
             return failed(format!("a key of bytes {byte:#04x}: it gave another key out"));
         }
@@ -303,10 +303,10 @@ fn serves_threads(run: &Run) -> Checked {
     let (key_id, dek, wrapped) = (run.key_id(), &run.dek, &run.wrapped);
     let work = move || {
         for _ in 0..ROUNDS {
-            let again = provider.wrap(key_id, dek, &CONTEXT)?;
+            let again = provider.wrap_key(key_id, dek, &CONTEXT)?;
             for wrapped in [wrapped, &again] {
-                if !same(&provider.unwrap(key_id, wrapped, &CONTEXT)?, dek) {
-                    return Err(ProviderError::WrongKey("it gave another key out".to_owned()));
+                if !same(&provider.unwrap_key(key_id, wrapped, &CONTEXT)?, dek) {
+                    return Err(ProviderError::wrong_key("it gave another key out".to_owned()));
                 }
             }
         }

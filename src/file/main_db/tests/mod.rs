@@ -13,23 +13,29 @@ use crate::file::wal::Demand;
 use crate::key::envelope::COPY_LEN;
 use crate::key::keyring::Dek;
 use crate::page::RESERVE;
-use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use crate::provider::{
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
 use crate::secret::Secret;
 
 /// A provider that keeps wrapped keys in the blob, for tests of everything but wrapping.
 pub(crate) struct Open;
 
 impl KeyProvider for Open {
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         let (key_version, mechanism) = ("1".into(), "none".into());
-        Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() })
+        Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() }.into())
     }
 
-    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
-        Secret::from_slice(&wrapped.blob).ok_or_else(|| ProviderError::WrongKey("length".into()))
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, .. } = *request;
+        Secret::from_slice(&wrapped.blob)
+            .map(Answer::from)
+            .ok_or_else(|| ProviderError::WrongKey("length".into()))
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }
