@@ -17,13 +17,13 @@ use std::sync::Arc;
 
 use common::{Home, found_in_files, one};
 use rusqlite::types::Value;
-use sqlite_tde::Error;
 use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::conformance::{Conformance, Outcome, Report, assert_conforms};
 use sqlite_tde::provider::{
     Command, Context, Cost, KeyProvider, Keystore, Passphrase, ProviderError, RawKey, SecretSource,
 };
 use sqlite_tde::secret::Secret;
+use sqlite_tde::{Error, Options};
 
 const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
 const PASSPHRASE: &str = "correct horse battery staple";
@@ -441,4 +441,35 @@ fn a_database_file_names_nothing_that_runs() {
     fs::write(&path, bytes).unwrap();
     home.try_open(&path).unwrap();
     assert!(marker.exists());
+}
+
+/// A database names its provider as `NAME:KEY`, so a name must be one, and of one provider.
+#[test]
+fn a_name_that_no_provider_can_have_is_refused_when_it_is_registered() {
+    let raw = || Arc::new(RawKey::new(SecretSource::Environment("UNSET".into())));
+    let long = "n".repeat(65);
+    let rows: [(&str, &[&str], Option<&str>); 9] = [
+        ("two", &["corp", "kms"], None),
+        ("beside Options::keystore", &["keystore"], Some("two providers are called \"keystore\"")),
+        ("with a blank", &["corp kms"], None),
+        ("with the separator", &["corp:kms"], Some("no provider can be called \"corp:kms\"")),
+        ("empty", &[""], Some("no provider can be called \"\"")),
+        ("a line feed", &["a\nb"], Some("\"a\\nb\"")),
+        ("an escape", &["a\u{9b}31m"], Some("\"a\\u{9b}31m\"")),
+        ("too long", &[&long], Some("use 1 to 64 characters")),
+        ("twice", &["kms", "other", "kms"], Some("two providers are called \"kms\"")),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for (what, names, expected) in rows {
+        let keystore = Keystore::at(dir.path().join("keys"));
+        let mut options = Options::new().name("names").keystore(keystore);
+        for name in names {
+            options = options.provider(name, raw());
+        }
+        match (sqlite_tde::register(options), expected) {
+            (Ok(()), None) => {}
+            (Err(Error::Usage(words)), Some(expected)) if words.contains(expected) => {}
+            (answer, _) => panic!("{what}: {answer:?} instead of {expected:?}"),
+        }
+    }
 }
