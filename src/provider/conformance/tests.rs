@@ -116,6 +116,7 @@ impl Sound {
 struct Provider {
     sound: Sound,
     kind: &'static str,
+    call: &'static str,
     wrap: Wrap,
     unwrap: Unwrap,
     newest: fn(&Sound, &str) -> Said<String>,
@@ -127,6 +128,7 @@ impl Provider {
         Self {
             sound: Sound::new(),
             kind: "test",
+            call: "service-1",
             wrap: Sound::wrap,
             unwrap: Sound::unwrap,
             newest: Sound::newest,
@@ -159,7 +161,8 @@ impl KeyProvider for Provider {
 
     fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
         let WrapRequest { key_id, dek, context, .. } = *request;
-        (self.wrap)(&self.sound, key_id, dek, context).map(Answer::from)
+        let wrapped = (self.wrap)(&self.sound, key_id, dek, context)?;
+        Ok(Answer::with_id(wrapped, self.call))
     }
 
     fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
@@ -208,7 +211,7 @@ fn a_sound_provider_passes_all() {
     let report = assert_conforms(provider.suite());
     assert_eq!(not_run(&report), [""; 0]);
     let lines = report.to_string();
-    assert_eq!(lines.lines().filter(|line| line.starts_with("passed   ")).count(), 17, "{lines}");
+    assert_eq!(lines.lines().filter(|line| line.starts_with("passed   ")).count(), 20, "{lines}");
 }
 
 /// In the order of the checks; the one named is the first to fail.
@@ -335,6 +338,21 @@ fn each_fault_is_found() {
             p.unwrap = |s, id, wrapped, to| match std::thread::current().id() == s.maker {
                 true => s.unwrap(id, wrapped, to),
                 false => any_key(),
+            };
+        }),
+        ("does not panic over odd names", "two dots", |p| {
+            p.newest = |s, id| match id {
+                ".." => panic!("two dots"),
+                _ => s.newest(id),
+            };
+        }),
+        ("names of calls are in bounds", "a bell", |p| p.call = "\u{7}"),
+        ("answers within the deadline", "it waits for its service", |p| {
+            p.unwrap = |s, id, wrapped, to| {
+                if s.cut.load(Ordering::SeqCst) {
+                    std::thread::sleep(std::time::Duration::from_millis(2600));
+                }
+                s.unwrap(id, wrapped, to)
             };
         }),
         ("forgets, and serves again", "for good", |p| {
