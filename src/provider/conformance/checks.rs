@@ -330,12 +330,12 @@ fn serves_threads(run: &Run) -> Checked {
     Ok(())
 }
 
-/// A service is asked with a deadline that is over, and with one that comes soon, while it is cut
+/// It is asked with a deadline that is over, and with one that comes soon, while it is cut
 /// off if it can be. It answers in time or little later, whatever it answers.
 fn keeps_the_deadline(run: &Run) -> Checked {
     const LEEWAY: Duration = Duration::from_secs(2);
-    if run.of.provider.waits_for() != WaitsFor::Service {
-        return Err(Stop::NotRun("a provider that waits for a service"));
+    if run.of.provider.waits_for() == WaitsFor::Person {
+        return Err(Stop::NotRun("a provider that asks no person"));
     }
     for time in [Duration::ZERO, Duration::from_millis(300)] {
         let begun = Instant::now();
