@@ -10,14 +10,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand::fill;
 use sqlite_tde::provider::conformance::Conformance;
-use sqlite_tde::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
+use sqlite_tde::provider::{
+    Answer, Context, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor,
+    WrapRequest, Wrapped,
+};
 use sqlite_tde::secret::{KEY_LEN, Secret};
 use sqlite_tde::{OpenOptions, Options, open_with, register, status};
 use zeroize::Zeroizing;
 
 const MECHANISM: &str = "aes-256-gcm";
 
-type Answer<T> = Result<T, ProviderError>;
+type Said<T> = Result<T, ProviderError>;
 
 /// The versions of each key, oldest first, and whether the key may be used.
 #[derive(Default)]
@@ -45,11 +48,11 @@ impl Vault {
     }
 
     /// Runs `work` on the versions of a key, if the key is there and may be used.
-    fn with<T>(&self, key_id: &str, work: impl FnOnce(&[Secret]) -> Answer<T>) -> Answer<T> {
+    fn with<T>(&self, key_id: &str, work: impl FnOnce(&[Secret]) -> Said<T>) -> Said<T> {
         match self.keys().get(key_id) {
             Some((versions, true)) => work(versions),
-            Some((_, false)) => Err(ProviderError::Denied(format!("key {key_id} is disabled"))),
-            None => Err(ProviderError::NotHere(format!("the vault has no key {key_id}"))),
+            Some((_, false)) => Err(ProviderError::denied(format!("key {key_id} is disabled"))),
+            None => Err(ProviderError::not_here(format!("the vault has no key {key_id}"))),
         }
     }
 }
@@ -64,7 +67,8 @@ impl KeyProvider for Vault {
         WaitsFor::Nothing
     }
 
-    fn wrap(&self, key_id: &str, dek: &Secret, context: &Context) -> Answer<Wrapped> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id, dek, context, .. } = *request;
         self.with(key_id, |versions| {
             let version = versions.len();
             let key = gcm_key(versions.last())?;
@@ -78,22 +82,22 @@ impl KeyProvider for Vault {
                 .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), aad, sealed)
                 .map_err(refused)?;
             tag.copy_from_slice(made.as_ref());
-            let (key_version, mechanism) = (version.to_string(), MECHANISM.to_owned());
-            Ok(Wrapped { key_version, mechanism, blob: std::mem::take(&mut *blob) })
+            Ok(Wrapped::new(version.to_string(), MECHANISM, std::mem::take(&mut *blob)).into())
         })
     }
 
-    fn unwrap(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Answer<Secret> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id, wrapped, context, .. } = *request;
         if wrapped.mechanism != MECHANISM {
-            return Err(ProviderError::Damaged("the vault did not wrap this".to_owned()));
+            return Err(ProviderError::damaged("the vault did not wrap this".to_owned()));
         }
         self.with(key_id, |versions| {
             let found = (1..).zip(versions).find(|(n, _)| n.to_string() == wrapped.key_version);
             let (version, key) = found.ok_or_else(|| {
                 let version = &wrapped.key_version;
-                ProviderError::NotHere(format!("key {key_id} has no version {version:?}"))
+                ProviderError::not_here(format!("key {key_id} has no version {version:?}"))
             })?;
-            let wrong = || ProviderError::WrongKey(format!("key {key_id} did not wrap this"));
+            let wrong = || ProviderError::wrong_key(format!("key {key_id} did not wrap this"));
             let (nonce, sealed) = wrapped.blob.split_first_chunk().ok_or_else(wrong)?;
             let nonce = Nonce::assume_unique_for_key(*nonce);
             let aad = Aad::from(aad(context, key_id, version));
@@ -103,12 +107,16 @@ impl KeyProvider for Vault {
             let (sealed, tag) = sealed.split_at(KEY_LEN);
             let key = gcm_key(Some(key))?;
             Secret::fill_with(|dek| key.open_separate_gather(nonce, aad, sealed, tag, dek))
+                .map(Answer::from)
                 .map_err(|_| wrong())
         })
     }
 
-    fn newest_version(&self, key_id: &str) -> Answer<String> {
-        self.with(key_id, |versions| Ok(versions.len().to_string()))
+    fn newest_version(
+        &self,
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        self.with(request.key_id, |versions| Ok(versions.len().to_string().into()))
     }
 }
 
@@ -117,13 +125,13 @@ fn aad(context: &Context, key_id: &str, version: usize) -> Vec<u8> {
     [&context.encode(), &(version as u64).to_be_bytes()[..], key_id.as_bytes()].concat()
 }
 
-fn gcm_key(key: Option<&Secret>) -> Answer<LessSafeKey> {
-    let key = key.ok_or_else(|| ProviderError::NotHere("the key has no version".to_owned()))?;
+fn gcm_key(key: Option<&Secret>) -> Said<LessSafeKey> {
+    let key = key.ok_or_else(|| ProviderError::not_here("the key has no version".to_owned()))?;
     UnboundKey::new(&AES_256_GCM, key.expose()).map(LessSafeKey::new).map_err(refused)
 }
 
 fn refused(_: aws_lc_rs::error::Unspecified) -> ProviderError {
-    ProviderError::Unreachable("the cipher refused to work".to_owned())
+    ProviderError::unreachable("the cipher refused to work".to_owned())
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -22,22 +22,22 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// None of the database's protectors can be tried here.
     #[error("no key given: {0}")]
-    NoKey(String),
+    NoKey(#[source] ProviderError),
     /// A protector key was found and it is not the one that wrapped this database's key.
     #[error("wrong key: {0}")]
-    WrongKey(String),
+    WrongKey(#[source] ProviderError),
     /// The key provider did not answer.
     #[error("key provider unreachable: {0}")]
-    ProviderUnreachable(String),
+    ProviderUnreachable(#[source] ProviderError),
     /// The protector key exists and its use is refused.
     #[error("key disabled: {0}")]
-    KeyDisabled(String),
+    KeyDisabled(#[source] ProviderError),
     /// The key provider's own data is damaged.
     #[error("key provider damaged: {0}")]
-    ProviderDamaged(String),
+    ProviderDamaged(#[source] ProviderError),
     /// A key file or directory that others may read.
     #[error("key provider refused: {0}")]
-    LoosePermissions(String),
+    LoosePermissions(#[source] ProviderError),
     /// The keys of an open database are gone: its provider denied them, did not answer for longer
     /// than the grace period, or they were locked. It heals when the provider gives them again.
     #[error("database inaccessible: {0}")]
@@ -324,14 +324,13 @@ impl Error {
 
 impl From<ProviderError> for Error {
     fn from(error: ProviderError) -> Self {
-        let text = error.to_string();
         match error {
-            ProviderError::NotHere(_) => Self::NoKey(text),
-            ProviderError::Denied(_) => Self::KeyDisabled(text),
-            ProviderError::Unreachable(_) => Self::ProviderUnreachable(text),
-            ProviderError::Damaged(_) => Self::ProviderDamaged(text),
-            ProviderError::LoosePermissions { .. } => Self::LoosePermissions(text),
-            ProviderError::WrongKey(_) => Self::WrongKey(text),
+            ProviderError::NotHere(_) => Self::NoKey(error),
+            ProviderError::Denied(_) => Self::KeyDisabled(error),
+            ProviderError::Unreachable(_) => Self::ProviderUnreachable(error),
+            ProviderError::Damaged(_) => Self::ProviderDamaged(error),
+            ProviderError::LoosePermissions { .. } => Self::LoosePermissions(error),
+            ProviderError::WrongKey(_) => Self::WrongKey(error),
         }
     }
 }

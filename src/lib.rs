@@ -71,6 +71,7 @@ mod page;
 pub mod provider;
 pub mod secret;
 mod suite;
+mod threads;
 #[allow(unsafe_code)]
 mod vfs;
 

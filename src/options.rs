@@ -1,11 +1,12 @@
 //! What an application says when it registers the VFS.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::AuditLog;
 use crate::config::{Config, Pins, Policy};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::tuning::Tuning;
 use crate::key::access::AccessPolicy;
 use crate::key::auditor::AuditPolicy;
@@ -24,6 +25,10 @@ pub struct Options {
     base: Option<String>,
     default: bool,
     keystore: Option<Keystore>,
+    /// The names that [`Options::provider`] has given.
+    named: BTreeSet<String>,
+    /// What cannot be followed; [`register`] says so.
+    wrong: Option<String>,
     wishes: Wishes,
 }
 
@@ -41,7 +46,11 @@ impl Options {
     pub fn config(mut self, config: &Config) -> Result<Self> {
         let protectors = &mut self.wishes.protectors;
         for (name, provider) in config.providers()? {
-            protectors.add(&name, provider);
+            check_name(&name).map_err(Error::Usage)?;
+            // What the application says itself holds.
+            if !self.named.contains(&name) {
+                protectors.add(&name, provider);
+            }
         }
         if let Some(name) = &config.default_protector {
             protectors.set_default(name);
@@ -135,9 +144,18 @@ impl Options {
         self
     }
 
-    /// Makes `provider` known under `name`, which is all that a database file says of it.
+    /// Makes `provider` known under `name`, which is all that a database file says of it: 1 to 64
+    /// characters, no `:` and no control character. [`register`] refuses others, and a name that is
+    /// given twice. One of the configuration gives way.
     pub fn provider(mut self, name: &str, provider: Arc<dyn KeyProvider>) -> Self {
-        self.wishes.protectors.add(name, provider);
+        let checked = match self.named.insert(name.to_owned()) {
+            true => check_name(name),
+            false => Err(two(name)),
+        };
+        match checked {
+            Ok(()) => self.wishes.protectors.add(name, provider),
+            Err(words) => _ = self.wrong.get_or_insert(words),
+        }
         self
     }
 
@@ -149,13 +167,35 @@ impl Options {
     }
 }
 
+fn two(name: &str) -> String {
+    format!("two providers are called {name:?}: give each its own name")
+}
+
+/// What separates a provider from its key in a protector's name can be in neither.
+fn check_name(name: &str) -> Result<(), String> {
+    let sound = (1..=64).contains(&name.chars().count())
+        && !name.contains(|c: char| c == ':' || c.is_control());
+    if sound {
+        return Ok(());
+    }
+    Err(format!(
+        "no provider can be called {name:?}: use 1 to 64 characters without `:` and control \
+         characters"
+    ))
+}
+
 /// Registers the VFS. A second call with the same name gives it new settings, which hold for the
 /// files opened from then on; its base stays.
 ///
 /// # Errors
-/// [`crate::Error::Usage`] where the base VFS does not exist or no home directory is known.
+/// [`crate::Error::Usage`] where the base VFS does not exist, no home directory is known, or a
+/// provider cannot have its name.
 pub fn register(options: Options) -> Result<()> {
-    let Options { name, base, default, keystore, mut wishes } = options;
+    let Options { name, base, default, keystore, named, wrong, mut wishes } = options;
+    let twice = keystore.is_some() && named.contains(KEYSTORE);
+    if let Some(words) = wrong.or_else(|| twice.then(|| two(KEYSTORE))) {
+        return Err(Error::Usage(words));
+    }
     if keystore.is_some() || !wishes.protectors.has(KEYSTORE) {
         let keystore = keystore.map_or_else(Keystore::open_default, Ok)?;
         wishes.protectors.add(KEYSTORE, Arc::new(keystore));

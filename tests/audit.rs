@@ -152,6 +152,8 @@ fn an_entry_has_every_field_and_no_control_character() {
             key_version: Some("7"),
             outcome: Err(&long),
             duration: Some(Duration::from_micros(1234)),
+            request_id: Some("ours"),
+            service_request_id: Some("theirs\u{9b}"),
             detail: Some("one\\two"),
         })
         .unwrap();
@@ -171,6 +173,10 @@ fn an_entry_has_every_field_and_no_control_character() {
     assert_eq!(
         [&first.protector, &first.key, &first.key_version, &first.detail].map(text),
         ["payroll", "k\"1", "7", "one\\two"]
+    );
+    assert_eq!(
+        [&first.request_id, &first.service_request_id].map(text),
+        ["ours", "theirs\u{fffd}"]
     );
     assert_eq!((first.seq, first.duration_us), (1, Some(1234)));
     assert_eq!(first.pid, std::process::id());

@@ -13,7 +13,10 @@ use std::time::Duration;
 use std::{env, fs};
 
 use rusqlite::Connection;
-use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
+    Wrapped,
+};
 use sqlite_tde::secret::{Secret, memory};
 use sqlite_tde::{AccessPolicy, Cipher, OpenOptions, Options};
 use sqlite_tde_testkit::one;
@@ -35,22 +38,21 @@ struct Spy {
 }
 
 impl KeyProvider for Spy {
-    fn wrap(&self, key: &str, dek: &Secret, context: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, context, .. } = *request;
         self.seen.lock().unwrap().push((context.file_id, dek.expose().to_vec()));
-        self.keystore.wrap(key, dek, context)
+        self.keystore.wrap(request)
     }
 
-    fn unwrap(
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        self.keystore.unwrap(request)
+    }
+
+    fn newest_version(
         &self,
-        key: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
-        self.keystore.unwrap(key, wrapped, context)
-    }
-
-    fn newest_version(&self, key: &str) -> Result<String, ProviderError> {
-        self.keystore.newest_version(key)
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        self.keystore.newest_version(request)
     }
 }
 

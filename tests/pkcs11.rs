@@ -7,6 +7,7 @@ mod place;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use place::*;
+use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::conformance::{Conformance, Outcome, assert_conforms};
 use sqlite_tde::provider::{Context, KeyProvider, Mechanism, Wrapped};
 use sqlite_tde::secret::Secret;
@@ -19,11 +20,11 @@ fn a_blob_opens_only_where_it_belongs() {
         assert_eq!((made.version.as_str(), made.wraps, made.extractable), ("01", true, false));
         provider.create("other").unwrap();
         let dek = Secret::random().unwrap();
-        let wrapped = provider.wrap("payroll", &dek, &CONTEXT).unwrap();
+        let wrapped = provider.wrap_key("payroll", &dek, &CONTEXT).unwrap();
         assert_eq!((wrapped.mechanism.as_str(), wrapped.key_version.as_str()), ("aes-gcm", "01"));
         assert_eq!(wrapped.blob.len(), 92);
         assert!(!wrapped.blob.windows(32).any(|window| window == dek.expose()));
-        let again = provider.wrap("payroll", &dek, &CONTEXT).unwrap();
+        let again = provider.wrap_key("payroll", &dek, &CONTEXT).unwrap();
         assert_ne!(wrapped.blob[..60], again.blob[..60], "a nonce comes twice");
 
         let with = |change: &dyn Fn(&mut Wrapped)| {
@@ -56,7 +57,7 @@ fn a_blob_opens_only_where_it_belongs() {
                 ("key wrap", Kind::Kryoptic) => "wrong key",
                 _ => want,
             };
-            assert_eq!(outcome(provider.unwrap(key, &wrapped, context), &dek), want, "{what}");
+            assert_eq!(outcome(provider.unwrap_key(key, &wrapped, context), &dek), want, "{what}");
         }
         altered(&provider, "payroll", &wrapped, &dek);
     });
@@ -70,11 +71,11 @@ fn altered(provider: &dyn KeyProvider, key: &str, wrapped: &Wrapped, dek: &Secre
         let mut cut = wrapped.clone();
         cut.blob.truncate(at);
         for (what, blob) in [("changed", flipped), ("cut", cut)] {
-            let answer = provider.unwrap(key, &blob, &CONTEXT);
+            let answer = provider.unwrap_key(key, &blob, &CONTEXT);
             assert_eq!(outcome(answer, dek), "wrong key", "{what} at {at}");
         }
     }
-    assert_eq!(outcome(provider.unwrap(key, wrapped, &CONTEXT), dek), "ok");
+    assert_eq!(outcome(provider.unwrap_key(key, wrapped, &CONTEXT), dek), "ok");
 }
 
 #[test]
@@ -85,17 +86,21 @@ fn old_versions_unwrap_and_the_newest_wraps() {
         let make = ["--keygen", "--key-type", "AES:32", "--sensitive", "--label", "k", "--id"];
         place.user_tool(&[&make[..], &["09"]].concat());
         let dek = Secret::random().unwrap();
-        let mut wrapped = vec![provider.wrap("k", &dek, &CONTEXT).unwrap()];
+        let mut wrapped = vec![provider.wrap_key("k", &dek, &CONTEXT).unwrap()];
         assert_eq!(provider.rotate("k").unwrap().version, "0a");
-        wrapped.push(provider.wrap("k", &dek, &CONTEXT).unwrap());
+        wrapped.push(provider.wrap_key("k", &dek, &CONTEXT).unwrap());
         place.user_tool(&[&make[..], &["0100"]].concat());
-        wrapped.push(provider.wrap("k", &dek, &CONTEXT).unwrap());
+        wrapped.push(provider.wrap_key("k", &dek, &CONTEXT).unwrap());
         let versions: Vec<&str> = wrapped.iter().map(|w| w.key_version.as_str()).collect();
         assert_eq!(versions, ["09", "0a", "0100"]);
         for wrapped in &wrapped {
-            assert_eq!(outcome(provider.unwrap("k", wrapped, &CONTEXT), &dek), "ok", "{wrapped:?}");
+            assert_eq!(
+                outcome(provider.unwrap_key("k", wrapped, &CONTEXT), &dek),
+                "ok",
+                "{wrapped:?}"
+            );
         }
-        assert_eq!(provider.newest_version("k").unwrap(), "0100");
+        assert_eq!(provider.newest_of("k").unwrap(), "0100");
         assert_eq!(provider.rotate("k").unwrap().version, "0101");
 
         let list = provider.list().unwrap();
@@ -125,11 +130,11 @@ fn mechanisms_are_those_that_the_token_has() {
         match place.kind {
             Kind::SoftHsm => wrap_fails(&key_wrap, "k", "denied", "none of the mechanisms"),
             Kind::Kryoptic => {
-                let wrapped = key_wrap.wrap("k", &dek, &CONTEXT).unwrap();
+                let wrapped = key_wrap.wrap_key("k", &dek, &CONTEXT).unwrap();
                 assert_eq!((wrapped.mechanism.as_str(), wrapped.blob.len()), ("aes-key-wrap", 72));
                 let context = Context { dek_version: 9, ..CONTEXT };
                 for (context, want) in [(&CONTEXT, "ok"), (&context, "wrong key")] {
-                    let answer = place.provider().unwrap("k", &wrapped, context);
+                    let answer = place.provider().unwrap_key("k", &wrapped, context);
                     assert_eq!(outcome(answer, &dek), want);
                 }
                 altered(&key_wrap, "k", &wrapped, &dek);
@@ -147,12 +152,12 @@ fn keys_that_do_not_serve() {
     on_each("keys_that_do_not_serve", |place| {
         let provider = place.provider();
         let dek = Secret::random().unwrap();
-        let unwrap = |wrapped: &Wrapped| outcome(provider.unwrap("k", wrapped, &CONTEXT), &dek);
+        let unwrap = |wrapped: &Wrapped| outcome(provider.unwrap_key("k", wrapped, &CONTEXT), &dek);
         wrap_fails(&provider, "k", "not here", "create it");
         provider.create("k").unwrap();
-        let first = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let first = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
         provider.rotate("k").unwrap();
-        let second = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let second = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
         assert_eq!([&first, &second].map(unwrap), ["ok", "ok"]);
 
         // Disabled for encryption, then altogether, then as it was.
@@ -166,11 +171,11 @@ fn keys_that_do_not_serve() {
             admin.update_attributes(found(id), &template).unwrap();
         };
         set(2, false, true);
-        assert_eq!(provider.newest_version("k").unwrap(), "01");
-        assert_eq!(provider.wrap("k", &dek, &CONTEXT).unwrap().key_version, "01");
+        assert_eq!(provider.newest_of("k").unwrap(), "01");
+        assert_eq!(provider.wrap_key("k", &dek, &CONTEXT).unwrap().key_version, "01");
         assert_eq!([&first, &second].map(unwrap), ["ok", "ok"]);
         set(2, true, false);
-        assert_eq!(provider.newest_version("k").unwrap(), "01", "it could not unwrap again");
+        assert_eq!(provider.newest_of("k").unwrap(), "01", "it could not unwrap again");
         assert_eq!([&first, &second].map(unwrap), ["ok", "denied"]);
         set(1, false, true);
         wrap_fails(&provider, "k", "denied", "both encrypt and decrypt");
@@ -304,13 +309,13 @@ fn other_implementations_read_and_write_the_same() {
         let theirs = |mechanism: &str, sealed: Vec<u8>| {
             let check = check(place, dek.expose(), mechanism, "k", &sealed);
             let blob = [sealed, check].concat();
-            let wrapped = Wrapped { key_version: "01".into(), mechanism: mechanism.into(), blob };
-            outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek)
+            let wrapped = Wrapped::new("01", mechanism, blob);
+            outcome(provider.unwrap_key("k", &wrapped, &CONTEXT), &dek)
         };
 
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, kek.expose()).unwrap());
         let nonce = |bytes: &[u8]| Nonce::try_assume_unique_for_key(bytes).unwrap();
-        let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let wrapped = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
         let (sealed, tail) = wrapped.blob.split_at(60);
         let mut opened = sealed[12..].to_vec();
         key.open_in_place(nonce(&sealed[..12]), Aad::from(CONTEXT.encode()), &mut opened).unwrap();
@@ -329,7 +334,7 @@ fn other_implementations_read_and_write_the_same() {
             let sealed = std::fs::read(place.path("sealed")).unwrap();
             assert_eq!(theirs("aes-key-wrap", sealed.clone()), "ok");
             let ours = place.provider().mechanisms(&[Mechanism::AesKeyWrap]);
-            assert_eq!(ours.wrap("k", &dek, &CONTEXT).unwrap().blob[..40], sealed);
+            assert_eq!(ours.wrap_key("k", &dek, &CONTEXT).unwrap().blob[..40], sealed);
         }
     });
 }
@@ -347,8 +352,8 @@ fn rsa_key_pairs() {
         let dek = Secret::random().unwrap();
         let provider = place.provider();
         let sha1 = place.provider().mechanisms(&[Mechanism::RsaOaepSha256, Mechanism::RsaOaepSha1]);
-        assert_eq!(sha1.newest_version("pair").unwrap(), "01", "1024 bits do not count");
-        let wrapped = sha1.wrap("pair", &dek, &CONTEXT).unwrap();
+        assert_eq!(sha1.newest_of("pair").unwrap(), "01", "1024 bits do not count");
+        let wrapped = sha1.wrap_key("pair", &dek, &CONTEXT).unwrap();
         let want = match place.kind {
             // It has no other, which is not taken unless it is allowed.
             Kind::SoftHsm => {
@@ -359,7 +364,7 @@ fn rsa_key_pairs() {
         };
         assert_eq!((wrapped.mechanism.as_str(), wrapped.blob.len()), (want, 256 + 32));
         let other = Context { dek_version: 2, ..CONTEXT };
-        assert_eq!(outcome(provider.unwrap("pair", &wrapped, &other), &dek), "wrong key");
+        assert_eq!(outcome(provider.unwrap_key("pair", &wrapped, &other), &dek), "wrong key");
         altered(&provider, "pair", &wrapped, &dek);
 
         // What OpenSSL encrypts with the exported public key.
@@ -377,8 +382,9 @@ fn rsa_key_pairs() {
         succeed(place.command("openssl").args(line.split(' ')));
         let sealed = std::fs::read(place.path("sealed")).unwrap();
         let check = check(place, dek.expose(), want, "pair", &sealed);
-        let theirs = Wrapped { blob: [sealed, check].concat(), ..wrapped.clone() };
-        assert_eq!(outcome(provider.unwrap("pair", &theirs, &CONTEXT), &dek), "ok");
+        let mut theirs = wrapped.clone();
+        theirs.blob = [sealed, check].concat();
+        assert_eq!(outcome(provider.unwrap_key("pair", &theirs, &CONTEXT), &dek), "ok");
 
         // The public key alone cannot unwrap, and the private one alone cannot wrap.
         let admin = place.session();
@@ -390,10 +396,10 @@ fn rsa_key_pairs() {
             admin.destroy_object(public).unwrap();
         }
         wrap_fails(&sha1, "pair", "denied", "public key");
-        assert_eq!(outcome(provider.unwrap("pair", &wrapped, &CONTEXT), &dek), "ok");
+        assert_eq!(outcome(provider.unwrap_key("pair", &wrapped, &CONTEXT), &dek), "ok");
         let mut flipped = wrapped.clone();
         flipped.blob[100] ^= 1;
-        let answer = provider.unwrap("pair", &flipped, &CONTEXT);
+        let answer = provider.unwrap_key("pair", &flipped, &CONTEXT);
         assert_eq!(
             outcome(answer, &dek),
             "unreachable",
@@ -406,11 +412,11 @@ fn rsa_key_pairs() {
             [Attribute::Class(ObjectClass::PUBLIC_KEY), Attribute::Label(b"stray".to_vec())];
         let stray = admin.find_objects(&stray).unwrap()[0];
         admin.update_attributes(stray, &[Attribute::Label(b"pair".to_vec())]).unwrap();
-        let error = sha1.wrap("pair", &dek, &CONTEXT).unwrap_err();
+        let error = sha1.wrap_key("pair", &dek, &CONTEXT).unwrap_err();
         assert_eq!(kind(&error), "unreachable");
         for private in find(ObjectClass::PRIVATE_KEY) {
             admin.destroy_object(private).unwrap();
         }
-        assert_eq!(outcome(provider.unwrap("pair", &wrapped, &CONTEXT), &dek), "not here");
+        assert_eq!(outcome(provider.unwrap_key("pair", &wrapped, &CONTEXT), &dek), "not here");
     });
 }

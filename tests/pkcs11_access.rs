@@ -10,6 +10,7 @@ use std::sync::{Arc, Barrier};
 use cryptoki::slot::Slot;
 use place::*;
 use sqlite_tde::Options;
+use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::{KeyProvider, Keystore, Pkcs11, SecretSource, Token, Wrapped};
 use sqlite_tde::secret::Secret;
 
@@ -46,8 +47,8 @@ fn a_wrong_pin_is_shown_to_a_token_once() {
         place.assert_logins(2);
         place.write_pin("wrong", &format!("{PIN}\n"));
         let dek = Secret::random().unwrap();
-        let wrapped = wrong.wrap("k", &dek, &CONTEXT).unwrap();
-        assert_eq!(outcome(wrong.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
+        let wrapped = wrong.wrap_key("k", &dek, &CONTEXT).unwrap();
+        assert_eq!(outcome(wrong.unwrap_key("k", &wrapped, &CONTEXT), &dek), "ok");
         place.assert_logins(3);
     });
 }
@@ -78,14 +79,14 @@ fn a_locked_pin_is_denied_with_advice() {
         place.user_tool(&["--keygen", "--key-type", "AES:32", "--label", "k", "--id", "01"]);
         let said = (0..MANY).map(|n| {
             place.write_pin("pin", &format!("wrong-{n:04}"));
-            let error = place.provider().newest_version("k").unwrap_err();
+            let error = place.provider().newest_of("k").unwrap_err();
             assert_eq!(kind(&error), "denied", "{error}");
             error.to_string()
         });
         let locked = said.filter(|said| said.contains("locked") && said.contains("--init-pin"));
         let locked = locked.count();
         place.write_pin("pin", PIN);
-        let newest = place.provider().newest_version("k");
+        let newest = place.provider().newest_of("k");
         match place.kind {
             // It counts nothing.
             Kind::SoftHsm => assert_eq!((locked, newest.as_deref()), (0, Ok("01"))),
@@ -119,8 +120,8 @@ fn tokens_and_modules_that_are_not_there() {
         let slot = place.library().get_slots_with_initialized_token().unwrap()[0];
         let by_slot = at(&place.module, Token::Slot(slot.id()));
         by_slot.create("k").unwrap();
-        assert_eq!(by_slot.newest_version("k").unwrap(), "01");
-        assert_eq!(place.provider().newest_version("k").unwrap(), "01");
+        assert_eq!(by_slot.newest_of("k").unwrap(), "01");
+        assert_eq!(place.provider().newest_of("k").unwrap(), "01");
     });
 }
 
@@ -132,7 +133,7 @@ fn tokens_of_one_label_and_without_a_pin() {
         let slots = place.library().get_slots_with_initialized_token().unwrap();
         let newest = |slot: &Slot| {
             let provider = Pkcs11::new(&place.module, Token::Slot(slot.id()), place.pin());
-            provider.newest_version("k").map_err(|error| (kind(&error), error.to_string()))
+            provider.newest_of("k").map_err(|error| (kind(&error), error.to_string()))
         };
         let answers: Vec<_> = slots.iter().map(|slot| newest(slot).unwrap_err()).collect();
         let kinds: Vec<&str> = answers.iter().map(|(kind, _)| *kind).collect();
@@ -162,8 +163,9 @@ fn a_token_that_is_taken_away_is_unreachable_until_it_is_back() {
         second.create("k").unwrap();
         all[0].create("k").unwrap();
         let dek = Secret::random().unwrap();
-        let wrapped = all[0].wrap("k", &dek, &CONTEXT).unwrap();
-        let unwrap = |provider: &Pkcs11| outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek);
+        let wrapped = all[0].wrap_key("k", &dek, &CONTEXT).unwrap();
+        let unwrap =
+            |provider: &Pkcs11| outcome(provider.unwrap_key("k", &wrapped, &CONTEXT), &dek);
         let want = match place.kind {
             Kind::SoftHsm => "unreachable",
             // It holds its file open, so it cannot be taken away.
@@ -178,7 +180,7 @@ fn a_token_that_is_taken_away_is_unreachable_until_it_is_back() {
             }
             // One that cannot be read hides no other.
             let alone = here != place.path("tokens");
-            assert!(!alone || second.newest_version("k").is_ok());
+            assert!(!alone || second.newest_of("k").is_ok());
             std::fs::rename(&away, &here).unwrap();
             // The first one that may finalizes the module; that serves all.
             assert_eq!(unwrap(&all[1]), "ok", "{}", here.display());
@@ -208,9 +210,9 @@ fn a_host_that_closes_everything_costs_nothing() {
         let provider = place.provider();
         provider.create("k").unwrap();
         let dek = Secret::random().unwrap();
-        let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let wrapped = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
         let works = |what: &str| {
-            let answer = provider.unwrap("k", &wrapped, &CONTEXT);
+            let answer = provider.unwrap_key("k", &wrapped, &CONTEXT);
             let error = answer.as_ref().err().map(ToString::to_string);
             assert_eq!(outcome(answer, &dek), "ok", "{what}: {error:?}");
         };
@@ -228,7 +230,7 @@ fn a_host_that_closes_everything_costs_nothing() {
             let answers: Vec<_> = std::thread::scope(|scope| {
                 let unwrap = |provider: &Pkcs11| {
                     together.wait();
-                    provider.unwrap("k", &wrapped, &CONTEXT).map(drop)
+                    provider.unwrap_key("k", &wrapped, &CONTEXT).map(drop)
                 };
                 let threads =
                     [&provider, &provider, &only, &only].map(|p| scope.spawn(move || unwrap(p)));
@@ -255,8 +257,11 @@ fn threads_share_a_token() {
                 scope.spawn(|| {
                     for _ in 0..ROUNDS {
                         let dek = Secret::random().unwrap();
-                        let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
-                        assert_eq!(outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
+                        let wrapped = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
+                        assert_eq!(
+                            outcome(provider.unwrap_key("k", &wrapped, &CONTEXT), &dek),
+                            "ok"
+                        );
                     }
                 });
             }
@@ -267,21 +272,21 @@ fn threads_share_a_token() {
         assert!(place.kind == Kind::Kryoptic || opened == closed + 1, "{opened}, {closed}");
         provider.forget();
         assert_eq!(place.calls("C_CloseSession"), opened, "none is left open");
-        provider.newest_version("k").unwrap();
+        provider.newest_of("k").unwrap();
         place.assert_logins(2);
         drop(provider);
         assert_eq!(place.calls("C_CloseSession"), place.calls("C_OpenSession"));
 
         let provider = place.provider();
         let (dek, count) = (Secret::random().unwrap(), 500);
-        let mut wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+        let mut wrapped = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
         let mut each = |what: &str, job: &mut dyn FnMut(&mut Wrapped)| {
             let start = std::time::Instant::now();
             (0..count).for_each(|_| job(&mut wrapped));
             report(&format!("{what}: {:?} each", start.elapsed() / count));
         };
-        each("wrap", &mut |wrapped| *wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap());
-        each("unwrap", &mut |wrapped| drop(provider.unwrap("k", wrapped, &CONTEXT).unwrap()));
+        each("wrap", &mut |wrapped| *wrapped = provider.wrap_key("k", &dek, &CONTEXT).unwrap());
+        each("unwrap", &mut |wrapped| drop(provider.unwrap_key("k", wrapped, &CONTEXT).unwrap()));
     });
 }
 
@@ -309,11 +314,11 @@ fn forked(place: &Place) {
     let provider = place.spied(place.pin());
     place.provider().create("k").unwrap();
     let dek = Secret::random().unwrap();
-    let wrapped = provider.wrap("k", &dek, &CONTEXT).unwrap();
+    let wrapped = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
     let works = |provider: &Pkcs11| {
-        assert_eq!(outcome(provider.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
-        let again = provider.wrap("k", &dek, &CONTEXT).unwrap();
-        assert_eq!(outcome(provider.unwrap("k", &again, &CONTEXT), &dek), "ok");
+        assert_eq!(outcome(provider.unwrap_key("k", &wrapped, &CONTEXT), &dek), "ok");
+        let again = provider.wrap_key("k", &dek, &CONTEXT).unwrap();
+        assert_eq!(outcome(provider.unwrap_key("k", &again, &CONTEXT), &dek), "ok");
     };
     works(&provider);
     let before = place.calls("C_Initialize");

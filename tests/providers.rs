@@ -14,12 +14,13 @@ use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 
 use rusqlite::types::Value;
-use sqlite_tde::Error;
+use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::conformance::{Conformance, Outcome, Report, assert_conforms};
 use sqlite_tde::provider::{
     Command, Context, Cost, KeyProvider, Keystore, Passphrase, ProviderError, RawKey, SecretSource,
 };
 use sqlite_tde::secret::Secret;
+use sqlite_tde::{Error, Options};
 use sqlite_tde_testkit::{Home, found_in_files, one};
 
 const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
@@ -121,10 +122,10 @@ fn passphrases_conform() {
     let suite = Conformance::of(&provider, "app").other_key("other").secret(PASSPHRASE.as_bytes());
     assert_not_run(&assert_conforms(suite), &[MISSING, SWITCHED[0], SWITCHED[1], ROTATION]);
 
-    let wrapped = provider.wrap("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
+    let wrapped = provider.wrap_key("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
     for (what, serves) in [("kept", true), ("forgotten", false)] {
         cut();
-        let answer = provider.unwrap("app", &wrapped, &CONTEXT).map(drop);
+        let answer = provider.unwrap_key("app", &wrapped, &CONTEXT).map(drop);
         let unreachable = matches!(answer, Err(ProviderError::Unreachable(_)));
         assert_eq!((answer.is_ok(), unreachable), (serves, !serves), "{what}: {answer:?}");
         restore();
@@ -143,10 +144,10 @@ fn raw_keys_conform() {
     assert_not_run(&assert_conforms(suite), &[MISSING, SWITCHED[0], SWITCHED[1], ROTATION]);
 
     loosen(0o644);
-    let answer = provider.newest_version("app");
+    let answer = provider.newest_of("app");
     assert!(matches!(answer, Err(ProviderError::LoosePermissions { .. })), "{answer:?}");
     fs::remove_file(&path).unwrap();
-    let answer = provider.newest_version("app");
+    let answer = provider.newest_of("app");
     assert!(matches!(answer, Err(ProviderError::NotHere(_))), "{answer:?}");
 }
 
@@ -182,7 +183,7 @@ fn a_script_around_age_conforms() {
         .outage(|| fs::rename(&keys, &away).unwrap(), || fs::rename(&away, &keys).unwrap())
         .envelope_binds();
     assert_not_run(&assert_conforms(suite), &[]);
-    assert_eq!(provider.newest_version("app").unwrap(), "10");
+    assert_eq!(provider.newest_of("app").unwrap(), "10");
 }
 
 /// Without a script, an exit code says no more than that it did not work.
@@ -225,8 +226,8 @@ fn systemd_creds_conforms() {
     let suite =
         Conformance::of(&provider, "app").other_key("other").envelope_binds().malleable().vague();
     assert_not_run(&assert_conforms(suite), &[MISSING, SWITCHED[0], SWITCHED[1], ROTATION]);
-    let wrapped = provider.wrap("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
-    let error = provider.unwrap("other", &wrapped, &CONTEXT).unwrap_err().to_string();
+    let wrapped = provider.wrap_key("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
+    let error = provider.unwrap_key("other", &wrapped, &CONTEXT).unwrap_err().to_string();
     assert!(error.contains("Embedded credential name 'app' does not match"), "{error}");
     assert!(dir.path().join("host-key").exists(), "the machine's own key was not touched");
 }
@@ -255,9 +256,9 @@ fn a_credential_of_systemds_is_a_passphrase() {
     let _ = assert_conforms(suite);
     // The same passphrase from elsewhere opens what it wrapped.
     let dek = Secret::random().unwrap();
-    let wrapped = provider.wrap("tde", &dek, &CONTEXT).unwrap();
+    let wrapped = provider.wrap_key("tde", &dek, &CONTEXT).unwrap();
     let typed = Passphrase::new(file(dir.path().join("typed"), PASSPHRASE.as_bytes()));
-    assert!(typed.unwrap("tde", &wrapped, &CONTEXT).unwrap().expose() == dek.expose());
+    assert!(typed.unwrap_key("tde", &wrapped, &CONTEXT).unwrap().expose() == dek.expose());
 }
 
 /// How systemd gives a credential to a service of another user: an access list on root's file.
@@ -438,4 +439,35 @@ fn a_database_file_names_nothing_that_runs() {
     fs::write(&path, bytes).unwrap();
     home.try_open(&path).unwrap();
     assert!(marker.exists());
+}
+
+/// A database names its provider as `NAME:KEY`, so a name must be one, and of one provider.
+#[test]
+fn a_name_that_no_provider_can_have_is_refused_when_it_is_registered() {
+    let raw = || Arc::new(RawKey::new(SecretSource::Environment("UNSET".into())));
+    let long = "n".repeat(65);
+    let rows: [(&str, &[&str], Option<&str>); 9] = [
+        ("two", &["corp", "kms"], None),
+        ("beside Options::keystore", &["keystore"], Some("two providers are called \"keystore\"")),
+        ("with a blank", &["corp kms"], None),
+        ("with the separator", &["corp:kms"], Some("no provider can be called \"corp:kms\"")),
+        ("empty", &[""], Some("no provider can be called \"\"")),
+        ("a line feed", &["a\nb"], Some("\"a\\nb\"")),
+        ("an escape", &["a\u{9b}31m"], Some("\"a\\u{9b}31m\"")),
+        ("too long", &[&long], Some("use 1 to 64 characters")),
+        ("twice", &["kms", "other", "kms"], Some("two providers are called \"kms\"")),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for (what, names, expected) in rows {
+        let keystore = Keystore::at(dir.path().join("keys"));
+        let mut options = Options::new().name("names").keystore(keystore);
+        for name in names {
+            options = options.provider(name, raw());
+        }
+        match (sqlite_tde::register(options), expected) {
+            (Ok(()), None) => {}
+            (Err(Error::Usage(words)), Some(expected)) if words.contains(expected) => {}
+            (answer, _) => panic!("{what}: {answer:?} instead of {expected:?}"),
+        }
+    }
 }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
-use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
+    Wrapped,
+};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, OpenOptions};
 use sqlite_tde_testkit::platform::{PlatformVfs, platform};
@@ -71,13 +74,13 @@ fn no_vfs_of_ours_is_the_base_of_another() {
 fn a_provider_that_is_replaced_may_register_and_open() {
     struct Last(std::path::PathBuf, std::sync::mpsc::Sender<bool>);
     impl KeyProvider for Last {
-        fn wrap(&self, _: &str, _: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+        fn wrap(&self, _: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
             Err(ProviderError::NotHere("no key".into()))
         }
-        fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+        fn unwrap(&self, _: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
             Err(ProviderError::NotHere("no key".into()))
         }
-        fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+        fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
             Err(ProviderError::NotHere("no key".into()))
         }
     }

@@ -123,6 +123,10 @@ pub struct Event<'a> {
     pub outcome: Result<(), &'a str>,
     /// How long it took.
     pub duration: Option<Duration>,
+    /// Our name of a provider's call; up to 256 bytes are kept, as of the next one.
+    pub request_id: Option<&'a str>,
+    /// The service's name of it.
+    pub service_request_id: Option<&'a str>,
     /// What else there is to say; up to 1024 bytes are kept.
     pub detail: Option<&'a str>,
 }
@@ -141,6 +145,8 @@ impl Event<'_> {
             key_version: None,
             outcome: Ok(()),
             duration: None,
+            request_id: None,
+            service_request_id: None,
             detail: None,
         }
     }
@@ -182,6 +188,12 @@ pub struct Entry {
     /// How long it took, in microseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_us: Option<u64>,
+    /// Our name of a provider's call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The service's name of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_request_id: Option<String>,
     /// What else there is to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -220,6 +232,8 @@ impl Entry {
             key: name(event.key),
             key_version: name(event.key_version),
             duration_us: event.duration.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+            request_id: name(event.request_id),
+            service_request_id: name(event.service_request_id),
             detail: event.detail.map(|text| bounded(text, 1024)),
             uid: uid(),
             pid: std::process::id(),
@@ -309,6 +323,8 @@ mod tests {
             key_version: Some(&long),
             outcome: Err(&long),
             duration: Some(Duration::MAX),
+            request_id: Some(&long),
+            service_request_id: Some(&long),
             detail: Some(&long),
             ..Event::new(EventKind::RemoveProtector)
         };

@@ -56,7 +56,8 @@ pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>>
     // What the file says of costs is bounded as in an opening, where nothing authenticates it.
     let mut spent = Spent::default();
     let mut check = |record| {
-        let cost = session.protectors().derivation(record).filter(|_| dek.is_none());
+        // One that cannot tell does not unwrap, either.
+        let cost = session.protectors().derivation(record).ok().flatten().filter(|_| dek.is_none());
         let too_dear = cost.filter(|cost| !spent.take(*cost, &session.protectors().access));
         check_one(session, record, dek.as_ref(), &context, too_dear)
     };
@@ -87,7 +88,7 @@ fn check_one(
     let newest = protectors.newest_version(record);
     let unwrapped = match too_dear {
         None => protectors.unwrap(&[record], context).map(|(dek, _)| dek),
-        Some(cost) => Err(ProviderError::Denied(format!(
+        Some(cost) => Err(ProviderError::denied(format!(
             "not tried: it asks for {cost}; [access.derivation] in config.toml allows more"
         ))),
     };

@@ -241,7 +241,7 @@ pub(crate) fn run(db: &mut Database<impl Host>, command: &Command) -> Result<Ans
     }
     let (session, host) = db.keys()?;
     if *command == Command::Lock {
-        session.lock_keys();
+        session.lock_keys()?;
         return Ok(Answer::Text("locked".into()));
     }
     if *command != Command::CheckProtectors {

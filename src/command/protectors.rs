@@ -401,14 +401,16 @@ fn rewrapped(session: &Session, record: &ProtectorRecord) -> Result<Option<Prote
 fn refuse_other_secret(session: &Session, record: &ProtectorRecord) -> Result<()> {
     let (dek, context) = keys(session)?;
     match session.protectors().unwrap(&[record], &context) {
-        Err(ProviderError::WrongKey(words)) => Err(Error::WrongKey(format!(
+        Err(ProviderError::WrongKey(words)) => Err(ProviderError::wrong_key(format!(
             "protector {} was made with another secret than is set up here: {words}",
             record.name.escape_debug()
-        ))),
-        Ok((given, _)) if !given.is(&dek) => Err(Error::WrongKey(format!(
+        ))
+        .into()),
+        Ok((given, _)) if !given.is(&dek) => Err(ProviderError::wrong_key(format!(
             "protector {} gives another key than the one in use",
             record.name.escape_debug()
-        ))),
+        ))
+        .into()),
         Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -14,7 +14,10 @@ use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::{Dek, Keyring};
 use crate::key::session::Wishes;
 use crate::page::{LogId, RESERVE};
-use crate::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
+use crate::provider::{
+    Answer, Context, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor,
+    WrapRequest, Wrapped,
+};
 use crate::secret::Secret;
 use crate::suite::SuiteId;
 
@@ -225,16 +228,20 @@ impl KeyProvider for Clear {
         WaitsFor::Nothing
     }
 
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         let (key_version, mechanism) = ("1".into(), "none".into());
-        Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() })
+        Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() }.into())
     }
 
-    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
-        Secret::from_slice(&wrapped.blob).ok_or_else(|| ProviderError::WrongKey("length".into()))
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, .. } = *request;
+        Secret::from_slice(&wrapped.blob)
+            .map(Answer::from)
+            .ok_or_else(|| ProviderError::WrongKey("length".into()))
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }

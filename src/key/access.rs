@@ -282,7 +282,8 @@ impl Access {
     }
 
     fn look_again_after(&self, pause: Duration) {
-        let due = self.elapsed().saturating_add(pause.as_millis() as u64);
+        let due =
+            self.elapsed().saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
         self.due.store(due, Ordering::Release);
     }
 

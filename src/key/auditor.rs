@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::envelope::ProtectorRecord;
 use crate::audit::{AuditLog, Event, EventKind};
 use crate::error::{Error, Result, log};
-use crate::provider::ProviderError;
+use crate::provider::{Answer, ProviderError, RequestId};
 
 /// What follows where the audit log cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,14 +69,13 @@ impl Auditor {
         }
     }
 
-    /// Records what a provider did with the key of `record`, or why not.
+    /// Records what a provider did with the key of a record, for a database, or why not.
     pub(crate) fn provider_call<T>(
         &self,
-        kind: EventKind,
-        record: &ProtectorRecord,
-        file_id: &[u8; 16],
+        (kind, record, file_id): (EventKind, &ProtectorRecord, &[u8; 16]),
+        request_id: RequestId,
         took: Duration,
-        answer: &Result<T, ProviderError>,
+        answer: &Result<Answer<T>, ProviderError>,
     ) -> Result<()> {
         if self.log.is_none() {
             return Ok(());
@@ -87,10 +86,16 @@ impl Auditor {
             Err(ProviderError::Denied(_)) => EventKind::Refusal,
             Err(_) => EventKind::ProviderError,
         };
+        let service_request_id = match answer {
+            Ok(answer) => answer.service_request_id.as_deref(),
+            Err(error) => error.service_request_id(),
+        };
         self.record(&Event {
             file_id: Some(file_id),
             outcome: words.as_deref().map_or(Ok(()), Err),
             duration: Some(took),
+            request_id: Some(&request_id.to_string()),
+            service_request_id,
             ..about(kind, record)
         })
     }

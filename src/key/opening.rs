@@ -189,9 +189,16 @@ impl<'a> Opening<'a> {
                 }
                 continue;
             }
-            let Some(cost) = self.protectors.derivation(record) else {
-                plan.push((record, false));
-                continue;
+            let cost = match self.protectors.derivation(record) {
+                Ok(Some(cost)) => cost,
+                Ok(None) => {
+                    plan.push((record, false));
+                    continue;
+                }
+                Err(error) => {
+                    first.get_or_insert(error);
+                    continue;
+                }
             };
             let is_first = derives.insert(record.provider.as_str());
             if self.wanted.is_none() && !is_first {
@@ -252,12 +259,12 @@ fn not_tried(left: &[String]) -> String {
 
 /// That the protector `through` is only in an older copy than the envelope in force.
 pub(super) fn replaced(envelope: &Envelope, through: &str) -> Error {
-    Error::WrongKey(format!(
+    Error::from(ProviderError::wrong_key(format!(
         "protector {} was removed or replaced, as the newer copy of the envelope says; {} protects \
          this database",
         through.escape_debug(),
         names_of(&envelope.protectors)
-    ))
+    )))
 }
 
 /// Refuses keys from a protector of `envelope` that ended.

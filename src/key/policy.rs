@@ -48,7 +48,7 @@ impl Policy {
     /// Refuses to open a database through a protector of the provider called `name` where that is
     /// not allowed.
     pub(crate) fn check_opening(&self, name: &str) -> Result<(), ProviderError> {
-        if self.allows(name) { Ok(()) } else { Err(ProviderError::Denied(self.not_allowed(name))) }
+        if self.allows(name) { Ok(()) } else { Err(ProviderError::denied(self.not_allowed(name))) }
     }
 
     fn not_allowed(&self, name: &str) -> String {

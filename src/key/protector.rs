@@ -4,7 +4,7 @@
 //! never executed, connected to or read as a path.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::access::AccessPolicy;
@@ -14,7 +14,10 @@ use super::identity::Pins;
 use super::policy::Policy;
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
-use crate::provider::{Context, Cost, DEFAULT_KEY, KeyProvider, ProviderError, WaitsFor, Wrapped};
+use crate::provider::{
+    Call, Context, Cost, DEFAULT_KEY, Deadline, KeyProvider, ProviderError, Registered, WaitsFor,
+    Wrapped,
+};
 use crate::secret::{Secret, fill_random};
 
 /// Name of the embedded provider, the local keystore.
@@ -23,7 +26,7 @@ pub(crate) const KEYSTORE: &str = "keystore";
 /// The providers known to one registration of the VFS, and how they are asked.
 #[derive(Default, Clone)]
 pub(crate) struct Protectors {
-    providers: Arc<BTreeMap<String, Arc<dyn KeyProvider>>>,
+    providers: Arc<BTreeMap<String, Arc<Registered>>>,
     default: Option<Arc<str>>,
     pub(crate) access: AccessPolicy,
     pub(crate) rotation: Rotation,
@@ -44,7 +47,8 @@ impl Default for Rotation {
 
 impl Protectors {
     pub(crate) fn add(&mut self, name: &str, provider: Arc<dyn KeyProvider>) {
-        Arc::make_mut(&mut self.providers).insert(name.to_owned(), provider);
+        let registered = Arc::new(Registered::new(name, provider));
+        Arc::make_mut(&mut self.providers).insert(name.to_owned(), registered);
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -56,12 +60,19 @@ impl Protectors {
     }
 
     /// Makes every provider drop what it keeps of keys and passphrases.
-    pub(crate) fn forget(&self) {
-        self.providers.values().for_each(|provider| provider.forget());
+    ///
+    /// # Errors
+    /// The first of a provider that did not; the others have.
+    pub(crate) fn forget(&self) -> Result<(), ProviderError> {
+        let deadline = Deadline::after(self.access.time_out);
+        self.providers
+            .values()
+            .map(|provider| provider.forget(deadline))
+            .fold(Ok(()), |first, answer| first.and(answer))
     }
 
     /// The provider of `record`, if one of that name is set up here.
-    pub(crate) fn provider_of(&self, record: &ProtectorRecord) -> Option<&Arc<dyn KeyProvider>> {
+    pub(crate) fn provider_of(&self, record: &ProtectorRecord) -> Option<&Arc<Registered>> {
         self.providers.get(&record.provider)
     }
 
@@ -81,11 +92,7 @@ impl Protectors {
             name: name.to_owned(),
             provider: provider.to_owned(),
             key_id: key_id.to_owned(),
-            wrapped: Wrapped {
-                key_version: String::new(),
-                mechanism: String::new(),
-                blob: Vec::new(),
-            },
+            wrapped: Wrapped::new("", "", Vec::new()),
             not_after: 0,
             read_only: false,
         };
@@ -101,18 +108,19 @@ impl Protectors {
         context: &Context,
     ) -> Result<Wrapped> {
         let provider = self.provider_of(record).ok_or_else(|| {
-            Error::NoKey(format!(
+            ProviderError::not_here(format!(
                 "no key provider called {0} is set up: say what it is under [providers.{0}] in \
                  config.toml, or with Options::provider",
                 record.provider
             ))
         })?;
-        let (key_id, file_id, context) = (record.key_id.clone(), context.file_id, context.clone());
-        let (dek, started) = (Arc::new(dek.duplicate()), Instant::now());
-        let answer = self.insist(provider, move |provider| provider.wrap(&key_id, &dek, &context));
-        let (kind, took) = (EventKind::Wrap, started.elapsed());
-        self.auditor.provider_call(kind, record, &file_id, took, &answer)?;
-        Ok(answer?)
+        self.insist(provider, || {
+            let (call, started) = (self.call(provider), Instant::now());
+            let answer = provider.wrap(call, &record.key_id, dek, context);
+            let about = (EventKind::Wrap, record, &context.file_id);
+            self.auditor.provider_call(about, call.request_id, started.elapsed(), &answer)?;
+            Ok(answer?.value)
+        })
     }
 
     /// `record` with `dek` under the newest version of its key; `None` where it is already. It has
@@ -150,8 +158,10 @@ impl Protectors {
     /// The newest version of the key of `record`.
     pub(crate) fn newest_version(&self, record: &ProtectorRecord) -> Result<String, ProviderError> {
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
-        let key_id = record.key_id.clone();
-        self.insist(provider, move |provider| provider.newest_version(&key_id))
+        self.insist(provider, || {
+            let answer = provider.newest_version(self.call(provider), &record.key_id);
+            answer.map(|answer| answer.value)
+        })
     }
 
     /// The DEK from the first of `records` that can be had, and which that is. Those that do not
@@ -172,7 +182,7 @@ impl Protectors {
                 .into_iter()
                 .flatten()
                 .next()
-                .unwrap_or_else(|| ProviderError::NotHere("no protector can be tried".into()))),
+                .unwrap_or_else(|| ProviderError::not_here("no protector can be tried"))),
         }
     }
 
@@ -188,7 +198,7 @@ impl Protectors {
     ) -> (Option<(Secret, &'r ProtectorRecord)>, Vec<&'r ProtectorRecord>) {
         let mut late = Vec::new();
         for attempt in 0..self.access.attempts.max(1) {
-            let mut again = false;
+            let mut again = None;
             for (record, error) in records.iter().copied().zip(&mut *errors) {
                 if attempt > 0 && !self.may_try_again(record, error.as_ref()) {
                     continue;
@@ -208,15 +218,17 @@ impl Protectors {
                 match answer {
                     Ok(dek) => return (Some((dek, record)), late),
                     Err(refused) => {
-                        again |= self.may_try_again(record, Some(&refused));
+                        if self.may_try_again(record, Some(&refused)) {
+                            again = again.max(Some(refused.retry_after().unwrap_or_default()));
+                        }
                         *error = Some(refused);
                     }
                 }
             }
-            if !again || *waited >= self.access.open_time_out {
-                break;
+            match again {
+                Some(least) if *waited < self.access.open_time_out => self.pause(attempt, least),
+                _ => break,
             }
-            self.pause(attempt);
         }
         (None, late)
     }
@@ -227,9 +239,18 @@ impl Protectors {
     }
 
     /// What deriving a key for `record` would cost, where that is what unwrapping it takes.
-    pub(crate) fn derivation(&self, record: &ProtectorRecord) -> Option<Cost> {
-        let provider = self.provider_of(record).filter(|_| self.policy.allows(&record.provider))?;
-        provider.derivation(&record.key_id, &record.wrapped)
+    ///
+    /// # Errors
+    /// That the provider cannot tell.
+    pub(crate) fn derivation(
+        &self,
+        record: &ProtectorRecord,
+    ) -> Result<Option<Cost>, ProviderError> {
+        let provider = self.provider_of(record).filter(|_| self.policy.allows(&record.provider));
+        let deadline = Deadline::after(self.access.time_out);
+        provider.map_or(Ok(None), |provider| {
+            provider.derivation(deadline, &record.key_id, &record.wrapped)
+        })
     }
 
     /// One attempt at one record.
@@ -241,77 +262,86 @@ impl Protectors {
         // Whoever can write the file chose the provider.
         self.policy.check_opening(&record.provider)?;
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
-        let (key_id, wrapped) = (record.key_id.clone(), record.wrapped.clone());
-        let (file_id, context, started) = (context.file_id, context.clone(), Instant::now());
-        let answer =
-            self.call(provider, move |provider| provider.unwrap(&key_id, &wrapped, &context));
-        let (kind, took) = (EventKind::Unwrap, started.elapsed());
+        let (call, started) = (self.call(provider), Instant::now());
+        let answer = provider.unwrap(call, &record.key_id, &record.wrapped, context);
+        let about = (EventKind::Unwrap, record, &context.file_id);
         self.auditor
-            .provider_call(kind, record, &file_id, took, &answer)
-            .map_err(|error| ProviderError::Unreachable(error.to_string()))?;
-        answer
+            .provider_call(about, call.request_id, started.elapsed(), &answer)
+            .map_err(|error| ProviderError::unreachable(error.to_string()))?;
+        answer.map(|answer| answer.value)
     }
 
     fn may_try_again(&self, record: &ProtectorRecord, refused: Option<&ProviderError>) -> bool {
-        matches!(refused, Some(ProviderError::Unreachable(_)))
-            && self.waits_for(record) == Some(WaitsFor::Service)
+        refused.is_some_and(may_pass) && self.waits_for(record) == Some(WaitsFor::Service)
     }
 
-    /// A call that is made again while the provider does not answer.
-    fn insist<T: Send + 'static>(
+    /// Makes a call again while the provider does not answer.
+    fn insist<T, E: AsProvider>(
         &self,
-        provider: &Arc<dyn KeyProvider>,
-        work: impl Fn(&dyn KeyProvider) -> Result<T, ProviderError> + Clone + Send + 'static,
-    ) -> Result<T, ProviderError> {
+        provider: &Registered,
+        call: impl Fn() -> Result<T, E>,
+    ) -> Result<T, E> {
         let mut attempt = 0;
         loop {
-            let answer = self.call(provider, work.clone());
+            let answer = call();
             attempt += 1;
-            let again = provider.waits_for() == WaitsFor::Service
-                && attempt < self.access.attempts
-                && matches!(answer, Err(ProviderError::Unreachable(_)));
-            if !again {
-                return answer;
+            match answer.as_ref().err().and_then(AsProvider::as_provider) {
+                Some(error)
+                    if provider.waits_for() == WaitsFor::Service
+                        && attempt < self.access.attempts
+                        && may_pass(error) =>
+                {
+                    self.pause(attempt - 1, error.retry_after().unwrap_or_default());
+                }
+                _ => return answer,
             }
-            self.pause(attempt - 1);
         }
     }
 
-    /// One call, for as long as the policy allows. What comes later is dropped, and with it wiped.
-    fn call<T: Send + 'static>(
-        &self,
-        provider: &Arc<dyn KeyProvider>,
-        work: impl FnOnce(&dyn KeyProvider) -> Result<T, ProviderError> + Send + 'static,
-    ) -> Result<T, ProviderError> {
-        if provider.waits_for() != WaitsFor::Service {
-            return work(provider.as_ref());
-        }
-        let (answer, answered) = mpsc::sync_channel(1);
-        let provider = Arc::clone(provider);
-        std::thread::Builder::new()
-            .name("sqlite-tde provider".into())
-            .spawn(move || _ = answer.send(work(provider.as_ref())))
-            .map_err(|error| ProviderError::Unreachable(format!("no thread to ask it: {error}")))?;
-        match answered.recv_timeout(self.access.time_out) {
-            Ok(answer) => answer,
-            Err(mpsc::RecvTimeoutError::Timeout) => Err(ProviderError::Unreachable(format!(
-                "the provider did not answer within {:?}",
-                self.access.time_out
-            ))),
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                Err(ProviderError::Unreachable("the provider panicked".into()))
-            }
-        }
+    /// A call that begins now.
+    fn call(&self, provider: &Registered) -> Call {
+        Call::new(match provider.waits_for() {
+            WaitsFor::Person => Deadline::NEVER,
+            _ => Deadline::after(self.access.time_out),
+        })
     }
 
     /// Waits before the next attempt: twice as long each time, give or take a half, so that many
-    /// clients of one provider do not come back at once.
-    fn pause(&self, attempt: u32) {
+    /// clients of one provider do not come back at once, and at least as long as the provider asks.
+    fn pause(&self, attempt: u32, least: Duration) {
         let mut random = [0];
         let share = fill_random(&mut random).map_or(1.0, |()| 0.5 + f64::from(random[0]) / 255.0);
-        let longest = Duration::from_secs(10);
-        let delay = self.access.retry_delay.saturating_mul(1 << attempt.min(16)).min(longest);
-        std::thread::sleep(delay.mul_f64(share));
+        let delay = self.access.retry_delay.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
+        std::thread::sleep(delay.mul_f64(share).max(least));
+    }
+}
+
+/// The longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Whether a provider may answer soon that said `error`.
+fn may_pass(error: &ProviderError) -> bool {
+    matches!(error, ProviderError::Unreachable(_))
+        && error.retry_after().is_none_or(|time| time <= PAUSE_MAX)
+}
+
+/// An error that may be a provider's.
+trait AsProvider {
+    fn as_provider(&self) -> Option<&ProviderError>;
+}
+
+impl AsProvider for ProviderError {
+    fn as_provider(&self) -> Option<&ProviderError> {
+        Some(self)
+    }
+}
+
+impl AsProvider for Error {
+    fn as_provider(&self) -> Option<&ProviderError> {
+        match self {
+            Self::ProviderUnreachable(error) => Some(error),
+            _ => None,
+        }
     }
 }
 
@@ -332,11 +362,11 @@ pub(crate) fn names_of(records: &[ProtectorRecord]) -> String {
 
 /// That none of `records` is called `wanted`.
 pub(crate) fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>) -> Error {
-    Error::WrongKey(format!(
+    Error::from(ProviderError::wrong_key(format!(
         "protector {} does not protect this database; {} does",
         wanted.unwrap_or_default().escape_debug(),
         names_of(records)
-    ))
+    )))
 }
 
 /// Whether a database could be written through `record` now.
@@ -350,7 +380,7 @@ pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> 
     if record.not_after == 0 || record.not_after > now() {
         return Ok(());
     }
-    Err(ProviderError::Denied(format!(
+    Err(ProviderError::denied(format!(
         "protector {} ended: whoever owns the database can remove it and add it again",
         record.name.escape_debug()
     )))
@@ -358,7 +388,7 @@ pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> 
 
 /// That a wrapped key is worth nothing.
 fn does_not_come_back(record: &ProtectorRecord) -> ProviderError {
-    ProviderError::WrongKey(format!(
+    ProviderError::wrong_key(format!(
         "provider {} does not give back the key that it wrapped: nothing was changed",
         record.provider
     ))
@@ -367,7 +397,7 @@ fn does_not_come_back(record: &ProtectorRecord) -> ProviderError {
 fn not_set_up(record: &ProtectorRecord) -> ProviderError {
     // Whoever can write the file chose the name: a terminal must not obey it.
     let name = record.provider.escape_debug();
-    ProviderError::NotHere(format!(
+    ProviderError::not_here(format!(
         "the database is protected by provider {name}, which is not set up here: say what it is under \
          [providers.{name}] in config.toml, or with Options::provider"
     ))

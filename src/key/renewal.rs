@@ -138,7 +138,9 @@ mod tests {
 
     use super::*;
     use crate::key::access::Standing;
-    use crate::provider::{Context, KeyProvider, Wrapped};
+    use crate::provider::{
+        Answer, KeyProvider, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+    };
     use crate::secret::Secret;
     use crate::suite::SuiteId;
 
@@ -158,20 +160,23 @@ mod tests {
             if self.asks_person { WaitsFor::Person } else { WaitsFor::Nothing }
         }
 
-        fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+        fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+            let WrapRequest { dek, .. } = *request;
             *lock(&self.dek) = Some(dek.duplicate());
-            Ok(Wrapped { key_version: "1".into(), mechanism: "kept".into(), blob: vec![1] })
+            Ok(Wrapped::new("1", "kept", vec![1]).into())
         }
 
-        fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+        fn unwrap(&self, _: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
             if let Some(meanwhile) = &*lock(&self.meanwhile) {
                 meanwhile()?;
             }
             let dek = lock(&self.dek);
-            dek.as_ref().map(Secret::duplicate).ok_or(ProviderError::NotHere("none".into()))
+            dek.as_ref()
+                .map(|dek| dek.duplicate().into())
+                .ok_or(ProviderError::NotHere("none".into()))
         }
 
-        fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+        fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
             Ok("1".into())
         }
     }

@@ -8,18 +8,22 @@
 mod command;
 pub mod conformance;
 mod derived;
+mod error;
 mod keystore;
 mod passphrase;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
+mod pool;
 mod raw;
+mod registered;
+mod request;
+mod runs;
 mod source;
 mod wrap;
 
-use std::path::PathBuf;
-
 #[cfg(unix)]
 pub use command::Command;
+pub use error::{ProviderError, Reason};
 pub use keystore::{
     DEFAULT_KEY, KeyFormat, KeyInfo, KeyRules, KeyVersionInfo, Keystore, Operation, RECOVERY_DAYS,
 };
@@ -28,110 +32,70 @@ pub(crate) use passphrase::{MEMORY_MAX_KIB, WORK_MAX_KIB};
 #[cfg(feature = "pkcs11")]
 pub use pkcs11::{Mechanism, Pkcs11, Token, TokenKey};
 pub use raw::RawKey;
+pub(crate) use registered::{Call, Registered};
+pub use request::{
+    Answer, Context, Deadline, RequestId, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
 pub use source::{Descriptor, SecretSource};
 
+use self::runs::{Ours, Runs};
 use crate::secret::Secret;
 
 /// The version of keys that have none: of all time the first.
 const ONLY_VERSION: &str = "1";
 
-/// What a wrapped key is bound to. Providers with associated data pass [`Context::encode`] as that;
-/// for the others the envelope's own MAC binds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Context {
-    /// The database's 16-byte file id.
-    pub file_id: [u8; 16],
-    /// Which DEK of that database: its key version, counted from 1.
-    pub dek_version: u32,
-}
-
-impl Context {
-    /// Purpose label, then file id (16 bytes), then DEK version (4 bytes, big-endian).
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        const PURPOSE: &[u8] = b"sqlite-tde v1 dek wrap";
-        let mut bytes = PURPOSE.to_vec();
-        bytes.extend_from_slice(&self.file_id);
-        bytes.extend_from_slice(&self.dek_version.to_be_bytes());
-        bytes
-    }
-}
-
-/// A wrapped DEK, as it is kept in a protector record of the envelope.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wrapped {
-    /// The version of the protector key that wrapped it, in the provider's own words.
-    pub key_version: String,
-    /// How it was wrapped, in the provider's own words.
-    pub mechanism: String,
-    /// The wrapped key, at most 2 KiB.
-    pub blob: Vec<u8>,
-}
-
 /// What a provider's answer may have to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitsFor {
-    /// Nothing but this machine's processor and files: calls are not timed.
+    /// Nothing but this machine's processor and files: a call that fails is not made again.
     Nothing,
-    /// A device, a network or another process: calls are timed, and tried again while unreachable.
+    /// A device, a network or another process: calls are made again while it is unreachable.
     Service,
-    /// A person: calls are neither timed nor tried again, and never made without somebody waiting.
+    /// A person: calls have no deadline, are not made again, and never without somebody waiting.
     Person,
-}
-
-impl Wrapped {
-    /// # Errors
-    /// [`ProviderError::Damaged`] unless it was wrapped by `mechanism`.
-    fn expect(&self, mechanism: &str) -> Result<(), ProviderError> {
-        if self.mechanism == mechanism {
-            return Ok(());
-        }
-        Err(ProviderError::Damaged(format!(
-            "wrapped key of mechanism {:?}, where this provider reads {mechanism}: it is another \
-             provider's, or from a newer version of sqlite-tde",
-            self.mechanism
-        )))
-    }
 }
 
 /// Something that holds protector keys and wraps DEKs with them.
 ///
-/// Calls may take as long as a network does; none is made on the page path.
+/// Calls may take as long as a network does; none is made on the page path. They come from threads
+/// of this library, several at once, never from one that is inside SQLite, and so do those of
+/// `derivation`, `forget` and `drop`. Such a thread blocks all signals. Until its deadline the call
+/// is waited for; a later answer is dropped. A provider that does not return keeps its thread, and
+/// where eight calls have not returned, the others fail at once. A panic is an error that names the
+/// provider. What a provider needs of SQLite it opens for itself: the connection that waits for it
+/// is in use.
 pub trait KeyProvider: Send + Sync {
     /// What kind of provider it is, in a word or two; it is shown as a protector's encryptor type.
+    /// Asked once, when it is registered.
     fn kind(&self) -> &str {
         "custom"
     }
 
-    /// What an answer may have to wait for. It decides on time-outs and on who is asked again.
+    /// What an answer may have to wait for. It decides on deadlines and on who is asked again.
+    /// Asked once, when it is registered.
     fn waits_for(&self) -> WaitsFor {
         WaitsFor::Service
     }
 
-    /// Wraps `dek` under the newest enabled version of `key_id`, bound to `context`.
+    /// Wraps a DEK under the newest enabled version of the key, bound to the context.
     ///
     /// # Errors
     /// A [`ProviderError`]; nothing has changed then.
-    fn wrap(&self, key_id: &str, dek: &Secret, context: &Context)
-    -> Result<Wrapped, ProviderError>;
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError>;
 
-    /// Undoes [`KeyProvider::wrap`] under the version that `wrapped` names.
+    /// Undoes [`KeyProvider::wrap`] under the version that the wrapped key names.
     ///
     /// # Errors
     /// A [`ProviderError`]; [`ProviderError::WrongKey`] where key and blob do not belong together.
-    fn unwrap(
-        &self,
-        key_id: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError>;
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError>;
 
-    /// The newest enabled version of `key_id`.
+    /// The newest enabled version of the key.
     ///
     /// # Errors
     /// A [`ProviderError`].
-    fn newest_version(&self, key_id: &str) -> Result<String, ProviderError>;
+    fn newest_version(&self, request: &VersionRequest<'_>)
+    -> Result<Answer<String>, ProviderError>;
 
     /// What unwrapping `wrapped` costs before anything tells whether it is genuine: the memory and
     /// the time that a key derivation takes, as the blob asks for them. `None` where the blob has
@@ -145,51 +109,11 @@ pub trait KeyProvider: Send + Sync {
     /// Wipes whatever the provider keeps in memory to save a later call some work, such as a key
     /// derived from a passphrase. It serves on, and asks again where it has to.
     fn forget(&self) {}
-}
 
-/// Why a provider did not do it. The kinds are kept apart because each asks for another remedy:
-/// configure the key, restore access, wait, restore a backup.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProviderError {
-    /// The provider works and has no such key.
-    #[error("{0}")]
-    NotHere(String),
-    /// The key is there and its use is refused: disabled, revoked, forbidden.
-    #[error("{0}")]
-    Denied(String),
-    /// The provider did not answer; it may later.
-    #[error("{0}")]
-    Unreachable(String),
-    /// The provider's own data is damaged or of a format this version does not read.
-    #[error("{0}")]
-    Damaged(String),
-    /// The provider's files can be read by others than their owner.
-    #[error("{path} has mode {mode:03o}, which lets others read keys; expected {expected:03o}")]
-    LoosePermissions {
-        /// The file or directory.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-        /// The loosest that is accepted.
-        expected: u32,
-    },
-    /// The key is there and does not unwrap this blob.
-    #[error("{0}")]
-    WrongKey(String),
-}
-
-impl ProviderError {
-    /// The same with more to say.
-    pub(crate) fn and(self, more: &str) -> Self {
-        match self {
-            Self::NotHere(text) => Self::NotHere(format!("{text}; {more}")),
-            Self::Denied(text) => Self::Denied(format!("{text}; {more}")),
-            Self::Unreachable(text) => Self::Unreachable(format!("{text}; {more}")),
-            Self::Damaged(text) => Self::Damaged(format!("{text}; {more}")),
-            Self::WrongKey(text) => Self::WrongKey(format!("{text}; {more}")),
-            loose @ Self::LoosePermissions { .. } => loose,
-        }
+    /// Where its methods may run: not for others to say.
+    #[doc(hidden)]
+    fn runs(&self, _: Ours) -> Runs {
+        Runs::Apart
     }
 }
 

@@ -21,8 +21,10 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::derived::Derived;
+use super::runs::{Ours, Runs};
 use super::{
-    Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, WaitsFor, Wrapped, wrap,
+    Answer, Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, UnwrapRequest,
+    VersionRequest, WaitsFor, WrapRequest, Wrapped, wrap,
 };
 use crate::secret::{KEY_LEN, Secret, fill_random};
 
@@ -133,33 +135,25 @@ impl KeyProvider for Passphrase {
         self.source.waits_for()
     }
 
-    fn wrap(
-        &self,
-        key_id: &str,
-        dek: &Secret,
-        context: &Context,
-    ) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id, dek, context, .. } = *request;
         let header = Header::new(self.cost)?;
         let key = self.ask_and_derive(&format!("new passphrase for {key_id}"), &header)?;
         let sealed = wrap::seal(&key, &header.aad(context, key_id), dek)?;
         let blob = [header.encode().as_slice(), &sealed].concat();
         self.keys.keep((key_id.to_owned(), header), Arc::new(key));
         let (key_version, mechanism) = (ONLY_VERSION.to_owned(), MECHANISM.to_owned());
-        Ok(Wrapped { key_version, mechanism, blob })
+        Ok(Wrapped { key_version, mechanism, blob }.into())
     }
 
-    fn unwrap(
-        &self,
-        key_id: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id, wrapped, context, .. } = *request;
         wrapped.expect(MECHANISM)?;
         check_version(key_id, &wrapped.key_version)?;
         let (header, sealed) = Header::decode(&wrapped.blob)?;
         let open = |key: &Secret| wrap::open(key, &header.aad(context, key_id), sealed);
         let wrong = || {
-            ProviderError::WrongKey(format!(
+            ProviderError::wrong_key(format!(
                 "the passphrase for {key_id} from {} is not the one of this database",
                 self.source
             ))
@@ -170,11 +164,11 @@ impl KeyProvider for Passphrase {
             open(&key).ok_or_else(wrong)?;
             Ok(key)
         })?;
-        open(&key).ok_or_else(wrong)
+        open(&key).map(Answer::from).ok_or_else(wrong)
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
-        Ok(ONLY_VERSION.to_owned())
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
+        Ok(ONLY_VERSION.to_owned().into())
     }
 
     fn derivation(&self, key_id: &str, wrapped: &Wrapped) -> Option<Cost> {
@@ -186,6 +180,10 @@ impl KeyProvider for Passphrase {
     fn forget(&self) {
         self.keys.forget();
     }
+
+    fn runs(&self, _: Ours) -> Runs {
+        self.source.runs()
+    }
 }
 
 fn check_version(key_id: &str, version: &str) -> Result<(), ProviderError> {
@@ -193,7 +191,7 @@ fn check_version(key_id: &str, version: &str) -> Result<(), ProviderError> {
         return Ok(());
     }
     let text = format!("passphrase {key_id} has no version {version:?}: passphrases have only 1");
-    Err(ProviderError::NotHere(text))
+    Err(ProviderError::not_here(text))
 }
 
 /// What deriving takes besides the passphrase.
@@ -208,10 +206,10 @@ impl Header {
     fn new(cost: Cost) -> Result<Self, ProviderError> {
         if !cost.is_bounded() {
             let text = format!("passphrase: a cost of {cost} is out of bounds: set another");
-            return Err(ProviderError::Denied(text));
+            return Err(ProviderError::denied(text));
         }
         let mut salt = [0; SALT_LEN];
-        fill_random(&mut salt).map_err(|error| ProviderError::Unreachable(error.to_string()))?;
+        fill_random(&mut salt).map_err(|error| ProviderError::unreachable(error.to_string()))?;
         Ok(Self { cost, salt })
     }
 
@@ -229,7 +227,7 @@ impl Header {
 
     /// The header of a blob and what follows it.
     fn decode(blob: &[u8]) -> Result<(Self, &[u8]), ProviderError> {
-        let damaged = |text: String| ProviderError::Damaged(format!("wrapped key: {text}"));
+        let damaged = |text: String| ProviderError::damaged(format!("wrapped key: {text}"));
         let Some((bytes, sealed)) = blob.split_first_chunk::<HEADER_LEN>() else {
             return Err(damaged(format!("it has {} bytes, too few", blob.len())));
         };
@@ -258,7 +256,7 @@ impl Header {
     fn params(&self) -> Result<Params, ProviderError> {
         let Cost { memory_kib, iterations, parallelism } = self.cost;
         Params::new(memory_kib, iterations, parallelism, Some(KEY_LEN))
-            .map_err(|error| ProviderError::Damaged(format!("wrapped key: {error}")))
+            .map_err(|error| ProviderError::damaged(format!("wrapped key: {error}")))
     }
 }
 
@@ -268,7 +266,7 @@ pub(super) fn hash(
     passphrase: &[u8],
     salt: &[u8],
 ) -> Result<Secret, ProviderError> {
-    let failed = |text: String| ProviderError::Unreachable(format!("passphrase: {text}"));
+    let failed = |text: String| ProviderError::unreachable(format!("passphrase: {text}"));
     let count = argon2.params().block_count();
     let mut blocks = Zeroizing::new(Vec::new());
     blocks.try_reserve_exact(count).map_err(|error| failed(error.to_string()))?;

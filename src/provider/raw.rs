@@ -5,9 +5,13 @@
 
 use base64ct::{Base64, Encoding};
 
+use super::runs::{Ours, Runs};
 use super::source::without_line_end;
 use super::wrap::{self, MECHANISM};
-use super::{Context, KeyProvider, ProviderError, SecretSource, WaitsFor, Wrapped};
+use super::{
+    Answer, KeyProvider, ProviderError, SecretSource, UnwrapRequest, VersionRequest, WaitsFor,
+    WrapRequest, Wrapped,
+};
 use crate::secret::{KEY_LEN, Secret};
 use crate::suite::hkdf;
 
@@ -42,7 +46,7 @@ impl RawKey {
     fn key(&self, key_id: &str) -> Result<Key, ProviderError> {
         let bytes = self.source.read_whole(&format!("key {key_id}"))?;
         let secret = parse(&bytes).ok_or_else(|| {
-            ProviderError::Damaged(format!(
+            ProviderError::damaged(format!(
                 "{} has {} bytes that are no key: put there 64 hexadecimal digits, 44 characters of \
                  base64, or 32 random bytes",
                 self.source,
@@ -62,26 +66,18 @@ impl KeyProvider for RawKey {
         self.source.waits_for()
     }
 
-    fn wrap(
-        &self,
-        key_id: &str,
-        dek: &Secret,
-        context: &Context,
-    ) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id, dek, context, .. } = *request;
         let key = self.key(key_id)?;
         let blob = wrap::seal(&key.secret, &wrap::aad(context, key_id, key.check), dek)?;
-        Ok(Wrapped { key_version: key.version(), mechanism: MECHANISM.to_owned(), blob })
+        Ok(Wrapped::new(key.version(), MECHANISM, blob).into())
     }
 
-    fn unwrap(
-        &self,
-        key_id: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id, wrapped, context, .. } = *request;
         wrapped.expect(MECHANISM)?;
         let key = self.key(key_id)?;
-        let wrong = |what: &str| ProviderError::WrongKey(format!("{} holds {what}", self.source));
+        let wrong = |what: &str| ProviderError::wrong_key(format!("{} holds {what}", self.source));
         if wrapped.key_version != key.version() {
             return Err(wrong(&format!(
                 "key {}, and key {:?} wrapped this database's: put that one there",
@@ -89,13 +85,21 @@ impl KeyProvider for RawKey {
                 wrapped.key_version
             )));
         }
-        wrap::open(&key.secret, &wrap::aad(context, key_id, key.check), &wrapped.blob).ok_or_else(
-            || wrong(&format!("key {key_id:?}, which did not wrap this database's key")),
-        )
+        let aad = wrap::aad(context, key_id, key.check);
+        wrap::open(&key.secret, &aad, &wrapped.blob).map(Answer::from).ok_or_else(|| {
+            wrong(&format!("key {key_id:?}, which did not wrap this database's key"))
+        })
     }
 
-    fn newest_version(&self, key_id: &str) -> Result<String, ProviderError> {
-        Ok(self.key(key_id)?.version())
+    fn newest_version(
+        &self,
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        Ok(self.key(request.key_id)?.version().into())
+    }
+
+    fn runs(&self, _: Ours) -> Runs {
+        self.source.runs()
     }
 }
 
@@ -149,6 +153,8 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::provider::Context;
+    use crate::provider::conformance::Direct;
     use crate::suite::tests::hex;
 
     const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
@@ -212,23 +218,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, provider) = raw_key(&dir, "key", HEX.as_bytes());
         let dek = Secret::random().unwrap();
-        let wrapped = provider.wrap("app", &dek, &CONTEXT).unwrap();
-        assert_eq!(wrapped.key_version, provider.newest_version("app").unwrap());
-        assert!(provider.unwrap("app", &wrapped, &CONTEXT).unwrap().expose() == dek.expose());
+        let wrapped = provider.wrap_key("app", &dek, &CONTEXT).unwrap();
+        assert_eq!(wrapped.key_version, provider.newest_of("app").unwrap());
+        assert!(provider.unwrap_key("app", &wrapped, &CONTEXT).unwrap().expose() == dek.expose());
 
         fs::write(&path, HEX.replace("ff", "fe")).unwrap();
-        let new = provider.newest_version("app").unwrap();
+        let new = provider.newest_of("app").unwrap();
         assert_ne!(new, wrapped.key_version);
         let expected = format!(
             "file {} holds key {new}, and key {:?} wrapped this database's: put that one there",
             path.display(),
             wrapped.key_version
         );
-        let wrong = ProviderError::WrongKey(expected);
-        assert_eq!(provider.unwrap("app", &wrapped, &CONTEXT).map(drop), Err(wrong));
+        let wrong = ProviderError::wrong_key(expected);
+        assert_eq!(provider.unwrap_key("app", &wrapped, &CONTEXT).map(drop), Err(wrong));
         // The version on the record is not what decides.
         let relabelled = Wrapped { key_version: new, ..wrapped };
-        let answer = provider.unwrap("app", &relabelled, &CONTEXT).map(drop);
+        let answer = provider.unwrap_key("app", &relabelled, &CONTEXT).map(drop);
         assert!(matches!(answer, Err(ProviderError::WrongKey(_))), "{answer:?}");
     }
 
@@ -238,7 +244,7 @@ mod tests {
         let content = b"treasure";
         let (path, provider) = raw_key(&dir, "key", content);
         let dek = Secret::random().unwrap();
-        let expected = ProviderError::Damaged(format!(
+        let expected = ProviderError::damaged(format!(
             "file {} has 8 bytes that are no key: put there 64 hexadecimal digits, 44 characters of \
              base64, or 32 random bytes",
             path.display()
@@ -249,9 +255,9 @@ mod tests {
             blob: vec![0; 72],
         };
         let failures = [
-            provider.wrap("app", &dek, &CONTEXT).map(drop),
-            provider.unwrap("app", &wrapped, &CONTEXT).map(drop),
-            provider.newest_version("app").map(drop),
+            provider.wrap_key("app", &dek, &CONTEXT).map(drop),
+            provider.unwrap_key("app", &wrapped, &CONTEXT).map(drop),
+            provider.newest_of("app").map(drop),
         ];
         for failure in failures {
             assert_eq!(failure, Err(expected.clone()));

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
+use super::runs::Runs;
 use super::{ProviderError, WaitsFor};
 
 /// No passphrase, PIN or key text is longer.
@@ -64,6 +65,14 @@ impl SecretSource {
         }
     }
 
+    /// Where a provider that reads this may run.
+    pub(super) fn runs(&self) -> Runs {
+        match self.waits_for() {
+            WaitsFor::Nothing => Runs::Here,
+            WaitsFor::Service | WaitsFor::Person => Runs::CallsApart,
+        }
+    }
+
     /// The secret; one line end behind it does not count.
     ///
     /// # Errors
@@ -91,7 +100,7 @@ impl SecretSource {
             Self::Descriptor(descriptor) => self.read_once(descriptor),
             Self::Environment(name) => std::env::var_os(name)
                 .map(|value| Zeroizing::new(value.into_encoded_bytes()))
-                .ok_or_else(|| ProviderError::NotHere(format!("{what}: {self} is not set"))),
+                .ok_or_else(|| ProviderError::not_here(format!("{what}: {self} is not set"))),
             Self::Prompt(ask) => {
                 let mut text = ask(what).map_err(|error| self.failed(&error))?;
                 Ok(Zeroizing::new(std::mem::take(&mut *text).into_bytes()))
@@ -125,13 +134,13 @@ impl SecretSource {
     ) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         match secret.len() {
             1..=MAX_LEN => Ok(secret),
-            0 => Err(ProviderError::Damaged(format!("{what}: {self} is empty"))),
-            _ => Err(ProviderError::Damaged(format!("{what}: {self} has over {MAX_LEN} bytes"))),
+            0 => Err(ProviderError::damaged(format!("{what}: {self} is empty"))),
+            _ => Err(ProviderError::damaged(format!("{what}: {self} has over {MAX_LEN} bytes"))),
         }
     }
 
     fn failed(&self, error: &io::Error) -> ProviderError {
-        ProviderError::Unreachable(format!("{self}: {error}"))
+        ProviderError::unreachable(format!("{self}: {error}"))
     }
 }
 
@@ -144,10 +153,10 @@ pub(super) fn without_line_end(secret: &[u8]) -> &[u8] {
 /// Opens a file that only its owner may use.
 fn open_private(path: &Path) -> Result<File, ProviderError> {
     let unreachable =
-        |error: io::Error| ProviderError::Unreachable(format!("{}: {error}", path.display()));
+        |error: io::Error| ProviderError::unreachable(format!("{}: {error}", path.display()));
     let file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
-            ProviderError::NotHere(format!("there is no file {}", path.display()))
+            ProviderError::not_here(format!("there is no file {}", path.display()))
         }
         _ => unreachable(error),
     })?;

@@ -43,7 +43,7 @@ pub(super) fn aad(context: &Context, name: &str, version: u32) -> Vec<u8> {
 /// # Errors
 /// [`ProviderError::Unreachable`] where the operating system has no random bytes.
 pub(super) fn seal(kek: &Secret, aad: &[u8], dek: &Secret) -> Result<Vec<u8>, ProviderError> {
-    let failed = |text: String| ProviderError::Unreachable(text);
+    let failed = |text: String| ProviderError::unreachable(text);
     let mut nonce = [0; NONCE_LEN];
     fill_random(&mut nonce).map_err(|error| failed(error.to_string()))?;
     let mut blob = vec![0; BLOB_LEN];

@@ -6,6 +6,7 @@
 //! | `file.rs` | the methods of an open file |
 //! | `owner.rs` | a database as the handles of its files reach it: entered by one call at a time |
 //! | `forks.rs` | which process this is |
+//! | `signals.rs` | keeping the host's signals from our threads |
 //! | `kin.rs` | telling VFSs of this library from others |
 //! | `names.rs` | open database files by name, for their journals and logs |
 //! | `connection.rs` | what is reached through a connection: SQL functions, commands, verify |
@@ -26,6 +27,7 @@ mod kin;
 mod names;
 mod owner;
 pub(crate) mod routines;
+mod signals;
 mod table;
 
 use std::collections::HashMap;
@@ -46,6 +48,7 @@ use crate::key::identity::FileId;
 use crate::key::newest::FileKey;
 use crate::key::session::Wishes;
 use crate::suite::SuiteId;
+use crate::threads;
 use base::{BaseFile, Place};
 use file::{Handle, Offers, TdeFile};
 use owner::{Guarded, Owner};
@@ -104,6 +107,7 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     }
     set_log(api::log);
     forks::watch();
+    threads::block_signals_by(signals::blocked);
     Ok(())
 }
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
-use sqlite_tde::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
 use sqlite_tde::secret::Secret;
 use sqlite_tde_testkit::{Home, one, plain, rows};
 
@@ -130,13 +132,13 @@ fn bad_arguments_are_errors() {
 fn a_panic_does_not_cross_into_sqlite() {
     struct Panics;
     impl KeyProvider for Panics {
-        fn wrap(&self, _: &str, _: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+        fn wrap(&self, _: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
             panic!("a provider's fault, on purpose")
         }
-        fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+        fn unwrap(&self, _: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
             panic!("a provider's fault, on purpose")
         }
-        fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+        fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
             panic!("a provider's fault, on purpose")
         }
     }

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::OpenOptions;
-use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
+    Wrapped,
+};
 use sqlite_tde::secret::Secret;
 
 use super::workloads::{By, Mode, Workload};
@@ -519,34 +522,31 @@ struct Keys(Mutex<HashMap<Vec<u8>, (Vec<u8>, Secret)>>);
 struct Service(Arc<Keys>);
 
 impl KeyProvider for Service {
-    fn wrap(&self, _: &str, dek: &Secret, context: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, context, .. } = *request;
         let mut keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let version = keys.len() as u64;
         let handle = [HANDLE, &version.to_be_bytes()].concat();
         let copy = Secret::from_slice(dek.expose()).unwrap();
         keys.insert(handle.clone(), (context.encode(), copy));
         let key_version = version.to_string();
-        Ok(Wrapped { key_version, mechanism: "handle".into(), blob: handle })
+        Ok(Wrapped::new(key_version, "handle", handle).into())
     }
 
-    fn unwrap(
-        &self,
-        _: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, context, .. } = *request;
         let keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         match keys.get(&wrapped.blob) {
             Some((bound, dek)) if *bound == context.encode() => {
-                Ok(Secret::from_slice(dek.expose()).unwrap())
+                Ok(Secret::from_slice(dek.expose()).unwrap().into())
             }
             _ => Err(ProviderError::WrongKey("no such handle for this database".into())),
         }
     }
 
     /// Each time there is a newer one.
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         let keys = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(keys.len().to_string())
+        Ok(keys.len().to_string().into())
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlite_tde::config::{Audit, BelowMin, Config, Policy, Provider, Source, duration, home};
+use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::{Context, Cost};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{AuditPolicy, Cipher, Error, Tuning};
@@ -477,10 +478,11 @@ fn configured_providers_work() {
     assert_eq!(names.len(), if cfg!(unix) { 5 } else { 4 });
     for (name, provider) in &providers {
         let key = if name.contains("store") { "default" } else { "k" };
-        let wrapped = provider.wrap(key, &dek, &context).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let wrapped =
+            provider.wrap_key(key, &dek, &context).unwrap_or_else(|e| panic!("{name}: {e}"));
         let again = config.providers().unwrap();
         let (_, again) = again.iter().find(|(other, _)| other == name).unwrap();
-        let unwrapped = again.unwrap(key, &wrapped, &context).unwrap();
+        let unwrapped = again.unwrap_key(key, &wrapped, &context).unwrap();
         assert_eq!(unwrapped.expose(), dek.expose(), "{name}");
     }
     for store in ["keystore.json", "other/keystore.json"] {
@@ -495,7 +497,7 @@ fn configured_providers_work() {
     // Nobody to ask.
     config.prompt = None;
     let (_, recovery) = config.providers().unwrap().remove(2);
-    let error = recovery.wrap("k", &dek, &context).unwrap_err().to_string();
+    let error = recovery.wrap_key("k", &dek, &context).unwrap_err().to_string();
     assert!(error.contains("this program cannot ask"), "{error}");
 }
 

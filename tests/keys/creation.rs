@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
 use sqlite_tde::secret::Secret;
 use sqlite_tde_testkit::platform::{self, PlatformVfs};
 use sqlite_tde_testkit::{Home, one, plain};
@@ -38,21 +40,19 @@ impl Watched {
 }
 
 impl KeyProvider for Watched {
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         self.ask();
-        Ok(Wrapped {
-            key_version: "1".into(),
-            mechanism: "none".into(),
-            blob: dek.expose().to_vec(),
-        })
+        Ok(Wrapped::new("1", "none", dek.expose().to_vec()).into())
     }
 
-    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, .. } = *request;
         self.ask();
-        Ok(Secret::from_slice(&wrapped.blob).unwrap())
+        Ok(Secret::from_slice(&wrapped.blob).unwrap().into())
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }
@@ -272,26 +272,27 @@ fn threads_that_create_a_database_in_wal_mode_fail_no_more_often_than_plain_sqli
 struct OneWay(fn(&Secret) -> Result<Secret, ProviderError>, Mutex<Option<Secret>>);
 
 impl KeyProvider for OneWay {
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         *self.1.lock().unwrap() = Secret::from_slice(dek.expose());
-        Ok(Wrapped { key_version: "1".into(), mechanism: "lost".into(), blob: vec![1] })
+        Ok(Wrapped::new("1", "lost", vec![1]).into())
     }
 
-    fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
-        (self.0)(self.1.lock().unwrap().as_ref().unwrap())
+    fn unwrap(&self, _: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        (self.0)(self.1.lock().unwrap().as_ref().unwrap()).map(Answer::from)
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }
 
-type Answer = fn(&Secret) -> Result<Secret, ProviderError>;
+type Back = fn(&Secret) -> Result<Secret, ProviderError>;
 
 /// A key that does not come back would make the database unreadable: there is none, then.
 #[test]
 fn a_protector_gives_its_key_back_before_a_database_is_created() {
-    let answers: [(&str, Answer, Option<&str>); 5] = [
+    let answers: [(&str, Back, Option<&str>); 5] = [
         ("the same key", |dek| Ok(Secret::from_slice(dek.expose()).unwrap()), None),
         (
             "another key",

@@ -8,7 +8,10 @@ use std::sync::{Arc, Mutex};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
+    Wrapped,
+};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, OpenOptions};
 use sqlite_tde_testkit::{Home, one, plain};
@@ -36,23 +39,27 @@ impl Spy {
 }
 
 impl KeyProvider for Spy {
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         self.failure()?;
         let mut deks = self.deks.lock().unwrap();
         deks.push(dek.expose().to_vec());
         let blob = vec![deks.len() as u8];
-        Ok(Wrapped { key_version: "7".into(), mechanism: "spy".into(), blob })
+        Ok(Wrapped::new("7", "spy", blob).into())
     }
 
-    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, .. } = *request;
         self.unwraps.fetch_add(1, Ordering::SeqCst);
         self.failure()?;
         let deks = self.deks.lock().unwrap();
         let dek = &deks[usize::from(wrapped.blob[0]) - 1];
-        Secret::from_slice(dek).ok_or_else(|| ProviderError::Damaged("length".into()))
+        Secret::from_slice(dek)
+            .map(Answer::from)
+            .ok_or_else(|| ProviderError::Damaged("length".into()))
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         self.failure().map(|()| "7".into())
     }
 }
@@ -234,11 +241,11 @@ fn what_a_provider_answers_is_what_the_caller_gets() {
     let path = create(&home, "a.db");
     let text = || "the service said so".to_owned();
     let rows: [(ProviderError, Class, i32); 5] = [
-        (ProviderError::NotHere(text()), NO_KEY, extended(AUTH, 1)),
-        (ProviderError::WrongKey(text()), WRONG_KEY, extended(AUTH, 2)),
-        (ProviderError::Denied(text()), DISABLED, extended(AUTH, 3)),
-        (ProviderError::Unreachable(text()), UNREACHABLE, extended(CANTOPEN, 1)),
-        (ProviderError::Damaged(text()), PROVIDER_DAMAGED, extended(CANTOPEN, 2)),
+        (ProviderError::not_here(text()), NO_KEY, extended(AUTH, 1)),
+        (ProviderError::wrong_key(text()), WRONG_KEY, extended(AUTH, 2)),
+        (ProviderError::denied(text()), DISABLED, extended(AUTH, 3)),
+        (ProviderError::unreachable(text()), UNREACHABLE, extended(CANTOPEN, 1)),
+        (ProviderError::damaged(text()), PROVIDER_DAMAGED, extended(CANTOPEN, 2)),
     ];
     for (failure, class, code) in rows {
         let what = format!("{failure:?}");
@@ -418,13 +425,14 @@ fn files_and_parameters_that_cannot_be() {
 fn each_error_has_its_code() {
     let text = String::new;
     let io = std::io::Error::other("x");
+    let loose = ProviderError::LoosePermissions { path: "k".into(), mode: 0o644, expected: 0o600 };
     let rows = [
-        (Error::NoKey(text()), extended(AUTH, 1)),
-        (Error::WrongKey(text()), extended(AUTH, 2)),
-        (Error::KeyDisabled(text()), extended(AUTH, 3)),
-        (Error::ProviderUnreachable(text()), extended(CANTOPEN, 1)),
-        (Error::ProviderDamaged(text()), extended(CANTOPEN, 2)),
-        (Error::LoosePermissions(text()), extended(CANTOPEN, 3)),
+        (Error::from(ProviderError::not_here(text())), extended(AUTH, 1)),
+        (ProviderError::wrong_key(text()).into(), extended(AUTH, 2)),
+        (ProviderError::denied(text()).into(), extended(AUTH, 3)),
+        (ProviderError::unreachable(text()).into(), extended(CANTOPEN, 1)),
+        (ProviderError::damaged(text()).into(), extended(CANTOPEN, 2)),
+        (loose.into(), extended(CANTOPEN, 3)),
         (Error::Random(text()), extended(CANTOPEN, 4)),
         (Error::Unsupported(text()), extended(CANTOPEN, 5)),
         (Error::Usage(text()), extended(CANTOPEN, 6)),

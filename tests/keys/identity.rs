@@ -9,7 +9,10 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::config::{Config, Pins, Policy};
-use sqlite_tde::provider::{Context, KeyProvider, ProviderError, WaitsFor, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor, WrapRequest,
+    Wrapped,
+};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Error, FileId, NewProtector, OpenOptions, Options};
 use sqlite_tde_testkit::{Home, one, plain};
@@ -23,17 +26,21 @@ impl KeyProvider for Public {
         WaitsFor::Nothing
     }
 
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         let blob = dek.expose().iter().map(|byte| byte ^ 0x55).collect();
-        Ok(Wrapped { key_version: "1".into(), mechanism: "public".into(), blob })
+        Ok(Wrapped::new("1", "public", blob).into())
     }
 
-    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, .. } = *request;
         let dek: Vec<u8> = wrapped.blob.iter().map(|byte| byte ^ 0x55).collect();
-        Secret::from_slice(&dek).ok_or_else(|| ProviderError::Damaged("length".into()))
+        Secret::from_slice(&dek)
+            .map(Answer::from)
+            .ok_or_else(|| ProviderError::Damaged("length".into()))
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }

@@ -7,7 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::config::Policy;
-use sqlite_tde::provider::{Context, KeyProvider, Keystore, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
+    Wrapped,
+};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
 use sqlite_tde_testkit::service::{Service, State};
@@ -269,7 +272,7 @@ fn a_protector_may_only_read_or_end() {
         add_ended(&db, "second:ended");
         assert!(matches!(
             opens_through(&home, &name, "second:ended"),
-            Err(Error::KeyDisabled(words)) if words.contains("ended")
+            Err(Error::KeyDisabled(words)) if words.to_string().contains("ended")
         ));
 
         // Also beside a connection of this process that may do all.
@@ -402,15 +405,15 @@ fn the_least_number_of_protectors_is_kept_by_two_at_once() {
 struct Party;
 
 impl KeyProvider for Party {
-    fn wrap(&self, _: &str, _: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
-        Ok(Wrapped { key_version: "1".into(), mechanism: "sealed".into(), blob: vec![1] })
+    fn wrap(&self, _: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        Ok(Wrapped::new("1", "sealed", vec![1]).into())
     }
 
-    fn unwrap(&self, _: &str, _: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, _: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
         Err(ProviderError::NotHere("the identity is with the party".into()))
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }

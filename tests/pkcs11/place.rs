@@ -8,7 +8,8 @@ use std::process::{Command, Output};
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11 as Library};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
-use sqlite_tde::provider::{Context, KeyProvider, Pkcs11, ProviderError, SecretSource, Token};
+use sqlite_tde::provider::conformance::Direct;
+use sqlite_tde::provider::{Context, Pkcs11, ProviderError, SecretSource, Token};
 use sqlite_tde::secret::Secret;
 
 /// `NAME=PATH`, with a colon between several; the name is `softhsm` or `kryoptic`.
@@ -255,10 +256,10 @@ pub fn kind(error: &ProviderError) -> &'static str {
 
 /// Wrapping a new DEK under `key` ends so, and in a message with `words`.
 pub fn wrap_fails(provider: &Pkcs11, key: &str, want: &str, words: &str) {
-    let error = provider.wrap(key, &Secret::random().unwrap(), &CONTEXT).expect_err(words);
+    let error = provider.wrap_key(key, &Secret::random().unwrap(), &CONTEXT).expect_err(words);
     assert_eq!(kind(&error), want, "{error}");
     assert!(error.to_string().contains(words), "{words:?} is not in {error}");
-    let newest = provider.newest_version(key);
+    let newest = provider.newest_of(key);
     assert!(newest.is_err() || want == "denied", "{newest:?}");
 }
 

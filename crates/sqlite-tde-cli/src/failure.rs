@@ -174,7 +174,7 @@ fn hint(error: &Error) -> Option<String> {
             "see that the key provider can be reached, then retry".into()
         }
         Error::ProviderDamaged(_) => format!("put back {home} from a backup"),
-        Error::LoosePermissions(text) => loose(text),
+        Error::LoosePermissions(text) => loose(&text.to_string()),
         Error::PageAuthentication { .. } => {
             "`sqlite-tde verify DB` lists every damaged page; put back a backup".into()
         }

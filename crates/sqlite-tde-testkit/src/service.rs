@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
-use sqlite_tde::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use sqlite_tde::provider::{
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
 use sqlite_tde::secret::Secret;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,26 +89,20 @@ impl KeyProvider for Service {
         "service"
     }
 
-    fn wrap(&self, key: &str, dek: &Secret, context: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id: key, dek, context, .. } = *request;
         self.ask(|inner| {
             let version = inner.newest(key);
             let handle = inner.wrapped.len() as u64;
             let dek = dek.expose().to_vec();
             inner.wrapped.push((key.into(), version, context.encode(), dek));
-            Ok(Wrapped {
-                key_version: version.to_string(),
-                mechanism: "handle".into(),
-                blob: [&b"handle "[..], &handle.to_be_bytes()].concat(),
-            })
+            let blob = [&b"handle "[..], &handle.to_be_bytes()].concat();
+            Ok(Wrapped::new(version.to_string(), "handle", blob).into())
         })
     }
 
-    fn unwrap(
-        &self,
-        key: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id: key, wrapped, context, .. } = *request;
         self.ask(|inner| {
             let handle = wrapped.blob.last_chunk().map(|bytes| u64::from_be_bytes(*bytes));
             let found = inner.wrapped.get(handle.unwrap() as usize);
@@ -114,14 +110,18 @@ impl KeyProvider for Service {
                 Some((of, _, bound, dek)) if of == key && *bound == context.encode() => {
                     let mut dek = dek.clone();
                     dek[0] ^= u8::from(inner.state == State::Lies);
-                    Ok(Secret::from_slice(&dek).unwrap())
+                    Ok(Secret::from_slice(&dek).unwrap().into())
                 }
                 _ => Err(ProviderError::WrongKey("no such handle for this database".into())),
             }
         })
     }
 
-    fn newest_version(&self, key: &str) -> Result<String, ProviderError> {
-        self.ask(|inner| Ok(inner.newest(key).to_string()))
+    fn newest_version(
+        &self,
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        let key = request.key_id;
+        self.ask(|inner| Ok(inner.newest(key).to_string().into()))
     }
 }

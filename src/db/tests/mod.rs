@@ -18,7 +18,9 @@ use crate::key::keyring::Dek;
 use crate::key::keyring::Keyring;
 use crate::key::session::Wishes;
 use crate::page::RESERVE;
-use crate::provider::{Context, KeyProvider, ProviderError, Wrapped};
+use crate::provider::{
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
 use crate::secret::Secret;
 use crate::suite::SuiteId;
 use std::collections::BTreeSet;
@@ -28,16 +30,20 @@ use std::sync::Arc;
 pub(crate) struct Open;
 
 impl KeyProvider for Open {
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         let (key_version, mechanism) = ("1".into(), "none".into());
-        Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() })
+        Ok(Wrapped { key_version, mechanism, blob: dek.expose().to_vec() }.into())
     }
 
-    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
-        Secret::from_slice(&wrapped.blob).ok_or_else(|| ProviderError::WrongKey("length".into()))
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, .. } = *request;
+        Secret::from_slice(&wrapped.blob)
+            .map(Answer::from)
+            .ok_or_else(|| ProviderError::WrongKey("length".into()))
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }
@@ -176,7 +182,7 @@ fn page_1_is_kept_for_those_who_have_keys() {
         for _ in 0..2 {
             assert_eq!(db.read(&base, &mut got, 0).unwrap(), Filled::Full);
         }
-        db.session().unwrap().lock_keys();
+        db.session().unwrap().lock_keys().unwrap();
         let read = db.read(&base, &mut got, 0);
         assert!(matches!(read, Err(Error::Inaccessible(_))), "{len} bytes: {read:?}");
         db.begin(&base).unwrap();

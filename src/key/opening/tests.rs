@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::super::envelope::Envelope;
 use super::*;
-use crate::provider::{KeyProvider, WaitsFor, Wrapped};
+use crate::provider::{
+    Answer, KeyProvider, UnwrapRequest, VersionRequest, WaitsFor, WrapRequest, Wrapped,
+};
 use crate::suite::SuiteId;
 
 /// Gives the DEKs that it was given, for a cost that the blob says as [`cost_of`] reads it.
@@ -45,13 +47,15 @@ impl KeyProvider for Vault {
         if self.service { WaitsFor::Service } else { WaitsFor::Nothing }
     }
 
-    fn wrap(&self, _: &str, dek: &Secret, _: &Context) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { dek, .. } = *request;
         let mut deks = self.deks.lock().unwrap();
         deks.push(dek.duplicate());
-        Ok(wrapped(blob(deks.len() as u8, 0, 0, 0)))
+        Ok(wrapped(blob(deks.len() as u8, 0, 0, 0)).into())
     }
 
-    fn unwrap(&self, _: &str, wrapped: &Wrapped, _: &Context) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { wrapped, .. } = *request;
         self.calls.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.takes);
         if let Some(error) = &*self.refuses.lock().unwrap() {
@@ -59,20 +63,21 @@ impl KeyProvider for Vault {
         }
         let deks = self.deks.lock().unwrap();
         let dek = deks.get(usize::from(wrapped.blob[0]).wrapping_sub(1));
-        dek.map(Secret::duplicate).ok_or_else(|| ProviderError::WrongKey("not mine".into()))
+        dek.map(|dek| dek.duplicate().into())
+            .ok_or_else(|| ProviderError::WrongKey("not mine".into()))
     }
 
     fn derivation(&self, _: &str, wrapped: &Wrapped) -> Option<Cost> {
         cost_of(&wrapped.blob)
     }
 
-    fn newest_version(&self, _: &str) -> Result<String, ProviderError> {
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
         Ok("1".into())
     }
 }
 
 fn wrapped(blob: Vec<u8>) -> Wrapped {
-    Wrapped { key_version: "1".into(), mechanism: "vault".into(), blob }
+    Wrapped::new("1", "vault", blob)
 }
 
 fn record(provider: &str, key: &str, name: &str, blob: Vec<u8>) -> ProtectorRecord {

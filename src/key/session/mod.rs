@@ -28,6 +28,7 @@ use crate::key::newest::{FileKey, Newest};
 use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, check_time, matches};
 use crate::suite::SuiteId;
+use crate::threads;
 
 /// What the caller asked for when it opened the file.
 #[derive(Clone, Default)]
@@ -291,15 +292,13 @@ impl Session {
         let look = |keyring: &Arc<Keyring>, protectors: &Protectors, envelope: &Envelope| {
             let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
             if asked.is_err() {
-                keyring.unanswered(protectors, "the key provider panicked".into());
+                keyring.unanswered(protectors, "the check of the key providers panicked".into());
             }
         };
         let copies = (Arc::clone(keyring), protectors.clone(), envelope.clone());
-        let spawned = std::thread::Builder::new()
-            .name("sqlite-tde access".into())
-            .spawn(move || look(&copies.0, &copies.1, &copies.2));
-        match (spawned, asker) {
-            (Ok(_), _) => {}
+        let check = move || look(&copies.0, &copies.1, &copies.2);
+        match (threads::spawn("sqlite-tde access", check), asker) {
+            (Ok(()), _) => {}
             (Err(_), Asker::MayWait) => look(keyring, protectors, &envelope),
             (Err(error), Asker::HoldsLocks) => {
                 keyring.unanswered(protectors, format!("no thread to ask the provider: {error}"));
@@ -336,11 +335,12 @@ impl Session {
     }
 
     /// Forgets the keys in this process: the next transaction asks the provider for them.
-    pub(crate) fn lock_keys(&self) {
+    pub(crate) fn lock_keys(&self) -> Result<()> {
         self.keyring.lock(Loss::Request);
-        self.wishes.protectors.forget();
+        let forgotten = self.wishes.protectors.forget();
         let file_id = Some(self.keyring.file_id());
         self.auditor().note(&Event { file_id, ..Event::new(EventKind::Lock) });
+        Ok(forgotten?)
     }
 
     /// The protector `old` has become `new`.

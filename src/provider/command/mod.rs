@@ -15,8 +15,12 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use self::process::{Answer, Call, Failure};
-use super::{Context, KeyProvider, ONLY_VERSION, ProviderError, WaitsFor, Wrapped};
+use self::process::{Call, Failure, Outcome};
+use super::runs::{Ours, Runs};
+use super::{
+    Answer, Context, Deadline, KeyProvider, ONLY_VERSION, ProviderError, UnwrapRequest,
+    VersionRequest, WaitsFor, WrapRequest, Wrapped,
+};
 use crate::secret::{KEY_LEN, Secret};
 
 const MECHANISM: &str = "command";
@@ -98,6 +102,20 @@ impl Command {
     pub fn timeout(self, time: Duration) -> Self {
         Self { time, ..self }
     }
+
+    fn newest_in(&self, key_id: &str, deadline: Deadline) -> Result<String, ProviderError> {
+        check_name("key id", key_id)?;
+        let Some(newest) = &self.newest else {
+            return Ok(ONLY_VERSION.to_owned());
+        };
+        let run = Run::new(self, "newest", newest, key_id, "", None);
+        // A line end does not count.
+        let output = run.output(deadline, &[], NAME_MAX_LEN + 2)?;
+        let version = std::str::from_utf8(&output).map(str::trim_end).unwrap_or_default();
+        check_name("key version", version)
+            .map_err(|_| run.damaged("printed no version: 1 to 128 of A-Z a-z 0-9 . _ - @"))?;
+        Ok(version.to_owned())
+    }
 }
 
 fn argv(words: impl IntoIterator<Item = impl Into<OsString>>) -> Vec<OsString> {
@@ -113,28 +131,19 @@ impl KeyProvider for Command {
         WaitsFor::Service
     }
 
-    fn wrap(
-        &self,
-        key_id: &str,
-        dek: &Secret,
-        context: &Context,
-    ) -> Result<Wrapped, ProviderError> {
-        let key_version = self.newest_version(key_id)?;
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id, dek, context, deadline, .. } = *request;
+        let key_version = self.newest_in(key_id, deadline)?;
         let run = Run::new(self, "wrap", &self.wrap, key_id, &key_version, Some(context));
-        let output = run.output(dek.expose(), BLOB_MAX_LEN)?;
+        let output = run.output(deadline, dek.expose(), BLOB_MAX_LEN)?;
         if output.is_empty() {
             return Err(run.damaged("printed nothing, where a wrapped key was expected"));
         }
-        let (mechanism, blob) = (MECHANISM.to_owned(), output.to_vec());
-        Ok(Wrapped { key_version, mechanism, blob })
+        Ok(Wrapped::new(key_version, MECHANISM, output.to_vec()).into())
     }
 
-    fn unwrap(
-        &self,
-        key_id: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id, wrapped, context, deadline, .. } = *request;
         let Wrapped { key_version, blob, .. } = wrapped;
         wrapped.expect(MECHANISM)?;
         check_name("key id", key_id)?;
@@ -142,31 +151,28 @@ impl KeyProvider for Command {
         if self.newest.is_none() && key_version != ONLY_VERSION {
             let text =
                 format!("key {key_id} has no version {key_version}: no command tells versions");
-            return Err(ProviderError::NotHere(text));
+            return Err(ProviderError::not_here(text));
         }
         let run = Run::new(self, "unwrap", &self.unwrap, key_id, key_version, Some(context));
         if !(1..=BLOB_MAX_LEN).contains(&blob.len()) {
             return Err(run.damaged(&format!("was not run for a blob of {} bytes", blob.len())));
         }
-        let output = run.output(blob, KEY_LEN)?;
-        Secret::from_slice(&output).ok_or_else(|| {
+        let output = run.output(deadline, blob, KEY_LEN)?;
+        Secret::from_slice(&output).map(Answer::from).ok_or_else(|| {
             let len = output.len();
             run.damaged(&format!("printed {len} bytes, where a key of {KEY_LEN} was expected"))
         })
     }
 
-    fn newest_version(&self, key_id: &str) -> Result<String, ProviderError> {
-        check_name("key id", key_id)?;
-        let Some(newest) = &self.newest else {
-            return Ok(ONLY_VERSION.to_owned());
-        };
-        let run = Run::new(self, "newest", newest, key_id, "", None);
-        // A line end does not count.
-        let output = run.output(&[], NAME_MAX_LEN + 2)?;
-        let version = std::str::from_utf8(&output).map(str::trim_end).unwrap_or_default();
-        check_name("key version", version)
-            .map_err(|_| run.damaged("printed no version: 1 to 128 of A-Z a-z 0-9 . _ - @"))?;
-        Ok(version.to_owned())
+    fn newest_version(
+        &self,
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        self.newest_in(request.key_id, request.deadline).map(Answer::from)
+    }
+
+    fn runs(&self, _: Ours) -> Runs {
+        Runs::CallsApart
     }
 }
 
@@ -180,7 +186,7 @@ fn check_name(what: &str, name: &str) -> Result<(), ProviderError> {
     if sound {
         return Ok(());
     }
-    Err(ProviderError::NotHere(format!(
+    Err(ProviderError::not_here(format!(
         "{what} {name:?} is none that a command gets: use 1 to 128 of A-Z a-z 0-9 . _ - @, a letter \
          or digit first and no two dots together"
     )))
@@ -228,50 +234,53 @@ impl<'a> Run<'a> {
     /// What it printed, if it ended well.
     fn output(
         &self,
+        deadline: Deadline,
         input: &[u8],
         output_max_len: usize,
     ) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         let (argv, variables) = (&self.argv, &self.variables);
-        let call = Call { argv, variables, input, output_max_len, time: self.time };
+        // It ends before the caller has given up.
+        let time = deadline.patience().min(self.time);
+        let call = Call { argv, variables, input, output_max_len, time };
         match call.run() {
             Ok(answer) if answer.status.success() => Ok(answer.output),
             Ok(answer) => Err(self.refused(&answer)),
             Err(Failure::OutputTooLong) => {
                 Err(self.damaged(&format!("printed over {output_max_len} bytes")))
             }
-            Err(Failure::TimedOut) => Err(ProviderError::Unreachable(
-                self.says(&format!("was killed after {:?} without an end", self.time)),
+            Err(Failure::TimedOut) => Err(ProviderError::unreachable(
+                self.says(&format!("was killed after {time:?} without an end")),
             )),
             Err(Failure::System(error)) => Err(self.not_run(&error)),
         }
     }
 
-    fn refused(&self, answer: &Answer) -> ProviderError {
+    fn refused(&self, answer: &Outcome) -> ProviderError {
         let mut text = self.says(&ending(answer.status));
         if !answer.complaint.is_empty() {
             text = format!("{text}: {}", answer.complaint);
         }
         match answer.status.code() {
-            Some(WRONG_KEY) => ProviderError::WrongKey(text),
-            Some(NOT_HERE) => ProviderError::NotHere(text),
-            Some(DENIED) => ProviderError::Denied(text),
-            _ => ProviderError::Unreachable(text),
+            Some(WRONG_KEY) => ProviderError::wrong_key(text),
+            Some(NOT_HERE) => ProviderError::not_here(text),
+            Some(DENIED) => ProviderError::denied(text),
+            _ => ProviderError::unreachable(text),
         }
     }
 
     fn not_run(&self, error: &std::io::Error) -> ProviderError {
         use std::io::ErrorKind::{InvalidInput, NotFound};
         match error.kind() {
-            NotFound => ProviderError::NotHere(
+            NotFound => ProviderError::not_here(
                 self.says("was not found: install it, or name it with its whole path"),
             ),
-            InvalidInput => ProviderError::NotHere(self.says(&format!("cannot run: {error}"))),
-            _ => ProviderError::Unreachable(self.says(&format!("was not run to its end: {error}"))),
+            InvalidInput => ProviderError::not_here(self.says(&format!("cannot run: {error}"))),
+            _ => ProviderError::unreachable(self.says(&format!("was not run to its end: {error}"))),
         }
     }
 
     fn damaged(&self, text: &str) -> ProviderError {
-        ProviderError::Damaged(self.says(text))
+        ProviderError::damaged(self.says(text))
     }
 
     /// Names the program, not its arguments.

@@ -13,11 +13,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use zeroize::Zeroizing;
+
+use crate::provider::Deadline;
 
 /// Every system's pipes hold so much.
 const INPUT_MAX_LEN: usize = 4096;
@@ -37,7 +39,7 @@ pub(super) struct Call<'a> {
 }
 
 /// How it ended.
-pub(super) struct Answer {
+pub(super) struct Outcome {
     pub(super) status: ExitStatus,
     pub(super) output: Zeroizing<Vec<u8>>,
     /// What it wrote to standard error, in one line of printable text.
@@ -58,8 +60,8 @@ impl<E: Into<io::Error>> From<E> for Failure {
 }
 
 impl Call<'_> {
-    pub(super) fn run(&self) -> Result<Answer, Failure> {
-        let deadline = Instant::now() + self.time;
+    pub(super) fn run(&self) -> Result<Outcome, Failure> {
+        let deadline = Deadline::after(self.time);
         let mut running = self.start()?;
         let mut output = Stream::new(running.child.stdout.take(), self.output_max_len);
         let mut errors = Stream::new(running.child.stderr.take(), COMPLAINT_MAX_LEN);
@@ -73,12 +75,12 @@ impl Call<'_> {
             if ended && !read {
                 break;
             }
-            if Instant::now() >= deadline {
+            if deadline.is_over() {
                 return Err(Failure::TimedOut);
             }
         }
         let (status, complaint) = (running.end()?, printable(&errors.kept));
-        Ok(Answer { status, output: output.kept, complaint })
+        Ok(Outcome { status, output: output.kept, complaint })
     }
 
     fn start(&self) -> Result<Running, Failure> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::*;
+use crate::provider::conformance::Direct;
 
 const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
 /// For commands that never end by themselves; how long it is does not change what follows.
@@ -59,10 +60,10 @@ fn gives_input_takes_output_and_says_which_key() {
     };
     let provider = Command::new(argv("wrap"), argv("unwrap"));
     let dek = Secret::random().unwrap();
-    let wrapped = provider.wrap("a.key-1@x", &dek, &CONTEXT).unwrap();
+    let wrapped = provider.wrap_key("a.key-1@x", &dek, &CONTEXT).unwrap();
     assert_eq!(wrapped.blob, dek.expose(), "cat wraps nothing");
     assert_eq!((&*wrapped.key_version, &*wrapped.mechanism), ("1", "command"));
-    let key = provider.unwrap("a.key-1@x", &wrapped, &CONTEXT).unwrap();
+    let key = provider.unwrap_key("a.key-1@x", &wrapped, &CONTEXT).unwrap();
     assert_eq!(key.expose(), dek.expose());
 
     let context: String = CONTEXT.encode().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -88,16 +89,16 @@ fn a_version_is_asked_for_where_a_command_tells_it() {
         ("no key", "exit 66", Err("not here")),
     ] {
         let provider = Command::new(echo, echo).newest(sh(newest));
-        let answer = provider.newest_version("app");
+        let answer = provider.newest_of("app");
         assert_eq!(answer.as_deref().map_err(kind), expected, "{what}");
-        let wrap = provider.wrap("app", &dek, &CONTEXT);
+        let wrap = provider.wrap_key("app", &dek, &CONTEXT);
         let answer = wrap.as_ref().map(|w| (&*w.key_version, &*w.blob)).map_err(kind);
         assert_eq!(answer, expected.map(|v| (v, v.as_bytes())), "{what}: told to wrap");
     }
     let versioned = Command::new(echo, sh("cat")).newest(sh("echo v7"));
     let old = Wrapped { key_version: "v6".into(), ..wrapped(dek.expose()) };
-    assert!(versioned.unwrap("app", &old, &CONTEXT).is_ok());
-    let unversioned = Command::new(echo, sh("cat")).unwrap("app", &old, &CONTEXT);
+    assert!(versioned.unwrap_key("app", &old, &CONTEXT).is_ok());
+    let unversioned = Command::new(echo, sh("cat")).unwrap_key("app", &old, &CONTEXT);
     assert_eq!(unversioned.map(drop).map_err(|e| kind(&e)), Err("not here"));
 }
 
@@ -140,7 +141,7 @@ fn how_it_ends_says_what_is_the_matter() {
             LONG
         };
         let provider = Command::new(sh("cat"), sh(script)).timeout(time);
-        let answer = provider.unwrap("app", &wrapped(b"blob"), &CONTEXT);
+        let answer = provider.unwrap_key("app", &wrapped(b"blob"), &CONTEXT);
         match (answer, expected) {
             (Ok(key), Ok(())) => {
                 assert_eq!(key.expose(), b"0123456789abcdef0123456789abcdef", "{what}");
@@ -173,7 +174,7 @@ fn commands_that_cannot_be_run() {
     let dek = Secret::random().unwrap();
     for (what, argv, expected, words) in rows {
         let provider = Command::new(argv.clone(), argv);
-        let error = provider.wrap("app", &dek, &CONTEXT).unwrap_err();
+        let error = provider.wrap_key("app", &dek, &CONTEXT).unwrap_err();
         assert_eq!(kind(&error), expected, "{what}: {error}");
         assert!(error.to_string().contains(words), "{what}: {error}");
     }
@@ -184,7 +185,7 @@ fn blobs_are_bounded() {
     let make = |len| Command::new(sh(&format!("head -c {len} /dev/zero")), sh("exit 1"));
     let dek = Secret::random().unwrap();
     for (len, fits) in [(0, false), (1, true), (2048, true), (2049, false), (100_000, false)] {
-        let answer = make(len).wrap("app", &dek, &CONTEXT);
+        let answer = make(len).wrap_key("app", &dek, &CONTEXT);
         let expected = if fits { Ok(len) } else { Err("damaged") };
         assert_eq!(answer.map(|w| w.blob.len()).map_err(|e| kind(&e)), expected, "{len} bytes");
     }
@@ -192,7 +193,7 @@ fn blobs_are_bounded() {
     let marker = dir.path().join("marker");
     let provider = Command::new(sh("cat"), ["touch".as_ref(), marker.as_os_str()]);
     for len in [0, 2049, 100_000] {
-        let answer = provider.unwrap("app", &wrapped(&vec![1; len]), &CONTEXT);
+        let answer = provider.unwrap_key("app", &wrapped(&vec![1; len]), &CONTEXT);
         assert_eq!(answer.map(drop).map_err(|e| kind(&e)), Err("damaged"), "{len} bytes");
     }
     assert!(!marker.exists(), "nothing was run");
@@ -240,20 +241,20 @@ fn nothing_runs_for_names_that_could_mean_more() {
         let blob = wrapped(dek.expose());
         let version = Wrapped { key_version: name.into(), ..blob.clone() };
         for (what, answer) in [
-            ("wrap", provider.wrap(name, &dek, &CONTEXT).map(drop)),
-            ("unwrap", provider.unwrap(name, &blob, &CONTEXT).map(drop)),
-            ("newest", provider.newest_version(name).map(drop)),
-            ("version", provider.unwrap("app", &version, &CONTEXT).map(drop)),
+            ("wrap", provider.wrap_key(name, &dek, &CONTEXT).map(drop)),
+            ("unwrap", provider.unwrap_key(name, &blob, &CONTEXT).map(drop)),
+            ("newest", provider.newest_of(name).map(drop)),
+            ("version", provider.unwrap_key("app", &version, &CONTEXT).map(drop)),
         ] {
             assert_eq!(answer.map_err(|e| kind(&e)), Err("not here"), "{what}: {name:?}");
         }
         let foreign = Wrapped { mechanism: name.into(), ..blob };
-        let answer = provider.unwrap("app", &foreign, &CONTEXT);
+        let answer = provider.unwrap_key("app", &foreign, &CONTEXT);
         assert_eq!(answer.map(drop).map_err(|e| kind(&e)), Err("damaged"), "{name:?}");
     }
     assert!(!marker.exists(), "something ran");
     // And that it would have been seen.
-    assert!(provider.newest_version("app").is_err());
+    assert!(provider.newest_of("app").is_err());
     assert!(marker.exists());
 }
 
@@ -261,7 +262,7 @@ fn nothing_runs_for_names_that_could_mean_more() {
 #[test]
 fn the_program_is_the_configurations_alone() {
     let argv = ["{key_id}", "x"];
-    let answer = Command::new(argv, argv).wrap("true", &Secret::random().unwrap(), &CONTEXT);
+    let answer = Command::new(argv, argv).wrap_key("true", &Secret::random().unwrap(), &CONTEXT);
     let text = answer.unwrap_err().to_string();
     assert!(text.contains("command {key_id} was not found"), "{text}");
 }
@@ -282,7 +283,7 @@ fn no_process_is_left() {
         // Until the process is there: time may be up before its shell has written anything.
         let mut answer = Ok(());
         while !pids.exists() {
-            let unwrapped = provider.unwrap("app", &wrapped(&[5; 32]), &CONTEXT);
+            let unwrapped = provider.unwrap_key("app", &wrapped(&[5; 32]), &CONTEXT);
             answer = unwrapped.map(drop).map_err(|e| kind(&e));
         }
         assert_eq!(answer, expected, "{what}");
@@ -304,7 +305,7 @@ fn a_daemon_holds_nothing_up() {
     );
     let provider = Command::new(sh("cat"), sh(&script)).timeout(LONG);
     let began = Instant::now();
-    provider.unwrap("app", &wrapped(&[5; 32]), &CONTEXT).unwrap();
+    provider.unwrap_key("app", &wrapped(&[5; 32]), &CONTEXT).unwrap();
     let pid = fs::read_to_string(&pid).unwrap();
     let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status().unwrap();
     assert!(killed.success(), "it was killed with the group, or it ended");

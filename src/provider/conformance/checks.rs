@@ -1,12 +1,16 @@
 //! The checks themselves, in a table.
 
 use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Base64Url, Encoding};
 use subtle::ConstantTimeEq;
 
-use super::{Check, Conformance, Hook, Outcome};
-use crate::provider::{Context, ProviderError, Wrapped};
+use super::{Check, Conformance, Direct, Hook, Outcome};
+use crate::provider::{
+    Context, Deadline, ProviderError, UnwrapRequest, WaitsFor, WrapRequest, Wrapped,
+};
 use crate::secret::{KEY_LEN, Secret};
 
 const BLOB_MAX_LEN: usize = 2048;
@@ -28,7 +32,7 @@ enum Stop {
 type Checked = Result<(), Stop>;
 
 /// In this order: the last ones change the key.
-const CHECKS: [(&str, fn(&Run) -> Checked); 17] = [
+const CHECKS: [(&str, fn(&Run) -> Checked); 20] = [
     ("unwraps what it wrapped", unwraps_what_it_wrapped),
     ("kind, version, mechanism and blob are in bounds", stays_in_bounds),
     ("wraps under the newest version", wraps_under_the_newest_version),
@@ -41,9 +45,12 @@ const CHECKS: [(&str, fn(&Run) -> Checked); 17] = [
     ("refuses a blob of another key", refuses_another_key),
     ("says that a missing key is not here", misses_a_missing_key),
     ("serves four threads at once", serves_threads),
+    ("does not panic over odd names", bears_odd_names),
+    ("names of calls are in bounds", names_its_calls),
     ("forgets, and serves again", forgets),
     ("denies a disabled key, and serves when it is enabled", denies_a_disabled_key),
     ("says that it is unreachable, and serves when it is back", tells_an_outage),
+    ("answers within the deadline", keeps_the_deadline),
     ("unwraps with the older version after a rotation", survives_a_rotation),
     ("shows no key in an error", shows_no_key),
 ];
@@ -75,8 +82,8 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(of: &'a Conformance<'a>) -> Result<Self, ProviderError> {
         let random = Secret::random();
-        let dek = random.map_err(|error| ProviderError::Unreachable(error.to_string()))?;
-        let wrapped = of.provider.wrap(&of.key_id, &dek, &CONTEXT)?;
+        let dek = random.map_err(|error| ProviderError::unreachable(error.to_string()))?;
+        let wrapped = of.provider.wrap_key(&of.key_id, &dek, &CONTEXT)?;
         Ok(Self { of, dek, wrapped, errors: RefCell::default() })
     }
 
@@ -90,11 +97,11 @@ impl<'a> Run<'a> {
     }
 
     fn wrap(&self, key_id: &str) -> Result<Wrapped, ProviderError> {
-        self.note(self.of.provider.wrap(key_id, &self.dek, &CONTEXT))
+        self.note(self.of.provider.wrap_key(key_id, &self.dek, &CONTEXT))
     }
 
     fn unwrap(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Unwrapped {
-        match self.note(self.of.provider.unwrap(key_id, wrapped, context)) {
+        match self.note(self.of.provider.unwrap_key(key_id, wrapped, context)) {
             Ok(key) if same(&key, &self.dek) => Unwrapped::Key,
             Ok(_) => Unwrapped::AnotherKey,
             Err(error) => Unwrapped::Error(error),
@@ -102,7 +109,7 @@ impl<'a> Run<'a> {
     }
 
     fn newest(&self, key_id: &str) -> Result<String, ProviderError> {
-        self.note(self.of.provider.newest_version(key_id))
+        self.note(self.of.provider.newest_of(key_id))
     }
 
     fn serves(&self, when: &str, wrapped: &Wrapped) -> Checked {
@@ -192,8 +199,8 @@ fn unwraps_what_it_wrapped(run: &Run) -> Checked {
         let key = Secret::from_slice(&[byte; KEY_LEN]);
         let key = key.ok_or_else(|| Stop::Failed("a key has another length".to_owned()))?;
         let provider = run.of.provider;
-        let wrapped = run.note(provider.wrap(run.key_id(), &key, &CONTEXT)).map_err(stop)?;
-        let back = run.note(provider.unwrap(run.key_id(), &wrapped, &CONTEXT)).map_err(stop)?;
+        let wrapped = run.note(provider.wrap_key(run.key_id(), &key, &CONTEXT)).map_err(stop)?;
+        let back = run.note(provider.unwrap_key(run.key_id(), &wrapped, &CONTEXT)).map_err(stop)?;
         if !same(&back, &key) {
             return failed(format!("a key of bytes {byte:#04x}: it gave another key out"));
         }
@@ -303,10 +310,10 @@ fn serves_threads(run: &Run) -> Checked {
     let (key_id, dek, wrapped) = (run.key_id(), &run.dek, &run.wrapped);
     let work = move || {
         for _ in 0..ROUNDS {
-            let again = provider.wrap(key_id, dek, &CONTEXT)?;
+            let again = provider.wrap_key(key_id, dek, &CONTEXT)?;
             for wrapped in [wrapped, &again] {
-                if !same(&provider.unwrap(key_id, wrapped, &CONTEXT)?, dek) {
-                    return Err(ProviderError::WrongKey("it gave another key out".to_owned()));
+                if !same(&provider.unwrap_key(key_id, wrapped, &CONTEXT)?, dek) {
+                    return Err(ProviderError::wrong_key("it gave another key out".to_owned()));
                 }
             }
         }
@@ -321,6 +328,64 @@ fn serves_threads(run: &Run) -> Checked {
         run.note(answer).map_err(stop)?;
     }
     Ok(())
+}
+
+/// It is asked with a deadline that is over, and with one that comes soon, while it is cut
+/// off if it can be. It answers in time or little later, whatever it answers.
+fn keeps_the_deadline(run: &Run) -> Checked {
+    const LEEWAY: Duration = Duration::from_secs(2);
+    if run.of.provider.waits_for() == WaitsFor::Person {
+        return Err(Stop::NotRun("a provider that asks no person"));
+    }
+    for time in [Duration::ZERO, Duration::from_millis(300)] {
+        let begun = Instant::now();
+        let mut request = UnwrapRequest::new(run.key_id(), &run.wrapped, &CONTEXT);
+        request.deadline = Deadline::after(time);
+        let ask = || run.note(run.of.provider.unwrap(&request).map(drop));
+        let answer = match &run.of.outage {
+            Some([cut, restore]) => {
+                run.of.provider.forget();
+                cut();
+                let answer = ask();
+                restore();
+                answer
+            }
+            None => ask(),
+        };
+        let took = begun.elapsed();
+        if took > time + LEEWAY {
+            return failed(format!("with {time:?} to answer it took {took:?}: {answer:?}"));
+        }
+    }
+    run.serves("after a deadline", &run.wrapped)
+}
+
+/// Names and blobs come from a file that anybody may have written.
+fn bears_odd_names(run: &Run) -> Checked {
+    let long = "k".repeat(NAME_MAX_LEN);
+    for name in ["", "..", "-", "a\nb", "\u{202e}", "k;k", "{key_id}", "%s%n", &long] {
+        let altered = Wrapped { key_version: name.to_owned(), ..run.wrapped.clone() };
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            let _ = run.newest(name);
+            let _ = run.unwrap(name, &run.wrapped, &CONTEXT);
+            let _ = run.unwrap(run.key_id(), &altered, &CONTEXT);
+        }));
+        if asked.is_err() {
+            return failed(format!("it panicked over the name {name:?}"));
+        }
+    }
+    run.serves("after odd names", &run.wrapped)
+}
+
+fn names_its_calls(run: &Run) -> Checked {
+    let request = WrapRequest::new(run.key_id(), &run.dek, &CONTEXT);
+    let answer = run.note(run.of.provider.wrap(&request)).map_err(stop)?;
+    match answer.service_request_id {
+        Some(id) if !(1..=NAME_MAX_LEN).contains(&id.len()) || id.contains(char::is_control) => {
+            failed(format!("a call's name has {} bytes or control characters: {id:?}", id.len()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn forgets(run: &Run) -> Checked {

@@ -26,7 +26,50 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::KeyProvider;
+use super::{
+    Context, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
+use crate::secret::Secret;
+
+/// Calls a provider as tests do: on the thread of the caller, without a deadline, and for the answer
+/// alone.
+pub trait Direct: KeyProvider {
+    /// [`KeyProvider::wrap`].
+    ///
+    /// # Errors
+    /// The provider's.
+    fn wrap_key(
+        &self,
+        key_id: &str,
+        dek: &Secret,
+        context: &Context,
+    ) -> Result<Wrapped, ProviderError> {
+        self.wrap(&WrapRequest::new(key_id, dek, context)).map(|answer| answer.value)
+    }
+
+    /// [`KeyProvider::unwrap`].
+    ///
+    /// # Errors
+    /// The provider's.
+    fn unwrap_key(
+        &self,
+        key_id: &str,
+        wrapped: &Wrapped,
+        context: &Context,
+    ) -> Result<Secret, ProviderError> {
+        self.unwrap(&UnwrapRequest::new(key_id, wrapped, context)).map(|answer| answer.value)
+    }
+
+    /// [`KeyProvider::newest_version`].
+    ///
+    /// # Errors
+    /// The provider's.
+    fn newest_of(&self, key_id: &str) -> Result<String, ProviderError> {
+        self.newest_version(&VersionRequest::new(key_id)).map(|answer| answer.value)
+    }
+}
+
+impl<P: KeyProvider + ?Sized> Direct for P {}
 
 /// Changes the outside world between two checks.
 type Hook<'a> = Box<dyn Fn() + 'a>;

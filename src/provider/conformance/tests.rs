@@ -7,15 +7,17 @@ use std::thread::ThreadId;
 use super::checks::kind;
 use super::*;
 use crate::provider::wrap::{self, MECHANISM};
-use crate::provider::{Context, ProviderError, Wrapped};
+use crate::provider::{
+    Answer, Context, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
 use crate::secret::Secret;
 
 const CONTEXT: Context = Context { file_id: [0; 16], dek_version: 0 };
 const PIN: &[u8] = b"1234-5678";
 
-type Answer<T> = Result<T, ProviderError>;
-type Wrap = fn(&Sound, &str, &Secret, &Context) -> Answer<Wrapped>;
-type Unwrap = fn(&Sound, &str, &Wrapped, &Context) -> Answer<Secret>;
+type Said<T> = Result<T, ProviderError>;
+type Wrap = fn(&Sound, &str, &Secret, &Context) -> Said<Wrapped>;
+type Unwrap = fn(&Sound, &str, &Wrapped, &Context) -> Said<Secret>;
 
 /// Keys `app` and `other` with two versions each, in memory.
 struct Sound {
@@ -41,15 +43,15 @@ impl Sound {
         }
     }
 
-    fn check(&self, key_id: &str) -> Answer<()> {
+    fn check(&self, key_id: &str) -> Said<()> {
         if self.cut.load(Ordering::SeqCst) {
-            return Err(ProviderError::Unreachable("no answer".to_owned()));
+            return Err(ProviderError::unreachable("no answer".to_owned()));
         }
         if !["app", "other"].contains(&key_id) {
-            return Err(ProviderError::NotHere(format!("no key {key_id}")));
+            return Err(ProviderError::not_here(format!("no key {key_id}")));
         }
         if self.disabled.load(Ordering::SeqCst) {
-            return Err(ProviderError::Denied(format!("key {key_id} is disabled")));
+            return Err(ProviderError::denied(format!("key {key_id} is disabled")));
         }
         Ok(())
     }
@@ -58,13 +60,7 @@ impl Sound {
         &self.keys[usize::from(key_id == "other") * 2 + version as usize - 1]
     }
 
-    fn wrap_under(
-        &self,
-        version: u32,
-        key_id: &str,
-        dek: &Secret,
-        to: &Context,
-    ) -> Answer<Wrapped> {
+    fn wrap_under(&self, version: u32, key_id: &str, dek: &Secret, to: &Context) -> Said<Wrapped> {
         self.check(key_id)?;
         let blob = wrap::seal(self.key(key_id, version), &wrap::aad(to, key_id, version), dek)?;
         let mechanism = MECHANISM.to_owned();
@@ -77,28 +73,28 @@ impl Sound {
         self.newest.load(Ordering::SeqCst)
     }
 
-    fn wrap(&self, key_id: &str, dek: &Secret, context: &Context) -> Answer<Wrapped> {
+    fn wrap(&self, key_id: &str, dek: &Secret, context: &Context) -> Said<Wrapped> {
         self.wrap_under(self.version(), key_id, dek, context)
     }
 
-    fn unwrap(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Answer<Secret> {
+    fn unwrap(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Said<Secret> {
         self.check(key_id)?;
         self.open(key_id, wrapped, context)
     }
 
-    fn open(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Answer<Secret> {
+    fn open(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Said<Secret> {
         wrapped.expect(MECHANISM)?;
         let version = match &*wrapped.key_version {
             "1" => 1,
             "2" => 2,
-            _ => return Err(ProviderError::NotHere("no such version".to_owned())),
+            _ => return Err(ProviderError::not_here("no such version".to_owned())),
         };
         let aad = wrap::aad(context, key_id, version);
         wrap::open(self.key(key_id, version), &aad, &wrapped.blob)
-            .ok_or_else(|| ProviderError::WrongKey("it did not wrap this".to_owned()))
+            .ok_or_else(|| ProviderError::wrong_key("it did not wrap this".to_owned()))
     }
 
-    fn newest(&self, key_id: &str) -> Answer<String> {
+    fn newest(&self, key_id: &str) -> Said<String> {
         self.check(key_id).map(|()| self.version().to_string())
     }
 
@@ -120,9 +116,10 @@ impl Sound {
 struct Provider {
     sound: Sound,
     kind: &'static str,
+    call: &'static str,
     wrap: Wrap,
     unwrap: Unwrap,
-    newest: fn(&Sound, &str) -> Answer<String>,
+    newest: fn(&Sound, &str) -> Said<String>,
     forget: fn(&Sound),
 }
 
@@ -131,6 +128,7 @@ impl Provider {
         Self {
             sound: Sound::new(),
             kind: "test",
+            call: "service-1",
             wrap: Sound::wrap,
             unwrap: Sound::unwrap,
             newest: Sound::newest,
@@ -161,16 +159,23 @@ impl KeyProvider for Provider {
         self.kind
     }
 
-    fn wrap(&self, key_id: &str, dek: &Secret, context: &Context) -> Answer<Wrapped> {
-        (self.wrap)(&self.sound, key_id, dek, context)
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id, dek, context, .. } = *request;
+        let wrapped = (self.wrap)(&self.sound, key_id, dek, context)?;
+        Ok(Answer::with_id(wrapped, self.call))
     }
 
-    fn unwrap(&self, key_id: &str, wrapped: &Wrapped, context: &Context) -> Answer<Secret> {
-        (self.unwrap)(&self.sound, key_id, wrapped, context)
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id, wrapped, context, .. } = *request;
+        (self.unwrap)(&self.sound, key_id, wrapped, context).map(Answer::from)
     }
 
-    fn newest_version(&self, key_id: &str) -> Answer<String> {
-        (self.newest)(&self.sound, key_id)
+    fn newest_version(
+        &self,
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        let key_id = request.key_id;
+        (self.newest)(&self.sound, key_id).map(Answer::from)
     }
 
     fn forget(&self) {
@@ -196,7 +201,7 @@ fn turn(error: ProviderError, from: &str, to: impl Fn(String) -> ProviderError) 
     if kind(&error) == from { to(error.to_string()) } else { error }
 }
 
-fn any_key() -> Answer<Secret> {
+fn any_key() -> Said<Secret> {
     Ok(Secret::random().unwrap())
 }
 
@@ -206,7 +211,7 @@ fn a_sound_provider_passes_all() {
     let report = assert_conforms(provider.suite());
     assert_eq!(not_run(&report), [""; 0]);
     let lines = report.to_string();
-    assert_eq!(lines.lines().filter(|line| line.starts_with("passed   ")).count(), 17, "{lines}");
+    assert_eq!(lines.lines().filter(|line| line.starts_with("passed   ")).count(), 20, "{lines}");
 }
 
 /// In the order of the checks; the one named is the first to fail.
@@ -271,7 +276,7 @@ fn each_fault_is_found() {
         ("refuses another context", "an outage for a refusal", |p| {
             p.unwrap = |s, id, wrapped, to| {
                 let answer = s.unwrap(id, wrapped, to);
-                answer.map_err(|e| turn(e, "wrong key", ProviderError::Unreachable))
+                answer.map_err(|e| turn(e, "wrong key", ProviderError::unreachable))
             };
         }),
         ("refuses a blob that is altered anywhere", "a first byte that is free", |p| {
@@ -315,7 +320,7 @@ fn each_fault_is_found() {
             p.unwrap = |s, id, wrapped, to| {
                 let answer = s.unwrap(id, wrapped, to);
                 answer.map_err(|e| match id {
-                    "nobody" => turn(e, "not here", ProviderError::Denied),
+                    "nobody" => turn(e, "not here", ProviderError::denied),
                     _ => e,
                 })
             };
@@ -335,6 +340,21 @@ fn each_fault_is_found() {
                 false => any_key(),
             };
         }),
+        ("does not panic over odd names", "two dots", |p| {
+            p.newest = |s, id| match id {
+                ".." => panic!("two dots"),
+                _ => s.newest(id),
+            };
+        }),
+        ("names of calls are in bounds", "a bell", |p| p.call = "\u{7}"),
+        ("answers within the deadline", "it waits for its service", |p| {
+            p.unwrap = |s, id, wrapped, to| {
+                if s.cut.load(Ordering::SeqCst) {
+                    std::thread::sleep(std::time::Duration::from_millis(2600));
+                }
+                s.unwrap(id, wrapped, to)
+            };
+        }),
         ("forgets, and serves again", "for good", |p| {
             p.forget = |s| s.forgot.store(true, Ordering::SeqCst);
             p.unwrap = |s, id, wrapped, to| match s.forgot.load(Ordering::SeqCst) {
@@ -350,12 +370,12 @@ fn each_fault_is_found() {
         }),
         ("denies a disabled key, and serves when it is enabled", "out of reach", |p| {
             p.wrap = |s, id, dek, to| {
-                s.wrap(id, dek, to).map_err(|e| turn(e, "denied", ProviderError::Unreachable))
+                s.wrap(id, dek, to).map_err(|e| turn(e, "denied", ProviderError::unreachable))
             };
         }),
         ("says that it is unreachable, and serves when it is back", "denied", |p| {
             p.newest =
-                |s, id| s.newest(id).map_err(|e| turn(e, "unreachable", ProviderError::Denied));
+                |s, id| s.newest(id).map_err(|e| turn(e, "unreachable", ProviderError::denied));
         }),
         ("unwraps with the older version after a rotation", "no newer one", |p| {
             p.wrap = |s, id, dek, to| s.wrap_under(1, id, dek, to);
@@ -372,14 +392,14 @@ fn each_fault_is_found() {
         }),
         ("shows no key in an error", "the PIN", |p| {
             p.unwrap = |s, id, wrapped, to| {
-                let pin = |text: String| ProviderError::WrongKey(format!("{text}, PIN 1234-5678"));
+                let pin = |text: String| ProviderError::wrong_key(format!("{text}, PIN 1234-5678"));
                 s.unwrap(id, wrapped, to).map_err(|e| turn(e, "wrong key", pin))
             };
         }),
         ("shows no key in an error", "the wrapped key", |p| {
             p.unwrap = |s, id, wrapped, to| {
                 let dek = s.seen.lock().unwrap()[0].0.clone();
-                let shown = |_: String| ProviderError::WrongKey(format!("it is not {dek:?}"));
+                let shown = |_: String| ProviderError::wrong_key(format!("it is not {dek:?}"));
                 s.unwrap(id, wrapped, to).map_err(|e| turn(e, "wrong key", shown))
             };
         }),
@@ -432,7 +452,7 @@ fn what_is_declared_is_accepted_and_what_is_not_given_is_not_run() {
     let mut vague = Provider::sound();
     vague.unwrap = |s, id, wrapped, to| {
         let answer = s.unwrap(id, wrapped, to);
-        answer.map_err(|e| turn(e, "wrong key", ProviderError::Unreachable))
+        answer.map_err(|e| turn(e, "wrong key", ProviderError::unreachable))
     };
     let report = assert_conforms(vague.suite().vague());
     assert_eq!(not_run(&report), [""; 0]);

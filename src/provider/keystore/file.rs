@@ -169,7 +169,7 @@ fn check_mode(_: &Path, _: &fs::Metadata, _: u32) -> Result<()> {
 }
 
 fn unreachable(path: &Path) -> impl FnOnce(io::Error) -> ProviderError {
-    move |error| ProviderError::Unreachable(format!("keystore file {}: {error}", path.display()))
+    move |error| ProviderError::unreachable(format!("keystore file {}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -32,8 +32,12 @@ pub use self::manage::RECOVERY_DAYS;
 use self::passphrase::{Params, Unlocked};
 use self::store::{Store, StoredVersion};
 use super::derived::Derived;
+use super::runs::{Ours, Runs};
 use super::wrap::{self, MECHANISM};
-use super::{Context, Cost, KeyProvider, ProviderError, SecretSource, WaitsFor, Wrapped};
+use super::{
+    Answer, Cost, KeyProvider, ProviderError, SecretSource, UnwrapRequest, VersionRequest,
+    WaitsFor, WrapRequest, Wrapped,
+};
 use crate::error::{Error, Result};
 use crate::secret::Secret;
 
@@ -203,7 +207,7 @@ impl Keystore {
 
     fn read(&self) -> Result<Store, ProviderError> {
         self.load()?.ok_or_else(|| {
-            ProviderError::NotHere(format!(
+            ProviderError::not_here(format!(
                 "no keystore at {}: put it back there, or set {HOME_VARIABLE} to its directory",
                 self.path().display()
             ))
@@ -244,16 +248,16 @@ impl Keystore {
             let path = self.path();
             let path = path.display();
             let text = format!("version {number} of key {name:?} in {path} {why}");
-            Err(ProviderError::Denied(text))
+            Err(ProviderError::denied(text))
         })
     }
 
     fn refused(&self, name: &str, why: &str) -> ProviderError {
-        ProviderError::Denied(format!("key {name:?} in {} {why}", self.path().display()))
+        ProviderError::denied(format!("key {name:?} in {} {why}", self.path().display()))
     }
 
     fn no_key(&self, name: &str) -> ProviderError {
-        ProviderError::NotHere(format!(
+        ProviderError::not_here(format!(
             "no key {name:?} in {}: create it with `sqlite-tde key create NAME`, or put back the \
              keystore that has it",
             self.path().display()
@@ -261,14 +265,14 @@ impl Keystore {
     }
 
     fn no_version(&self, name: &str, number: &str) -> ProviderError {
-        ProviderError::NotHere(format!(
+        ProviderError::not_here(format!(
             "no version {number:?} of key {name:?} in {}: put back a newer copy of this keystore",
             self.path().display()
         ))
     }
 
     fn no_passphrase(&self) -> ProviderError {
-        ProviderError::NotHere(format!(
+        ProviderError::not_here(format!(
             "keystore {} has a passphrase, and none was given: set {FILE_VARIABLE} to a file that \
              has it",
             self.path().display()
@@ -276,14 +280,14 @@ impl Keystore {
     }
 
     fn wrong_passphrase(&self, source: &SecretSource) -> ProviderError {
-        ProviderError::WrongKey(format!(
+        ProviderError::wrong_key(format!(
             "the passphrase from {source} is not the one of keystore {}",
             self.path().display()
         ))
     }
 
     fn unprotected(&self) -> ProviderError {
-        ProviderError::WrongKey(format!(
+        ProviderError::wrong_key(format!(
             "keystore {} has no passphrase, though one was given: see who put it there, then set \
              it with `sqlite-tde key passphrase set`, or give none",
             self.path().display()
@@ -318,12 +322,8 @@ impl KeyProvider for Keystore {
         source.map_or(WaitsFor::Nothing, SecretSource::waits_for)
     }
 
-    fn wrap(
-        &self,
-        key_id: &str,
-        dek: &Secret,
-        context: &Context,
-    ) -> Result<Wrapped, ProviderError> {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id, dek, context, .. } = *request;
         if key_id == DEFAULT_KEY {
             self.ensure_default()?;
         }
@@ -333,36 +333,40 @@ impl KeyProvider for Keystore {
         file::sync_dir(&self.dir)?;
         let aad = wrap::aad(context, key_id, version.version);
         let blob = wrap::seal(&store.open(key_id, version)?, &aad, dek)?;
-        let key_version = version.version.to_string();
-        Ok(Wrapped { key_version, mechanism: MECHANISM.to_owned(), blob })
+        Ok(Wrapped::new(version.version.to_string(), MECHANISM, blob).into())
     }
 
-    fn unwrap(
-        &self,
-        key_id: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id, wrapped, context, .. } = *request;
         wrapped.expect(MECHANISM)?;
         let Wrapped { key_version, blob, .. } = wrapped;
         let store = self.read()?;
         let version = self.version(&store, key_id, key_version)?;
         let aad = wrap::aad(context, key_id, version.version);
-        wrap::open(&store.open(key_id, version)?, &aad, blob).ok_or_else(|| {
+        let dek = wrap::open(&store.open(key_id, version)?, &aad, blob);
+        dek.map(Answer::from).ok_or_else(|| {
             let path = self.path();
             let path = path.display();
-            ProviderError::WrongKey(format!(
+            ProviderError::wrong_key(format!(
                 "version {key_version} of key {key_id:?} in {path} did not wrap this database's key"
             ))
         })
     }
 
-    fn newest_version(&self, key_id: &str) -> Result<String, ProviderError> {
-        Ok(self.newest(&self.read()?, key_id)?.version.to_string())
+    fn newest_version(
+        &self,
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        Ok(self.newest(&self.read()?, request.key_id)?.version.to_string().into())
     }
 
     fn forget(&self) {
         self.remember(None);
+    }
+
+    /// Whether or not the passphrase was given: another thread may forget it.
+    fn runs(&self, _: Ours) -> Runs {
+        self.source.as_ref().map_or(Runs::Here, SecretSource::runs)
     }
 }
 
@@ -372,7 +376,7 @@ fn now() -> u64 {
 }
 
 fn not_done(error: Error) -> ProviderError {
-    ProviderError::Unreachable(error.to_string())
+    ProviderError::unreachable(error.to_string())
 }
 
 #[cfg(test)]

@@ -90,10 +90,10 @@ impl Unlocked {
     pub(super) fn create(passphrase: &[u8], cost: Cost) -> Result<Self, ProviderError> {
         if !is_bounded(cost) {
             let text = format!("keystore: a cost of {cost} is out of bounds: set another");
-            return Err(ProviderError::Denied(text));
+            return Err(ProviderError::denied(text));
         }
         let mut salt = [0; SALT_LEN];
-        fill_random(&mut salt).map_err(|error| ProviderError::Unreachable(error.to_string()))?;
+        fill_random(&mut salt).map_err(|error| ProviderError::unreachable(error.to_string()))?;
         let [seal, mac, check] = derive(passphrase, &salt, cost)?;
         let Cost { memory_kib, iterations, parallelism: lanes } = cost;
         let (salt, check) = (Text(salt), Text(*check.expose()));
@@ -123,7 +123,7 @@ impl Unlocked {
     ) -> Result<Material, ProviderError> {
         let blob = wrap::seal(&self.seal, &binding(name, version), key)?;
         let text = "a sealed key has another length than this version reads";
-        let blob = blob.try_into().map_err(|_| ProviderError::Damaged(text.into()))?;
+        let blob = blob.try_into().map_err(|_| ProviderError::damaged(text))?;
         Ok(Material::Sealed(blob))
     }
 
@@ -161,7 +161,7 @@ fn binding(name: &str, version: u32) -> Vec<u8> {
 fn argon2id(passphrase: &[u8], salt: &[u8], cost: Cost) -> Result<Secret, ProviderError> {
     let Cost { memory_kib, iterations, parallelism } = cost;
     let params = argon2::Params::new(memory_kib, iterations, parallelism, Some(KEY_LEN))
-        .map_err(|error| ProviderError::Damaged(format!("keystore: {error}")))?;
+        .map_err(|error| ProviderError::damaged(format!("keystore: {error}")))?;
     hash(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params), passphrase, salt)
 }
 

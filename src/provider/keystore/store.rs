@@ -123,7 +123,7 @@ impl Store {
             _ => None,
         };
         opened.ok_or_else(|| {
-            ProviderError::Damaged(format!(
+            ProviderError::damaged(format!(
                 "version {} of key {name:?} is not what the keystore sealed there: put back a \
                  backup of the keystore",
                 version.version

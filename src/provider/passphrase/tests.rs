@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use argon2::{AssociatedData, ParamsBuilder};
 
 use super::*;
+use crate::provider::conformance::Direct;
 use crate::suite::tests::hex;
 
 const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
@@ -109,7 +110,7 @@ fn a_blob_has_the_bytes_of_the_picture() {
     let asked = Asked::new("hush");
     let dek = Secret::random().unwrap();
     let cost = Cost { memory_kib: 0x123, iterations: 2, parallelism: 3 };
-    let wrapped = asked.provider.cost(cost).wrap("app", &dek, &CONTEXT).unwrap();
+    let wrapped = asked.provider.cost(cost).wrap_key("app", &dek, &CONTEXT).unwrap();
     assert_eq!((&*wrapped.key_version, &*wrapped.mechanism), ("1", MECHANISM));
     assert_eq!(wrapped.blob.len(), 96);
     assert_eq!(wrapped.blob[..8], [1, 3, 0, 2, 0, 0, 1, 0x23]);
@@ -128,14 +129,14 @@ fn asks_once_for_a_blob_until_it_forgets() {
     let asked = Asked::new("hush");
     let dek = Secret::random().unwrap();
     let unwrap = |key_id: &str, wrapped: &Wrapped| {
-        let answer = asked.provider.unwrap(key_id, wrapped, &CONTEXT);
+        let answer = asked.provider.unwrap_key(key_id, wrapped, &CONTEXT);
         answer.map(|key| assert_eq!(key.expose(), dek.expose())).map_err(kind)
     };
-    let first = asked.provider.wrap("recovery", &dek, &CONTEXT).unwrap();
+    let first = asked.provider.wrap_key("recovery", &dek, &CONTEXT).unwrap();
     assert_eq!(*asked.wanted.lock().unwrap(), "new passphrase for recovery");
     assert_eq!((unwrap("recovery", &first), asked.times()), (Ok(()), 1), "just wrapped");
 
-    let second = asked.provider.wrap("recovery", &dek, &CONTEXT).unwrap();
+    let second = asked.provider.wrap_key("recovery", &dek, &CONTEXT).unwrap();
     assert_ne!(first.blob[..HEADER_LEN], second.blob[..HEADER_LEN], "a salt of its own");
     assert_eq!(asked.times(), 2);
     for (what, answer, wrapped, forget, expected, times) in [
@@ -165,12 +166,12 @@ fn asks_once_for_a_blob_until_it_forgets() {
 fn threads_that_want_one_key_ask_once() {
     let asked = Asked::new("hush");
     let dek = Secret::random().unwrap();
-    let wrapped = asked.provider.wrap("app", &dek, &CONTEXT).unwrap();
+    let wrapped = asked.provider.wrap_key("app", &dek, &CONTEXT).unwrap();
     asked.provider.forget();
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let key = asked.provider.unwrap("app", &wrapped, &CONTEXT).unwrap();
+                let key = asked.provider.unwrap_key("app", &wrapped, &CONTEXT).unwrap();
                 assert_eq!(key.expose(), dek.expose());
             });
         }
@@ -183,7 +184,7 @@ fn threads_that_want_one_key_ask_once() {
 fn costs_out_of_bounds_are_refused() {
     let asked = Asked::new("hush");
     let dek = Secret::random().unwrap();
-    let good = asked.provider.wrap("app", &dek, &CONTEXT).unwrap();
+    let good = asked.provider.wrap_key("app", &dek, &CONTEXT).unwrap();
     asked.provider.forget();
     for (what, memory_kib, iterations, parallelism) in [
         ("over 1 GiB", (1 << 20) + 1, 1, 1),
@@ -204,11 +205,11 @@ fn costs_out_of_bounds_are_refused() {
         let header = Header { cost, salt: [9; SALT_LEN] };
         let blob = [&header.encode()[..], &good.blob[HEADER_LEN..]].concat();
         let hostile = Wrapped { blob, ..good.clone() };
-        let answer = asked.provider.unwrap("app", &hostile, &CONTEXT);
+        let answer = asked.provider.unwrap_key("app", &hostile, &CONTEXT);
         assert_eq!(answer.map(drop).map_err(kind), Err("damaged"), "{what}");
 
         let provider = Passphrase::new(SecretSource::Environment("none".into())).cost(cost);
-        let answer = provider.wrap("app", &dek, &CONTEXT);
+        let answer = provider.wrap_key("app", &dek, &CONTEXT);
         assert_eq!(answer.map(drop).map_err(kind), Err("denied"), "{what}, to wrap");
     }
     assert_eq!(asked.times(), 1, "nobody was asked");
@@ -223,7 +224,7 @@ fn costs_out_of_bounds_are_refused() {
 #[test]
 fn other_formats_versions_and_mechanisms_are_refused_unasked() {
     let asked = Asked::new("hush");
-    let good = asked.provider.wrap("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
+    let good = asked.provider.wrap_key("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
     asked.provider.forget();
     let mut later = good.clone();
     later.blob[0] = 2;
@@ -236,17 +237,17 @@ fn other_formats_versions_and_mechanisms_are_refused_unasked() {
         ("another mechanism", mechanism, "damaged"),
         ("cut short", short, "damaged"),
     ] {
-        let answer = asked.provider.unwrap("app", &wrapped, &CONTEXT);
+        let answer = asked.provider.unwrap_key("app", &wrapped, &CONTEXT);
         assert_eq!(answer.map(drop).map_err(kind), Err(expected), "{what}");
     }
     assert_eq!(asked.times(), 1);
-    assert_eq!(asked.provider.newest_version("any").unwrap(), "1");
+    assert_eq!(asked.provider.newest_of("any").unwrap(), "1");
 }
 
 #[test]
 fn debug_shows_neither_passphrase_nor_key() {
     let asked = Asked::new("hush");
-    asked.provider.wrap("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
+    asked.provider.wrap_key("app", &Secret::random().unwrap(), &CONTEXT).unwrap();
     let shown = format!("{:?}", asked.provider);
     assert_eq!(
         shown,

@@ -99,7 +99,7 @@ impl Pkcs11 {
             _ => {
                 // A token has no lock to hold meanwhile. Two of one name would be of use to nobody.
                 call.session.destroy_object(made)?;
-                Err(ProviderError::Denied(format!(
+                Err(ProviderError::denied(format!(
                     "key {label:?} on {} was made by somebody else at the same moment: try again",
                     self.access
                 ))

@@ -98,19 +98,19 @@ impl Failure {
     pub(super) fn at(self, place: &dyn Display) -> ProviderError {
         let error = match self {
             Self::Known(error) => return error,
-            Self::Absent(text) => return ProviderError::Unreachable(text),
+            Self::Absent(text) => return ProviderError::unreachable(text),
             Self::Token(error) => error,
         };
         let words = words(&error);
         match cause(&error) {
-            Cause::Refused => ProviderError::Denied(format!(
+            Cause::Refused => ProviderError::denied(format!(
                 "{place}: {words}: look at the key's attributes and the token's policy"
             )),
             Cause::NotOffered => {
-                ProviderError::Denied(format!("{place}: {words}: it does not do this with the key"))
+                ProviderError::denied(format!("{place}: {words}: it does not do this with the key"))
             }
             Cause::Blob | Cause::Lost | Cause::Unclear => {
-                ProviderError::Unreachable(format!("{place}: {words}"))
+                ProviderError::unreachable(format!("{place}: {words}"))
             }
         }
     }

@@ -112,7 +112,7 @@ pub(super) fn some_versions(call: &Call, label: &str) -> Result<Vec<Version>, Fa
         return Ok(found);
     }
     call.is_in()?;
-    Err(ProviderError::NotHere(format!(
+    Err(ProviderError::not_here(format!(
         "no AES-256 key and no RSA key pair of 2048 bits or more is labelled {label:?} on {}: \
          create it, as `pkcs11-tool --keygen --key-type AES:32 --label {label} --id 01` does",
         call.place
@@ -136,7 +136,7 @@ pub(super) fn version(
     match (found.pop(), found.len()) {
         (Some(version), 0) => Ok(version),
         (Some(_), _) => Err(twins(call, label, name).into()),
-        (None, _) => Err(ProviderError::NotHere(format!(
+        (None, _) => Err(ProviderError::not_here(format!(
             "no version {name} of key {label:?} on {}: bring back the object with that CKA_ID",
             call.place
         ))
@@ -153,7 +153,7 @@ pub(super) fn newest(call: &Call, label: &str) -> Result<Version, Failure> {
     let mut found = some_versions(call, label)?;
     found.retain(|version| version.both().is_some());
     let Some(newest) = found.pop() else {
-        return Err(ProviderError::Denied(format!(
+        return Err(ProviderError::denied(format!(
             "no version of key {label:?} on {} may both encrypt and decrypt: set CKA_ENCRYPT and \
              CKA_DECRYPT, and for RSA put the public key beside the private one",
             call.place
@@ -169,7 +169,7 @@ pub(super) fn newest(call: &Call, label: &str) -> Result<Version, Failure> {
 }
 
 fn twins(call: &Call, label: &str, name: &str) -> ProviderError {
-    ProviderError::Damaged(format!(
+    ProviderError::damaged(format!(
         "version {name} of key {label:?} is there more than once on {}: give each its own CKA_ID",
         call.place
     ))

@@ -38,7 +38,11 @@ use self::blob::Binding;
 use self::failure::{Cause, Failure, cause, words};
 use self::keys::Version;
 use self::session::{Access, Call};
-use super::{Context, KeyProvider, ProviderError, SecretSource, WaitsFor, Wrapped};
+use super::runs::{Ours, Runs};
+use super::{
+    Answer, Context, KeyProvider, ProviderError, SecretSource, UnwrapRequest, VersionRequest,
+    WaitsFor, WrapRequest, Wrapped,
+};
 use crate::secret::{Secret, fill_random};
 
 /// Which token of a module.
@@ -127,7 +131,7 @@ impl Pkcs11 {
                 Err(failure) => return Err(failure),
             }
         }
-        Err(ProviderError::Denied(format!(
+        Err(ProviderError::denied(format!(
             "key {key_id:?} on {} cannot wrap: {said}. Allow another mechanism, or use an AES key",
             self.access
         ))
@@ -145,7 +149,7 @@ impl Pkcs11 {
         let Wrapped { key_version, blob, .. } = wrapped;
         let version = keys::version(call, key_id, mechanism.algorithm(), key_version)?;
         if version.decrypts.is_none() {
-            return Err(ProviderError::Denied(format!(
+            return Err(ProviderError::denied(format!(
                 "version {key_version} of key {key_id:?} on {} is disabled: CKA_DECRYPT is false",
                 self.access
             ))
@@ -158,7 +162,7 @@ impl Pkcs11 {
             None => None,
         };
         dek.ok_or_else(|| {
-            ProviderError::WrongKey(format!(
+            ProviderError::wrong_key(format!(
                 "version {key_version} of key {key_id:?} on {} did not wrap this database's key",
                 self.access
             ))
@@ -176,16 +180,16 @@ fn seal(
     aad: &[u8],
 ) -> Result<Vec<u8>, Failure> {
     let mut nonce = [0; 12];
-    fill_random(&mut nonce).map_err(|error| ProviderError::Unreachable(error.to_string()))?;
+    fill_random(&mut nonce).map_err(|error| ProviderError::unreachable(error.to_string()))?;
     let Some((encrypts, decrypts)) = version.both() else {
         let text = format!("version {} has only one half of a key", version.name());
-        return Err(ProviderError::Denied(text).into());
+        return Err(ProviderError::denied(text).into());
     };
     let sealed = mechanism.encrypt(&call.session, encrypts, dek, aad, nonce)?;
     match mechanism.decrypt(&call.session, decrypts, &sealed, aad) {
         Ok(Some(opened)) if is_same(&opened, dek) => Ok(sealed),
         Err(error) if cause(&error) != Cause::Blob => Err(error.into()),
-        _ => Err(ProviderError::Denied(format!(
+        _ => Err(ProviderError::denied(format!(
             "version {} does not decrypt what it encrypted: are its objects of one key?",
             version.name()
         ))
@@ -221,7 +225,7 @@ fn open(
         Cause::Blob => Ok(None),
         Cause::Unclear => {
             let probe =
-                Secret::random().map_err(|error| ProviderError::Unreachable(error.to_string()))?;
+                Secret::random().map_err(|error| ProviderError::unreachable(error.to_string()))?;
             if seal(call, version, mechanism, &probe, aad).is_err() {
                 return Err(first.into());
             }
@@ -247,37 +251,38 @@ impl KeyProvider for Pkcs11 {
         }
     }
 
-    fn wrap(
-        &self,
-        key_id: &str,
-        dek: &Secret,
-        context: &Context,
-    ) -> Result<Wrapped, ProviderError> {
-        self.access.read(|call| self.wrap_in(call, key_id, dek, context))
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let WrapRequest { key_id, dek, context, .. } = *request;
+        self.access.read(|call| self.wrap_in(call, key_id, dek, context)).map(Answer::from)
     }
 
-    fn unwrap(
-        &self,
-        key_id: &str,
-        wrapped: &Wrapped,
-        context: &Context,
-    ) -> Result<Secret, ProviderError> {
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let UnwrapRequest { key_id, wrapped, context, .. } = *request;
         let Some(mechanism) = Mechanism::from_name(&wrapped.mechanism) else {
-            return Err(ProviderError::Damaged(format!(
+            return Err(ProviderError::damaged(format!(
                 "wrapped key of mechanism {:?}: it is none of those that are used with tokens",
                 wrapped.mechanism
             )));
         };
-        self.access.read(|call| self.unwrap_in(call, key_id, mechanism, wrapped, context))
+        let unwrap = |call: &Call| self.unwrap_in(call, key_id, mechanism, wrapped, context);
+        self.access.read(unwrap).map(Answer::from)
     }
 
-    fn newest_version(&self, key_id: &str) -> Result<String, ProviderError> {
-        self.access.read(|call| Ok(keys::newest(call, key_id)?.name()))
+    fn newest_version(
+        &self,
+        request: &VersionRequest<'_>,
+    ) -> Result<Answer<String>, ProviderError> {
+        let newest = |call: &Call| Ok(keys::newest(call, request.key_id)?.name());
+        self.access.read(newest).map(Answer::from)
     }
 
     /// Logs out; the next use reads the PIN again. That a PIN was refused is not forgotten.
     fn forget(&self) {
         self.access.leave();
+    }
+
+    fn runs(&self, _: Ours) -> Runs {
+        Runs::CallsApart
     }
 }
 

@@ -92,9 +92,9 @@ pub(super) fn load(path: &Path) -> Result<Arc<Module>, ProviderError> {
 fn not_loaded(path: &Path, error: &Error) -> ProviderError {
     let path_text = path.display();
     if path.exists() {
-        return ProviderError::Damaged(format!("{path_text} is no PKCS#11 module: {error}"));
+        return ProviderError::damaged(format!("{path_text} is no PKCS#11 module: {error}"));
     }
-    ProviderError::NotHere(format!(
+    ProviderError::not_here(format!(
         "no PKCS#11 module at {path_text}: install the token's library, or set its right path"
     ))
 }

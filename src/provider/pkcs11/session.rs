@@ -172,7 +172,7 @@ impl Access {
             ),
             Login::Refused(error) => format!("{self} lets nobody log in: {}", words(&error)),
         };
-        Err(ProviderError::Denied(refused).into())
+        Err(ProviderError::denied(refused).into())
     }
 
     fn slot(&self, module: &Module) -> Result<Slot, Failure> {
@@ -199,7 +199,7 @@ impl Access {
                 "{self} is not there, and {unread} others could not be read: put it in, or name \
                  its slot instead of its label"
             ))),
-            _ => Err(ProviderError::Denied(format!(
+            _ => Err(ProviderError::denied(format!(
                 "{self} is there {} times: name its slot instead of its label",
                 found.len()
             ))

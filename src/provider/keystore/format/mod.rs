@@ -210,14 +210,14 @@ fn is_authentic(unlocked: &Unlocked, text: &[u8]) -> bool {
 }
 
 pub(super) fn damaged(path: &Path) -> ProviderError {
-    ProviderError::Damaged(format!(
+    ProviderError::damaged(format!(
         "keystore {} was altered or cut short: put back its backup, and keep this file until then",
         path.display()
     ))
 }
 
 fn forged(path: &Path) -> ProviderError {
-    ProviderError::Damaged(format!(
+    ProviderError::damaged(format!(
         "keystore {} was altered by someone without its passphrase: put back its backup, and keep \
          this file until then",
         path.display()
@@ -225,7 +225,7 @@ fn forged(path: &Path) -> ProviderError {
 }
 
 fn too_new(path: &Path, format: u32) -> ProviderError {
-    ProviderError::Damaged(format!(
+    ProviderError::damaged(format!(
         "keystore {} has format {format}, from a newer version of sqlite-tde: use that \
          one, as this one reads up to format {FORMAT_WITH_RULES}",
         path.display()

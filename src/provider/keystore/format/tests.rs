@@ -60,7 +60,7 @@ fn read(text: &[u8], unlocked: Option<Arc<Unlocked>>) -> Result<Store, ProviderE
 }
 
 fn is_damaged<T>(result: Result<T, ProviderError>) -> bool {
-    matches!(result, Err(ProviderError::Damaged(text)) if text.contains(PATH))
+    matches!(result, Err(ProviderError::Damaged(text)) if text.text().contains(PATH))
 }
 
 fn secrets(store: &Store) -> Vec<[u8; KEY_LEN]> {
@@ -193,7 +193,7 @@ fn forgeries_are_refused() {
     ] {
         let answer = read(forgery.as_bytes(), Some(unlocked())).map(drop);
         let Err(ProviderError::Damaged(words)) = answer else { panic!("{what}: {answer:?}") };
-        assert!(words.contains("without its passphrase"), "{what}: {words}");
+        assert!(words.text().contains("without its passphrase"), "{what}: {words}");
     }
     let mut own = protected();
     own.keys[0].versions.swap(0, 1);
@@ -272,5 +272,5 @@ fn a_later_format_is_told_apart() {
     let Err(ProviderError::Damaged(text)) = decode(Path::new("k"), later) else {
         panic!("read a later format")
     };
-    assert!(text.contains("newer version"), "{text}");
+    assert!(text.text().contains("newer version"), "{text}");
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use super::passphrase::tests::CHEAP;
 use super::*;
+use crate::provider::Context;
+use crate::provider::conformance::Direct;
 
 mod passphrases;
 mod rules;
@@ -45,9 +47,9 @@ fn is_empty(dir: &Path) -> bool {
 fn unwraps_only_what_it_wrapped_under_a_version_that_is_allowed() {
     let (_dir, store) = keystore();
     let dek = Secret::random().unwrap();
-    let first = store.wrap(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
+    let first = store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
     store.rotate(DEFAULT_KEY).unwrap();
-    let second = store.wrap(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
+    let second = store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
     store.create("other").unwrap();
     store.rotate(DEFAULT_KEY).unwrap();
     store.set_enabled(DEFAULT_KEY, 3, false).unwrap();
@@ -69,10 +71,10 @@ fn unwraps_only_what_it_wrapped_under_a_version_that_is_allowed() {
         ("unknown key", "absent", first.clone(), "not here"),
         ("another mechanism", DEFAULT_KEY, foreign, "damaged"),
     ] {
-        assert_eq!(outcome(store.unwrap(key, &wrapped, &CONTEXT), &dek), expected, "{what}");
+        assert_eq!(outcome(store.unwrap_key(key, &wrapped, &CONTEXT), &dek), expected, "{what}");
     }
     let elsewhere = Context { file_id: [8; 16], ..CONTEXT };
-    let answer = store.unwrap(DEFAULT_KEY, &first, &elsewhere);
+    let answer = store.unwrap_key(DEFAULT_KEY, &first, &elsewhere);
     assert_eq!(outcome(answer, &dek), "wrong key", "blob moved to another database");
 }
 
@@ -80,12 +82,12 @@ fn unwraps_only_what_it_wrapped_under_a_version_that_is_allowed() {
 fn a_disabled_version_is_denied_until_it_is_enabled() {
     let (_dir, store) = keystore();
     let dek = Secret::random().unwrap();
-    let wrapped = store.wrap(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
+    let wrapped = store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
     for (enabled, expected) in [(false, "denied"), (true, "ok")] {
         store.set_enabled(DEFAULT_KEY, 1, enabled).unwrap();
-        let unwrapped = outcome(store.unwrap(DEFAULT_KEY, &wrapped, &CONTEXT), &dek);
-        let newest = store.newest_version(DEFAULT_KEY).map_or_else(|e| kind(&e), |_| "ok");
-        let again = store.wrap(DEFAULT_KEY, &dek, &CONTEXT).map_or_else(|e| kind(&e), |_| "ok");
+        let unwrapped = outcome(store.unwrap_key(DEFAULT_KEY, &wrapped, &CONTEXT), &dek);
+        let newest = store.newest_of(DEFAULT_KEY).map_or_else(|e| kind(&e), |_| "ok");
+        let again = store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).map_or_else(|e| kind(&e), |_| "ok");
         assert_eq!([unwrapped, newest, again], [expected; 3], "enabled: {enabled}");
     }
     assert!(matches!(store.set_enabled(DEFAULT_KEY, 2, true), Err(Error::NoKey(_))));
@@ -98,10 +100,10 @@ fn reading_and_failing_create_nothing() {
     let wrapped =
         Wrapped { key_version: "1".into(), mechanism: MECHANISM.into(), blob: vec![0; 72] };
     assert_eq!(store.list().unwrap(), []);
-    let answer = store.unwrap(DEFAULT_KEY, &wrapped, &CONTEXT);
+    let answer = store.unwrap_key(DEFAULT_KEY, &wrapped, &CONTEXT);
     assert_eq!(outcome(answer, &dek), "not here");
-    assert_eq!(kind(&store.newest_version(DEFAULT_KEY).unwrap_err()), "not here");
-    assert_eq!(kind(&store.wrap("named", &dek, &CONTEXT).unwrap_err()), "not here");
+    assert_eq!(kind(&store.newest_of(DEFAULT_KEY).unwrap_err()), "not here");
+    assert_eq!(kind(&store.wrap_key("named", &dek, &CONTEXT).unwrap_err()), "not here");
     assert!(matches!(store.rotate(DEFAULT_KEY), Err(Error::NoKey(_))));
     assert!(matches!(store.set_enabled(DEFAULT_KEY, 1, true), Err(Error::NoKey(_))));
     for name in ["", "a b", "a/b", "é", "a\n", &"x".repeat(65)] {
@@ -124,7 +126,7 @@ fn keys_keep_their_order_names_and_versions() {
     assert_eq!(list[1], rotated);
     assert_eq!(rotated.versions.iter().map(|v| v.version).collect::<Vec<_>>(), [1, 2]);
     assert!(rotated.created > 1_700_000_000 && rotated.versions.iter().all(|v| v.enabled));
-    assert_eq!(store.newest_version("alpha").unwrap(), "2");
+    assert_eq!(store.newest_of("alpha").unwrap(), "2");
 }
 
 #[test]
@@ -136,7 +138,7 @@ fn eight_creators_at_once_end_with_one_key_each() {
             let (store, dek) = (&store, &dek);
             move || {
                 store.create(&format!("key-{n}")).unwrap();
-                store.wrap(DEFAULT_KEY, dek, &CONTEXT).unwrap()
+                store.wrap_key(DEFAULT_KEY, dek, &CONTEXT).unwrap()
             }
         };
         let threads: Vec<_> = (0..8).map(|n| scope.spawn(work(n))).collect();
@@ -146,7 +148,7 @@ fn eight_creators_at_once_end_with_one_key_each() {
     assert_eq!(list.len(), 9);
     assert!(list.iter().all(|key| key.versions.len() == 1));
     for (n, wrapped) in wrapped.iter().enumerate() {
-        let answer = store.unwrap(DEFAULT_KEY, wrapped, &CONTEXT);
+        let answer = store.unwrap_key(DEFAULT_KEY, wrapped, &CONTEXT);
         assert_eq!(outcome(answer, &dek), "ok", "thread {n}");
     }
 }

@@ -38,7 +38,7 @@ fn is_wrong<T>(answer: &Result<T>) -> bool {
 fn a_passphrase_comes_changes_and_goes_and_keys_stay() {
     let (_dir, store) = keystore();
     let dek = Secret::random().unwrap();
-    let wrapped = store.wrap(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
+    let wrapped = store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
     let secret = store.export(DEFAULT_KEY, None, true).unwrap();
     let text = KeyFormat::Pem.encode(&secret).unwrap();
     let base64 = std::str::from_utf8(&text).unwrap().lines().nth(1).unwrap();
@@ -52,10 +52,10 @@ fn a_passphrase_comes_changes_and_goes_and_keys_stay() {
     let rows = |right: &'static str, wrong: &'static str| {
         let (right, wrong) = (with(&store, right), with(&store, wrong));
         assert!(!right.needs_passphrase().unwrap());
-        assert_eq!(outcome(right.unwrap(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "ok");
-        assert_eq!(outcome(wrong.unwrap(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "wrong key");
+        assert_eq!(outcome(right.unwrap_key(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "ok");
+        assert_eq!(outcome(wrong.unwrap_key(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "wrong key");
         let none = without(&store);
-        assert_eq!(outcome(none.unwrap(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "not here");
+        assert_eq!(outcome(none.unwrap_key(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "not here");
         let before = fs::read(store.path()).unwrap();
         assert!(is_wrong(&wrong.create("k")) && is_wrong(&wrong.list()));
         assert!(is_wrong(&wrong.change_passphrase(&source("mine"))));
@@ -76,7 +76,7 @@ fn a_passphrase_comes_changes_and_goes_and_keys_stay() {
     with(&store, "two").remove_passphrase().unwrap();
     assert!(has_key() && !store.has_passphrase().unwrap());
     let open = without(&store);
-    assert_eq!(outcome(open.unwrap(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "ok");
+    assert_eq!(outcome(open.unwrap_key(DEFAULT_KEY, &wrapped, &CONTEXT), &dek), "ok");
     assert!(matches!(open.change_passphrase(&source("x")), Err(Error::Usage(_))));
     assert!(matches!(open.remove_passphrase(), Err(Error::Usage(_))));
 }
@@ -119,7 +119,7 @@ fn a_passphrase_is_asked_for_once_and_again_when_it_has_changed() {
             scope.spawn(move || {
                 store.list().unwrap();
                 store.rotate("k").unwrap();
-                store.newest_version("k").unwrap();
+                store.newest_of("k").unwrap();
             });
         }
     });
@@ -161,9 +161,9 @@ fn a_keystore_put_in_place_is_refused() {
     let refused = |what: &str| {
         let store = with(&mine, "one");
         for answer in [
-            store.wrap("k", &dek, &CONTEXT).map(drop),
-            store.wrap(DEFAULT_KEY, &dek, &CONTEXT).map(drop),
-            store.newest_version("k").map(drop),
+            store.wrap_key("k", &dek, &CONTEXT).map(drop),
+            store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).map(drop),
+            store.newest_of("k").map(drop),
         ] {
             assert_eq!(answer.map_err(|error| kind(&error)), Err("wrong key"), "{what}");
         }

@@ -114,13 +114,13 @@ fn rules_decide_who_wraps_and_who_unwraps() {
         let (_dir, store) = keystore();
         let dek = Secret::random().unwrap();
         store.create("k").unwrap();
-        let first = store.wrap("k", &dek, &CONTEXT).unwrap();
+        let first = store.wrap_key("k", &dek, &CONTEXT).unwrap();
         store.rotate("k").unwrap();
-        let second = store.wrap("k", &dek, &CONTEXT).unwrap();
+        let second = store.wrap_key("k", &dek, &CONTEXT).unwrap();
         change(&store).unwrap();
 
-        let newest = store.newest_version("k");
-        let wrapped = store.wrap("k", &dek, &CONTEXT).map(|wrapped| wrapped.key_version);
+        let newest = store.newest_of("k");
+        let wrapped = store.wrap_key("k", &dek, &CONTEXT).map(|wrapped| wrapped.key_version);
         assert_eq!(newest, wrapped, "{what}");
         match newest {
             Ok(version) => assert_eq!(version, wraps, "{what}"),
@@ -130,7 +130,7 @@ fn rules_decide_who_wraps_and_who_unwraps() {
             }
         }
         for (wrapped, expected) in [first, second].iter().zip(unwraps) {
-            let words = words(store.unwrap("k", wrapped, &CONTEXT).map(|found| {
+            let words = words(store.unwrap_key("k", wrapped, &CONTEXT).map(|found| {
                 assert_eq!(found.expose(), dek.expose(), "{what}");
             }));
             let denied = words.starts_with("denied: ") || words == "ok";
@@ -231,7 +231,7 @@ fn imported_keys_wrap_and_come_out_again() {
     assert_eq!(newest.expose(), store.export("k", Some(3), true).unwrap().expose());
 
     // What one keystore wrapped, another with the same key under the same name unwraps.
-    let wrapped = store.wrap("k", &dek, &CONTEXT).unwrap();
+    let wrapped = store.wrap_key("k", &dek, &CONTEXT).unwrap();
     let (_other_dir, other) = super::keystore();
     for version in 1..=3 {
         let key = store.export("k", Some(version), true).unwrap();
@@ -240,7 +240,7 @@ fn imported_keys_wrap_and_come_out_again() {
             _ => other.import_version("k", key).unwrap(),
         };
     }
-    assert_eq!(outcome(other.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
+    assert_eq!(outcome(other.unwrap_key("k", &wrapped, &CONTEXT), &dek), "ok");
 
     // A key that may not be used may be saved.
     store.set_key_enabled("k", false).unwrap();
@@ -252,7 +252,7 @@ fn a_deleted_key_can_be_brought_back_until_it_is_purged() {
     let (_dir, store) = keystore();
     let dek = Secret::random().unwrap();
     store.create("k").unwrap();
-    let wrapped = store.wrap("k", &dek, &CONTEXT).unwrap();
+    let wrapped = store.wrap_key("k", &dek, &CONTEXT).unwrap();
     let before = store.list().unwrap();
     let end = store.delete("k", 30).unwrap();
     assert!(end.abs_diff(now() + 30 * 24 * HOUR) < HOUR);
@@ -272,7 +272,7 @@ fn a_deleted_key_can_be_brought_back_until_it_is_purged() {
     assert!(matches!(store.create("k"), Err(Error::KeyExists(_))));
     store.undelete("k").unwrap();
     assert_eq!(store.list().unwrap(), before);
-    assert_eq!(outcome(store.unwrap("k", &wrapped, &CONTEXT), &dek), "ok");
+    assert_eq!(outcome(store.unwrap_key("k", &wrapped, &CONTEXT), &dek), "ok");
 
     // The end of its time has come.
     store.create("other").unwrap();
@@ -284,13 +284,13 @@ fn a_deleted_key_can_be_brought_back_until_it_is_purged() {
     store.update(over).unwrap();
     let secret = |text: &[u8]| text.windows(3).any(|part| part == b"\"k\"");
     assert!(secret(&fs::read(store.path()).unwrap()), "still in the file");
-    assert_eq!(outcome(store.unwrap("k", &wrapped, &CONTEXT), &dek), "not here");
+    assert_eq!(outcome(store.unwrap_key("k", &wrapped, &CONTEXT), &dek), "not here");
     assert_eq!(store.list().unwrap().len(), 1);
     assert!(matches!(store.undelete("k"), Err(Error::NoKey(_))));
     store.rotate("other").unwrap();
     assert!(!secret(&fs::read(store.path()).unwrap()), "gone with the next write");
     store.create("k").unwrap();
-    assert_eq!(outcome(store.unwrap("k", &wrapped, &CONTEXT), &dek), "wrong key");
+    assert_eq!(outcome(store.unwrap_key("k", &wrapped, &CONTEXT), &dek), "wrong key");
 
     store.delete("k", 1).unwrap();
     store.purge("k", true).unwrap();
@@ -303,9 +303,9 @@ fn a_deleted_key_can_be_brought_back_until_it_is_purged() {
 fn the_default_key_is_made_anew_only_when_it_is_gone() {
     let (_dir, store) = keystore();
     let dek = Secret::random().unwrap();
-    store.wrap(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
+    store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).unwrap();
     store.delete(DEFAULT_KEY, 1).unwrap();
-    assert!(words(store.wrap(DEFAULT_KEY, &dek, &CONTEXT)).starts_with("denied: "));
+    assert!(words(store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT)).starts_with("denied: "));
     store.purge(DEFAULT_KEY, true).unwrap();
-    assert_eq!(store.wrap(DEFAULT_KEY, &dek, &CONTEXT).unwrap().key_version, "1");
+    assert_eq!(store.wrap_key(DEFAULT_KEY, &dek, &CONTEXT).unwrap().key_version, "1");
 }

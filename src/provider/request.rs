@@ -1,0 +1,280 @@
+//! What a provider is asked, and what it answers.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::ProviderError;
+use crate::secret::{Secret, fill_random};
+
+/// What a wrapped key is bound to. Providers with associated data pass [`Context::encode`] as that;
+/// for the others the envelope's own MAC binds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    /// The database's 16-byte file id.
+    pub file_id: [u8; 16],
+    /// Which DEK of that database: its key version, counted from 1.
+    pub dek_version: u32,
+}
+
+impl Context {
+    /// Purpose label, then file id (16 bytes), then DEK version (4 bytes, big-endian).
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        const PURPOSE: &[u8] = b"sqlite-tde v1 dek wrap";
+        let mut bytes = PURPOSE.to_vec();
+        bytes.extend_from_slice(&self.file_id);
+        bytes.extend_from_slice(&self.dek_version.to_be_bytes());
+        bytes
+    }
+}
+
+/// The moment at which the caller stops waiting for an answer, if it ever does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline(Option<Instant>);
+
+impl Deadline {
+    /// No deadline: a person is asked.
+    pub const NEVER: Self = Self(None);
+
+    /// The end of `time`, from now on. A time that no clock can count to never ends.
+    #[must_use]
+    pub fn after(time: Duration) -> Self {
+        Self(Instant::now().checked_add(time))
+    }
+
+    /// The moment itself; `None` where the caller waits without end.
+    #[must_use]
+    pub fn at(self) -> Option<Instant> {
+        self.0
+    }
+
+    /// The time that is left: zero when it is over, `None` where the caller waits without end.
+    #[must_use]
+    pub fn time_left(self) -> Option<Duration> {
+        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// The time that is left, in milliseconds, for a message.
+    pub(super) fn patience(self) -> Duration {
+        let left = self.time_left().unwrap_or(Duration::MAX);
+        let millis = left.saturating_add(Duration::from_micros(500)).as_millis();
+        Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+
+    /// Whether the caller has stopped waiting.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        self.time_left().is_some_and(|left| left.is_zero())
+    }
+}
+
+/// Names one call of a provider, here and in the service's own log: a UUID of version 4. A provider
+/// passes it on where its service takes one; the audit log has it in the entry of the call.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId([u8; 16]);
+
+impl RequestId {
+    pub(super) fn new() -> Self {
+        let mut id = [0; 16];
+        if fill_random(&mut id).is_err() {
+            // It is no secret, only different from the others.
+            static COUNT: AtomicU64 = AtomicU64::new(0);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let count = COUNT.fetch_add(1, Ordering::Relaxed) << 32 | u64::from(std::process::id());
+            id[..8].copy_from_slice(&(now.as_nanos() as u64).to_be_bytes());
+            id[8..].copy_from_slice(&count.rotate_left(24).to_be_bytes());
+        }
+        id[6] = id[6] & 0x0f | 0x40;
+        id[8] = id[8] & 0x3f | 0x80;
+        Self(id)
+    }
+
+    /// The 16 bytes of the UUID.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.iter().enumerate() {
+            let dash = if matches!(at, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RequestId({self})")
+    }
+}
+
+/// A request to wrap a DEK.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct WrapRequest<'a> {
+    /// The key's name at the provider.
+    pub key_id: &'a str,
+    /// The key to wrap.
+    pub dek: &'a Secret,
+    /// What the wrapped key is to be bound to.
+    pub context: &'a Context,
+    /// The end of the caller's patience.
+    pub deadline: Deadline,
+    /// The name of this call.
+    pub request_id: RequestId,
+}
+
+/// A request to unwrap a DEK.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnwrapRequest<'a> {
+    /// The key's name at the provider.
+    pub key_id: &'a str,
+    /// The key to unwrap.
+    pub wrapped: &'a Wrapped,
+    /// What it was bound to.
+    pub context: &'a Context,
+    /// The end of the caller's patience.
+    pub deadline: Deadline,
+    /// The name of this call.
+    pub request_id: RequestId,
+}
+
+/// A question for the newest version of a key.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct VersionRequest<'a> {
+    /// The key's name at the provider.
+    pub key_id: &'a str,
+    /// The end of the caller's patience.
+    pub deadline: Deadline,
+    /// The name of this call.
+    pub request_id: RequestId,
+}
+
+impl<'a> WrapRequest<'a> {
+    /// A call with a name of its own and no deadline.
+    #[must_use]
+    pub fn new(key_id: &'a str, dek: &'a Secret, context: &'a Context) -> Self {
+        let (deadline, request_id) = (Deadline::NEVER, RequestId::new());
+        Self { key_id, dek, context, deadline, request_id }
+    }
+}
+
+impl<'a> UnwrapRequest<'a> {
+    /// A call with a name of its own and no deadline.
+    #[must_use]
+    pub fn new(key_id: &'a str, wrapped: &'a Wrapped, context: &'a Context) -> Self {
+        let (deadline, request_id) = (Deadline::NEVER, RequestId::new());
+        Self { key_id, wrapped, context, deadline, request_id }
+    }
+}
+
+impl<'a> VersionRequest<'a> {
+    /// A call with a name of its own and no deadline.
+    #[must_use]
+    pub fn new(key_id: &'a str) -> Self {
+        Self { key_id, deadline: Deadline::NEVER, request_id: RequestId::new() }
+    }
+}
+
+/// A provider's answer: a [`Wrapped`] key, a [`Secret`] or a version, as was asked.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Answer<T> {
+    /// What was asked for.
+    pub value: T,
+    /// The service's own name of the call, where it has one; the audit log has it beside ours.
+    pub service_request_id: Option<String>,
+}
+
+impl<T> Answer<T> {
+    /// An answer of a service that gives its calls names.
+    pub fn with_id(value: T, service_request_id: impl Into<String>) -> Self {
+        Self { value, service_request_id: Some(service_request_id.into()) }
+    }
+}
+
+impl<T> From<T> for Answer<T> {
+    fn from(value: T) -> Self {
+        Self { value, service_request_id: None }
+    }
+}
+
+impl From<&str> for Answer<String> {
+    fn from(version: &str) -> Self {
+        version.to_owned().into()
+    }
+}
+
+/// A wrapped DEK, as it is kept in a protector record of the envelope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Wrapped {
+    /// The version of the protector key that wrapped it, in the provider's own words.
+    pub key_version: String,
+    /// How it was wrapped, in the provider's own words.
+    pub mechanism: String,
+    /// The wrapped key, at most 2 KiB.
+    pub blob: Vec<u8>,
+}
+
+impl Wrapped {
+    /// A key wrapped by this version of a protector key, in this way.
+    pub fn new(
+        key_version: impl Into<String>,
+        mechanism: impl Into<String>,
+        blob: Vec<u8>,
+    ) -> Self {
+        Self { key_version: key_version.into(), mechanism: mechanism.into(), blob }
+    }
+
+    /// # Errors
+    /// [`ProviderError::Damaged`] unless it was wrapped by `mechanism`.
+    pub(super) fn expect(&self, mechanism: &str) -> Result<(), ProviderError> {
+        if self.mechanism == mechanism {
+            return Ok(());
+        }
+        Err(ProviderError::damaged(format!(
+            "wrapped key of mechanism {:?}, where this provider reads {mechanism}: it is another \
+             provider's, or from a newer version of sqlite-tde",
+            self.mechanism
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_a_name_of_its_own() {
+        let ids: std::collections::HashSet<_> =
+            (0..1000).map(|_| VersionRequest::new("key").request_id.to_string()).collect();
+        assert_eq!(ids.len(), 1000);
+        for id in ids {
+            let parts: Vec<usize> = id.split('-').map(str::len).collect();
+            assert_eq!(parts, [8, 4, 4, 4, 12], "{id}");
+            assert_eq!(&id[14..15], "4", "{id}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_no_clock_reaches_is_none() {
+        for (time, is_over, ends) in [
+            (Duration::ZERO, true, true),
+            (Duration::from_secs(9), false, true),
+            (Duration::MAX, false, false),
+        ] {
+            let deadline = Deadline::after(time);
+            assert_eq!(deadline.is_over(), is_over, "{time:?}");
+            assert_eq!(deadline.at().is_some(), ends, "{time:?}");
+            assert_eq!(deadline.time_left().is_some(), ends, "{time:?}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Where the methods of a provider may run. Code outside of this library cannot name [`Ours`], so it
+//! cannot say anything else of its providers than what the trait says for it.
+
+/// What [`super::KeyProvider::runs`] answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// Foreign code: each method runs on a thread of ours.
+    Apart,
+    /// Code of this library which may wait, or which asks foreign code: calls run on such a thread.
+    CallsApart,
+    /// Code of this library that waits for nothing but the processor and files.
+    Here,
+}
+
+/// Only this library has one.
+#[derive(Debug)]
+pub struct Ours(());
+
+impl Ours {
+    pub(super) fn new() -> Self {
+        Self(())
+    }
+}
