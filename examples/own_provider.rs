@@ -1,7 +1,7 @@
-//! A key provider of an application's own: keys with versions that live in its memory, as they
-//! would after being fetched from a service of its own.
+//! An application's own key provider: versioned keys in memory, as if fetched from a key service.
 //!
-//! The provider is run through the conformance suite, then creates and opens a database.
+//! The example runs the provider through the conformance suite, then creates and opens a database
+//! under one of its keys.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -62,7 +62,8 @@ impl KeyProvider for Vault {
         "vault in memory"
     }
 
-    /// A service would be timed, and asked again while it does not answer: the default.
+    /// Memory answers at once. A real service keeps the default, `Service`: its calls are timed and
+    /// retried.
     fn waits_for(&self) -> WaitsFor {
         WaitsFor::Nothing
     }
@@ -74,7 +75,7 @@ impl KeyProvider for Vault {
             let key = gcm_key(versions.last())?;
             let mut nonce = [0; NONCE_LEN];
             fill(&mut nonce).map_err(refused)?;
-            // The blob: nonce, encrypted key, tag. Wiped if it is never encrypted.
+            // The blob: nonce, encrypted key, tag. On an error the plaintext key in it is wiped.
             let mut blob = Zeroizing::new([nonce.as_slice(), dek.expose(), &[0; 16]].concat());
             let (sealed, tag) = blob[NONCE_LEN..].split_at_mut(KEY_LEN);
             let aad = Aad::from(aad(context, key_id, version));
@@ -120,7 +121,7 @@ impl KeyProvider for Vault {
     }
 }
 
-/// All that a wrapped key belongs to.
+/// Associated data: context, key version and key id.
 fn aad(context: &Context, key_id: &str, version: usize) -> Vec<u8> {
     [&context.encode(), &(version as u64).to_be_bytes()[..], key_id.as_bytes()].concat()
 }
@@ -155,7 +156,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("2. A database under its key");
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("notes.db");
-    // The name `vault` and the key's are all that the file says of it.
+    // The database file stores only the names of provider and key.
     let provider = Arc::clone(&vault) as Arc<dyn KeyProvider>;
     register(Options::new().provider("vault", provider).default_protector("vault:app"))?;
     let open = || open_with(&path, &OpenOptions::new());

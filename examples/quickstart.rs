@@ -1,4 +1,4 @@
-//! Creates an encrypted database, uses it, looks at its bytes, tampers with a copy.
+//! Creates and uses an encrypted database, searches its bytes for plaintext, tampers with a copy.
 //!
 //! Everything happens in a temporary directory, the keystore included.
 
@@ -9,7 +9,7 @@ use sqlite_tde::provider::Keystore;
 use sqlite_tde::{Options, open, register, status, verify};
 
 const SECRET: &str = "the treasure is under the old oak";
-/// Where page 2 begins: two envelope copies of 8 KiB and one page of 4 KiB lie before it.
+/// Offset of page 2, behind the envelope of 16 KiB and page 1 of 4 KiB.
 const PAGE_2: usize = 16 * 1024 + 4096;
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Wraps database keys with age, for the command provider. The keys are identities in a directory,
-# one file for each version:
+# Wraps database keys with age, for the command provider. A key is an age identity in a directory,
+# with one file for each version:
 #
 #     age-keygen -o DIR/KEY.1        # a key
 #     age-keygen -o DIR/KEY.2        # a newer version of it; keep the older ones
