@@ -65,10 +65,10 @@ impl Protectors {
     /// The first of a provider that did not; the others have.
     pub(crate) fn forget(&self) -> Result<(), ProviderError> {
         let deadline = Deadline::after(self.access.time_out);
-        self.providers
-            .values()
-            .map(|provider| provider.forget(deadline))
-            .fold(Ok(()), |first, answer| first.and(answer))
+        // All of them, also behind one that did not.
+        let forgotten = self.providers.values().map(|provider| provider.forget(deadline));
+        let failed: Vec<_> = forgotten.filter_map(Result::err).collect();
+        failed.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// The provider of `record`, if one of that name is set up here.
