@@ -22,7 +22,7 @@ LAYERS = """
     provider
     suite
     secret
-    forks threads
+    process
     error
     ffi
 """

@@ -59,7 +59,6 @@ pub mod error;
 pub mod extension;
 mod ffi;
 mod file;
-mod forks;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod internals;
@@ -68,10 +67,10 @@ mod key;
 mod nonce;
 mod options;
 mod page;
+mod process;
 pub mod provider;
 pub mod secret;
 mod suite;
-mod threads;
 #[allow(unsafe_code)]
 mod vfs;
 

@@ -7,7 +7,7 @@
 //! A run of nonces starts at a random point: all of these bytes are drawn, but for the low 13 bits
 //! of the second suite's counter, which are the AES blocks of one block of ours. From there the
 //! counter goes on, and comes to no value twice: a run ends with the file's handle, after 2^24
-//! blocks, and in a forked child, however it was forked ([`crate::forks`]).
+//! blocks, and in a forked child, however it was forked ([`crate::process::forks`]).
 //!
 //! So within a process the counter keeps nonces apart, and between processes the random start. A
 //! clone of a whole running machine, or of a process whose memory is put back, has neither: it has
@@ -43,7 +43,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::forks;
+use crate::process::forks;
 use crate::secret::fill_random;
 use crate::suite::SuiteId;
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chain::hex;
 use crate::error::Error;
+use crate::process;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -235,8 +236,8 @@ impl Entry {
             request_id: name(event.request_id),
             service_request_id: name(event.service_request_id),
             detail: event.detail.map(|text| bounded(text, 1024)),
-            uid: uid(),
-            pid: std::process::id(),
+            uid: process::user(),
+            pid: process::id(),
             program: program.to_owned(),
             prev: None,
             recovered: None,
@@ -245,22 +246,9 @@ impl Entry {
     }
 }
 
-#[cfg(unix)]
-fn uid() -> Option<u32> {
-    Some(rustix::process::getuid().as_raw())
-}
-
-/// Elsewhere users have no such numbers.
-#[cfg(not(unix))]
-fn uid() -> Option<u32> {
-    None
-}
-
 /// The last part of the name that this process was started by, or of its file.
 pub(super) fn program() -> String {
-    let started = std::env::args_os().next().map(std::path::PathBuf::from);
-    let path = started.or_else(|| std::env::current_exe().ok()).unwrap_or_default();
-    bounded(&path.file_name().unwrap_or_default().to_string_lossy(), 256)
+    bounded(&process::program().file_name().unwrap_or_default().to_string_lossy(), 256)
 }
 
 /// At most `max` bytes of `text`. JSON escapes only the first 32 control characters; the others,

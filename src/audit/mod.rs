@@ -57,6 +57,7 @@ use self::chain::{Head, Keys, Link, Mac};
 use self::files::End;
 use self::verify::{HeadState, Torn, Walk};
 use crate::error::{Error, Result};
+use crate::process;
 use crate::provider::SecretSource;
 use crate::secret::{KEY_LEN, Secret};
 
@@ -118,7 +119,7 @@ impl AuditLog {
     /// file, where the key is gone or is not the one of this log.
     pub fn open(options: AuditOptions) -> Result<Self> {
         let mut options = options;
-        options.dir = std::path::absolute(&options.dir).unwrap_or(options.dir);
+        options.dir = process::absolute(&options.dir);
         files::make_dir(&options.dir)?;
         let _lock = files::lock(&options.dir)?;
         let head = files::read_head(&options.dir)?;

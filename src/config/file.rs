@@ -16,6 +16,7 @@ use crate::key::access::{AccessPolicy, Derivation};
 use crate::key::auditor::AuditPolicy;
 use crate::key::identity::{FULL_PATH, FileId, PROTECTOR, Pins};
 use crate::key::protector::split;
+use crate::process;
 use crate::provider::Cost;
 use crate::suite::SuiteId;
 
@@ -26,7 +27,7 @@ const MAX_LEN: u64 = 1 << 20;
 
 /// The configuration in `dir`.
 pub(super) fn load(dir: &Path) -> Result<Config, Error> {
-    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
+    let dir = process::absolute(dir);
     let path = dir.join(FILE_NAME);
     let text = read(&dir, &path)?;
     let config = parse(&text).and_then(|parsed| config(Table::root(&parsed), &dir));
@@ -68,7 +69,7 @@ fn check_writers(path: &Path, meta: &std::fs::Metadata) -> Result<(), Error> {
              it says"
         )));
     }
-    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+    if owner != 0 && owner != process::effective_user() {
         return Err(Error::Config(format!("{path} belongs to another user, number {owner}")));
     }
     Ok(())

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use super::cipher::lock;
 use crate::error::{Error, Result};
-use crate::forks;
+use crate::process::forks;
 use crate::provider::{MEMORY_MAX_KIB, WORK_MAX_KIB};
 
 /// How the loss of a key provider, or of its consent, is met.

@@ -36,7 +36,7 @@ impl<K: PartialEq + Clone, V> Derived<K, V> {
         key: &K,
         derive: impl FnOnce() -> Result<V, E>,
     ) -> Result<Arc<V>, E> {
-        let process = std::process::id();
+        let process = crate::process::id();
         let mut state = self.lock();
         loop {
             if let Some(kept) = state.find(key) {
@@ -160,7 +160,7 @@ mod tests {
         });
         assert!(panicked.is_err());
         // A derivation of the parent, as a forked child finds it.
-        derived.lock().running.push((std::process::id().wrapping_add(1), 1));
+        derived.lock().running.push((crate::process::id().wrapping_add(1), 1));
         assert_eq!(derived.get(&1, || Ok::<_, ()>(3)).map(|value| *value), Ok(3));
     }
 }

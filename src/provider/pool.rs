@@ -27,7 +27,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::Deadline;
-use crate::{forks, threads};
+use crate::process::{forks, threads};
 
 const THREADS: usize = 32;
 const THREADS_MAX: usize = 64;

@@ -81,7 +81,8 @@ impl RequestId {
             // It is no secret, only different from the others.
             static COUNT: AtomicU64 = AtomicU64::new(0);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let count = COUNT.fetch_add(1, Ordering::Relaxed) << 32 | u64::from(std::process::id());
+            let count =
+                COUNT.fetch_add(1, Ordering::Relaxed) << 32 | u64::from(crate::process::id());
             id[..8].copy_from_slice(&(now.as_nanos() as u64).to_be_bytes());
             id[8..].copy_from_slice(&count.rotate_left(24).to_be_bytes());
         }

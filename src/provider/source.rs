@@ -98,7 +98,7 @@ impl SecretSource {
         match self {
             Self::File(path) => self.read_from(&open_private(path)?),
             Self::Descriptor(descriptor) => self.read_once(descriptor),
-            Self::Environment(name) => std::env::var_os(name)
+            Self::Environment(name) => crate::process::variable(name)
                 .map(|value| Zeroizing::new(value.into_encoded_bytes()))
                 .ok_or_else(|| ProviderError::not_here(format!("{what}: {self} is not set"))),
             Self::Prompt(ask) => {

@@ -22,7 +22,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::stack::{HASHES, without_trace};
 use crate::error::{Error, Result};
-use crate::forks;
+use crate::process::forks;
 
 const LABEL: &[u8] = b"sqlite-tde v1 random";
 
@@ -64,7 +64,7 @@ fn process_id() -> u32 {
     if known != 0 && known & !u64::from(u32::MAX) == process {
         return known as u32;
     }
-    let id = std::process::id();
+    let id = crate::process::id();
     KNOWN.store(process | u64::from(id), Ordering::Relaxed);
     id
 }

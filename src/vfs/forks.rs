@@ -1,9 +1,9 @@
 //! The page that tells a forked child from its parent, and the handler beside it; see
-//! [`crate::forks`].
+//! [`crate::process::forks`].
 
 use std::sync::Once;
 
-use crate::forks;
+use crate::process::forks;
 
 /// Watches forks from now on.
 pub(crate) fn watch() {

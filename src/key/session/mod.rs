@@ -27,8 +27,8 @@ use crate::key::keyring::Keyring;
 use crate::key::newest::{FileKey, Newest};
 use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, check_time, matches};
+use crate::process::threads;
 use crate::suite::SuiteId;
-use crate::threads;
 
 /// What the caller asked for when it opened the file.
 #[derive(Clone, Default)]

@@ -39,6 +39,7 @@ use super::{
     WaitsFor, WrapRequest, Wrapped,
 };
 use crate::error::{Error, Result};
+use crate::process;
 use crate::secret::Secret;
 
 /// The service-managed key: the one that [`Keystore`] creates by itself when it first wraps.
@@ -74,7 +75,7 @@ impl Keystore {
     /// [`Error::Usage`] where the variable is unset and the user has no home directory, and for a
     /// descriptor that is no number.
     pub fn open_default() -> Result<Self> {
-        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let variable = |name| process::variable(name).filter(|value| !value.is_empty());
         let keystore = Self::home(variable(HOME_VARIABLE))?;
         let source = source(variable(FILE_VARIABLE), variable(DESCRIPTOR_VARIABLE))?;
         Ok(Self { source, ..keystore })
@@ -90,11 +91,11 @@ impl Keystore {
         Ok(Self::at(platform.data_dir().join("sqlite-tde")))
     }
 
-    /// The keystore in `dir`. Creates nothing; a relative path is taken from the present directory.
+    /// The keystore in `dir`. Creates nothing; a relative path is taken from the directory in
+    /// which the process first used the library.
     #[must_use]
     pub fn at(dir: impl Into<PathBuf>) -> Self {
-        let dir = dir.into();
-        let dir = std::path::absolute(&dir).unwrap_or(dir);
+        let dir = process::absolute(&dir.into());
         Self { dir, source: None, cost: Cost::default(), unlocked: Arc::default() }
     }
 

@@ -108,7 +108,7 @@ impl Module {
     /// The library, initialised in this process.
     pub(super) fn library(&self) -> Result<&Library, Failure> {
         let mut state = lock(&self.state);
-        let process = std::process::id();
+        let process = crate::process::id();
         let is_known = state.process == Some(process);
         if !is_known || state.is_doubted {
             let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
@@ -134,7 +134,7 @@ impl Module {
     /// Whether sessions of the initialisation `epoch` are good in this process.
     pub(super) fn is_at(&self, epoch: u64) -> bool {
         let state = lock(&self.state);
-        state.epoch == epoch && !state.is_doubted && state.process == Some(std::process::id())
+        state.epoch == epoch && !state.is_doubted && state.process == Some(crate::process::id())
     }
 
     /// Initialises the library again when it is next used, unless that was done since `epoch`: the
@@ -143,7 +143,7 @@ impl Module {
     pub(super) fn renew(&self, epoch: u64, is_only_ours: bool) {
         let _alone = self.calls.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock(&self.state);
-        if state.epoch != epoch || state.process != Some(std::process::id()) {
+        if state.epoch != epoch || state.process != Some(crate::process::id()) {
             return;
         }
         state.is_doubted = true;
