@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Memory checks that cargo test does not make: valgrind over the VFS, AddressSanitizer over foreign code, Miri over safe code that calls
-# no C, and a bounded run of each fuzz target. Needs valgrind; the last two a nightly toolchain with
-# miri and cargo-fuzz. FUZZ_SECONDS bounds each target (default 60).
+# Memory checks that cargo test does not make: valgrind over the VFS, AddressSanitizer over foreign
+# code, Miri over safe code that calls no C, and a bounded run of each fuzz target. Needs valgrind;
+# the others a nightly toolchain, the last two miri and cargo-fuzz. FUZZ_SECONDS bounds each target (default 60).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for test in contract recovery; do

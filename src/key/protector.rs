@@ -65,10 +65,10 @@ impl Protectors {
     /// The first of a provider that did not; the others have.
     pub(crate) fn forget(&self) -> Result<(), ProviderError> {
         let deadline = Deadline::after(self.access.time_out);
-        self.providers
-            .values()
-            .map(|provider| provider.forget(deadline))
-            .fold(Ok(()), |first, answer| first.and(answer))
+        let forget = |provider: &Arc<Registered>| provider.forget(deadline).err();
+        // All of them, whatever the first one says.
+        let failures: Vec<_> = self.providers.values().filter_map(forget).collect();
+        failures.into_iter().next().map_or(Ok(()), Err)
     }
 
     /// The provider of `record`, if one of that name is set up here.
