@@ -4,16 +4,22 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::Cipher;
+use sqlite_tde::provider::{
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+};
+use sqlite_tde::secret::Secret;
 use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
 use sqlite_tde_testkit::vfs::TestVfs;
 use sqlite_tde_testkit::{Home, one};
 
 const TASK: &str = "SQLITE_TDE_TEST_FORKS";
+const PROVIDER_TASK: &str = "SQLITE_TDE_TEST_FORKED_PROVIDER";
 const MODES: [&str; 3] = ["DELETE", "PERSIST", "WAL"];
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
 /// Long enough that no two pieces of ciphertext are equal by chance.
@@ -147,4 +153,67 @@ fn no_nonce_comes_twice_after_a_fork() {
             assert_eq!(lines, ["done"], "{mode}, {cipher:?}");
         }
     }
+}
+
+/// Keeps what it is given. It runs on threads that a child does not have.
+#[derive(Default)]
+struct Vault(Mutex<Vec<Vec<u8>>>);
+
+impl KeyProvider for Vault {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        let mut deks = self.0.lock().unwrap();
+        deks.push(request.dek.expose().to_vec());
+        Ok(Wrapped::new("1", "kept", vec![deks.len() as u8 - 1]).into())
+    }
+
+    fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        let deks = self.0.lock().unwrap();
+        Ok(Secret::from_slice(&deks[usize::from(request.wrapped.blob[0])]).unwrap().into())
+    }
+
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
+        Ok("1".into())
+    }
+}
+
+/// The task of a process: providers are asked before a fork, and on both sides after it.
+#[test]
+#[allow(unsafe_code)]
+fn forked_provider() {
+    if std::env::var_os(PROVIDER_TASK).is_none() {
+        return;
+    }
+    let home = Home::with(|options| {
+        options.provider("vault", Arc::new(Vault::default())).default_protector("vault:key")
+    });
+    let path = home.path("main.db");
+    home.open(&path).execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
+    // Without a panic: it would end the child's only thread, and that well.
+    let read = || home.try_open(&path).is_ok_and(|db| one(&db, "SELECT a FROM t") == 1.into());
+    // A job for a thread that is not there is given up after the provider's 10 seconds.
+    let asked = || {
+        let begun = Instant::now();
+        read() && begun.elapsed() < Duration::from_secs(9)
+    };
+    assert!(asked());
+    // SAFETY: the other threads of this process wait for work, and hold no lock meanwhile.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork"),
+        // SAFETY: ends the child without the parent's clean-up.
+        0 => unsafe { libc::_exit(i32::from(!(asked() && asked()))) },
+        id => {
+            assert!(asked());
+            let mut status = 0;
+            // SAFETY: `status` is valid for writing.
+            assert_eq!(unsafe { libc::waitpid(id, &raw mut status, 0) }, id);
+            assert_eq!(status, 0, "the child");
+            report("done");
+        }
+    }
+}
+
+#[test]
+fn a_child_asks_providers_on_threads_of_its_own() {
+    let process = Process::start("forked_provider", PROVIDER_TASK, "1");
+    assert_eq!(process.finish(TOO_LONG).unwrap(), ["done"]);
 }

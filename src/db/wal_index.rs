@@ -4,8 +4,8 @@
 //! region 0      | header 48 | header again 48 | checkpoint info 40 | pages of frames 1.. | hash |
 //! region n > 0  | pages of 4096 frames, 4 bytes each                                     | hash |
 //! ```
-//! The layout is SQLite's (<https://www.sqlite.org/walformat.html>, section 2), in native byte order.
-//! The base VFS owns the memory, and every process that has the database open writes to it.
+//! The layout is SQLite's (<https://www.sqlite.org/walformat.html>, section 2), in native byte
+//! order. The base VFS owns the memory, and every process that has the database open writes to it.
 
 use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};

@@ -1,4 +1,5 @@
-//! What the bytes of each kind of file mean. Safe Rust over [`Storage`](crate::io::Storage), so that it runs in memory.
+//! What the bytes of each kind of file mean. Safe Rust over [`Storage`](crate::io::Storage), so
+//! that it runs in memory.
 //!
 //! | kind | file | key |
 //! |---|---|---|

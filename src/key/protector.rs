@@ -156,11 +156,11 @@ impl Protectors {
     }
 
     /// The newest version of the key of `record`.
-    pub(crate) fn newest_version(&self, record: &ProtectorRecord) -> Result<String, ProviderError> {
+    pub(crate) fn newest_version(&self, record: &ProtectorRecord) -> Result<String> {
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
         self.insist(provider, || {
             let answer = provider.newest_version(self.call(provider), &record.key_id);
-            answer.map(|answer| answer.value)
+            Ok(answer?.value)
         })
     }
 
@@ -276,17 +276,13 @@ impl Protectors {
     }
 
     /// Makes a call again while the provider does not answer.
-    fn insist<T, E: AsProvider>(
-        &self,
-        provider: &Registered,
-        call: impl Fn() -> Result<T, E>,
-    ) -> Result<T, E> {
+    fn insist<T>(&self, provider: &Registered, call: impl Fn() -> Result<T>) -> Result<T> {
         let mut attempt = 0;
         loop {
             let answer = call();
             attempt += 1;
-            match answer.as_ref().err().and_then(AsProvider::as_provider) {
-                Some(error)
+            match &answer {
+                Err(Error::ProviderUnreachable(error))
                     if provider.waits_for() == WaitsFor::Service
                         && attempt < self.access.attempts
                         && may_pass(error) =>
@@ -323,26 +319,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 fn may_pass(error: &ProviderError) -> bool {
     matches!(error, ProviderError::Unreachable(_))
         && error.retry_after().is_none_or(|time| time <= PAUSE_MAX)
-}
-
-/// An error that may be a provider's.
-trait AsProvider {
-    fn as_provider(&self) -> Option<&ProviderError>;
-}
-
-impl AsProvider for ProviderError {
-    fn as_provider(&self) -> Option<&ProviderError> {
-        Some(self)
-    }
-}
-
-impl AsProvider for Error {
-    fn as_provider(&self) -> Option<&ProviderError> {
-        match self {
-            Self::ProviderUnreachable(error) => Some(error),
-            _ => None,
-        }
-    }
 }
 
 /// Whether `record` is the protector that the caller named, or any will do.

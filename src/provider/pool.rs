@@ -15,8 +15,8 @@
 //! 1. No lock is held while foreign code runs or is dropped.
 //! 2. A provider has at most [`SHARE`] calls at a time. Where all of them were abandoned, a further
 //!    one fails at once; else it waits for a place until its deadline.
-//! 3. There are at most [`THREADS`] threads; beyond that, up to [`THREADS_MAX`], only for a provider
-//!    that has none. So one that hangs does not take the others' places.
+//! 3. There are at most [`THREADS`] threads; beyond that, up to [`THREADS_MAX`], only for a
+//!    provider that has none. So one that hangs does not take the others' places.
 //! 4. A forked child has none of its parent's threads, and begins a pool of its own.
 
 use std::collections::{HashMap, VecDeque};
@@ -86,8 +86,8 @@ enum Progress {
     Abandoned,
 }
 
-/// Runs `work`, a call of the provider `owner`, and waits for its answer until `deadline`. An answer
-/// that comes later is dropped, and with it wiped.
+/// Runs `work`, a call of the provider `owner`, and waits for its answer until `deadline`. An
+/// answer that comes later is dropped, and with it wiped.
 pub(super) fn run<T: Send + 'static>(
     owner: u64,
     deadline: Deadline,
@@ -135,8 +135,8 @@ fn replace_running(call: &Mutex<Progress>, end: Progress) -> bool {
     runs
 }
 
-/// Drops `value`, which may run foreign code, on a thread of ours. Where none is to be had, the value
-/// is never dropped.
+/// Drops `value`, which may run foreign code, on a thread of ours. Where none is to be had, the
+/// value is never dropped.
 pub(super) fn drop_apart<T: Send + 'static>(value: T) {
     let kept = Arc::new(Mutex::new(Some(value)));
     let of_job = Arc::clone(&kept);

@@ -1,5 +1,5 @@
-//! Where the methods of a provider may run. Code outside of this library cannot name [`Ours`], so it
-//! cannot say anything else of its providers than what the trait says for it.
+//! Where the methods of a provider may run. Code outside of this library cannot name [`Ours`], so
+//! it cannot say anything else of its providers than what the trait says for it.
 
 /// What [`super::KeyProvider::runs`] answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -108,8 +108,9 @@ impl Pages {
         self.page_size
     }
 
-    /// Reads `buf` at SQLite's byte `at`; `None` if page 1 is asked for and missing. Pages that begin
-    /// before SQLite's byte `known` were in the file when this transaction began, or it wrote them.
+    /// Reads `buf` at SQLite's byte `at`; `None` if page 1 is asked for and missing. Pages that
+    /// begin before SQLite's byte `known` were in the file when this transaction began, or it wrote
+    /// them.
     pub(crate) fn read(
         &mut self,
         base: &impl Storage,

@@ -31,8 +31,7 @@ use super::{
 };
 use crate::secret::Secret;
 
-/// Calls a provider as tests do: on the thread of the caller, without a deadline, and for the answer
-/// alone.
+/// Calls a provider as tests do: on the caller's thread, without a deadline, for the answer alone.
 pub trait Direct: KeyProvider {
     /// [`KeyProvider::wrap`].
     ///
