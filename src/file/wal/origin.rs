@@ -109,7 +109,7 @@ impl Wal {
     ///
     /// SQLite before 3.50 commits frames without checksums. A checkpoint brings them to the file,
     /// but a recovery drops them. They stay in the log until others are written over them, and the
-    /// recovery lowers `brought` in the slot ([`crate::file::main_db::MainDb::log_ends`]).
+    /// recovery lowers `brought` in the slot (`db::main::Main::log_ends`).
     ///
     /// # Errors
     /// [`Error::LogCut`].
