@@ -49,7 +49,7 @@ use crate::key::session::{ATTEMPTS, PAUSE, Session, Wishes, emptied, steadily};
 pub(crate) struct Main {
     pub(super) wishes: Arc<Wishes>,
     pub(super) state: State,
-    pub(super) phase: Phase,
+    pub(crate) phase: Phase,
     /// Size in SQLite's bytes, as SQLite was told or has made it, while no other connection can
     /// have changed it.
     pub(super) known_size: Option<u64>,

@@ -15,8 +15,8 @@ use crate::key::keyring::{Dek, Keyring};
 use crate::key::session::Wishes;
 use crate::page::{LogId, RESERVE};
 use crate::provider::{
-    Answer, Context, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor,
-    WrapRequest, Wrapped,
+    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor, WrapRequest,
+    Wrapped,
 };
 use crate::secret::Secret;
 use crate::suite::SuiteId;
