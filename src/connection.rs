@@ -1,5 +1,6 @@
 //! For rusqlite applications: connections, and questions to the database behind one.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -9,6 +10,7 @@ use crate::error::{Error, Result, clear_last, take_last};
 use crate::key::identity::FileId;
 use crate::suite::SuiteId;
 use crate::vfs::connection::with_database_and_log;
+use crate::vfs::refuse_foreign;
 
 /// How to open a database.
 #[derive(Debug, Clone)]
@@ -89,31 +91,39 @@ impl OpenOptions {
     /// The URI that says the same to any host: `file:PATH?vfs=tde&...`.
     ///
     /// # Errors
-    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has, or
-    /// anything holds a NUL byte.
+    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has, where
+    /// anything holds a NUL byte, and for a parameter without a name or one that is given twice, such
+    /// as `vfs`: SQLite takes the first of two, whatever the other says.
     pub fn uri(&self, path: impl AsRef<Path>) -> Result<String> {
         let path = path.as_ref();
         let text = path.to_str().ok_or_else(|| {
             Error::Usage(format!("{}: the path is not UTF-8, as SQLite needs it", path.display()))
         })?;
-        let mut uri = format!("file:{}?vfs={}", escape(text), escape(&self.vfs));
-        let mut add = |key: &str, value: &str| {
-            uri.push_str(&format!("&{}={}", escape(key), escape(value)));
-        };
-        if let Some(protector) = &self.protector {
-            add("tde_protector", protector);
-        }
-        if let Some(cipher) = self.cipher {
-            add("tde_cipher", cipher.name());
-        }
-        if let Some(allow) = self.plaintext {
-            add("tde_plaintext", if allow { "allow" } else { "refuse" });
-        }
-        if let Some(id) = self.file_id {
-            add("tde_file_id", &id.to_string());
-        }
-        for (key, value) in &self.parameters {
-            add(key, value);
+        let own = [
+            ("vfs", Some(self.vfs.clone())),
+            ("tde_protector", self.protector.clone()),
+            ("tde_cipher", self.cipher.map(|cipher| cipher.name().to_owned())),
+            ("tde_plaintext", self.plaintext.map(|allow| allowed(allow).to_owned())),
+            ("tde_file_id", self.file_id.map(|id| id.to_string())),
+        ];
+        let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let others = self.parameters.iter().map(|(key, value)| (key.as_str(), value.clone()));
+        // Two slashes would begin the name of a host.
+        let mut uri =
+            format!("file:{}{}", if text.starts_with("//") { "//" } else { "" }, escape(text));
+        let mut known = BTreeSet::new();
+        for (key, value) in own.chain(others) {
+            if key.is_empty() || !known.insert(key) {
+                return Err(Error::Usage(format!(
+                    "parameter {key:?} of a URI: {}",
+                    match key {
+                        "" => "it needs a name",
+                        _ => "it is given twice",
+                    }
+                )));
+            }
+            let start = if known.len() == 1 { '?' } else { '&' };
+            uri.push_str(&format!("{start}{}={}", escape(key), escape(&value)));
         }
         // SQLite would take what stands before it for the whole.
         if uri.contains("%00") {
@@ -121,6 +131,10 @@ impl OpenOptions {
         }
         Ok(uri)
     }
+}
+
+fn allowed(allow: bool) -> &'static str {
+    if allow { "allow" } else { "refuse" }
 }
 
 /// Keeps a path's bytes out of the syntax of a URI.
@@ -148,12 +162,13 @@ pub fn open(path: impl AsRef<Path>) -> Result<Connection> {
 ///
 /// # Errors
 /// Typed, so that wrong key, damage, plaintext and a key provider that is down can be told apart;
-/// [`Error::Sqlite`] for SQLite's own.
+/// [`Error::Usage`] where the VFS is none of this library's; [`Error::Sqlite`] for SQLite's own.
 pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connection> {
     let uri = options.uri(path)?;
+    refuse_foreign(&options.vfs)?;
     clear_last();
     Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
-        .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
+        .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))
 }
 
 /// The value of `result`; `None` where the database is damaged, or the journal or log beside it is

@@ -40,7 +40,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use crate::ffi;
 
 use crate::db::Database;
-use crate::error::{Error, Result, set_last, set_log};
+use crate::error::{Error, Result, forget_last, set_last, set_log};
 use crate::file::FileKind;
 use crate::file::scratch::Scratch;
 use crate::io::tuning::switch;
@@ -111,10 +111,32 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     Ok(())
 }
 
+fn no_nul(name: &str) -> Result<CString> {
+    CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
+}
+
+/// Refuses to open a database through the VFS called `name` where that is there and does not encrypt.
+///
+/// # Errors
+/// [`Error::Usage`].
+#[cfg(feature = "rusqlite")]
+pub(crate) fn refuse_foreign(name: &str) -> Result<()> {
+    let vfs = api::find_vfs(Some(&no_nul(name)?));
+    // SAFETY: sqlite3_vfs_find answers NULL or a registered VFS.
+    if vfs.is_null() || unsafe { kin::is_kin(vfs) } {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("the VFS {name:?} does not encrypt: name one that was registered")))
+}
+
 fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sqlite3_vfs> {
-    let no_nul = |name: &str| {
-        CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
-    };
+    let own_name = no_nul(name)?;
+    let there = api::find_vfs(Some(&own_name));
+    // SAFETY: sqlite3_vfs_find answers NULL or a registered VFS.
+    if name.is_empty() || !there.is_null() && !unsafe { kin::is_kin(there) } {
+        let words = if name.is_empty() { "it needs one" } else { "another VFS has it" };
+        return Err(Error::Usage(format!("the VFS cannot be called {name:?}: {words}")));
+    }
     let base_name = base.map(no_nul).transpose()?;
     let base_vfs = kin::base_for(base_name.as_deref())?;
     // SAFETY: `base_for` answers registered VFSs. Members of later versions are there where the
@@ -123,14 +145,13 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sq
         let time = (*base_vfs).iVersion >= 2 && (*base_vfs).xCurrentTimeInt64.is_some();
         ((*base_vfs).mxPathname, time)
     };
-    let name = no_nul(name)?;
     let vfs = ffi::sqlite3_vfs {
         // SQLite asks of version 2 whether it has xCurrentTimeInt64, and nothing of version 3.
         iVersion: 3,
         szOsFile: size_of::<TdeFile>() as c_int,
         mxPathname: max_path,
         pNext: ptr::null_mut(),
-        zName: name.into_raw(),
+        zName: own_name.into_raw(),
         pAppData: Box::into_raw(Box::new(Vfs { base: base_vfs, wishes: RwLock::new(wishes) }))
             .cast(),
         xOpen: Some(open_file),
@@ -179,7 +200,9 @@ fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
 /// The code of `error`, after its words were put where a host can find them.
 fn raise(error: Error) -> c_int {
     let code = error.sqlite_code();
-    if !matches!(error, Error::Base(_)) {
+    if matches!(error, Error::Base(_)) {
+        forget_last(code);
+    } else {
         api::log(code, &format!("sqlite-tde: {error}"));
         set_last(error);
     }
