@@ -18,11 +18,12 @@ LAYERS = """
     page
     nonce
     io
+    settings
     audit
     provider
     suite
     secret
-    forks
+    forks threads
     error
     ffi
 """

@@ -7,7 +7,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::command::{self, Verification};
 use crate::error::{Error, Result, clear_last, take_last};
-use crate::key::identity::FileId;
+use crate::settings::identity::FileId;
+use crate::settings::{Layer, uri};
 use crate::suite::SuiteId;
 use crate::vfs::connection::with_database_and_log;
 use crate::vfs::refuse_foreign;
@@ -18,10 +19,7 @@ use crate::vfs::refuse_foreign;
 pub struct OpenOptions {
     vfs: String,
     flags: OpenFlags,
-    protector: Option<String>,
-    cipher: Option<SuiteId>,
-    plaintext: Option<bool>,
-    file_id: Option<FileId>,
+    said: Layer,
     parameters: Vec<(String, String)>,
 }
 
@@ -30,10 +28,7 @@ impl Default for OpenOptions {
         Self {
             vfs: "tde".into(),
             flags: OpenFlags::default(),
-            protector: None,
-            cipher: None,
-            plaintext: None,
-            file_id: None,
+            said: Layer::default(),
             parameters: Vec::new(),
         }
     }
@@ -59,26 +54,26 @@ impl OpenOptions {
 
     /// The protector of a new database, or the only one to try on an existing one.
     pub fn protector(mut self, name: impl Into<String>) -> Self {
-        self.protector = Some(name.into());
+        self.said.protector = Some(Some(name.into()));
         self
     }
 
     /// The cipher suite of a new database; an existing one has its own.
     pub fn cipher(mut self, cipher: SuiteId) -> Self {
-        self.cipher = Some(cipher);
+        self.said.cipher = Some(cipher);
         self
     }
 
     /// Whether an unencrypted database is opened as it is, instead of refused.
     pub fn allow_plaintext(mut self, allow: bool) -> Self {
-        self.plaintext = Some(allow);
+        self.said.allow_plaintext = Some(allow);
         self
     }
 
     /// The database that the file must be: any other is refused, and so is a file that is not there
     /// yet.
     pub fn file_id(mut self, id: FileId) -> Self {
-        self.file_id = Some(id);
+        self.said.file_id = Some(Some(id));
         self
     }
 
@@ -99,28 +94,17 @@ impl OpenOptions {
         let text = path.to_str().ok_or_else(|| {
             Error::Usage(format!("{}: the path is not UTF-8, as SQLite needs it", path.display()))
         })?;
-        let own = [
-            ("vfs", Some(self.vfs.clone())),
-            ("tde_protector", self.protector.clone()),
-            ("tde_cipher", self.cipher.map(|cipher| cipher.name().to_owned())),
-            ("tde_plaintext", self.plaintext.map(|allow| allowed(allow).to_owned())),
-            ("tde_file_id", self.file_id.map(|id| id.to_string())),
-        ];
-        let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let vfs = std::iter::once(("vfs", self.vfs.clone()));
+        let own = uri::write(&self.said);
         let others = self.parameters.iter().map(|(key, value)| (key.as_str(), value.clone()));
-        // Two slashes would begin the name of a host.
-        let mut uri =
-            format!("file:{}{}", if text.starts_with("//") { "//" } else { "" }, escape(text));
+        // Two slashes would begin the name of a host, which is empty here.
+        let host = if text.starts_with("//") { "//" } else { "" };
+        let mut uri = format!("file:{host}{}", escape(text));
         let mut known = BTreeSet::new();
-        for (key, value) in own.chain(others) {
+        for (key, value) in vfs.chain(own).chain(others) {
             if key.is_empty() || !known.insert(key) {
-                return Err(Error::Usage(format!(
-                    "parameter {key:?} of a URI: {}",
-                    match key {
-                        "" => "it needs a name",
-                        _ => "it is given twice",
-                    }
-                )));
+                let wrong = if key.is_empty() { "has no name" } else { "is given twice" };
+                return Err(Error::Usage(format!("the URI parameter {key:?} {wrong}")));
             }
             let start = if known.len() == 1 { '?' } else { '&' };
             uri.push_str(&format!("{start}{}={}", escape(key), escape(&value)));
@@ -131,10 +115,6 @@ impl OpenOptions {
         }
         Ok(uri)
     }
-}
-
-fn allowed(allow: bool) -> &'static str {
-    if allow { "allow" } else { "refuse" }
 }
 
 /// Keeps a path's bytes out of the syntax of a URI.

@@ -138,7 +138,7 @@ fn everything_done_with_keys_is_told() {
     for entry in &all {
         assert_eq!(entry.path.as_ref(), Some(&path), "{entry:?}");
         assert_eq!(entry.pid, std::process::id());
-        assert!(entry.program.starts_with("audited") && entry.uid.is_some(), "{entry:?}");
+        assert!(entry.program.starts_with("keys") && entry.uid.is_some(), "{entry:?}");
     }
     assert!(all.iter().filter(|entry| entry.kind == "unwrap").all(|e| e.duration_us.is_some()));
     let text = std::fs::read(place.log.dir.join("audit.jsonl")).unwrap();
