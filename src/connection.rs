@@ -5,12 +5,12 @@ use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::command::{self, Verification};
+use crate::command::{Verification, Verifier};
 use crate::error::{Error, Result, clear_last, take_last};
 use crate::settings::identity::FileId;
 use crate::settings::{Layer, uri};
 use crate::suite::SuiteId;
-use crate::vfs::connection::with_database_and_log;
+use crate::vfs::connection::with_database;
 use crate::vfs::refuse_foreign;
 
 /// How to open a database.
@@ -176,7 +176,8 @@ fn unless_damaged<T>(
 
 /// Authenticates every page, both copies of the envelope and the committed frames of the
 /// write-ahead log of the database attached to `connection` as `schema`, within a read transaction.
-/// `progress` gets the pages done and those there are.
+/// `progress` gets the pages done and those there are, each time some are done. It may use the
+/// connection; nothing of the database is held but the read transaction.
 ///
 /// # Errors
 /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
@@ -185,7 +186,7 @@ fn unless_damaged<T>(
 pub fn verify(
     connection: &Connection,
     schema: &str,
-    progress: impl FnMut(u64, u64),
+    mut progress: impl FnMut(u64, u64),
 ) -> Result<Verification> {
     // A statement that is not done keeps its read transaction: a journal is rolled back or a log
     // recovered for it first, and the log stays as it is. If damage makes it fail, the pages tell.
@@ -200,6 +201,15 @@ pub fn verify(
     if let Some(rows) = &mut rows {
         unless_damaged(rows.next().map(|_| ()), &mut refused)?;
     }
-    with_database_and_log(connection, schema, |db, log| command::verify(db, log, progress))
-        .map(|found| Verification { refused, ..found })
+    let mut verifier = Verifier::default();
+    loop {
+        let is_done = with_database(connection, schema, |db| verifier.step(db))?;
+        let (done, all) = verifier.progress();
+        if all > 0 {
+            progress(done, all);
+        }
+        if is_done {
+            return Ok(verifier.finish(refused));
+        }
+    }
 }

@@ -656,28 +656,34 @@ impl Main {
         }
     }
 
-    /// Authenticates every page and both envelope copies as they are on disk, calling `progress`
-    /// with the pages done and the pages there are. What is in `log` counts there: a checkpoint may
-    /// have been interrupted while it wrote the page.
+    /// Authenticates the next `count` pages as they are on disk, and adds to `findings` what is
+    /// wrong; both envelope copies come first. Pages in `log` are passed over: a checkpoint may have
+    /// been interrupted while it wrote them. Answers whether these were the last.
     pub(crate) fn verify(
         &mut self,
         base: &impl Storage,
         log: &BTreeSet<u32>,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<Findings> {
+        findings: &mut Findings,
+        count: u64,
+    ) -> Result<bool> {
         let State::Encrypted(open) = &mut self.state else { return Err(Error::NotEncrypted) };
         let Encrypted { session, pages } = &mut **open;
-        let mut findings = Findings::default();
         let size = logical_size(base.size()?);
         let size = self.known_size.map_or(size, |known| known.max(size));
         findings.pages = size.div_ceil(pages.page_size() as u64);
-        (findings.bad_copies, findings.stale_copies) = session.faulty_copies(base)?;
-        for page in 1..=findings.pages {
+        if findings.done == 0 {
+            (findings.bad_copies, findings.stale_copies) = session.faulty_copies(base)?;
+        }
+        let end = findings.pages.min(findings.done.saturating_add(count));
+        for page in findings.done + 1..=end {
             let counts = !is_lock_page(page, pages.page_size()) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
                 findings.add(page);
             }
-            progress(page, findings.pages);
+            findings.done = page;
+        }
+        if end < findings.pages {
+            return Ok(false);
         }
         if !findings.bad_pages.is_empty() && pages.has_log(base)? {
             // A shared lock keeps no checkpoint away: a page that was just being written is whole
@@ -691,7 +697,14 @@ impl Main {
                 }
             }
         }
-        Ok(findings)
+        Ok(true)
+    }
+
+    /// All pages at once.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn verify_all(&mut self, base: &impl Storage) -> Result<Findings> {
+        let mut findings = Findings::default();
+        self.verify(base, &BTreeSet::new(), &mut findings, u64::MAX).map(|_| findings)
     }
 }
 
@@ -707,6 +720,8 @@ fn is_plain_no_more(base: &impl Storage) -> Result<bool> {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Findings {
     pub(crate) pages: u64,
+    /// Pages that were looked at.
+    pub(crate) done: u64,
     /// The first of the bad pages, at most [`LISTED`]: whoever writes the file decides how many.
     pub(crate) bad_pages: Vec<u32>,
     pub(crate) bad_count: u64,

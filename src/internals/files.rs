@@ -207,7 +207,7 @@ impl File {
                 db.phase.hot_journal();
                 let _ = db.before_sync(&self.base);
                 db.phase.journal_changed();
-                let _ = db.verify(&self.base, &BTreeSet::new(), |_, _| ());
+                let _ = db.verify_all(&self.base);
                 if let Ok(origin) = db.log_origin(&self.base, None) {
                     let log = [1; 16];
                     let _ = db.fit(&self.base, &log, &origin.state);

@@ -76,10 +76,11 @@ impl Protectors {
     /// The first of a provider that did not; the others have.
     pub(crate) fn forget(&self) -> Result<(), ProviderError> {
         let deadline = Deadline::after(self.settings.access.time_out);
-        self.providers
-            .values()
-            .map(|provider| provider.forget(deadline))
-            .fold(Ok(()), |first, answer| first.and(answer))
+        let mut all = Ok(());
+        for provider in self.providers.values() {
+            all = all.and(provider.forget(deadline));
+        }
+        all
     }
 
     /// The provider of `record`, if one of that name is set up here.

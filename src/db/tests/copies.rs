@@ -196,7 +196,7 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                         let listed = seen.contains(&party.to_owned());
                         assert_eq!(has(&base.0.borrow(), party), listed, "{at}: {party}");
                     }
-                    assert_eq!(db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap().bad_count, 0);
+                    assert_eq!(db.verify_all(&base).unwrap().bad_count, 0);
                 }
             }
         }
@@ -251,7 +251,7 @@ fn verify_names_the_copy_that_is_older() {
     let verified = |bytes: Vec<u8>| {
         let base = Memory(RefCell::new(bytes));
         let mut db = open(&base, "key").unwrap();
-        let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+        let found = db.verify_all(&base).unwrap();
         (found.bad_copies, found.stale_copies)
     };
     assert_eq!(verified(before.clone()), (vec![], vec![]));

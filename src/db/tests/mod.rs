@@ -230,7 +230,7 @@ fn a_creation_cut_off_is_begun_anew_or_completed() {
             write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
         }
         db.before_commit(&base).unwrap();
-        let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+        let found = db.verify_all(&base).unwrap();
         assert_eq!(found.bad_pages, [0_u32; 0], "{what}");
         if what != "A torn" {
             assert_eq!(found.bad_copies, [], "{what}");
@@ -320,7 +320,7 @@ fn holes_are_sealed() {
         db.read(&base, &mut got, page * 1024).unwrap();
         assert_eq!(got, [0; 1024], "page {}", page + 1);
     }
-    assert_eq!(db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap().bad_pages, [0_u32; 0]);
+    assert_eq!(db.verify_all(&base).unwrap().bad_pages, [0_u32; 0]);
 }
 
 #[test]
@@ -413,7 +413,7 @@ fn spoil(base: &Memory, page: u64) {
 }
 
 fn bad_pages(db: &mut Main, base: &Memory) -> Vec<u32> {
-    db.verify(base, &BTreeSet::new(), |_, _| ()).unwrap().bad_pages
+    db.verify_all(base).unwrap().bad_pages
 }
 
 /// A torn page that was free before the transaction has no copy in the journal.
@@ -532,6 +532,6 @@ fn a_file_full_of_bad_pages_is_counted_and_not_listed() {
     let (base, mut db) = created(1024);
     let count = LISTED as u64 + 10;
     base.truncate(physical(count * 1024)).unwrap();
-    let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+    let found = db.verify_all(&base).unwrap();
     assert_eq!((found.bad_count, found.bad_pages.len()), (count - 1, LISTED));
 }

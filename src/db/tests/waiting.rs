@@ -250,7 +250,7 @@ fn a_rollback_finds_nothing_to_flush() {
             db.truncate(&base, size, &mut || Ok(None)).unwrap();
             assert_eq!(db.size(&base).unwrap(), size, "call {call}");
             assert_eq!(base.base.size().unwrap(), physical_size(size), "call {call}");
-            let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+            let found = db.verify_all(&base).unwrap();
             assert_eq!((found.pages, found.bad_count), (10, 0), "call {call}");
         }
     }
