@@ -18,6 +18,7 @@ LAYERS = """
     page
     nonce
     io
+    settings
     audit
     provider
     suite

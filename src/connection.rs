@@ -1,14 +1,17 @@
 //! For rusqlite applications: connections, and questions to the database behind one.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::command::{self, Verification};
+use crate::command::{Verification, Verifier};
 use crate::error::{Error, Result, clear_last, take_last};
-use crate::key::identity::FileId;
+use crate::settings::identity::FileId;
+use crate::settings::{Layer, uri};
 use crate::suite::SuiteId;
-use crate::vfs::connection::with_database_and_log;
+use crate::vfs::connection::with_database;
+use crate::vfs::refuse_foreign;
 
 /// How to open a database.
 #[derive(Debug, Clone)]
@@ -16,10 +19,7 @@ use crate::vfs::connection::with_database_and_log;
 pub struct OpenOptions {
     vfs: String,
     flags: OpenFlags,
-    protector: Option<String>,
-    cipher: Option<SuiteId>,
-    plaintext: Option<bool>,
-    file_id: Option<FileId>,
+    said: Layer,
     parameters: Vec<(String, String)>,
 }
 
@@ -28,10 +28,7 @@ impl Default for OpenOptions {
         Self {
             vfs: "tde".into(),
             flags: OpenFlags::default(),
-            protector: None,
-            cipher: None,
-            plaintext: None,
-            file_id: None,
+            said: Layer::default(),
             parameters: Vec::new(),
         }
     }
@@ -57,26 +54,26 @@ impl OpenOptions {
 
     /// The protector of a new database, or the only one to try on an existing one.
     pub fn protector(mut self, name: impl Into<String>) -> Self {
-        self.protector = Some(name.into());
+        self.said.protector = Some(Some(name.into()));
         self
     }
 
     /// The cipher suite of a new database; an existing one has its own.
     pub fn cipher(mut self, cipher: SuiteId) -> Self {
-        self.cipher = Some(cipher);
+        self.said.cipher = Some(cipher);
         self
     }
 
     /// Whether an unencrypted database is opened as it is, instead of refused.
     pub fn allow_plaintext(mut self, allow: bool) -> Self {
-        self.plaintext = Some(allow);
+        self.said.allow_plaintext = Some(allow);
         self
     }
 
     /// The database that the file must be: any other is refused, and so is a file that is not there
     /// yet.
     pub fn file_id(mut self, id: FileId) -> Self {
-        self.file_id = Some(id);
+        self.said.file_id = Some(Some(id));
         self
     }
 
@@ -89,31 +86,28 @@ impl OpenOptions {
     /// The URI that says the same to any host: `file:PATH?vfs=tde&...`.
     ///
     /// # Errors
-    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has, or
-    /// anything holds a NUL byte.
+    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has, where
+    /// anything holds a NUL byte, and for a parameter without a name or one that is given twice, such
+    /// as `vfs`: SQLite takes the first of two, whatever the other says.
     pub fn uri(&self, path: impl AsRef<Path>) -> Result<String> {
         let path = path.as_ref();
         let text = path.to_str().ok_or_else(|| {
             Error::Usage(format!("{}: the path is not UTF-8, as SQLite needs it", path.display()))
         })?;
-        let mut uri = format!("file:{}?vfs={}", escape(text), escape(&self.vfs));
-        let mut add = |key: &str, value: &str| {
-            uri.push_str(&format!("&{}={}", escape(key), escape(value)));
-        };
-        if let Some(protector) = &self.protector {
-            add("tde_protector", protector);
-        }
-        if let Some(cipher) = self.cipher {
-            add("tde_cipher", cipher.name());
-        }
-        if let Some(allow) = self.plaintext {
-            add("tde_plaintext", if allow { "allow" } else { "refuse" });
-        }
-        if let Some(id) = self.file_id {
-            add("tde_file_id", &id.to_string());
-        }
-        for (key, value) in &self.parameters {
-            add(key, value);
+        let vfs = std::iter::once(("vfs", self.vfs.clone()));
+        let own = uri::write(&self.said);
+        let others = self.parameters.iter().map(|(key, value)| (key.as_str(), value.clone()));
+        // Two slashes would begin the name of a host, which is empty here.
+        let host = if text.starts_with("//") { "//" } else { "" };
+        let mut uri = format!("file:{host}{}", escape(text));
+        let mut known = BTreeSet::new();
+        for (key, value) in vfs.chain(own).chain(others) {
+            if key.is_empty() || !known.insert(key) {
+                let wrong = if key.is_empty() { "has no name" } else { "is given twice" };
+                return Err(Error::Usage(format!("the URI parameter {key:?} {wrong}")));
+            }
+            let start = if known.len() == 1 { '?' } else { '&' };
+            uri.push_str(&format!("{start}{}={}", escape(key), escape(&value)));
         }
         // SQLite would take what stands before it for the whole.
         if uri.contains("%00") {
@@ -148,12 +142,13 @@ pub fn open(path: impl AsRef<Path>) -> Result<Connection> {
 ///
 /// # Errors
 /// Typed, so that wrong key, damage, plaintext and a key provider that is down can be told apart;
-/// [`Error::Sqlite`] for SQLite's own.
+/// [`Error::Usage`] where the VFS is none of this library's; [`Error::Sqlite`] for SQLite's own.
 pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connection> {
     let uri = options.uri(path)?;
+    refuse_foreign(&options.vfs)?;
     clear_last();
     Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
-        .map_err(|error| take_last(|_| true).unwrap_or(Error::Sqlite(error)))
+        .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))
 }
 
 /// The value of `result`; `None` where the database is damaged, or the journal or log beside it is
@@ -181,7 +176,8 @@ fn unless_damaged<T>(
 
 /// Authenticates every page, both copies of the envelope and the committed frames of the
 /// write-ahead log of the database attached to `connection` as `schema`, within a read transaction.
-/// `progress` gets the pages done and those there are.
+/// `progress` gets the pages done and those there are, each time some are done. It may use the
+/// connection; nothing of the database is held but the read transaction.
 ///
 /// # Errors
 /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
@@ -190,7 +186,7 @@ fn unless_damaged<T>(
 pub fn verify(
     connection: &Connection,
     schema: &str,
-    progress: impl FnMut(u64, u64),
+    mut progress: impl FnMut(u64, u64),
 ) -> Result<Verification> {
     // A statement that is not done keeps its read transaction: a journal is rolled back or a log
     // recovered for it first, and the log stays as it is. If damage makes it fail, the pages tell.
@@ -205,6 +201,15 @@ pub fn verify(
     if let Some(rows) = &mut rows {
         unless_damaged(rows.next().map(|_| ()), &mut refused)?;
     }
-    with_database_and_log(connection, schema, |db, log| command::verify(db, log, progress))
-        .map(|found| Verification { refused, ..found })
+    let mut verifier = Verifier::default();
+    loop {
+        let is_done = with_database(connection, schema, |db| verifier.step(db))?;
+        let (done, all) = verifier.progress();
+        if all > 0 {
+            progress(done, all);
+        }
+        if is_done {
+            return Ok(verifier.finish(refused));
+        }
+    }
 }

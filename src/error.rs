@@ -358,25 +358,52 @@ pub(crate) fn set_last(error: Error) {
     let _ = LAST.try_with(|place| place.replace(Some(last)));
 }
 
+/// Forgets the newest error of this thread as the one behind `code`, which the base VFS answered with.
+/// Its words stay.
+pub(crate) fn forget_last(code: c_int) {
+    let _ = LAST.try_with(|place| {
+        if let Some(last) = place.borrow_mut().as_mut() {
+            last.error.take_if(|error| error.sqlite_code() == code);
+        }
+    });
+}
+
 /// Forgets the newest error of this thread, before a call whose own error is wanted.
 #[cfg(feature = "rusqlite")]
 pub(crate) fn clear_last() {
     LAST.set(None);
 }
 
-/// The newest error of this thread if `wanted` says that it is the one behind what the caller met.
+/// The newest error of this thread if `wanted` says that it, with its words, is the one behind what
+/// the caller met.
 #[cfg(feature = "rusqlite")]
-pub(crate) fn take_last(wanted: impl FnOnce(&Error) -> bool) -> Option<Error> {
-    LAST.with_borrow_mut(|last| last.as_mut()?.error.take_if(|error| wanted(error)))
+pub(crate) fn take_last(wanted: impl FnOnce(&Error, &str) -> bool) -> Option<Error> {
+    LAST.with_borrow_mut(|last| {
+        let Last { text, error } = last.as_mut()?;
+        error.take_if(|error| wanted(error, text))
+    })
+}
+
+/// Whether nothing but this library answers with `code`.
+#[cfg(feature = "rusqlite")]
+fn is_ours_alone(code: c_int) -> bool {
+    code >> 8 > 0x70 || code == ffi::SQLITE_IOERR_DATA
 }
 
 #[cfg(feature = "rusqlite")]
 impl From<rusqlite::Error> for Error {
-    /// The typed error behind SQLite's code where this crate raised it on this thread.
+    /// The typed error behind SQLite's code where this crate raised it on this thread. A code that
+    /// other databases have, too, such as `SQLITE_BUSY`, is taken for this crate's only where
+    /// SQLite says its words. Convert an error before the next call on any connection: SQLite's
+    /// error does not tell which connection it came from.
     fn from(error: rusqlite::Error) -> Self {
-        error
-            .sqlite_error()
-            .and_then(|e| take_last(|last| last.sqlite_code() == e.extended_code))
-            .unwrap_or(Self::Sqlite(error))
+        let rusqlite::Error::SqliteFailure(failure, message) = &error else {
+            return Self::Sqlite(error);
+        };
+        let code = failure.extended_code;
+        let is_it = |last: &Error, text: &str| {
+            last.sqlite_code() == code && (is_ours_alone(code) || message.as_deref() == Some(text))
+        };
+        take_last(is_it).unwrap_or(Self::Sqlite(error))
     }
 }

@@ -6,8 +6,10 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::config::Config;
+use crate::error::{Result, log};
 use crate::ffi;
 use crate::options::{Options, register};
 use crate::vfs::connection::add_functions;
@@ -21,7 +23,8 @@ const OK_LOAD_PERMANENTLY: c_int = 256;
 
 /// Takes the host's SQLite and registers the VFS `tde` with what `config.toml` says. The file is in
 /// `$SQLITE_TDE_HOME`, or in the platform's data directory; it may be missing. A mistake in it is
-/// the reason why the library does not load.
+/// the reason why the library does not load. A process may load it again: with another
+/// configuration, the first one stays, and SQLite's log says so.
 ///
 /// As the `default`, existing plaintext databases pass through and temporary files are encrypted;
 /// otherwise plaintext databases are refused. Once a process has asked for the default it stays,
@@ -61,10 +64,29 @@ pub unsafe fn load(
     ffi::SQLITE_ERROR
 }
 
+/// The configuration of the first load. It stays: a later one must not weaken what open databases
+/// count on.
+static FIRST: Mutex<Option<Config>> = Mutex::new(None);
+
 fn start(default: bool) -> Result<(), String> {
-    let options = Options::new().as_default(default).allow_plaintext(default);
-    Config::load_default()
-        .and_then(|config| options.config(&config))
-        .and_then(register)
-        .map_err(|error| format!("sqlite-tde: {error}"))
+    register_configured(default).map_err(|error| format!("sqlite-tde: {error}"))
+}
+
+fn register_configured(default: bool) -> Result<()> {
+    let now = Config::load_default()?;
+    let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+    let config = first.as_ref().unwrap_or(&now);
+    // The default VFS passes plaintext, which the other entry point does not: it is asked for.
+    let replace = first.is_some() && default && !DEFAULT.load(Ordering::Relaxed);
+    let options = Options::new().as_default(default).plaintext_by_default(default);
+    register(options.replace(replace).config(config)?)?;
+    if config.differs_from(&now) {
+        log(
+            ffi::SQLITE_WARNING,
+            "sqlite-tde: it was loaded with another configuration, which stays: what config.toml \
+             says now holds for the next start of the program",
+        );
+    }
+    first.get_or_insert(now);
+    Ok(())
 }

@@ -70,6 +70,7 @@ mod page;
 mod process;
 pub mod provider;
 pub mod secret;
+mod settings;
 mod suite;
 #[allow(unsafe_code)]
 mod vfs;
@@ -86,10 +87,6 @@ pub use command::{
 pub use connection::{OpenOptions, open, open_with, verify};
 pub use error::{Error, Result, last_error};
 pub use file::beside::FILES_BESIDE;
-pub use io::tuning::Tuning;
-pub use key::access::{AccessPolicy, Derivation};
-pub use key::auditor::AuditPolicy;
-pub use key::identity::FileId;
 #[cfg(feature = "rusqlite")]
 pub use keys::{
     add_protector, check_copy, check_protectors, check_secret, lock, protectors, remove_protector,
@@ -99,4 +96,6 @@ pub use options::{Options, register};
 pub use page::RESERVE;
 #[cfg(feature = "rusqlite")]
 pub use rusqlite;
+pub use settings::identity::FileId;
+pub use settings::{AccessPolicy, AuditPolicy, Derivation, Tuning};
 pub use suite::SuiteId as Cipher;

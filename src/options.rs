@@ -7,29 +7,33 @@ use std::time::Duration;
 use crate::audit::AuditLog;
 use crate::config::{Config, Pins, Policy};
 use crate::error::{Error, Result};
-use crate::io::tuning::Tuning;
-use crate::key::access::AccessPolicy;
-use crate::key::auditor::AuditPolicy;
-use crate::key::protector::{KEYSTORE, Rotation};
-use crate::key::session::Wishes;
+use crate::key::protector::Protectors;
 use crate::provider::{KeyProvider, Keystore};
+use crate::settings::{AccessPolicy, AuditPolicy, KEYSTORE, Layer, Tuning};
 use crate::suite::SuiteId;
 use crate::vfs::{self, Registration};
 
 /// Settings of a registration. The default is a VFS called `tde` over the platform's, not SQLite's
 /// default one, with the local keystore as provider, and refusing plaintext databases.
+///
+/// What an application says here holds over what a configuration says, whichever comes first. Where
+/// it would weaken what the configuration demands, [`register`] refuses it: it names both.
 #[derive(Clone, Default)]
 #[must_use]
 pub struct Options {
     name: Option<String>,
     base: Option<String>,
     default: bool,
+    replace: bool,
     keystore: Option<Keystore>,
     /// The names that [`Options::provider`] has given.
     named: BTreeSet<String>,
-    /// What cannot be followed; [`register`] says so.
+    /// A setting that cannot be followed; [`register`] says so.
     wrong: Option<String>,
-    wishes: Wishes,
+    providers: Protectors,
+    plaintext_by_default: bool,
+    configuration: Layer,
+    application: Layer,
 }
 
 impl Options {
@@ -38,44 +42,38 @@ impl Options {
         Self::default()
     }
 
-    /// What `config` says, over what was said before. An audit log that it asks for is opened.
+    /// The settings and providers of `config`. An audit log that it asks for is opened.
     ///
     /// # Errors
     /// [`crate::Error::Config`], [`crate::Error::Audit`], or [`crate::Error::Usage`] where there is
-    /// no home directory.
+    /// no home directory, or this configuration weakens an earlier one.
     pub fn config(mut self, config: &Config) -> Result<Self> {
-        let protectors = &mut self.wishes.protectors;
-        for (name, provider) in config.providers()? {
+        for (name, origin, provider) in config.described_providers()? {
             check_name(&name).map_err(Error::Usage)?;
-            // What the application says itself holds.
+            // The application's own holds.
             if !self.named.contains(&name) {
-                protectors.add(&name, provider);
+                self.providers.add_of(&name, origin, provider);
             }
         }
-        if let Some(name) = &config.default_protector {
-            protectors.set_default(name);
+        let mut said = config.settings.clone();
+        if let Some((log, _)) = config.open_audit()? {
+            said.audit_log = Some(Some(log));
         }
-        protectors.access = config.access.clone();
-        protectors.rotation = Rotation(config.rotation);
-        protectors.policy = Arc::new(config.policy.clone());
-        protectors.pins = Arc::new(config.pins.clone());
-        protectors.auditor.log = config.open_audit()?;
-        self.wishes.suite = config.cipher.unwrap_or(self.wishes.suite);
-        self.wishes.plaintext |= config.allow_plaintext;
-        self.wishes.tuning = config.tuning;
+        self.configuration =
+            self.configuration.then(said, "the first configuration", "the second one")?;
         Ok(self)
     }
 
     /// What an operator forbids.
     pub fn policy(mut self, policy: Policy) -> Self {
-        self.wishes.protectors.policy = Arc::new(policy);
+        self.application.policy = policy.into();
         self
     }
 
     /// Which databases are expected at which paths and under which protectors: any other is
-    /// refused.
+    /// refused. Those of a configuration hold, too.
     pub fn pins(mut self, pins: Pins) -> Self {
-        self.wishes.protectors.pins = Arc::new(pins);
+        self.application.pins = Some(pins);
         self
     }
 
@@ -99,48 +97,64 @@ impl Options {
         self
     }
 
-    /// Passes existing unencrypted databases through as they are, instead of refusing them.
+    /// Whether a VFS that is registered under this name already gets these settings, instead of an
+    /// error that names the differences. They hold for the files that are opened from then on; the
+    /// base stays, and so does SQLite's default VFS.
+    pub fn replace(mut self, replace: bool) -> Self {
+        self.replace = replace;
+        self
+    }
+
+    /// Passes existing unencrypted databases through as they are, instead of refusing them. Once it
+    /// is said, either way, the URI of a database cannot allow more.
     pub fn allow_plaintext(mut self, allow: bool) -> Self {
-        self.wishes.plaintext = allow;
+        self.application.allow_plaintext = Some(allow);
+        self
+    }
+
+    /// As [`Options::allow_plaintext`], where nothing else says.
+    #[cfg(feature = "extension")]
+    pub(crate) fn plaintext_by_default(mut self, allow: bool) -> Self {
+        self.plaintext_by_default = allow;
         self
     }
 
     /// The protector of new databases: `provider:key`, or the name of a key in the local keystore.
     pub fn default_protector(mut self, name: &str) -> Self {
-        self.wishes.protectors.set_default(name);
+        self.application.default_protector = Some(name.to_owned());
         self
     }
 
     /// How the loss of a key provider, or of its consent, is met.
     pub fn access(mut self, policy: AccessPolicy) -> Self {
-        self.wishes.protectors.access = policy;
+        self.application.access = policy.into();
         self
     }
 
-    /// How often a newer version of a protector's key is looked for, to re-wrap under it: when a
-    /// database is opened, and while it is open, at most once per this time. 24 hours unless said;
-    /// `None` for never.
+    /// How often a newer version of a protector's key is looked for; see
+    /// [`crate::config::Layer::rotation`].
     pub fn auto_rotate(mut self, interval: Option<Duration>) -> Self {
-        self.wishes.protectors.rotation = Rotation(interval);
+        self.application.rotation = Some(interval);
         self
     }
 
     /// Records what is done with keys and databases, and says what follows where that fails.
     pub fn audit(mut self, log: Arc<AuditLog>, policy: AuditPolicy) -> Self {
-        self.wishes.protectors.auditor.log = Some((log, policy));
+        self.application.audit_log = Some(Some(log));
+        self.application.audit = policy.into();
         self
     }
 
     /// The cipher suite of new databases.
     pub fn cipher(mut self, cipher: SuiteId) -> Self {
-        self.wishes.suite = cipher;
+        self.application.cipher = Some(cipher);
         self
     }
 
-    /// Which short cuts files take; all unless said. Where a VFS below cannot bear larger reads and
+    /// Which short cuts files take. Default: all. Where a VFS below cannot bear larger reads and
     /// writes than SQLite makes, or to compare.
     pub fn tuning(mut self, tuning: Tuning) -> Self {
-        self.wishes.tuning = tuning;
+        self.application.tuning = tuning.into();
         self
     }
 
@@ -153,7 +167,7 @@ impl Options {
             false => Err(two(name)),
         };
         match checked {
-            Ok(()) => self.wishes.protectors.add(name, provider),
+            Ok(()) => self.providers.add(name, provider),
             Err(words) => _ = self.wrong.get_or_insert(words),
         }
         self
@@ -184,27 +198,37 @@ fn check_name(name: &str) -> Result<(), String> {
     ))
 }
 
-/// Registers the VFS. A second call with the same name gives it new settings, which hold for the
-/// files opened from then on; its base stays.
+/// Registers the VFS. A second call with the same name and the same settings changes nothing: two
+/// parts of a program may both make it. One with other settings is refused, unless
+/// [`Options::replace`] says so.
 ///
 /// # Errors
-/// [`crate::Error::Usage`] where the base VFS does not exist, no home directory is known, or a
-/// provider cannot have its name.
+/// [`crate::Error::Usage`] where the base VFS does not exist, another VFS has the name, no home
+/// directory is known, a provider cannot have its name, the application would weaken what the
+/// configuration demands, or the name is registered with other settings.
 pub fn register(options: Options) -> Result<()> {
-    let Options { name, base, default, keystore, named, wrong, mut wishes } = options;
+    let Options { name, base, default, replace, keystore, named, wrong, .. } = options;
     let twice = keystore.is_some() && named.contains(KEYSTORE);
     if let Some(words) = wrong.or_else(|| twice.then(|| two(KEYSTORE))) {
         return Err(Error::Usage(words));
     }
-    if keystore.is_some() || !wishes.protectors.has(KEYSTORE) {
+    let mut providers = options.providers;
+    if keystore.is_some() || !providers.has(KEYSTORE) {
         let keystore = keystore.map_or_else(Keystore::open_default, Ok)?;
-        wishes.protectors.add(KEYSTORE, Arc::new(keystore));
+        providers.add_of(KEYSTORE, keystore.origin(), Arc::new(keystore));
     }
-    wishes.protectors.pins.check(|provider| wishes.protectors.has(provider))?;
+    let said =
+        options.configuration.then(options.application, "the configuration", "the application")?;
+    let mut settings = said.values();
+    settings.allow_plaintext = said.allow_plaintext.unwrap_or(options.plaintext_by_default);
+    settings.pins.check(|provider| providers.has(provider))?;
+    providers.set(settings);
     vfs::register(Registration {
         name: name.as_deref().unwrap_or("tde"),
         base: base.as_deref(),
         default,
-        wishes,
+        replace,
+        said,
+        protectors: providers,
     })
 }

@@ -290,7 +290,7 @@ fn a_provider_is_dropped_where_it_reaches_no_connection() {
     let db: &'static Connection = Box::leak(Box::new(own.open(&own.path("a.db"))));
     db.execute("ATTACH ?1 AS aux", [theirs.uri(&theirs.path("aux.db"))]).unwrap();
     db.execute_batch("CREATE TABLE t(a); CREATE TABLE aux.u(a)").unwrap();
-    sqlite_tde::register(sqlite_tde_testkit::options(&theirs.vfs)).unwrap();
+    sqlite_tde::register(sqlite_tde_testkit::options(&theirs.vfs).replace(true)).unwrap();
     let before = seen.runs.load(Ordering::SeqCst);
     assert!(weak.upgrade().is_some(), "the open file has it");
     CONNECTION.set(Some(db));

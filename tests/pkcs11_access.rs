@@ -360,7 +360,8 @@ fn open(place: &Place, pin: &str) -> sqlite_tde::Result<rusqlite::Connection> {
     let pin = SecretSource::File(place.path(pin));
     let hsm = Arc::new(Pkcs11::new(&place.module, place.token(), pin));
     let options = Options::new().provider("hsm", hsm).default_protector("hsm:payroll");
-    sqlite_tde::register(options.keystore(Keystore::at(place.path("keys"))))?;
+    let keystore = Keystore::at(place.path("keys"));
+    sqlite_tde::register(options.keystore(keystore).replace(true))?;
     sqlite_tde::open(place.path("app.db"))
 }
 

@@ -98,6 +98,6 @@ fn a_provider_that_is_replaced_may_register_and_open() {
     let (send, told) = std::sync::mpsc::channel();
     let last = Arc::new(Last(dir.path().to_owned(), send));
     sqlite_tde::register(again().provider("last", last)).unwrap();
-    sqlite_tde::register(again()).unwrap();
+    sqlite_tde::register(again().replace(true)).unwrap();
     assert!(told.recv().unwrap());
 }

@@ -28,7 +28,8 @@ const VFS: &str = "beside-strangers";
 
 fn register(dir: &Path) {
     let keystore = Keystore::at(dir.join("keys"));
-    sqlite_tde::register(sqlite_tde_testkit::options(VFS).keystore(keystore)).unwrap();
+    let options = sqlite_tde_testkit::options(VFS).keystore(keystore);
+    sqlite_tde::register(options.replace(true)).unwrap();
 }
 
 fn open(path: &Path) -> Connection {

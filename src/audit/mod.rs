@@ -90,6 +90,15 @@ pub struct AuditLog {
     program: String,
 }
 
+/// Two are the same that record in the same directory.
+impl PartialEq for AuditLog {
+    fn eq(&self, other: &Self) -> bool {
+        self.options.dir == other.options.dir
+    }
+}
+
+impl Eq for AuditLog {}
+
 impl std::fmt::Debug for AuditLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "AuditLog({})", self.options.dir.display())

@@ -58,7 +58,8 @@ pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>>
     let mut check = |record| {
         // One that cannot tell does not unwrap, either.
         let cost = session.protectors().derivation(record).ok().flatten().filter(|_| dek.is_none());
-        let too_dear = cost.filter(|cost| !spent.take(*cost, &session.protectors().access));
+        let too_dear =
+            cost.filter(|cost| !spent.take(*cost, &session.protectors().settings.access));
         check_one(session, record, dek.as_ref(), &context, too_dear)
     };
     let mut checks: Vec<ProtectorCheck> = records.iter().map(&mut check).collect();

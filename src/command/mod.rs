@@ -24,7 +24,7 @@ use serde::Serialize;
 pub use check::ProtectorCheck;
 pub use protectors::{Change, NewProtector, Skipped};
 #[cfg(feature = "rusqlite")]
-pub(crate) use status::verify;
+pub(crate) use status::Verifier;
 pub use status::{ProtectorStatus, Status, Verification};
 pub(crate) use views::{Attached, Cell, VIEWS, View};
 
@@ -233,9 +233,10 @@ pub(crate) fn refuse_on_query_only<T>(db: &mut Database<impl Host>) -> Result<T>
 
 /// Does what `command` says, and tells what came of it.
 pub(crate) fn run(db: &mut Database<impl Host>, command: &Command) -> Result<Answer> {
-    if command.needs_no_transaction() && db.is_in_transaction() {
+    if command.needs_no_transaction() && (db.is_in_transaction() || db.host.is_writing()) {
         return Err(Error::Usage(
-            "keys are not changed or checked within a transaction, whose locks others may wait for"
+            "keys are not changed or checked within a transaction, or by a statement that writes: \
+             others may wait for its locks"
                 .into(),
         ));
     }

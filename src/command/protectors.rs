@@ -19,12 +19,12 @@ use crate::db::host::Host;
 use crate::error::{Error, Result};
 use crate::io::Storage;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::identity::{FileId, wrong_file};
 use crate::key::protector::{check_time, matches, may_write, names_of, now};
 use crate::key::session::Session;
 use crate::key::session::change::{Step, after};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
+use crate::settings::identity::{FileId, wrong_file};
 
 /// How often a change begins anew because somebody else made one meanwhile.
 const ROUNDS: usize = 10;
@@ -335,7 +335,8 @@ fn edit(
 /// `plan`, if the policy allows it, and perhaps with a warning.
 fn allowed(session: &Session, envelope: &Envelope, mut plan: Plan) -> Result<Plan> {
     let before = &envelope.protectors;
-    let warning = session.protectors().policy.check_change(before, &after(before, &plan.steps))?;
+    let warning =
+        session.protectors().settings.policy.check_change(before, &after(before, &plan.steps))?;
     plan.warnings.extend(warning);
     Ok(plan)
 }
@@ -374,7 +375,9 @@ fn wrap(session: &Session, new: &NewProtector) -> Result<(ProtectorRecord, Optio
     let (dek, context) = keyring.dek()?;
     let mut record = session.protectors().wrap(Some(&new.name), &dek, &context)?;
     let id = FileId(context.file_id);
-    if let Some(others) = session.protectors().pins.others(&record, id) {
+    if let Some(others) =
+        session.protectors().settings.pins.others(&record.provider, &record.key_id, id)
+    {
         return Err(wrong_file(&id.to_string(), others));
     }
     record.not_after = new.not_after;
@@ -432,7 +435,7 @@ pub(super) fn check_copy(
     let before = session.refresh_envelope(base)?.protectors.clone();
     let mut after = before.clone();
     after.retain(|record| !without.contains(&record.name));
-    session.protectors().policy.check_change(&before, &after)
+    session.protectors().settings.policy.check_change(&before, &after)
 }
 
 pub(super) fn keys(session: &Session) -> Result<(Secret, Context)> {

@@ -1,12 +1,20 @@
 //! Answers about a database: its keys, its protectors, and whether all of it authenticates.
 
+#[cfg(feature = "rusqlite")]
+use std::sync::Arc;
+
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::db::Database;
+#[cfg(feature = "rusqlite")]
+use crate::db::Outside;
 use crate::db::host::Host;
+#[cfg(feature = "rusqlite")]
+use crate::db::main::Findings;
 use crate::db::main::Main;
 use crate::error::{Error, Result};
+#[cfg(feature = "rusqlite")]
 use crate::file::wal::Frames;
 use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
 use crate::key::session::Session;
@@ -173,22 +181,52 @@ fn thumbprint(record: &ProtectorRecord) -> String {
     digest.finalize().iter().take(20).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `log` is what the write-ahead log holds, where there is one.
-pub(crate) fn verify(
-    db: &mut Database<impl Host>,
-    log: Frames,
-    progress: impl FnMut(u64, u64),
-) -> Result<Verification> {
-    let found = db.main.verify(&db.host, &log.pages, progress)?;
-    Ok(Verification {
-        bad_frames: log.bad,
-        pages: found.pages,
-        bad_pages: found.bad_pages,
-        bad_page_count: found.bad_count,
-        bad_envelope_copies: found.bad_copies,
-        stale_envelope_copies: found.stale_copies,
-        refused: None,
-    })
+/// A verification in slices, between which nothing of the database is held.
+#[cfg(feature = "rusqlite")]
+#[derive(Default)]
+pub(crate) struct Verifier {
+    /// The database that the first slice was of, and what its write-ahead log held.
+    begun: Option<(Arc<Outside>, Frames)>,
+    findings: Findings,
+}
+
+#[cfg(feature = "rusqlite")]
+impl Verifier {
+    /// Pages of a slice.
+    const SLICE: u64 = 64;
+
+    /// Verifies the next pages of `db`, under a shared lock; answers whether they were the last.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where the slice before was of another database.
+    pub(crate) fn step(&mut self, db: &mut Database<impl Host>) -> Result<bool> {
+        if self.begun.is_none() {
+            self.begun = Some((Arc::clone(db.outside()), db.log_frames()?));
+        }
+        let Self { begun: Some((outside, log)), findings } = self else { return Ok(true) };
+        if !Arc::ptr_eq(outside, db.outside()) {
+            return Err(Error::Usage("the database was detached while it was verified".into()));
+        }
+        db.with_shared_lock(|db| db.main.verify(&db.host, &log.pages, findings, Self::SLICE))
+    }
+
+    /// The pages done, and those there are.
+    pub(crate) fn progress(&self) -> (u64, u64) {
+        (self.findings.done, self.findings.pages)
+    }
+
+    pub(crate) fn finish(self, refused: Option<String>) -> Verification {
+        let Findings { pages, bad_pages, bad_count, bad_copies, stale_copies, .. } = self.findings;
+        Verification {
+            pages,
+            bad_pages,
+            bad_page_count: bad_count,
+            bad_frames: self.begun.map(|(_, log)| log.bad).unwrap_or_default(),
+            bad_envelope_copies: bad_copies,
+            stale_envelope_copies: stale_copies,
+            refused,
+        }
+    }
 }
 
 /// Refuses a page size that cannot be: SQLite would cut the new pages up in units of the old ones.

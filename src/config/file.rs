@@ -7,17 +7,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::read::{Result, Table, Value, parse};
-use super::{
-    Audit, BelowMin, Config, FILE_NAME, KEYSTORE, MECHANISMS, Policy, Provider, Source, Token,
-};
+use super::{Audit, BelowMin, Config, FILE_NAME, KEYSTORE, MECHANISMS, Provider, Source, Token};
 use crate::error::Error;
-use crate::io::tuning::Tuning;
-use crate::key::access::{AccessPolicy, Derivation};
-use crate::key::auditor::AuditPolicy;
-use crate::key::identity::{FULL_PATH, FileId, PROTECTOR, Pins};
-use crate::key::protector::split;
 use crate::process;
 use crate::provider::Cost;
+use crate::settings::identity::{FULL_PATH, FileId, PROTECTOR, Pins};
+use crate::settings::{
+    AccessLayer, AuditLayer, Derivation, Layer, PolicyLayer, Settings, TuningLayer, split,
+};
 use crate::suite::SuiteId;
 
 /// Name of the audit log's directory.
@@ -82,26 +79,29 @@ fn check_writers(_: &Path, _: &std::fs::Metadata) -> Result<(), Error> {
 }
 
 fn config(mut file: Table<'_>, dir: &Path) -> Result<Config> {
-    let default = Config::default();
+    let mut config = Config::default();
     let default_protector = file.get("default_protector");
-    let config = Config {
+    config.settings = Layer {
         default_protector: default_protector.as_ref().map(protector).transpose()?,
         cipher: file.maybe("cipher", |value| {
             value.choice(&SuiteId::ALL.map(|suite| (suite.name(), suite)))
         })?,
-        allow_plaintext: file.or("allow_plaintext", false, Value::flag)?,
-        tuning: file.or("io", default.tuning, tuning)?,
-        providers: file.or("providers", default.providers, |value| providers(value, dir))?,
-        access: file.or("access", default.access, access)?,
-        rotation: file.or("rotation", default.rotation, rotation)?,
-        audit: file.or("audit", default.audit, |value| audit(value, dir))?,
-        policy: file.or("policy", default.policy, policy)?,
-        pins: file.or("pins", default.pins, pins)?,
-        prompt: None,
+        allow_plaintext: file.maybe("allow_plaintext", Value::flag)?,
+        tuning: file.or("io", TuningLayer::default(), tuning)?,
+        access: file.or("access", AccessLayer::default(), access)?,
+        rotation: file.or("rotation", None, rotation)?,
+        policy: file.or("policy", PolicyLayer::default(), policy)?,
+        pins: file.maybe("pins", pins)?,
+        ..Layer::default()
     };
+    config.providers = file.or("providers", config.providers, |value| providers(value, dir))?;
+    if let Some(value) = file.get("audit") {
+        (config.audit, config.settings.audit) = audit(value, dir)?;
+    }
     file.end()?;
-    match (&config.default_protector, default_protector) {
-        (Some(name), Some(value)) if !config.policy.allows(split(name).0) => {
+    let allowed = config.settings.policy.values();
+    match (&config.settings.default_protector, default_protector) {
+        (Some(name), Some(value)) if !allowed.allows(split(name).0) => {
             Err(value.wrong("policy.allowed_providers does not allow this provider"))
         }
         _ => Ok(at_home(config, dir)),
@@ -119,12 +119,11 @@ fn at_home(mut config: Config, dir: &Path) -> Config {
     config
 }
 
-fn tuning(value: Value<'_>) -> Result<Tuning> {
+fn tuning(value: Value<'_>) -> Result<TuningLayer> {
     let mut table = value.table()?;
-    let default = Tuning::default();
-    let tuning = Tuning {
-        read_ahead: table.or("read_ahead", default.read_ahead, Value::flag)?,
-        gather_writes: table.or("gather_writes", default.gather_writes, Value::flag)?,
+    let tuning = TuningLayer {
+        read_ahead: table.maybe("read_ahead", Value::flag)?,
+        gather_writes: table.maybe("gather_writes", Value::flag)?,
     };
     table.end()?;
     Ok(tuning)
@@ -269,24 +268,22 @@ fn variable(value: Value<'_>) -> Result<Source> {
     }
 }
 
-fn access(value: Value<'_>) -> Result<AccessPolicy> {
+fn access(value: Value<'_>) -> Result<AccessLayer> {
     let mut table = value.table()?;
-    let default = AccessPolicy::default();
-    let policy = AccessPolicy {
-        revalidate: table.or("revalidate", default.revalidate, |value| match value.text() {
+    let access = AccessLayer {
+        revalidate: table.maybe("revalidate", |value| match value.text() {
             Ok("never") => Ok(None),
             _ => value.duration(false).map(Some),
         })?,
-        grace: table.or("grace", default.grace, |value| value.duration(true))?,
-        attempts: table.or("attempts", default.attempts, |value| value.number(1..=100))?,
-        retry_delay: table.or("retry_delay", default.retry_delay, |value| value.duration(true))?,
-        time_out: table.or("time_out", default.time_out, |value| value.duration(false))?,
-        open_time_out: table
-            .or("open_time_out", default.open_time_out, |value| value.duration(false))?,
-        derivation: table.or("derivation", default.derivation, derivation)?,
+        grace: table.maybe("grace", |value| value.duration(true))?,
+        attempts: table.maybe("attempts", |value| value.number(1..=100))?,
+        retry_delay: table.maybe("retry_delay", |value| value.duration(true))?,
+        time_out: table.maybe("time_out", |value| value.duration(false))?,
+        open_time_out: table.maybe("open_time_out", |value| value.duration(false))?,
+        derivation: table.maybe("derivation", derivation)?,
     };
     table.end()?;
-    Ok(policy)
+    Ok(access)
 }
 
 fn derivation(value: Value<'_>) -> Result<Derivation> {
@@ -330,16 +327,18 @@ fn file_id(value: &Value<'_>) -> Result<FileId> {
     value.text()?.parse().map_err(|_| expected())
 }
 
-fn rotation(value: Value<'_>) -> Result<Option<Duration>> {
+fn rotation(value: Value<'_>) -> Result<Option<Option<Duration>>> {
     let mut table = value.table()?;
-    let automatic = table.or("automatic", true, Value::flag)?;
-    let default = Config::default().rotation;
-    let interval = table.or("interval", default, |value| value.duration(false).map(Some))?;
+    let automatic = table.maybe("automatic", Value::flag)?;
+    let interval = table.maybe("interval", |value| value.duration(false))?;
     table.end()?;
-    Ok(interval.filter(|_| automatic))
+    Ok(match automatic {
+        Some(false) => Some(None),
+        _ => interval.map(Some).or(automatic.map(|_| Settings::default().rotation)),
+    })
 }
 
-fn audit(value: Value<'_>, dir: &Path) -> Result<Audit> {
+fn audit(value: Value<'_>, dir: &Path) -> Result<(Audit, AuditLayer)> {
     let mut table = value.table()?;
     let default = Audit::default();
     let audit = Audit {
@@ -348,36 +347,35 @@ fn audit(value: Value<'_>, dir: &Path) -> Result<Audit> {
         key: table.maybe("key", |value| source(value, dir))?,
         max_bytes: table.or("max_bytes", default.max_bytes, |v| v.number(4096..=1 << 40))?,
         keep: table.or("keep", default.keep, |value| value.number(0..=1000))?,
-        on_failure: table.or("on_failure", default.on_failure, on_failure)?,
+    };
+    let on_failure = table.or("on_failure", AuditLayer::default(), on_failure)?;
+    table.end()?;
+    Ok((audit, on_failure))
+}
+
+fn on_failure(value: Value<'_>) -> Result<AuditLayer> {
+    let mut table = value.table()?;
+    let fails = |value: Value<'_>| value.choice(&[("fail", true), ("continue", false)]);
+    let layer = AuditLayer {
+        fail_key_changes: table.maybe("key_changes", fails)?,
+        fail_opens: table.maybe("opens", fails)?,
     };
     table.end()?;
-    Ok(audit)
+    Ok(layer)
 }
 
-fn on_failure(value: Value<'_>) -> Result<AuditPolicy> {
+fn policy(value: Value<'_>) -> Result<PolicyLayer> {
     let mut table = value.table()?;
-    let mut policy = AuditPolicy::default();
-    let fails = |value: Value<'_>| value.choice(&[("fail", true), ("continue", false)]);
-    policy.fail_key_changes = table.or("key_changes", policy.fail_key_changes, fails)?;
-    policy.fail_opens = table.or("opens", policy.fail_opens, fails)?;
-    table.end()?;
-    Ok(policy)
-}
-
-fn policy(value: Value<'_>) -> Result<Policy> {
-    let mut table = value.table()?;
-    let default = Policy::default();
     let below = [("refuse", BelowMin::Refuse), ("warn", BelowMin::Warn)];
-    let policy = Policy {
-        min_protectors: table
-            .or("min_protectors", default.min_protectors, |value| value.number(1..=8))?,
-        below_min: table.or("below_min", default.below_min, |value| value.choice(&below))?,
+    let policy = PolicyLayer {
+        min_protectors: table.maybe("min_protectors", |value| value.number(1..=8))?,
+        below_min: table.maybe("below_min", |value| value.choice(&below))?,
         allowed_providers: table.maybe("allowed_providers", |value| {
             let name = |value: &Value<'_>| match value.text()? {
                 name if is_name(name) => Ok(name.to_owned()),
                 _ => Err(value.wrong("a provider's name is 1 to 64 of A-Z a-z 0-9 . _ -")),
             };
-            value.list()?.iter().map(name).collect()
+            value.list()?.iter().map(name).collect::<Result<_>>().map(Some)
         })?,
     };
     table.end()?;

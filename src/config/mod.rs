@@ -22,19 +22,17 @@ use zeroize::Zeroizing;
 
 pub use span::duration;
 
-pub use crate::key::identity::Pins;
-pub use crate::key::policy::{BelowMin, Policy};
+pub use crate::settings::identity::Pins;
+pub use crate::settings::{
+    AccessLayer, AuditLayer, BelowMin, Layer, Policy, PolicyLayer, Settings, TuningLayer,
+};
 
 use crate::audit::{AuditLog, AuditOptions};
 use crate::error::{Error, Result};
-use crate::io::tuning::Tuning;
-use crate::key::access::AccessPolicy;
-use crate::key::auditor::AuditPolicy;
-use crate::key::protector::KEYSTORE;
 #[cfg(unix)]
 use crate::provider::Command;
 use crate::provider::{Cost, KeyProvider, Keystore, Passphrase, RawKey, SecretSource};
-use crate::suite::SuiteId;
+use crate::settings::{AuditPolicy, KEYSTORE};
 
 /// Name of the file.
 pub const FILE_NAME: &str = "config.toml";
@@ -43,28 +41,15 @@ pub const FILE_NAME: &str = "config.toml";
 pub type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
 
 /// What an operator decides for all databases of an application or a user.
-#[derive(Clone)]
+#[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct Config {
-    /// The protector of new databases: `PROVIDER:KEY`, or `KEY` of the keystore.
-    pub default_protector: Option<String>,
-    /// The cipher suite of new databases.
-    pub cipher: Option<SuiteId>,
-    /// Whether existing unencrypted databases are opened as they are.
-    pub allow_plaintext: bool,
-    /// The short cuts that files take.
-    pub tuning: Tuning,
+    /// The settings that are said. An application may say others, but none that weakens them.
+    pub settings: Layer,
     /// The key providers by name. One called `keystore` takes the place of the embedded one.
     pub providers: BTreeMap<String, Provider>,
-    /// How the loss of a key provider, or of its consent, is met.
-    pub access: AccessPolicy,
-    /// How often a newer version of a protector's key is looked for; `None` for never.
-    pub rotation: Option<Duration>,
     /// The audit log.
     pub audit: Audit,
-    /// What is forbidden.
-    pub policy: Policy,
-    /// Which databases are expected where.
-    pub pins: Pins,
     /// Whom [`Source::Prompt`] asks; nobody unless said.
     pub prompt: Option<Ask>,
 }
@@ -143,6 +128,7 @@ pub enum Source {
 
 /// Settings of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Audit {
     /// Whether anything is recorded.
     pub enabled: bool,
@@ -154,39 +140,12 @@ pub struct Audit {
     pub max_bytes: u64,
     /// How many rotated files are kept.
     pub keep: u32,
-    /// What follows where an event cannot be recorded.
-    pub on_failure: AuditPolicy,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            default_protector: None,
-            cipher: None,
-            allow_plaintext: false,
-            tuning: Tuning::default(),
-            providers: BTreeMap::new(),
-            access: AccessPolicy::default(),
-            rotation: Some(Duration::from_secs(24 * 3600)),
-            audit: Audit::default(),
-            policy: Policy::default(),
-            pins: Pins::default(),
-            prompt: None,
-        }
-    }
 }
 
 impl Default for Audit {
     fn default() -> Self {
         let AuditOptions { max_bytes, keep, .. } = AuditOptions::at("");
-        Self {
-            enabled: false,
-            dir: None,
-            key: None,
-            max_bytes,
-            keep,
-            on_failure: AuditPolicy::default(),
-        }
+        Self { enabled: false, dir: None, key: None, max_bytes, keep }
     }
 }
 
@@ -225,8 +184,21 @@ impl Config {
     /// [`Error::Config`] for one that this build does not have; [`Error::Usage`] where there is no
     /// home directory for a keystore.
     pub fn providers(&self) -> Result<Vec<(String, Arc<dyn KeyProvider>)>> {
+        let described = self.described_providers()?;
+        Ok(described.into_iter().map(|(name, _, provider)| (name, provider)).collect())
+    }
+
+    /// As [`Config::providers`], each with what it is made of.
+    pub(crate) fn described_providers(
+        &self,
+    ) -> Result<Vec<(String, String, Arc<dyn KeyProvider>)>> {
         let build = |(name, provider): (&String, &Provider)| {
-            Ok((name.clone(), self.provider(name, provider)?))
+            let built = self.provider(name, provider)?;
+            let origin = match provider {
+                Provider::Keystore { dir, .. } => self.keystore_in(dir.as_deref(), None)?.origin(),
+                other => format!("{other:?}"),
+            };
+            Ok((name.clone(), origin, built))
         };
         self.providers.iter().map(build).collect()
     }
@@ -267,7 +239,7 @@ impl Config {
             return Ok(None);
         }
         let log = AuditLog::open(self.audit_options()?)?;
-        Ok(Some((Arc::new(log), self.audit.on_failure)))
+        Ok(Some((Arc::new(log), self.settings.audit.values())))
     }
 
     /// The settings of the audit log, whether it is enabled or not.
@@ -279,6 +251,13 @@ impl Config {
         let dir = dir.clone().map_or_else(|| Ok(home()?.join(file::AUDIT_DIR)), Ok::<_, Error>)?;
         let key = key.as_ref().map(|key| self.secret(key));
         Ok(AuditOptions { dir, key, max_bytes: *max_bytes, keep: *keep })
+    }
+
+    /// Whether `other` says anything else, whoever is asked for secrets.
+    #[cfg(feature = "extension")]
+    pub(crate) fn differs_from(&self, other: &Self) -> bool {
+        (&self.settings, &self.providers, &self.audit)
+            != (&other.settings, &other.providers, &other.audit)
     }
 
     fn provider(&self, name: &str, provider: &Provider) -> Result<Arc<dyn KeyProvider>> {
@@ -386,16 +365,9 @@ fn command(
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("default_protector", &self.default_protector)
-            .field("cipher", &self.cipher)
-            .field("allow_plaintext", &self.allow_plaintext)
-            .field("tuning", &self.tuning)
+            .field("settings", &self.settings)
             .field("providers", &self.providers)
-            .field("access", &self.access)
-            .field("rotation", &self.rotation)
             .field("audit", &self.audit)
-            .field("policy", &self.policy)
-            .field("pins", &self.pins)
             .field("prompt", &self.prompt.is_some())
             .finish()
     }

@@ -34,14 +34,14 @@ impl Main {
         check_page_1(bytes, at, page_size)?;
         let (keyring, mut envelope) = match prepared.take() {
             Some(keys) => keys,
-            None => create(&self.wishes)?,
+            None => create(&self.setup)?,
         };
         envelope.page_size = page_size;
         if let Err(error) = write_copy_a(base, &keyring, &envelope) {
             *prepared = Some((keyring, envelope));
             return Err(error);
         }
-        let session = Session::created(Arc::clone(&self.wishes), keyring, envelope);
+        let session = Session::created(Arc::clone(&self.setup), keyring, envelope);
         self.state = State::Encrypted(Box::new(Encrypted::new(session)));
         (self.known_size, self.envelope_checked) = (Some(0), true);
         Ok(())

@@ -21,7 +21,7 @@ use super::wal_index::CHECKPOINT;
 use crate::error::{Error, Result};
 use crate::file::journal::Journal;
 use crate::io::Filled;
-use crate::io::tuning::Tuning;
+use crate::settings::Tuning;
 
 /// How long to wait between two attempts: others wait for turns of their own.
 const PAUSE: Duration = Duration::from_micros(100);

@@ -33,21 +33,21 @@ use crate::error::{Error, Result};
 use crate::file::journal::Begun;
 use crate::file::main::layout::{is_lock_page, logical_size, physical, physical_size};
 use crate::file::main::{DemandOfLog, Found, Pages, SQLITE_HEADER, SQLITE_MAGIC, is_header};
-use crate::io::tuning::Tuning;
 use crate::io::{Filled, Remains, Storage};
 use crate::key::auditor::{Auditor, is_tampering};
 use crate::key::cipher::Subkey;
 use crate::key::envelope::slots::Slots;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
-use crate::key::identity::wrong_file;
 use crate::key::keyring::Keyring;
 use crate::key::opening::Opening;
 use crate::key::protector::now;
-use crate::key::session::{ATTEMPTS, PAUSE, Session, Wishes, emptied, steadily};
+use crate::key::session::{ATTEMPTS, PAUSE, Session, Setup, emptied, steadily};
+use crate::settings::Tuning;
+use crate::settings::identity::wrong_file;
 
 /// The main file of one open database.
 pub(crate) struct Main {
-    pub(super) wishes: Arc<Wishes>,
+    pub(super) setup: Arc<Setup>,
     pub(super) state: State,
     pub(crate) phase: Phase,
     /// Size in SQLite's bytes, as SQLite was told or has made it, while no other connection can
@@ -95,9 +95,9 @@ impl Encrypted {
 
 impl Main {
     /// Looks at the file and finds its keys.
-    pub(crate) fn open(base: &impl Storage, wishes: Wishes) -> Result<Self> {
+    pub(crate) fn open(base: &impl Storage, setup: Setup) -> Result<Self> {
         let mut db = Self {
-            wishes: Arc::new(wishes),
+            setup: Arc::new(setup),
             state: State::Empty(None),
             phase: Phase::Ordinary,
             known_size: None,
@@ -139,9 +139,9 @@ impl Main {
             State::Plain if is_plain_no_more(base)? => true,
             State::Encrypted(_) | State::Plain => return Ok(()),
         };
-        let wishes = &self.wishes;
-        let mut opening = wishes.opening();
-        match steadily(base, |header, len| look(wishes, base, header, len, &mut opening))? {
+        let setup = &self.setup;
+        let mut opening = setup.opening();
+        match steadily(base, |header, len| look(setup, base, header, len, &mut opening))? {
             Some(state) => self.state = state,
             None if was_seen => self.state = State::Empty(None),
             None => {}
@@ -168,7 +168,7 @@ impl Main {
 
     /// The short cuts that this file takes, and its journal and log with it.
     pub(crate) fn tuning(&self) -> Tuning {
-        self.wishes.tuning
+        self.setup.settings().tuning
     }
 
     pub(crate) fn is_plain(&self) -> bool {
@@ -219,17 +219,17 @@ impl Main {
 
     /// Whether nothing is ever written to the file through this handle.
     pub(crate) fn is_never_written(&self) -> bool {
-        self.wishes.read_only
+        self.setup.read_only
     }
 
     pub(crate) fn auditor(&self) -> &Auditor {
-        &self.wishes.protectors.auditor
+        &self.setup.protectors.auditor
     }
 
     /// Makes the keys of a database that is about to be created, for its journal comes first.
     pub(crate) fn prepare(&mut self) -> Result<()> {
         if let State::Empty(prepared @ None) = &mut self.state {
-            *prepared = Some(create(&self.wishes)?);
+            *prepared = Some(create(&self.setup)?);
         }
         Ok(())
     }
@@ -271,7 +271,7 @@ impl Main {
     /// look whether its cache still holds; of a file that never changes, it reads what it has not
     /// read before.
     pub(crate) fn begins_without_lock(&self, at: u64, len: usize) -> bool {
-        self.wishes.read_only || at == 0 || (at, len) == CHANGE_COUNTER
+        self.setup.read_only || at == 0 || (at, len) == CHANGE_COUNTER
     }
 
     /// Records, once for this handle, that something in the file is not what was written there.
@@ -538,7 +538,8 @@ impl Main {
                     pages.ahead.clear();
                     self.known_size = None;
                 }
-                let read_ahead = self.wishes.tuning.read_ahead && !base.is_mapped(physical(at));
+                let read_ahead =
+                    self.setup.settings().tuning.read_ahead && !base.is_mapped(physical(at));
                 let known = self.known_size.unwrap_or(0);
                 let filled = pages.read(base, buf, at, read_ahead, known)?;
                 match filled {
@@ -655,28 +656,34 @@ impl Main {
         }
     }
 
-    /// Authenticates every page and both envelope copies as they are on disk, calling `progress`
-    /// with the pages done and the pages there are. What is in `log` counts there: a checkpoint may
-    /// have been interrupted while it wrote the page.
+    /// Authenticates the next `count` pages as they are on disk, and adds to `findings` what is
+    /// wrong; both envelope copies come first. Pages in `log` are passed over: a checkpoint may have
+    /// been interrupted while it wrote them. Answers whether these were the last.
     pub(crate) fn verify(
         &mut self,
         base: &impl Storage,
         log: &BTreeSet<u32>,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<Findings> {
+        findings: &mut Findings,
+        count: u64,
+    ) -> Result<bool> {
         let State::Encrypted(open) = &mut self.state else { return Err(Error::NotEncrypted) };
         let Encrypted { session, pages } = &mut **open;
-        let mut findings = Findings::default();
         let size = logical_size(base.size()?);
         let size = self.known_size.map_or(size, |known| known.max(size));
         findings.pages = size.div_ceil(pages.page_size() as u64);
-        (findings.bad_copies, findings.stale_copies) = session.faulty_copies(base)?;
-        for page in 1..=findings.pages {
+        if findings.done == 0 {
+            (findings.bad_copies, findings.stale_copies) = session.faulty_copies(base)?;
+        }
+        let end = findings.pages.min(findings.done.saturating_add(count));
+        for page in findings.done + 1..=end {
             let counts = !is_lock_page(page, pages.page_size()) && !log.contains(&(page as u32));
             if counts && pages.load(base, page)? != Found::Good {
                 findings.add(page);
             }
-            progress(page, findings.pages);
+            findings.done = page;
+        }
+        if end < findings.pages {
+            return Ok(false);
         }
         if !findings.bad_pages.is_empty() && pages.has_log(base)? {
             // A shared lock keeps no checkpoint away: a page that was just being written is whole
@@ -690,7 +697,14 @@ impl Main {
                 }
             }
         }
-        Ok(findings)
+        Ok(true)
+    }
+
+    /// All pages at once.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn verify_all(&mut self, base: &impl Storage) -> Result<Findings> {
+        let mut findings = Findings::default();
+        self.verify(base, &BTreeSet::new(), &mut findings, u64::MAX).map(|_| findings)
     }
 }
 
@@ -706,6 +720,8 @@ fn is_plain_no_more(base: &impl Storage) -> Result<bool> {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Findings {
     pub(crate) pages: u64,
+    /// Pages that were looked at.
+    pub(crate) done: u64,
     /// The first of the bad pages, at most [`LISTED`]: whoever writes the file decides how many.
     pub(crate) bad_pages: Vec<u32>,
     pub(crate) bad_count: u64,
@@ -729,27 +745,27 @@ impl Findings {
 /// What a file of `len` bytes is that begins with `header`, and whether the copies of its
 /// envelope differ; nothing where it is none yet.
 fn look(
-    wishes: &Arc<Wishes>,
+    setup: &Arc<Setup>,
     base: &impl Storage,
     header: &[u8],
     len: u64,
     opening: &mut Opening<'_>,
 ) -> Result<Option<State>> {
     if len == 0 {
-        return expect_none(wishes, "none, for the file is empty").map(|()| None);
+        return expect_none(setup, "none, for the file is empty").map(|()| None);
     }
-    if let Some(plain) = look_for_plaintext(wishes, base, header, len)? {
-        expect_none(wishes, "none, for the database is not encrypted")?;
+    if let Some(plain) = look_for_plaintext(setup, base, header, len)? {
+        expect_none(setup, "none, for the database is not encrypted")?;
         return Ok(Some(plain));
     }
     if envelope::is_unfinished(header, len) {
-        return expect_none(wishes, "none, for the database was never finished").map(|()| None);
+        return expect_none(setup, "none, for the database was never finished").map(|()| None);
     }
     let opened = opening.open(&envelope::candidates(header)?)?;
     if logical_size(len) == 0 {
         return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
     }
-    let newest = opened.keyring.newest(wishes.file);
+    let newest = opened.keyring.newest(setup.file);
     let copies_differ = !envelope::copies_are_equal(header);
     // The caller reads the file anew where another thread has changed it since.
     newest.admit(newest.known().as_deref(), &opened.envelope, !copies_differ)?;
@@ -766,12 +782,12 @@ fn look(
             false => newest.note_slots(bytes),
         }
     }
-    let session = Session::new(Arc::clone(wishes), opened, newest, needs_mending);
+    let session = Session::new(Arc::clone(setup), opened, newest, needs_mending);
     Ok(Some(State::Encrypted(Box::new(Encrypted::new(session)))))
 }
 
 fn look_for_plaintext(
-    wishes: &Wishes,
+    setup: &Setup,
     base: &impl Storage,
     header: &[u8],
     len: u64,
@@ -781,7 +797,7 @@ fn look_for_plaintext(
     if encrypted {
         return Ok(None);
     }
-    match (header.starts_with(SQLITE_MAGIC), wishes.plaintext) {
+    match (header.starts_with(SQLITE_MAGIC), setup.settings().allow_plaintext) {
         (true, true) => return Ok(Some(State::Plain)),
         (true, false) => return Err(Error::PlaintextRefused),
         (false, _) => {}
@@ -792,8 +808,8 @@ fn look_for_plaintext(
     let remains = base.remains()?;
     match remains {
         Remains::Nothing if zeros => Ok(None),
-        Remains::Plain if wishes.plaintext => Ok(Some(State::Plain)),
-        Remains::Unclear if wishes.plaintext && zeros => Ok(Some(State::Plain)),
+        Remains::Plain if setup.settings().allow_plaintext => Ok(Some(State::Plain)),
+        Remains::Unclear if setup.settings().allow_plaintext && zeros => Ok(Some(State::Plain)),
         // What is neither must not pass as plaintext, nor as empty: SQLite would look for a hot
         // journal and a log beside the file, and delete them, before it reads a page.
         Remains::Nothing => Err(Error::NotADatabase(
@@ -810,13 +826,13 @@ fn look_for_plaintext(
 }
 
 /// Refuses a file that has no file id where one is expected.
-fn expect_none(wishes: &Wishes, found: &str) -> Result<()> {
-    wishes.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
+fn expect_none(setup: &Setup, found: &str) -> Result<()> {
+    setup.settings().file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
 }
 
-pub(super) fn create(wishes: &Wishes) -> Result<(Arc<Keyring>, Envelope)> {
-    if let Some(expected) = wishes.file_id {
+pub(super) fn create(setup: &Setup) -> Result<(Arc<Keyring>, Envelope)> {
+    if let Some(expected) = setup.settings().file_id {
         return Err(wrong_file("none, for the file is empty", &[expected]));
     }
-    Keyring::create(&wishes.protectors, wishes.wanted(), wishes.suite, now())
+    Keyring::create(&setup.protectors, setup.wanted(), setup.settings().cipher, now())
 }

@@ -48,7 +48,7 @@ use crate::file::FileKind;
 use crate::file::journal::{Counters, Journal};
 use crate::file::wal::{Origin, Owner, Salts, Wal};
 use crate::key::envelope::slot::{Fit, StateId};
-use crate::key::session::{Session, Wishes};
+use crate::key::session::{Session, Setup};
 use crate::page::LogId;
 
 /// What others may ask of a database without entering it: whose journal or log a name is depends on
@@ -140,8 +140,8 @@ impl<H: Host> Owner for Around<'_, H> {
 
 impl<H: Host> Database<H> {
     /// Opens the main file in `host`: finds its keys, and mends what a crash left of its envelope.
-    pub(crate) fn open(host: H, writable: bool, wishes: Wishes) -> Result<Self> {
-        let main = Main::open(&host, wishes)?;
+    pub(crate) fn open(host: H, writable: bool, setup: Setup) -> Result<Self> {
+        let main = Main::open(&host, setup)?;
         let db = Self {
             sector: host.sector(),
             powersafe: host.is_powersafe(),

@@ -8,17 +8,17 @@ use crate::error::Result;
 use crate::file::journal::{Begun, Counters, Journal};
 use crate::file::wal::{Origin, Owner, Salts, View, Wal};
 use crate::io::memory::Memory;
-use crate::io::tuning::Tuning;
 use crate::key::cipher::Subkey;
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::{Dek, Keyring};
-use crate::key::session::Wishes;
+use crate::key::session::Setup;
 use crate::page::{LogId, RESERVE};
 use crate::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor, WrapRequest,
     Wrapped,
 };
 use crate::secret::Secret;
+use crate::settings::Tuning;
 use crate::suite::SuiteId;
 
 /// Opens `block` as page `number` under a fixed key, into a page that held ones.
@@ -132,10 +132,10 @@ impl File {
                 .ok()
                 .map(|open| Open::Journal(open.into())),
             Kind::Database => {
-                let mut wishes = Wishes::default();
-                wishes.protectors.add("clear", Arc::new(Clear));
-                wishes.protectors.set_default("clear:key");
-                Main::open(&self.base, wishes).ok().map(|open| Open::Database(open.into()))
+                let mut setup = Setup::default();
+                setup.protectors.add("clear", Arc::new(Clear));
+                setup.protectors.settings_mut().default_protector = "clear:key".to_owned();
+                Main::open(&self.base, setup).ok().map(|open| Open::Database(open.into()))
             }
         };
     }
@@ -207,7 +207,7 @@ impl File {
                 db.phase.hot_journal();
                 let _ = db.before_sync(&self.base);
                 db.phase.journal_changed();
-                let _ = db.verify(&self.base, &BTreeSet::new(), |_, _| ());
+                let _ = db.verify_all(&self.base);
                 if let Ok(origin) = db.log_origin(&self.base, None) {
                     let log = [1; 16];
                     let _ = db.fit(&self.base, &log, &origin.state);

@@ -4,13 +4,11 @@
 //! |---|---|
 //! | this one | [`Storage`], the calls on the file below |
 //! | `read_ahead.rs` | large reads in place of many small ones |
-//! | `tuning.rs` | which of the short cuts are taken |
 //! | `memory.rs` | a file in memory, for tests and fuzzing |
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod memory;
 pub(crate) mod read_ahead;
-pub(crate) mod tuning;
 
 use crate::ffi;
 

@@ -21,62 +21,7 @@ use std::time::{Duration, Instant};
 use super::cipher::lock;
 use crate::error::{Error, Result};
 use crate::process::forks;
-use crate::provider::{MEMORY_MAX_KIB, WORK_MAX_KIB};
-
-/// How the loss of a key provider, or of its consent, is met.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AccessPolicy {
-    /// How often the provider of an open database is asked whether it still consents; `None` for
-    /// never. It is asked when a transaction begins, beside it. 10 minutes unless said.
-    pub revalidate: Option<Duration>,
-    /// How long an open database stays usable after that where the provider does not answer; after
-    /// zero it is locked at the first outage. 24 hours unless said.
-    pub grace: Duration,
-    /// How often a provider that does not answer is tried before the answer is "unreachable".
-    pub attempts: u32,
-    /// The pause before the second attempt, give or take a half; each later one is twice as long.
-    pub retry_delay: Duration,
-    /// How long one call may take. Providers that wait for a person have their own time.
-    pub time_out: Duration,
-    /// How long the opening of one database waits for services, over all its protectors. Default: 1
-    /// minute.
-    pub open_time_out: Duration,
-    /// What the opening of one database may spend on deriving keys from passphrases. Whoever can
-    /// write the file says what a derivation costs.
-    pub derivation: Derivation,
-}
-
-/// What deriving keys may cost before it is known whether a database is genuine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Derivation {
-    /// The memory of one derivation, in KiB. Default: 1 GiB, the most that a passphrase can ask
-    /// for.
-    pub memory_kib: u32,
-    /// The memory filled by all of them, each iteration counted, in KiB. Default: 4 GiB, the most
-    /// that one passphrase can ask for, which takes some seconds.
-    pub work_kib: u64,
-}
-
-impl Default for Derivation {
-    fn default() -> Self {
-        Self { memory_kib: MEMORY_MAX_KIB, work_kib: WORK_MAX_KIB }
-    }
-}
-
-impl Default for AccessPolicy {
-    fn default() -> Self {
-        Self {
-            revalidate: Some(Duration::from_secs(600)),
-            grace: Duration::from_secs(24 * 3600),
-            attempts: 3,
-            retry_delay: Duration::from_millis(200),
-            time_out: Duration::from_secs(10),
-            open_time_out: Duration::from_secs(60),
-            derivation: Derivation::default(),
-        }
-    }
-}
+use crate::settings::AccessPolicy;
 
 /// A locked database asks its provider no more often than this.
 const PAUSE: Duration = Duration::from_secs(1);

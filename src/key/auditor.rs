@@ -9,23 +9,7 @@ use super::envelope::ProtectorRecord;
 use crate::audit::{AuditLog, Event, EventKind};
 use crate::error::{Error, Result, log};
 use crate::provider::{Answer, ProviderError, RequestId};
-
-/// What follows where the audit log cannot be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AuditPolicy {
-    /// A change to keys fails, and has changed nothing: creating a database; wrapping; adding,
-    /// rotating and removing a protector. So it is unless said.
-    pub fail_key_changes: bool,
-    /// Opening a database fails. Unless said it goes on, and SQLite's error log says so.
-    pub fail_opens: bool,
-}
-
-impl Default for AuditPolicy {
-    fn default() -> Self {
-        Self { fail_key_changes: true, fail_opens: false }
-    }
-}
+use crate::settings::AuditPolicy;
 
 /// The audit log of one registration, if it has one, and the file that events are about.
 #[derive(Clone, Default)]

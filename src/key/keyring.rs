@@ -12,12 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
 
-use super::access::{Access, AccessPolicy, Loss, Standing};
+use super::access::{Access, Loss, Standing};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::slot::{self, LastFrame, SLOT_LEN, StateId};
 use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
-use super::identity::{self, wrong_file};
 use super::newest::{FileKey, Newest, NewestByFile};
 use super::opening::{check_protector, replaced};
 use super::protector::Protectors;
@@ -26,6 +25,8 @@ use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, LogId, Purpose};
 use crate::provider::Context;
 use crate::secret::Secret;
+use crate::settings::AccessPolicy;
+use crate::settings::identity::{self, wrong_file};
 use crate::suite::hkdf::Extracted;
 use crate::suite::{SuiteId, SuiteKey};
 
@@ -184,7 +185,11 @@ impl Keyring {
         let file_id = identity::FileId::of(&dek).0;
         let context = Context { file_id, dek_version: FIRST_VERSION };
         let record = protectors.wrap(protector, &dek, &context)?;
-        if let Some(others) = protectors.pins.others(&record, identity::FileId(file_id)) {
+        if let Some(others) = protectors.settings.pins.others(
+            &record.provider,
+            &record.key_id,
+            identity::FileId(file_id),
+        ) {
             return Err(wrong_file("that of a new one", others));
         }
         protectors.prove(&record, &dek, &context)?;

@@ -21,14 +21,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::access::AccessPolicy;
 use super::envelope::{Envelope, ProtectorRecord, Unverified};
-use super::identity::{FileId, wrong_file};
 use super::keyring::{Dek, FIRST_VERSION, Keyring, cached};
 use super::protector::{Protectors, check_time, matches, names_of, not_wrapped_for};
 use crate::error::{Error, Result};
 use crate::provider::{Context, Cost, ProviderError};
 use crate::secret::Secret;
+use crate::settings::AccessPolicy;
+use crate::settings::identity::{FileId, wrong_file};
 
 /// An existing database whose keys were found.
 pub(crate) struct Opened {
@@ -116,7 +116,11 @@ impl<'a> Opening<'a> {
         records.sort_by_key(|record| check_time(record).is_err());
         let mut others = None;
         records.retain(|record| {
-            let pinned = self.protectors.pins.others(record, FileId(file_id));
+            let pinned = self.protectors.settings.pins.others(
+                &record.provider,
+                &record.key_id,
+                FileId(file_id),
+            );
             others = others.or(pinned);
             pinned.is_none()
         });
@@ -132,7 +136,7 @@ impl<'a> Opening<'a> {
             Err(error) => return Err(error),
         };
         let known = |record: &&&ProtectorRecord| {
-            self.protectors.policy.allows(&record.provider) && keyring.was_given_by(record)
+            self.protectors.settings.policy.allows(&record.provider) && keyring.was_given_by(record)
         };
         let context = Context { file_id, dek_version: version };
         let mut given = None;
@@ -203,7 +207,7 @@ impl<'a> Opening<'a> {
             let is_first = derives.insert(record.provider.as_str());
             if self.wanted.is_none() && !is_first {
                 left.push(format!("{} (one of a provider is)", record.name.escape_debug()));
-            } else if self.spent.take(cost, &self.protectors.access) {
+            } else if self.spent.take(cost, &self.protectors.settings.access) {
                 plan.push((record, true));
             } else {
                 left.push(format!(
@@ -217,7 +221,7 @@ impl<'a> Opening<'a> {
         let (answer, late) =
             self.protectors.unwrap_within(&plan, context, &mut self.spent.waited, &mut errors);
         let late = late.iter().map(|record| {
-            let spent = self.protectors.access.open_time_out;
+            let spent = self.protectors.settings.access.open_time_out;
             format!("{} (no time was left of {spent:?})", record.name.escape_debug())
         });
         left.extend(late);

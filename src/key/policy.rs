@@ -4,33 +4,7 @@ use super::envelope::ProtectorRecord;
 use super::protector::check_time;
 use crate::error::{Error, Result};
 use crate::provider::ProviderError;
-
-/// What an operator forbids.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// How many protectors a database must keep.
-    pub min_protectors: u32,
-    /// What happens to the removal of one below that.
-    pub below_min: BelowMin,
-    /// The providers whose keys may become protectors, and through which databases are opened; any
-    /// where there is no list.
-    pub allowed_providers: Option<Vec<String>>,
-}
-
-/// What happens to the removal of a protector that would leave too few.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BelowMin {
-    /// It is refused.
-    Refuse,
-    /// It is done, with a warning.
-    Warn,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self { min_protectors: 1, below_min: BelowMin::Refuse, allowed_providers: None }
-    }
-}
+use crate::settings::{BelowMin, Policy};
 
 impl Policy {
     /// Whether keys of the provider called `name` may be protectors.

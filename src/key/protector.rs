@@ -3,60 +3,71 @@
 //! What the envelope names is looked up among the providers that the application registered; it is
 //! never executed, connected to or read as a path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::access::AccessPolicy;
 use super::auditor::Auditor;
 use super::envelope::ProtectorRecord;
-use super::identity::Pins;
-use super::policy::Policy;
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
 use crate::provider::{
-    Call, Context, Cost, DEFAULT_KEY, Deadline, KeyProvider, ProviderError, Registered, WaitsFor,
-    Wrapped,
+    Call, Context, Cost, Deadline, KeyProvider, ProviderError, Registered, WaitsFor, Wrapped,
 };
 use crate::secret::{Secret, fill_random};
-
-/// Name of the embedded provider, the local keystore.
-pub(crate) const KEYSTORE: &str = "keystore";
+use crate::settings::{Settings, split};
 
 /// The providers known to one registration of the VFS, and how they are asked.
 #[derive(Default, Clone)]
 pub(crate) struct Protectors {
     providers: Arc<BTreeMap<String, Arc<Registered>>>,
-    default: Option<Arc<str>>,
-    pub(crate) access: AccessPolicy,
-    pub(crate) rotation: Rotation,
+    pub(crate) settings: Arc<Settings>,
     pub(crate) auditor: Auditor,
-    pub(crate) policy: Arc<Policy>,
-    pub(crate) pins: Arc<Pins>,
-}
-
-/// How often a newer version of a protector's key is looked for; `None` for never.
-#[derive(Clone, Copy)]
-pub(crate) struct Rotation(pub(crate) Option<Duration>);
-
-impl Default for Rotation {
-    fn default() -> Self {
-        Self(Some(Duration::from_secs(24 * 3600)))
-    }
 }
 
 impl Protectors {
+    /// Adds a provider of the application's, which is the same as another if it is that object.
     pub(crate) fn add(&mut self, name: &str, provider: Arc<dyn KeyProvider>) {
-        let registered = Arc::new(Registered::new(name, provider));
+        let origin = format!("the application's object at {:p}", Arc::as_ptr(&provider));
+        self.add_of(name, origin, provider);
+    }
+
+    /// Adds a provider that was made of `origin`.
+    pub(crate) fn add_of(&mut self, name: &str, origin: String, provider: Arc<dyn KeyProvider>) {
+        let registered = Arc::new(Registered::new(name, origin, provider));
         Arc::make_mut(&mut self.providers).insert(name.to_owned(), registered);
+    }
+
+    /// The settings and providers in which `other` differs.
+    pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
+        let mut out = self.settings.differences(&other.settings);
+        let names: BTreeSet<&String> =
+            self.providers.keys().chain(other.providers.keys()).collect();
+        let origin = |all: &Self, name| all.providers.get(name).map(|one| one.origin().to_owned());
+        out.extend(
+            names.into_iter().filter(|name| origin(self, *name) != origin(other, *name)).map(
+                |name| {
+                    let of = |all| origin(all, name).unwrap_or_else(|| "none".to_owned());
+                    format!("provider {name} ({}, not {})", of(self), of(other))
+                },
+            ),
+        );
+        out
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
         self.providers.contains_key(name)
     }
 
-    pub(crate) fn set_default(&mut self, name: &str) {
-        self.default = Some(name.into());
+    /// Asks them from now on as `settings` say.
+    pub(crate) fn set(&mut self, settings: Settings) {
+        self.auditor.log = settings.audit_log.clone().map(|log| (log, settings.audit));
+        self.settings = Arc::new(settings);
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn settings_mut(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.settings)
     }
 
     /// Makes every provider drop what it keeps of keys and passphrases.
@@ -64,7 +75,7 @@ impl Protectors {
     /// # Errors
     /// The first of a provider that did not; the others have.
     pub(crate) fn forget(&self) -> Result<(), ProviderError> {
-        let deadline = Deadline::after(self.access.time_out);
+        let deadline = Deadline::after(self.settings.access.time_out);
         // All of them, also behind one that did not.
         let forgotten = self.providers.values().map(|provider| provider.forget(deadline));
         let failed: Vec<_> = forgotten.filter_map(Result::err).collect();
@@ -85,9 +96,9 @@ impl Protectors {
         dek: &Secret,
         context: &Context,
     ) -> Result<ProtectorRecord> {
-        let name = name.or(self.default.as_deref()).unwrap_or(DEFAULT_KEY);
+        let name = name.unwrap_or(&self.settings.default_protector);
         let (provider, key_id) = split(name);
-        self.policy.check_provider(provider)?;
+        self.settings.policy.check_provider(provider)?;
         let mut record = ProtectorRecord {
             name: name.to_owned(),
             provider: provider.to_owned(),
@@ -197,14 +208,14 @@ impl Protectors {
         errors: &mut [Option<ProviderError>],
     ) -> (Option<(Secret, &'r ProtectorRecord)>, Vec<&'r ProtectorRecord>) {
         let mut late = Vec::new();
-        for attempt in 0..self.access.attempts.max(1) {
+        for attempt in 0..self.settings.access.attempts.max(1) {
             let mut again = None;
             for (record, error) in records.iter().copied().zip(&mut *errors) {
                 if attempt > 0 && !self.may_try_again(record, error.as_ref()) {
                     continue;
                 }
                 let is_service = self.waits_for(record) == Some(WaitsFor::Service);
-                if is_service && *waited >= self.access.open_time_out {
+                if is_service && *waited >= self.settings.access.open_time_out {
                     if attempt == 0 {
                         late.push(record);
                     }
@@ -226,7 +237,9 @@ impl Protectors {
                 }
             }
             match again {
-                Some(least) if *waited < self.access.open_time_out => self.pause(attempt, least),
+                Some(least) if *waited < self.settings.access.open_time_out => {
+                    self.pause(attempt, least)
+                }
                 _ => break,
             }
         }
@@ -246,8 +259,9 @@ impl Protectors {
         &self,
         record: &ProtectorRecord,
     ) -> Result<Option<Cost>, ProviderError> {
-        let provider = self.provider_of(record).filter(|_| self.policy.allows(&record.provider));
-        let deadline = Deadline::after(self.access.time_out);
+        let provider =
+            self.provider_of(record).filter(|_| self.settings.policy.allows(&record.provider));
+        let deadline = Deadline::after(self.settings.access.time_out);
         provider.map_or(Ok(None), |provider| {
             provider.derivation(deadline, &record.key_id, &record.wrapped)
         })
@@ -260,7 +274,7 @@ impl Protectors {
         context: &Context,
     ) -> Result<Secret, ProviderError> {
         // Whoever can write the file chose the provider.
-        self.policy.check_opening(&record.provider)?;
+        self.settings.policy.check_opening(&record.provider)?;
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
         let (call, started) = (self.call(provider), Instant::now());
         let answer = provider.unwrap(call, &record.key_id, &record.wrapped, context);
@@ -284,7 +298,7 @@ impl Protectors {
             match &answer {
                 Err(Error::ProviderUnreachable(error))
                     if provider.waits_for() == WaitsFor::Service
-                        && attempt < self.access.attempts
+                        && attempt < self.settings.access.attempts
                         && may_pass(error) =>
                 {
                     self.pause(attempt - 1, error.retry_after().unwrap_or_default());
@@ -298,7 +312,7 @@ impl Protectors {
     fn call(&self, provider: &Registered) -> Call {
         Call::new(match provider.waits_for() {
             WaitsFor::Person => Deadline::NEVER,
-            _ => Deadline::after(self.access.time_out),
+            _ => Deadline::after(self.settings.access.time_out),
         })
     }
 
@@ -307,7 +321,8 @@ impl Protectors {
     fn pause(&self, attempt: u32, least: Duration) {
         let mut random = [0];
         let share = fill_random(&mut random).map_or(1.0, |()| 0.5 + f64::from(random[0]) / 255.0);
-        let delay = self.access.retry_delay.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
+        let delay =
+            self.settings.access.retry_delay.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
         std::thread::sleep(delay.mul_f64(share).max(least));
     }
 }
@@ -377,11 +392,6 @@ fn not_set_up(record: &ProtectorRecord) -> ProviderError {
         "the database is protected by provider {name}, which is not set up here: say what it is under \
          [providers.{name}] in config.toml, or with Options::provider"
     ))
-}
-
-/// Provider and key of the protector called `name`.
-pub(crate) fn split(name: &str) -> (&str, &str) {
-    name.split_once(':').unwrap_or((KEYSTORE, name))
 }
 
 /// The time in Unix seconds; 0 for a clock that is set before.

@@ -57,7 +57,7 @@ impl Keyring {
                         | ProviderError::WrongKey(_)
                 );
                 let reason = Error::from(error).to_string();
-                if !silent || self.access.outage(reason.clone(), &protectors.access) {
+                if !silent || self.access.outage(reason.clone(), &protectors.settings.access) {
                     self.lose(protectors, reason);
                 }
             }
@@ -67,7 +67,7 @@ impl Keyring {
     /// There was no answer, for `reason`: the keys are lost where that lasts for longer than the
     /// grace period.
     pub(crate) fn unanswered(&self, protectors: &Protectors, reason: String) {
-        if self.access.outage(reason.clone(), &protectors.access) {
+        if self.access.outage(reason.clone(), &protectors.settings.access) {
             self.lose(protectors, reason);
         }
     }
@@ -84,7 +84,8 @@ impl Keyring {
     /// Wraps the DEK under newer versions of the protectors' keys where there are any, at most once
     /// per interval. A connection writes what came of it when it gets to it.
     pub(crate) fn look_for_newer(&self, protectors: &Protectors, envelope: &Envelope) {
-        let Some(interval) = protectors.rotation.0.filter(|_| !envelope.manual_rotation) else {
+        let Some(interval) = protectors.settings.rotation.filter(|_| !envelope.manual_rotation)
+        else {
             return;
         };
         let changed = now().saturating_sub(envelope.created.max(envelope.rotated));
@@ -184,7 +185,7 @@ mod tests {
     fn database() -> (Arc<Keyring>, Envelope, Protectors, Arc<Keeper>) {
         let (mut protectors, keeper) = (Protectors::default(), Arc::new(Keeper::default()));
         protectors.add("keeper", keeper.clone());
-        protectors.access.revalidate = Some(std::time::Duration::ZERO);
+        protectors.settings_mut().access.revalidate = Some(std::time::Duration::ZERO);
         let (keyring, envelope) =
             Keyring::create(&protectors, Some("keeper:key"), SuiteId::Aes256Gcm, 1).unwrap();
         (keyring, envelope, protectors, keeper)
@@ -193,14 +194,14 @@ mod tests {
     #[test]
     fn an_answer_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
             locker.lock(Loss::Request);
             Ok(())
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
+        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Locked);
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
     }
 
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn a_lock_beside_a_consent_is_not_forgotten() {
         let (keyring, envelope, protectors, _) = database();
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Due);
         let (locker, (done, is_done)) = (Arc::clone(&keyring), std::sync::mpsc::channel());
         *lock(&keyring.access.before_granted) = Some(Box::new(move || {
             std::thread::spawn(move || {
@@ -223,21 +224,21 @@ mod tests {
         while keyring.dek().is_ok() {
             std::thread::yield_now();
         }
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
+        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Locked);
     }
 
     /// A provider that is down is no reason to put off asking for keys that were locked meanwhile.
     #[test]
     fn an_outage_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
             locker.lock(Loss::Request);
             Err(ProviderError::Unreachable("down".into()))
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
+        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Locked);
     }
 
     #[test]
@@ -253,7 +254,7 @@ mod tests {
         for (what, answer, locks) in rows {
             for grace in [std::time::Duration::ZERO, std::time::Duration::from_secs(3600)] {
                 let (keyring, envelope, mut protectors, keeper) = database();
-                protectors.access.grace = grace;
+                protectors.settings_mut().access.grace = grace;
                 *lock(&keeper.meanwhile) = Some(Box::new(move || Err(answer())));
                 keyring.revalidate(&protectors, &envelope);
                 let locked = locks || grace.is_zero();

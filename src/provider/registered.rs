@@ -17,6 +17,8 @@ use crate::secret::Secret;
 /// A provider that was registered.
 pub(crate) struct Registered {
     name: String,
+    /// What it was made of: two of the same origin answer alike.
+    origin: String,
     /// Tells its calls from those of others in the pool.
     owner: u64,
     kind: String,
@@ -43,16 +45,21 @@ impl Call {
 impl Registered {
     /// Asks `provider` what it is, on this thread: the application names its providers while it is
     /// in no call of SQLite's.
-    pub(crate) fn new(name: &str, provider: Arc<dyn KeyProvider>) -> Self {
+    pub(crate) fn new(name: &str, origin: String, provider: Arc<dyn KeyProvider>) -> Self {
         static OWNERS: AtomicU64 = AtomicU64::new(0);
         Self {
             name: name.to_owned(),
+            origin,
             owner: OWNERS.fetch_add(1, Ordering::Relaxed),
             kind: provider.kind().to_owned(),
             waits_for: provider.waits_for(),
             runs: provider.runs(Ours::new()),
             provider: Some(provider),
         }
+    }
+
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
     }
 
     pub(crate) fn kind(&self) -> &str {

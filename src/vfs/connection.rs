@@ -88,7 +88,7 @@ unsafe extern "C" fn tde_command(
     count: c_int,
     values: *mut *mut ffi::sqlite3_value,
 ) {
-    guard(|| {
+    let code = guard(|| {
         // SAFETY: SQLite passes the context and the arguments of this call.
         unsafe {
             let (name, db) = api::function(context);
@@ -106,6 +106,11 @@ unsafe extern "C" fn tde_command(
         }
         Ok(ffi::SQLITE_OK)
     });
+    if code != ffi::SQLITE_OK {
+        // Without a result, SQLite would take it for a NULL.
+        // SAFETY: SQLite passes the context of this call.
+        unsafe { api::result_error(context, &Error::Base(code)) };
+    }
 }
 
 /// Runs `command` on the database `schema` of `db`.
@@ -215,7 +220,6 @@ unsafe fn with_open_file<T>(
 #[cfg(feature = "rusqlite")]
 mod with_rusqlite {
     use super::*;
-    use crate::file::wal::Frames;
 
     /// Runs `command` on the database `schema` of `connection`.
     pub(crate) fn run_command(
@@ -227,21 +231,15 @@ mod with_rusqlite {
         unsafe { run(connection.handle().cast(), schema, command) }
     }
 
-    /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock, with
-    /// what its write-ahead log holds.
-    pub(crate) fn with_database_and_log<T>(
+    /// Runs `work` on the encrypted database `schema` of `connection`.
+    pub(crate) fn with_database<T>(
         connection: &rusqlite::Connection,
         schema: &str,
-        work: impl FnOnce(&mut Database<BaseFile>, Frames) -> Result<T>,
+        work: impl FnOnce(&mut Database<BaseFile>) -> Result<T>,
     ) -> Result<T> {
         // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
-        unsafe {
-            with_open_file(connection.handle().cast(), schema, |open| {
-                let log = open.log_frames()?;
-                open.with_shared_lock(|open| work(open, log))
-            })
-        }
+        unsafe { with_open_file(connection.handle().cast(), schema, work) }
     }
 }
 #[cfg(feature = "rusqlite")]
-pub(crate) use with_rusqlite::{run_command, with_database_and_log};
+pub(crate) use with_rusqlite::{run_command, with_database};

@@ -40,15 +40,14 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use crate::ffi;
 
 use crate::db::Database;
-use crate::error::{Error, Result, set_last, set_log};
+use crate::error::{Error, Result, forget_last, set_last, set_log};
 use crate::file::FileKind;
 use crate::file::scratch::Scratch;
-use crate::io::tuning::switch;
-use crate::key::identity::FileId;
 use crate::key::newest::FileKey;
-use crate::key::session::Wishes;
+use crate::key::protector::Protectors;
+use crate::key::session::Setup;
 use crate::process::threads;
-use crate::suite::SuiteId;
+use crate::settings::{Layer, uri};
 use base::{BaseFile, Place};
 use file::{Handle, Offers, TdeFile};
 use owner::{Guarded, Owner};
@@ -56,8 +55,16 @@ use owner::{Guarded, Owner};
 /// A registered VFS. Never freed, because connections point to it.
 struct Vfs {
     base: *mut ffi::sqlite3_vfs,
+    registered: RwLock<Registered>,
+}
+
+/// What a registration said.
+struct Registered {
+    default: bool,
+    /// What a URI must not weaken.
+    said: Layer,
     /// What applies where a file's URI says nothing else.
-    wishes: RwLock<Wishes>,
+    protectors: Protectors,
 }
 
 /// What to register; see [`crate::Options`].
@@ -65,16 +72,23 @@ pub(crate) struct Registration<'a> {
     pub(crate) name: &'a str,
     pub(crate) base: Option<&'a str>,
     pub(crate) default: bool,
-    pub(crate) wishes: Wishes,
+    /// A registration of the same name gets these settings.
+    pub(crate) replace: bool,
+    pub(crate) said: Layer,
+    pub(crate) protectors: Protectors,
 }
 
 /// Addresses of the VFSs registered so far, by name. SQLite keeps the pointers for good.
 static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex::default);
 
-/// Registers the VFS, or gives an already registered one of that name new settings.
+/// Registers the VFS, unless one of that name is registered with the same settings.
+///
+/// # Errors
+/// [`Error::Usage`], with the differences, where they are others and nothing is to be replaced.
 pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     routines::check_reachable()?;
-    let Registration { name, base, default, wishes } = registration;
+    let Registration { name, base, default, replace, said, protectors } = registration;
+    let mut new = Registered { default, said, protectors };
     // Providers of the application are dropped after the locks: they may register and open, too.
     let mut former = None;
     let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,13 +96,19 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
         Some(&address) => {
             let vfs = ptr::with_exposed_provenance_mut::<ffi::sqlite3_vfs>(address);
             // SAFETY: only `create` puts addresses into the map, and what it makes is never freed.
-            let place = unsafe { &state(vfs).wishes };
-            let mut place = place.write().unwrap_or_else(PoisonError::into_inner);
-            former = Some(std::mem::replace(&mut *place, wishes));
+            let state = unsafe { state(vfs) };
+            let mut place = state.registered.write().unwrap_or_else(PoisonError::into_inner);
+            if replace {
+                // A host that lost its default VFS would write plaintext.
+                new.default |= place.default;
+                former = Some(std::mem::replace(&mut *place, new));
+            } else {
+                refuse_other(name, state, &place, base, &new)?;
+            }
             vfs
         }
         None => {
-            let vfs = create(name, base, wishes)?;
+            let vfs = create(name, base, new)?;
             registered.insert(name.to_owned(), vfs.expose_provenance());
             vfs
         }
@@ -97,7 +117,7 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     // is done: after the first of these, SQLite is initialised, and then the second cannot fail.
     // Both last until sqlite3_shutdown, hence are said again in each registration.
     // SAFETY: `create` made it, and it is never freed.
-    let code = unsafe { api::register_vfs(vfs, default) };
+    let code = unsafe { api::register_vfs(vfs, registered_of(vfs).default) };
     drop(registered);
     drop(former);
     for code in [api::on_every_connection(connection::add_functions), code] {
@@ -111,10 +131,59 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     Ok(())
 }
 
-fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sqlite3_vfs> {
-    let no_nul = |name: &str| {
-        CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
-    };
+/// Refuses a second registration that says what the first does not.
+fn refuse_other(
+    name: &str,
+    state: &Vfs,
+    first: &Registered,
+    base: Option<&str>,
+    second: &Registered,
+) -> Result<()> {
+    let mut differences = first.protectors.differences(&second.protectors);
+    // SAFETY: the base is registered, and its name lives as long.
+    let own_base = unsafe { CStr::from_ptr((*state.base).zName) }.to_string_lossy();
+    if let Some(base) = base.filter(|base| *base != own_base) {
+        differences.push(format!("base ({own_base}, not {base})"));
+    }
+    if second.default && !first.default {
+        differences.push("as_default (false, not true)".to_owned());
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "the VFS {name} is registered with other settings: {}. The first ones stay; \
+         Options::replace changes them",
+        differences.join(", ")
+    )))
+}
+
+fn no_nul(name: &str) -> Result<CString> {
+    CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
+}
+
+/// Refuses to open a database through the VFS called `name` where that is there and does not encrypt.
+///
+/// # Errors
+/// [`Error::Usage`].
+#[cfg(feature = "rusqlite")]
+pub(crate) fn refuse_foreign(name: &str) -> Result<()> {
+    let vfs = api::find_vfs(Some(&no_nul(name)?));
+    // SAFETY: sqlite3_vfs_find answers NULL or a registered VFS.
+    if vfs.is_null() || unsafe { kin::is_kin(vfs) } {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("the VFS {name:?} does not encrypt: name one that was registered")))
+}
+
+fn create(name: &str, base: Option<&str>, registered: Registered) -> Result<*mut ffi::sqlite3_vfs> {
+    let own_name = no_nul(name)?;
+    let there = api::find_vfs(Some(&own_name));
+    // SAFETY: sqlite3_vfs_find answers NULL or a registered VFS.
+    if name.is_empty() || !there.is_null() && !unsafe { kin::is_kin(there) } {
+        let words = if name.is_empty() { "it needs one" } else { "another VFS has it" };
+        return Err(Error::Usage(format!("the VFS cannot be called {name:?}: {words}")));
+    }
     let base_name = base.map(no_nul).transpose()?;
     let base_vfs = kin::base_for(base_name.as_deref())?;
     // SAFETY: `base_for` answers registered VFSs. Members of later versions are there where the
@@ -123,16 +192,18 @@ fn create(name: &str, base: Option<&str>, wishes: Wishes) -> Result<*mut ffi::sq
         let time = (*base_vfs).iVersion >= 2 && (*base_vfs).xCurrentTimeInt64.is_some();
         ((*base_vfs).mxPathname, time)
     };
-    let name = no_nul(name)?;
     let vfs = ffi::sqlite3_vfs {
         // SQLite asks of version 2 whether it has xCurrentTimeInt64, and nothing of version 3.
         iVersion: 3,
         szOsFile: size_of::<TdeFile>() as c_int,
         mxPathname: max_path,
         pNext: ptr::null_mut(),
-        zName: name.into_raw(),
-        pAppData: Box::into_raw(Box::new(Vfs { base: base_vfs, wishes: RwLock::new(wishes) }))
-            .cast(),
+        zName: own_name.into_raw(),
+        pAppData: Box::into_raw(Box::new(Vfs {
+            base: base_vfs,
+            registered: RwLock::new(registered),
+        }))
+        .cast(),
         xOpen: Some(open_file),
         xDelete: Some(delete),
         xAccess: Some(access),
@@ -179,7 +250,9 @@ fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
 /// The code of `error`, after its words were put where a host can find them.
 fn raise(error: Error) -> c_int {
     let code = error.sqlite_code();
-    if !matches!(error, Error::Base(_)) {
+    if matches!(error, Error::Base(_)) {
+        forget_last(code);
+    } else {
         api::log(code, &format!("sqlite-tde: {error}"));
         set_last(error);
     }
@@ -254,13 +327,13 @@ unsafe fn open_inside(
         };
         let (handle, offers) = match kind {
             FileKind::MainDb => {
-                let wishes = wishes_for(vfs, name)?;
+                let setup = setup_for(vfs, name)?;
                 let base = open_base(name)?;
-                return open_database(vfs, name, file, (flags, got), out_flags, base, wishes);
+                return open_database(vfs, name, file, (flags, got), out_flags, base, setup);
             }
             FileKind::MainJournal | FileKind::Wal => open_part(kind, name, flags, &mut open_base)?,
             FileKind::Scratch => {
-                let tuning = registered_wishes(vfs).tuning;
+                let tuning = registered_of(vfs).protectors.settings.tuning;
                 let (base, scratch) = (open_base(name)?, Scratch::new(tuning)?);
                 let offers = Offers::of(&base);
                 (Handle::Scratch(Guarded::new((base, Box::new(scratch)))), offers)
@@ -288,17 +361,17 @@ unsafe fn open_database(
     flags: (c_int, c_int),
     out_flags: *mut c_int,
     mut base: BaseFile,
-    mut wishes: Wishes,
+    mut setup: Setup,
 ) -> Result<c_int> {
     let (asked, got) = flags;
     // SAFETY: as above.
     unsafe {
-        wishes.read_only = is_never_written(&base, name, asked, got);
-        wishes.file = file_key(&base, name);
+        setup.read_only = is_never_written(&base, name, asked, got);
+        setup.file = file_key(&base, name);
         base.set_place(Place::new(base_of(vfs), name));
     }
-    let (read_only, offers) = (wishes.read_only, Offers::of(&base));
-    let mut database = Database::open(base, got & ffi::SQLITE_OPEN_READWRITE != 0, wishes)?;
+    let (read_only, offers) = (setup.read_only, Offers::of(&base));
+    let mut database = Database::open(base, got & ffi::SQLITE_OPEN_READWRITE != 0, setup)?;
     refuse_plain_log(&database, read_only)?;
     database.settle_creation();
     database.mend_envelope();
@@ -432,54 +505,42 @@ unsafe fn say_read_only(out_flags: *mut c_int) {
 }
 
 /// What the registration of `vfs`, one of ours, says.
-unsafe fn registered_wishes<'a>(vfs: *mut ffi::sqlite3_vfs) -> RwLockReadGuard<'a, Wishes> {
+unsafe fn registered_of<'a>(vfs: *mut ffi::sqlite3_vfs) -> RwLockReadGuard<'a, Registered> {
     // SAFETY: SQLite passes the VFS that was registered; its state is never freed.
-    unsafe { state(vfs) }.wishes.read().unwrap_or_else(PoisonError::into_inner)
+    unsafe { state(vfs) }.registered.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What this file's URI asks for, over what the registration says.
-unsafe fn wishes_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<Wishes> {
+/// What the file `name` is opened with: what its URI says, over what the registration says.
+unsafe fn setup_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<Setup> {
     // SAFETY: SQLite passes the VFS that was registered.
-    let mut wishes = unsafe { registered_wishes(vfs) }.clone();
+    let (said, mut protectors) = unsafe {
+        let registered = registered_of(vfs);
+        (registered.said.clone(), registered.protectors.clone())
+    };
     // SAFETY: `name` is NUL-terminated.
     let path = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-    wishes.protectors.auditor.path = Some(Arc::from(Path::new(&path)));
+    let path = Path::new(&path);
     // SAFETY: `name` is that of a main database, as SQLite passed it.
-    let parameter = |key: &CStr| unsafe { api::uri_parameter(name, key) };
-    if let Some(protector) = parameter(c"tde_protector") {
-        wishes.protector = Some(protector);
-    }
-    if let Some(cipher) = parameter(c"tde_cipher") {
-        wishes.suite = cipher.parse::<SuiteId>()?;
-    }
-    match parameter(c"tde_plaintext").as_deref() {
-        None => {}
-        Some("allow") => wishes.plaintext = true,
-        Some("refuse") => wishes.plaintext = false,
-        Some(other) => {
-            return Err(Error::Usage(format!("tde_plaintext={other}: expected allow or refuse")));
-        }
-    }
-    let pinned = wishes.protectors.pins.at(Path::new(&path));
-    let asked = parameter(c"tde_file_id").map(|id| id.parse::<FileId>()).transpose()?;
-    if let (Some(asked), Some(pinned)) = (asked, pinned)
+    let in_uri = uri::read(|key| unsafe { api::uri_parameter(name, &CString::new(key).ok()?) })?;
+    let pinned = protectors.settings.pins.at(path);
+    if let (Some(asked), Some(pinned)) = (in_uri.file_id.flatten(), pinned)
         && asked != pinned
     {
         return Err(Error::Usage(format!(
             "tde_file_id={asked}: the configuration expects {pinned} at this path"
         )));
     }
-    wishes.file_id = asked.or(pinned);
-    let tuning = &mut wishes.tuning;
-    for (key, setting) in [
-        (c"tde_read_ahead", &mut tuning.read_ahead),
-        (c"tde_gather_writes", &mut tuning.gather_writes),
-    ] {
-        if let Some(value) = parameter(key) {
-            *setting = switch(&key.to_string_lossy(), &value)?;
+    if pinned.is_some() || in_uri != Layer::default() {
+        let said = said.then(in_uri, "the registration", "the URI")?;
+        let mut settings = said.values();
+        settings.file_id = settings.file_id.or(pinned);
+        if said.allow_plaintext.is_none() {
+            settings.allow_plaintext = protectors.settings.allow_plaintext;
         }
+        protectors.set(settings);
     }
-    Ok(wishes)
+    protectors.auditor.path = Some(Arc::from(path));
+    Ok(Setup { protectors, ..Setup::default() })
 }
 
 unsafe extern "C" fn delete(

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlite_tde::config::{Audit, BelowMin, Config, Policy, Provider, Source, duration, home};
+use sqlite_tde::config::{
+    Audit, BelowMin, Config, Layer, Policy, Provider, Source, duration, home,
+};
 use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::{Context, Cost};
 use sqlite_tde::secret::Secret;
@@ -308,21 +310,21 @@ fn tokens_need_a_build_that_knows_them() {
 fn without_a_file_the_defaults_hold() {
     let empty = tempfile::tempdir().unwrap();
     let config = Config::load(empty.path()).unwrap();
+    assert_eq!(config.settings, Layer::default());
+    let values = config.settings.values();
+    assert_eq!((values.default_protector.as_str(), values.allow_plaintext), ("default", false));
+    assert!(values.tuning.read_ahead && values.tuning.gather_writes);
+    assert_eq!(values.rotation, duration("24h"));
     assert_eq!(
-        (&config.default_protector, config.cipher, config.allow_plaintext),
-        (&None, None, false)
-    );
-    assert_eq!(config.tuning, Tuning { read_ahead: true, gather_writes: true });
-    assert_eq!(config.rotation, duration("24h"));
-    assert_eq!(
-        (config.access.revalidate, config.access.grace),
+        (values.access.revalidate, values.access.grace),
         (duration("10m"), duration("24h").unwrap())
     );
-    assert_eq!((config.access.attempts, config.access.time_out), (3, Duration::from_secs(10)));
-    assert_eq!(config.policy, Policy::default());
-    assert_eq!(config.audit, Audit { dir: Some(empty.path().join("audit")), ..Audit::default() });
-    assert_eq!(config.audit.on_failure, AuditPolicy::default());
-    assert!(!config.audit.enabled && config.policy.allows("anything"));
+    assert_eq!((values.access.attempts, values.access.time_out), (3, Duration::from_secs(10)));
+    assert_eq!(values.policy, Policy::default());
+    let mut audit = Audit::default();
+    audit.dir = Some(empty.path().join("audit"));
+    assert_eq!((config.audit.clone(), values.audit), (audit, AuditPolicy::default()));
+    assert!(!config.audit.enabled && values.policy.allows("anything"));
     let keystore = Provider::Keystore { dir: Some(empty.path().to_owned()), passphrase: None };
     assert_eq!(config.providers.into_iter().collect::<Vec<_>>(), [("keystore".into(), keystore)]);
     assert!(fs::read_dir(empty.path()).unwrap().next().is_none(), "loading creates nothing");
@@ -378,9 +380,10 @@ fn every_field_is_taken_over() {
     "#);
     let config = Config::load(dir.path()).unwrap();
     let here = |name: &str| dir.path().join(name);
-    assert_eq!(config.default_protector.as_deref(), Some("ops:nightly"));
-    assert_eq!((config.cipher, config.allow_plaintext), (Some(Cipher::Aes256CtrHmacSha256), true));
-    assert_eq!(config.tuning, Tuning::OFF);
+    let values = config.settings.values();
+    assert_eq!(values.default_protector, "ops:nightly");
+    assert_eq!((values.cipher, values.allow_plaintext), (Cipher::Aes256CtrHmacSha256, true));
+    assert_eq!(values.tuning, Tuning::OFF);
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     for (name, provider) in [
         (
@@ -410,31 +413,27 @@ fn every_field_is_taken_over() {
     ] {
         assert_eq!(config.providers[name], provider);
     }
-    assert_eq!((config.access.revalidate, config.access.grace), (None, Duration::ZERO));
+    assert_eq!((values.access.revalidate, values.access.grace), (None, Duration::ZERO));
     assert_eq!(
-        (config.access.attempts, config.access.retry_delay),
+        (values.access.attempts, values.access.retry_delay),
         (7, Duration::from_millis(1500))
     );
-    assert_eq!((config.access.time_out, config.rotation), (Duration::from_secs(60), None));
+    assert_eq!((values.access.time_out, values.rotation), (Duration::from_secs(60), None));
     let mut on_failure = AuditPolicy::default();
     (on_failure.fail_key_changes, on_failure.fail_opens) = (false, true);
-    let audit = Audit {
-        enabled: true,
-        dir: Some(here("log")),
-        key: Some(Source::Descriptor(5)),
-        max_bytes: 65536,
-        keep: 3,
-        on_failure,
-    };
-    assert_eq!(config.audit, audit);
+    let mut audit = Audit::default();
+    (audit.enabled, audit.dir, audit.key) = (true, Some(here("log")), Some(Source::Descriptor(5)));
+    (audit.max_bytes, audit.keep) = (65536, 3);
+    assert_eq!((&config.audit, values.audit), (&audit, on_failure));
     let options = config.audit_options().unwrap();
     assert_eq!((options.dir, options.max_bytes, options.keep), (here("log"), 65536, 3));
     let allowed = Some(words(&["ops", "recovery"]));
-    let policy =
-        Policy { min_protectors: 2, below_min: BelowMin::Warn, allowed_providers: allowed };
-    assert_eq!(config.policy, policy);
-    assert!(config.policy.allows("ops") && !config.policy.allows("keystore"));
-    assert_eq!(load("[rotation]\ninterval = \"7d\"").rotation, duration("7d"));
+    let mut policy = Policy::default();
+    (policy.min_protectors, policy.below_min) = (2, BelowMin::Warn);
+    policy.allowed_providers = allowed;
+    assert_eq!(values.policy, policy);
+    assert!(values.policy.allows("ops") && !values.policy.allows("keystore"));
+    assert_eq!(load("[rotation]\ninterval = \"7d\"").settings.values().rotation, duration("7d"));
 }
 
 /// Each kind of provider, as configured, wraps a key and unwraps it again.

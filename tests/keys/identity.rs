@@ -111,8 +111,8 @@ fn a_database_that_an_attacker_made_is_told_by_its_id() {
         assert_eq!((found, expected), both);
 
         // A policy that leaves such providers out holds for what is opened, too.
-        let policy =
-            Policy { allowed_providers: Some(vec!["keystore".into()]), ..Policy::default() };
+        let mut policy = Policy::default();
+        policy.allowed_providers = Some(vec!["keystore".into()]);
         let strict = Home::with(|options| with_providers(options).policy(policy));
         let refused = strict.try_open(&victim.path("a.db")).map(|_| ()).unwrap_err();
         assert!(matches!(refused, Error::KeyDisabled(_)), "{refused:?}");
@@ -292,13 +292,13 @@ fn a_configuration_says_pins_and_budget() {
     .unwrap();
     let parsed: FileId = id.parse().unwrap();
     let paths: BTreeMap<_, _> = [("/srv/a.db".into(), parsed), ("/srv/b.db".into(), parsed)].into();
-    assert_eq!(config.pins.paths, paths);
+    assert_eq!(config.settings.values().pins.paths, paths);
     let protectors: BTreeMap<String, Vec<FileId>> =
         [("age:*".to_owned(), vec![parsed]), ("keystore:payroll".to_owned(), vec![])].into();
-    assert_eq!(config.pins.protectors, protectors);
-    assert_eq!(config.access.open_time_out, std::time::Duration::from_secs(5));
-    assert_eq!(config.access.derivation.work_kib, 262_144);
-    assert_eq!(config.access.derivation.memory_kib, 1 << 20);
+    assert_eq!(config.settings.values().pins.protectors, protectors);
+    assert_eq!(config.settings.values().access.open_time_out, std::time::Duration::from_secs(5));
+    assert_eq!(config.settings.values().access.derivation.work_kib, 262_144);
+    assert_eq!(config.settings.values().access.derivation.memory_kib, 1 << 20);
     for (text, line, field) in [
         ("[pins.paths]\n\"/a\" = \"0011\"", 2, "pins.paths./a: expected a file id"),
         ("[pins.paths]\n\"/a\" = 5", 2, "pins.paths./a"),

@@ -347,7 +347,8 @@ fn a_protector_that_has_ended_is_no_writer() {
 
 #[test]
 fn the_least_number_of_protectors_is_of_those_that_serve() {
-    let least = Policy { min_protectors: 2, ..Policy::default() };
+    let mut least = Policy::default();
+    least.min_protectors = 2;
     let service = Service::default();
     let home = Home::with(move |options| {
         options.provider("first", Arc::new(service)).default_protector("first:key").policy(least)
@@ -364,7 +365,8 @@ fn the_least_number_of_protectors_is_of_those_that_serve() {
 /// Two who remove at once, each of which would leave enough alone.
 #[test]
 fn the_least_number_of_protectors_is_kept_by_two_at_once() {
-    let least = Policy { min_protectors: 2, ..Policy::default() };
+    let mut least = Policy::default();
+    least.min_protectors = 2;
     let service = Service::default();
     let home = Home::with(move |options| {
         options.provider("first", Arc::new(service)).default_protector("first:key").policy(least)
@@ -526,7 +528,9 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
         sqlite_tde::lock(&db, "main").unwrap();
         assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1), "{mode}");
         let write = Error::from(db.execute("INSERT INTO t VALUES(2)", []).unwrap_err());
-        assert!(matches!(write, Error::ReadOnly(_)), "{mode}: {write:?}");
+        assert_eq!(write.sqlite_code(), rusqlite::ffi::SQLITE_READONLY, "{mode}: {write:?}");
+        let words = sqlite_tde::last_error().unwrap();
+        assert!(words.starts_with("read-only: "), "{mode}: {words}");
         assert!(fails(&db, "PRAGMA tde_auto_rotate=OFF").contains("may only read"), "{mode}");
         first.switch(State::Works);
         sqlite_tde::lock(&db, "main").unwrap();

@@ -108,7 +108,8 @@ struct Replay {
 
 impl Stage {
     fn new(setting: Setting, base: &str) -> Self {
-        let tuning = Tuning { gather_writes: setting.gathered, ..Tuning::default() };
+        let mut tuning = Tuning::default();
+        tuning.gather_writes = setting.gathered;
         let home = Home::with(|options| options.base(base).tuning(tuning));
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let path = dir.path().join("a.db");

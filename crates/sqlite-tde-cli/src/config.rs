@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Subcommand;
-use sqlite_tde::config::{self, BelowMin, Config, FILE_NAME, Provider};
+use sqlite_tde::config::{self, BelowMin, Config, FILE_NAME, Layer, Provider};
 
 use crate::failure::{DONE, Failure};
 
@@ -34,15 +34,16 @@ pub fn run(verb: Verb) -> Result<u8, Failure> {
 
 fn print(config: &Config) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    let Config { access, audit, policy, .. } = config;
+    let values = config.settings.values();
+    let (audit, access, policy) = (&config.audit, &values.access, &values.policy);
     let span = |span: Option<std::time::Duration>| {
         span.map_or_else(|| "never".to_owned(), |span| format!("{span:?}"))
     };
     let dir = config.audit_options()?.dir;
     let log = if audit.enabled { dir.display().to_string() } else { "not kept".to_owned() };
-    let protector = config.default_protector.as_deref().unwrap_or("keystore:default");
-    let cipher = config.cipher.unwrap_or_default();
-    let plaintext = if config.allow_plaintext { "allowed" } else { "refused" };
+    let protector = config.settings.default_protector.as_deref().unwrap_or("keystore:default");
+    let cipher = values.cipher;
+    let plaintext = if values.allow_plaintext { "allowed" } else { "refused" };
     let below = match policy.below_min {
         BelowMin::Refuse => "refused",
         BelowMin::Warn => "warned of",
@@ -56,7 +57,7 @@ fn print(config: &Config) -> Result<(), Failure> {
         ("grace", span(Some(access.grace))),
         ("attempts", format!("{}, after {}", access.attempts, span(Some(access.retry_delay)))),
         ("time-out", span(Some(access.time_out))),
-        ("rotation", span(config.rotation)),
+        ("rotation", span(values.rotation)),
         ("audit log", log),
         ("protectors", format!("at least {}", policy.min_protectors)),
         ("below that", below.to_owned()),
@@ -89,8 +90,9 @@ fn kind(provider: &Provider) -> String {
 
 /// Names that are used and not configured.
 fn unknown(config: &Config) -> Vec<&str> {
-    let default = config.default_protector.as_deref().and_then(|name| name.split_once(':'));
-    let allowed = config.policy.allowed_providers.iter().flatten().map(String::as_str);
+    let Layer { default_protector, policy, .. } = &config.settings;
+    let default = default_protector.as_deref().and_then(|name| name.split_once(':'));
+    let allowed = policy.allowed_providers.iter().flatten().flatten().map(String::as_str);
     let used = default.map(|(provider, _)| provider).into_iter().chain(allowed);
     used.filter(|name| !config.providers.contains_key(*name)).collect()
 }

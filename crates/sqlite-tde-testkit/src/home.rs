@@ -44,7 +44,8 @@ impl Home {
     /// As [`Home::new`], and each write reaches the disk at once: also frames of a transaction that
     /// nobody commits are there to be tampered with.
     pub fn ungathered() -> Self {
-        let tuning = Tuning { gather_writes: false, ..Tuning::default() };
+        let mut tuning = Tuning::default();
+        tuning.gather_writes = false;
         Self::with(|options| options.tuning(tuning))
     }
 

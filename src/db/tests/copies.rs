@@ -69,8 +69,10 @@ impl Storage for Failing {
     }
 }
 
-fn as_party(key: &str) -> Wishes {
-    Wishes { protector: Some(format!("open:{key}")), ..wishes() }
+fn as_party(key: &str) -> Setup {
+    let mut setup = setup();
+    setup.protectors.settings_mut().protector = Some(format!("open:{key}"));
+    setup
 }
 
 fn open(base: &impl Storage, key: &str) -> Result<Main> {
@@ -158,8 +160,8 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                 );
                 for party in ["key", "two", "three"] {
                     let base = Failing::new(image.clone(), None, 0);
-                    let wishes = Wishes { read_only: true, ..as_party(party) };
-                    let opened = Main::open(&base, wishes);
+                    let setup = Setup { read_only: true, ..as_party(party) };
+                    let opened = Main::open(&base, setup);
                     let expected = in_force.contains(&party) || seen.contains(&party.to_owned());
                     assert_eq!(opened.is_ok(), expected, "{at}: {party}: {:?}", opened.err());
                     if let Ok(db) = opened {
@@ -194,7 +196,7 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                         let listed = seen.contains(&party.to_owned());
                         assert_eq!(has(&base.0.borrow(), party), listed, "{at}: {party}");
                     }
-                    assert_eq!(db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap().bad_count, 0);
+                    assert_eq!(db.verify_all(&base).unwrap().bad_count, 0);
                 }
             }
         }
@@ -249,7 +251,7 @@ fn verify_names_the_copy_that_is_older() {
     let verified = |bytes: Vec<u8>| {
         let base = Memory(RefCell::new(bytes));
         let mut db = open(&base, "key").unwrap();
-        let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+        let found = db.verify_all(&base).unwrap();
         (found.bad_copies, found.stale_copies)
     };
     assert_eq!(verified(before.clone()), (vec![], vec![]));
@@ -369,7 +371,7 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
         assert!(matches!(refused, Err(Error::Inaccessible(_))), "round {round}: {refused:?}");
         assert!(second.watch(&b).is_err(), "round {round}");
         first.begin(&a).unwrap();
-        second.session_mut().unwrap().set_providers(wishes().protectors);
+        second.session_mut().unwrap().set_providers(setup().protectors);
         second.begin(&b).unwrap();
         // The transaction at hand began before they were locked.
         assert!(second.watch(&b).is_err(), "round {round}");
@@ -423,7 +425,7 @@ fn rights_are_those_of_the_protectors_in_force() {
             ("open:key", false),
             "{what}: before"
         );
-        db.keyring().unwrap().revalidate(&db.wishes.protectors, &envelope);
+        db.keyring().unwrap().revalidate(&db.setup.protectors, &envelope);
         db.begin(&base).unwrap();
         let through = format!("open:{through}");
         assert_eq!(
@@ -437,7 +439,7 @@ fn rights_are_those_of_the_protectors_in_force() {
     let base = Memory(RefCell::new(with_two()));
     let mut db = open(&base, "key").unwrap();
     let envelope = db.envelope().unwrap().clone();
-    db.keyring().unwrap().revalidate(&db.wishes.protectors, &envelope);
+    db.keyring().unwrap().revalidate(&db.setup.protectors, &envelope);
     base.0.borrow_mut()[..ENVELOPE_LEN].fill(1);
     db.begin(&base).unwrap();
 }

@@ -11,7 +11,7 @@ fn committed() -> Memory {
 }
 
 fn open(base: &Memory) -> Main {
-    Main::open(base, wishes()).unwrap()
+    Main::open(base, setup()).unwrap()
 }
 
 /// What makes a handle know that the creation was committed, and what does not.
@@ -181,12 +181,16 @@ fn no_log_is_begun_beside_a_page_that_is_cut_short() {
 /// and the other way round.
 #[test]
 fn a_file_that_was_created_anew_is_looked_at_anew() {
-    let wishes = || Wishes { plaintext: true, ..wishes() };
+    let setup = || {
+        let mut setup = setup();
+        setup.protectors.settings_mut().allow_plaintext = true;
+        setup
+    };
     let plain = page_1(1024, 0);
     // Plaintext before, and encrypted now.
     for empty_when_seen in [false, true] {
         let base = Memory(plain.clone().into());
-        let mut db = Main::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, setup()).unwrap();
         assert!(db.is_plain());
         base.truncate(0).unwrap();
         if empty_when_seen {
@@ -205,7 +209,7 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
     }
     // A plaintext page 1 that a crash tore stays one, for its journal to mend.
     let base = Memory(plain.clone().into());
-    let mut db = Main::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, setup()).unwrap();
     base.0.borrow_mut()[..512].fill(0);
     db.look(&base).unwrap();
     assert!(db.is_plain());
@@ -215,7 +219,7 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
         if has_pages {
             first.before_commit(&base).unwrap();
         }
-        let mut db = Main::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, setup()).unwrap();
         *base.0.borrow_mut() = plain.clone();
         db.look(&base).unwrap();
         assert_eq!((db.is_plain(), db.size(&base).unwrap()), (true, 1024), "{has_pages}");

@@ -16,14 +16,13 @@ use crate::key::envelope::COPY_LEN;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
 use crate::key::keyring::Dek;
 use crate::key::keyring::Keyring;
-use crate::key::session::Wishes;
+use crate::key::session::Setup;
 use crate::page::RESERVE;
 use crate::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
 use crate::secret::Secret;
 use crate::suite::SuiteId;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A provider that keeps wrapped keys in the blob, for tests of everything but wrapping.
@@ -48,11 +47,11 @@ impl KeyProvider for Open {
     }
 }
 
-fn wishes() -> Wishes {
-    let mut wishes = Wishes::default();
-    wishes.protectors.add("open", Arc::new(Open));
-    wishes.protectors.set_default("open:key");
-    wishes
+fn setup() -> Setup {
+    let mut setup = Setup::default();
+    setup.protectors.add("open", Arc::new(Open));
+    setup.protectors.settings_mut().default_protector = "open:key".to_owned();
+    setup
 }
 
 /// A keyring, and the one that it becomes when its DEK is retired for one of another suite.
@@ -64,7 +63,7 @@ pub(crate) fn keyring_and_next() -> (Arc<Keyring>, Arc<Keyring>) {
 }
 
 pub(crate) fn keyring() -> Arc<Keyring> {
-    create(&wishes()).unwrap().0
+    create(&setup()).unwrap().0
 }
 
 /// A first page, as SQLite writes it.
@@ -84,7 +83,7 @@ fn write(db: &mut Main, base: &Memory, bytes: &[u8], at: u64) -> Result<()> {
 
 fn created(page_size: usize) -> (Memory, Main) {
     let base = Memory::default();
-    let mut db = Main::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, setup()).unwrap();
     write(&mut db, &base, &page_1(page_size, 48), 0).unwrap();
     (base, db)
 }
@@ -111,7 +110,7 @@ fn every_page_size_reads_back() {
         let mut page: Vec<u8> = (0..page_size).map(|byte| byte as u8).collect();
         write(&mut db, &base, &page, page_size as u64).unwrap();
         page[page_size - RESERVE..].fill(0);
-        let mut db = Main::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, setup()).unwrap();
         let mut got = vec![1; page_size];
         assert_eq!(db.read(&base, &mut got, page_size as u64).unwrap(), Filled::Full);
         assert_eq!(got, page, "page size {page_size}");
@@ -151,7 +150,7 @@ fn a_kept_page_1_is_what_lies_in_the_file() {
             bad[byte] ^= 1;
             states.push(bad);
         }
-        let mut keeper = Main::open(&base, wishes()).unwrap();
+        let mut keeper = Main::open(&base, setup()).unwrap();
         let answer = |db: &mut Main, len: usize| {
             let mut got = vec![1; len];
             let filled = db.read(&base, &mut got, 0).map_err(|error| error.to_string());
@@ -162,7 +161,7 @@ fn a_kept_page_1_is_what_lies_in_the_file() {
                 for len in [100, page_size] {
                     for now in [before, after] {
                         base.0.borrow_mut()[at..at + page_size].copy_from_slice(now);
-                        let mut fresh = Main::open(&base, wishes()).unwrap();
+                        let mut fresh = Main::open(&base, setup()).unwrap();
                         let (kept, anew) = (answer(&mut keeper, len), answer(&mut fresh, len));
                         assert_eq!(kept.0, anew.0);
                         assert!(kept.0.is_err() || kept.1 == anew.1, "{len} bytes");
@@ -223,19 +222,19 @@ fn a_creation_cut_off_is_begun_anew_or_completed() {
         ("all", last.clone(), 2),
     ] {
         let base = Memory(bytes.into());
-        let mut db = Main::open(&base, wishes()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut db = Main::open(&base, setup()).unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_eq!(db.size(&base).unwrap(), pages * 4096, "{what}");
         assert_eq!(db.is_unmade(), pages == 0, "{what}");
         if pages == 0 {
             write(&mut db, &base, &page_1(4096, 48), 0).unwrap();
         }
         db.before_commit(&base).unwrap();
-        let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+        let found = db.verify_all(&base).unwrap();
         assert_eq!(found.bad_pages, [0_u32; 0], "{what}");
         if what != "A torn" {
             assert_eq!(found.bad_copies, [], "{what}");
         }
-        assert!(Main::open(&base, wishes()).unwrap().envelope().unwrap().has_pages, "{what}");
+        assert!(Main::open(&base, setup()).unwrap().envelope().unwrap().has_pages, "{what}");
     }
 }
 
@@ -248,7 +247,7 @@ fn a_database_cut_to_its_envelope_is_damaged() {
     let whole = base.0.borrow().clone();
     for len in (1..=ENVELOPE_LEN).filter(|len| len % 512 < 2 || *len == ENVELOPE_LEN) {
         let base = Memory(whole[..len].to_vec().into());
-        let error = Main::open(&base, wishes()).map(|_| ()).unwrap_err().to_string();
+        let error = Main::open(&base, setup()).map(|_| ()).unwrap_err().to_string();
         let damaged = error.starts_with("envelope damaged") || error.starts_with("not a database");
         assert!(damaged, "{len} bytes: {error}");
         assert_eq!(*base.0.borrow(), whole[..len], "{len} bytes");
@@ -260,14 +259,14 @@ fn a_database_cut_to_its_envelope_is_damaged() {
 fn another_connection_creates_with_another_page_size() {
     for committed in [false, true] {
         let (base, mut first) = created(4096);
-        let mut seen = Main::open(&base, wishes()).unwrap();
+        let mut seen = Main::open(&base, setup()).unwrap();
         if committed {
             // The commit failed after SQLite had asked for it.
             first.before_commit(&base).unwrap();
         }
         first.truncate(&base, 0, &mut || Ok(None)).unwrap();
         assert_eq!((base.size().unwrap(), first.size(&base).unwrap()), (0, 0));
-        let mut second = Main::open(&base, wishes()).unwrap();
+        let mut second = Main::open(&base, setup()).unwrap();
         write(&mut second, &base, &page_1(1024, 48), 0).unwrap();
         for other in [&mut first, &mut seen] {
             other.lock_changed(true);
@@ -282,14 +281,14 @@ fn another_connection_creates_with_another_page_size() {
 #[test]
 fn a_creation_that_was_seen_and_given_up_is_forgotten() {
     let (base, mut first) = created(4096);
-    let mut seen = Main::open(&base, wishes()).unwrap();
+    let mut seen = Main::open(&base, setup()).unwrap();
     first.truncate(&base, 0, &mut || Ok(None)).unwrap();
     seen.lock_changed(true);
     seen.look(&base).unwrap();
     assert!(seen.is_unmade());
     write(&mut seen, &base, &page_1(1024, 48), 0).unwrap();
     seen.before_commit(&base).unwrap();
-    assert_eq!(Main::open(&base, wishes()).unwrap().size(&base).unwrap(), 1024);
+    assert_eq!(Main::open(&base, setup()).unwrap().size(&base).unwrap(), 1024);
 }
 
 /// A torn page 1 must not keep a database from opening, and must not be read.
@@ -297,7 +296,7 @@ fn a_creation_that_was_seen_and_given_up_is_forgotten() {
 fn a_torn_first_page_opens_and_does_not_read() {
     let (base, _) = created(8192);
     base.0.borrow_mut()[PAGES_AT as usize..PAGES_AT as usize + 512].fill(0);
-    let mut db = Main::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, setup()).unwrap();
     let mut header = [0; 100];
     assert_eq!(db.read(&base, &mut header, 0).unwrap(), Filled::Full);
     assert_eq!((&header[16..18], header[20]), (&page_size_field(8192)[..], 48));
@@ -320,7 +319,7 @@ fn holes_are_sealed() {
         db.read(&base, &mut got, page * 1024).unwrap();
         assert_eq!(got, [0; 1024], "page {}", page + 1);
     }
-    assert_eq!(db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap().bad_pages, [0_u32; 0]);
+    assert_eq!(db.verify_all(&base).unwrap().bad_pages, [0_u32; 0]);
 }
 
 #[test]
@@ -333,7 +332,7 @@ fn layouts_that_cannot_be_are_refused_and_nothing_is_written() {
         ("an odd length", vec![0; 1000], "page size 1000"),
     ] {
         let base = Memory::default();
-        let mut db = Main::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, setup()).unwrap();
         let error = write(&mut db, &base, &page, 0).unwrap_err();
         assert!(error.to_string().contains(want), "{what}: {error}");
         assert_eq!(base.0.borrow().len(), 0, "{what}");
@@ -352,7 +351,7 @@ fn an_unfinished_creation_is_an_empty_database() {
             torn[part.clone()].copy_from_slice(&copy[part]);
         }
         let base = Memory(torn.into());
-        match Main::open(&base, wishes()) {
+        match Main::open(&base, setup()) {
             Ok(mut db) => assert_eq!(db.size(&base).unwrap(), 0, "mask {mask}"),
             Err(error) => panic!("mask {mask}: {error}"),
         }
@@ -382,7 +381,7 @@ fn files_that_are_no_database_are_told_apart() {
         ("damaged envelope", damaged, "envelope damaged"),
     ] {
         let base = Memory(bytes.clone().into());
-        let error = Main::open(&base, wishes()).map(|_| ()).unwrap_err();
+        let error = Main::open(&base, setup()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(want), "{what}: {error}");
         assert_eq!(*base.0.borrow(), bytes, "{what}: the file changed");
     }
@@ -413,7 +412,7 @@ fn spoil(base: &Memory, page: u64) {
 }
 
 fn bad_pages(db: &mut Main, base: &Memory) -> Vec<u32> {
-    db.verify(base, &BTreeSet::new(), |_, _| ()).unwrap().bad_pages
+    db.verify_all(base).unwrap().bad_pages
 }
 
 /// A torn page that was free before the transaction has no copy in the journal.
@@ -532,6 +531,6 @@ fn a_file_full_of_bad_pages_is_counted_and_not_listed() {
     let (base, mut db) = created(1024);
     let count = LISTED as u64 + 10;
     base.truncate(physical(count * 1024)).unwrap();
-    let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+    let found = db.verify_all(&base).unwrap();
     assert_eq!((found.bad_count, found.bad_pages.len()), (count - 1, LISTED));
 }

@@ -121,7 +121,7 @@ fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
                         // The last one before it is all in the file.
                         let mut older = before.iter().rev().skip(1);
                         assert!(older.all(|old| !admits(&db, &image, old)), "{what}: older");
-                        let opened = Main::open(&Memory(image.into()), wishes());
+                        let opened = Main::open(&Memory(image.into()), setup());
                         assert!(opened.is_ok(), "{what}: {:?}", opened.err());
                     }
                 }
@@ -165,7 +165,7 @@ fn a_backup_admits_no_log_of_a_later_state() {
 fn the_same_logs_lead_a_copy_to_the_same_states() {
     let (disk, mut db) = Disk::new();
     let copy = Disk { now: Memory(disk.now.0.borrow().clone().into()), ..Disk::default() };
-    let mut other = Main::open(&copy, wishes()).unwrap();
+    let mut other = Main::open(&copy, setup()).unwrap();
     for number in 1..5_u8 {
         let log = begin(&db, &disk, number);
         let id = (log.0, log.1.state);
@@ -338,7 +338,7 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
         let id = (id, origin.state);
         db.checkpoint_begins(None, false);
         db.checkpoint_writes(&disk, id, 1).unwrap();
-        let mut other = Main::open(&disk, wishes()).unwrap();
+        let mut other = Main::open(&disk, setup()).unwrap();
         other.checkpoint_ends(&disk, id, None).unwrap();
         disk.sync().unwrap();
         let copy = disk.now.0.borrow().clone();
@@ -356,7 +356,7 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
 /// A damaged slot is noticed by the next handle that may mend it, whatever those before it saw.
 #[test]
 fn each_handle_looks_at_slots_that_are_new_to_it() {
-    let shared = |read_only| Wishes { file: Some((1, 2)), read_only, ..wishes() };
+    let shared = |read_only| Setup { file: Some((1, 2)), read_only, ..setup() };
     for read_only in [false, true] {
         for damaged_first in [false, true] {
             for at in PLACES {

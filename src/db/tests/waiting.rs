@@ -80,7 +80,7 @@ fn get(db: &mut Main, base: &Failing, number: u64) -> Result<Vec<u8>> {
 /// A database of `pages` pages, each full of its number.
 fn database(pages: u64) -> (Failing, Main) {
     let base = Failing::default();
-    let mut db = Main::open(&base, wishes()).unwrap();
+    let mut db = Main::open(&base, setup()).unwrap();
     (1..=pages).for_each(|number| put(&mut db, &base, number, number as u8, false).unwrap());
     (base, db)
 }
@@ -108,9 +108,9 @@ fn reads_in_sequence_are_few_and_right() {
     for (read_ahead, reads) in [(true, 1..=12), (false, 300..=302)] {
         let (base, db) = database(300);
         drop(db);
-        let mut wishes = wishes();
-        wishes.tuning.read_ahead = read_ahead;
-        let mut db = Main::open(&base, wishes).unwrap();
+        let mut setup = setup();
+        setup.protectors.settings_mut().tuning.read_ahead = read_ahead;
+        let mut db = Main::open(&base, setup).unwrap();
         base.reads.set(0);
         for number in 1..=300 {
             assert_eq!(get(&mut db, &base, number).unwrap(), page(number, number as u8));
@@ -133,7 +133,7 @@ fn a_new_transaction_reads_anew() {
     ];
     for (what, event) in events {
         let (base, mut db) = database(40);
-        let mut other = Main::open(&base, wishes()).unwrap();
+        let mut other = Main::open(&base, setup()).unwrap();
         for number in 1..=20 {
             get(&mut db, &base, number).unwrap();
         }
@@ -196,7 +196,7 @@ fn an_error_is_told_before_anybody_counts_on_the_page() {
             told |= db.flush(&base).is_err();
             base.left.set(0);
             if !told {
-                let mut db = Main::open(&base, wishes()).unwrap();
+                let mut db = Main::open(&base, setup()).unwrap();
                 for (&number, &fill) in &wrote {
                     assert_eq!(get(&mut db, &base, number).unwrap(), page(number, fill), "{call}");
                 }
@@ -250,7 +250,7 @@ fn a_rollback_finds_nothing_to_flush() {
             db.truncate(&base, size, &mut || Ok(None)).unwrap();
             assert_eq!(db.size(&base).unwrap(), size, "call {call}");
             assert_eq!(base.base.size().unwrap(), physical_size(size), "call {call}");
-            let found = db.verify(&base, &BTreeSet::new(), |_, _| ()).unwrap();
+            let found = db.verify_all(&base).unwrap();
             assert_eq!((found.pages, found.bad_count), (10, 0), "call {call}");
         }
     }
@@ -295,7 +295,7 @@ fn a_page_cut_off_under_a_lock_is_an_error() {
                 }
             }
             // And whoever opens it next finds no page that was made up.
-            let mut db = Main::open(&base, wishes()).unwrap();
+            let mut db = Main::open(&base, setup()).unwrap();
             for number in (11..=20).filter(|&number| what != "a page" || number != 18) {
                 match get(&mut db, &base, number) {
                     Err(Error::PageAuthentication { .. }) => {}
@@ -358,7 +358,7 @@ proptest! {
             }
         }
         db.flush(&base).unwrap();
-        let mut db = Main::open(&base, wishes()).unwrap();
+        let mut db = Main::open(&base, setup()).unwrap();
         for (page, number) in model.iter().zip(1..) {
             prop_assert_eq!(&get(&mut db, &base, number).unwrap(), page);
         }

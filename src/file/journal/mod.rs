@@ -77,10 +77,10 @@ use self::newest::Newest;
 use self::tail::Tail;
 use crate::error::{Error, Result};
 use crate::io::Storage;
-use crate::io::tuning::Tuning;
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::keyring::{FileId, Keyring};
 use crate::secret::fill_random;
+use crate::settings::Tuning;
 
 /// The smallest page; whatever is shorter is a field.
 const SMALLEST_PAGE: usize = 1024;

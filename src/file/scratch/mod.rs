@@ -19,10 +19,10 @@ use std::collections::BTreeMap;
 
 use self::groups::{Groups, PER_GROUP, position};
 use crate::error::{Error, Result};
-use crate::io::tuning::Tuning;
 use crate::io::{Filled, Storage};
 use crate::key::keyring::scratch_keys;
 use crate::page::{PageCipher, RESERVE};
+use crate::settings::Tuning;
 
 const BLOCK: usize = 4096;
 /// Bytes that are gathered before they are written.

@@ -96,12 +96,12 @@ use super::journal::Counters;
 use crate::error::{Error, Result};
 use crate::io::Storage;
 use crate::io::read_ahead::Ahead;
-use crate::io::tuning::Tuning;
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::Keyring;
 use crate::page::{LogId, RESERVE};
 use crate::secret::fill_random;
+use crate::settings::Tuning;
 
 /// SQLite's WAL header, and in it the page size and the salts.
 const WAL_HEADER: usize = 32;

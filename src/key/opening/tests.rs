@@ -241,7 +241,8 @@ fn the_budget_is_the_callers() {
         let records = [record("v0", "key", "a", blob(1, cost.0, cost.1, 0))];
         let copies = [copy(&keyring, &envelope, 2, &records)];
         drop(keyring);
-        protectors.access.derivation = super::super::access::Derivation { memory_kib, work_kib };
+        protectors.settings_mut().access.derivation =
+            crate::settings::Derivation { memory_kib, work_kib };
         let found = open(&protectors, None, &copies);
         assert_eq!(found.is_ok(), opens, "{memory_kib} KiB, {work_kib} KiB: {cost:?}");
     }
@@ -255,8 +256,8 @@ fn services_are_waited_for_within_the_limit() {
     let (keyring, envelope) = database(&protectors);
     vault.calls();
     vault.refuse(Some(ProviderError::Unreachable("down".into())));
-    protectors.access.open_time_out = Duration::from_millis(50);
-    protectors.access.retry_delay = Duration::ZERO;
+    protectors.settings_mut().access.open_time_out = Duration::from_millis(50);
+    protectors.settings_mut().access.retry_delay = Duration::ZERO;
     let records = |copy: u8| -> Vec<ProtectorRecord> {
         (0..8).map(|n| record("v0", "k", &n.to_string(), blob(1, 0, 0, n + 8 * copy))).collect()
     };
@@ -404,10 +405,10 @@ fn another_key_does_not_pass_for_a_database() {
             other => panic!("{what}: {other:?}"),
         }
         // A pin of the protector says as much as one of the file.
-        let mut pins = super::super::identity::Pins::default();
+        let mut pins = crate::settings::identity::Pins::default();
         pins.protectors.insert("v0:key".into(), vec![id]);
         let mut pinned = protectors.clone();
-        pinned.pins = Arc::new(pins);
+        pinned.settings_mut().pins = pins;
         assert!(open(&pinned, None, std::slice::from_ref(&made_up)).is_err(), "{what}, pinned");
         // Without a pin, a database of the attacker's own is a genuine one: documented. One with
         // the id of another database is none, and does not shut that one out.
@@ -442,9 +443,7 @@ fn a_policy_and_pins_hold_on_opening() {
     // Also where another registration of the process has it open.
     for held in [None, open(&protectors, Some("a"), &copies).ok()] {
         let mut strict = protectors.clone();
-        let allowed_providers = Some(vec!["v1".to_owned()]);
-        strict.policy =
-            Arc::new(super::super::policy::Policy { allowed_providers, ..Default::default() });
+        strict.settings_mut().policy.allowed_providers = Some(vec!["v1".to_owned()]);
         assert_eq!(open(&strict, None, &copies).unwrap().through, "b");
         vault.calls();
         let refused = open(&strict, None, &only_first).map(|_| ()).unwrap_err();
@@ -457,9 +456,9 @@ fn a_policy_and_pins_hold_on_opening() {
         drop(held);
     }
     let pins = |name: &str, ids: &[FileId]| {
-        let mut pins = super::super::identity::Pins::default();
+        let mut pins = crate::settings::identity::Pins::default();
         pins.protectors.insert(name.into(), ids.to_vec());
-        Arc::new(pins)
+        pins
     };
     let other = FileId([9; 16]);
     for (name, ids, opens) in [
@@ -472,7 +471,7 @@ fn a_policy_and_pins_hold_on_opening() {
         ("v1:*", &[other], true),
         ("v0:key", &[], false),
     ] {
-        protectors.pins = pins(name, ids);
+        protectors.settings_mut().pins = pins(name, ids);
         match open(&protectors, None, &only_first) {
             Ok(_) => assert!(opens, "{name}: {ids:?}"),
             Err(Error::WrongFile { found, .. }) => {
@@ -481,7 +480,7 @@ fn a_policy_and_pins_hold_on_opening() {
             Err(error) => panic!("{name}: {error}"),
         }
     }
-    protectors.pins = pins("v0:key", &[other]);
+    protectors.settings_mut().pins = pins("v0:key", &[other]);
     assert_eq!(open(&protectors, None, &copies).unwrap().through, "b", "the other one is free");
     let new = Keyring::create(&protectors, Some("v0:key"), SuiteId::Aes256Gcm, 1).map(|_| ());
     assert!(matches!(new, Err(Error::WrongFile { .. })), "{new:?}");

@@ -144,7 +144,7 @@ impl Session {
         let after = after(&before, steps);
         if !steps.iter().all(fits)
             || !self.leaves_a_writer(steps, &after)
-            || self.protectors().policy.check_change(&before, &after).is_err()
+            || self.protectors().settings.policy.check_change(&before, &after).is_err()
         {
             return Ok(false);
         }

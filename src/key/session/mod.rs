@@ -18,47 +18,44 @@ pub(crate) use self::copies::{ATTEMPTS, PAUSE, steadily, unverified};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::io::Storage;
-use crate::io::tuning::Tuning;
 use crate::key::access::{Loss, Standing};
 use crate::key::auditor::Auditor;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
-use crate::key::identity::FileId;
 use crate::key::keyring::Keyring;
 use crate::key::newest::{FileKey, Newest};
 use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, check_time, matches};
 use crate::process::threads;
-use crate::suite::SuiteId;
+use crate::settings::Settings;
 
-/// What the caller asked for when it opened the file.
+/// What one file is opened with.
 #[derive(Clone, Default)]
-pub(crate) struct Wishes {
+pub(crate) struct Setup {
     pub(crate) protectors: Protectors,
-    pub(crate) protector: Option<String>,
-    pub(crate) suite: SuiteId,
-    pub(crate) plaintext: bool,
-    pub(crate) tuning: Tuning,
-    /// The database that the file must be.
-    pub(crate) file_id: Option<FileId>,
     /// The file is never written: it was opened for reading, or is declared immutable.
     pub(crate) read_only: bool,
     /// Device and inode of the file, if the base VFS vouches for its name.
     pub(crate) file: Option<FileKey>,
 }
 
-impl Wishes {
+impl Setup {
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.protectors.settings
+    }
+
+    /// The only protector to try.
     pub(crate) fn wanted(&self) -> Option<&str> {
-        self.protector.as_deref()
+        self.settings().protector.as_deref()
     }
 
     pub(crate) fn opening(&self) -> Opening<'_> {
-        Opening::new(&self.protectors, self.wanted(), self.file_id)
+        Opening::new(&self.protectors, self.wanted(), self.settings().file_id)
     }
 }
 
 /// The keys of one open handle of an encrypted database.
 pub(crate) struct Session {
-    wishes: Arc<Wishes>,
+    setup: Arc<Setup>,
     keyring: Arc<Keyring>,
     envelope: Envelope,
     /// What this process has seen of the envelope.
@@ -92,14 +89,14 @@ enum Asker {
 
 impl Session {
     pub(crate) fn new(
-        wishes: Arc<Wishes>,
+        setup: Arc<Setup>,
         opened: Opened,
         newest: Arc<Newest>,
         copies_differ: bool,
     ) -> Self {
         let Opened { keyring, envelope, through } = opened;
         Self {
-            wishes,
+            setup,
             lockings: Cell::new(keyring.lockings()),
             began: keyring.lockings(),
             settled: keyring.confirmations(),
@@ -115,19 +112,19 @@ impl Session {
     }
 
     /// The session of a database that this process has just created.
-    pub(crate) fn created(wishes: Arc<Wishes>, keyring: Arc<Keyring>, envelope: Envelope) -> Self {
+    pub(crate) fn created(setup: Arc<Setup>, keyring: Arc<Keyring>, envelope: Envelope) -> Self {
         keyring.share();
-        let newest = keyring.newest(wishes.file);
+        let newest = keyring.newest(setup.file);
         newest.start_over();
         let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
-        Self::new(wishes, Opened { keyring, envelope, through }, newest, false)
+        Self::new(setup, Opened { keyring, envelope, through }, newest, false)
     }
 
     /// Goes on with other providers.
     #[cfg(test)]
     pub(crate) fn set_providers(&mut self, protectors: Protectors) {
-        let wishes = Wishes { protectors, ..Wishes::clone(&self.wishes) };
-        self.wishes = Arc::new(wishes);
+        let setup = Setup { protectors, ..Setup::clone(&self.setup) };
+        self.setup = Arc::new(setup);
     }
 
     /// The creation of the database is given up: its keys, and an envelope for the next attempt.
@@ -152,11 +149,11 @@ impl Session {
 
     /// The providers known here, and how they are asked.
     pub(crate) fn protectors(&self) -> &Protectors {
-        &self.wishes.protectors
+        &self.setup.protectors
     }
 
     pub(crate) fn auditor(&self) -> &Auditor {
-        &self.wishes.protectors.auditor
+        &self.setup.protectors.auditor
     }
 
     /// Looks, before a transaction begins, whether there are keys for it. If they were locked, the
@@ -166,17 +163,17 @@ impl Session {
     /// # Errors
     /// [`Error::Inaccessible`] while the provider's refusal stands, or what it says now.
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
-        let wishes = Arc::clone(&self.wishes);
-        match self.keyring.standing(&wishes.protectors.access, wishes.wanted())? {
+        let setup = Arc::clone(&self.setup);
+        match self.keyring.standing(&setup.protectors.settings.access, setup.wanted())? {
             // Somebody else's protector gave the keys back after they were locked.
-            Standing::Good if !self.is_open() => self.unlock(base, wishes.wanted()),
+            Standing::Good if !self.is_open() => self.unlock(base, setup.wanted()),
             Standing::Good => self.settle(base),
             Standing::Due => {
                 self.ask(base, Asker::MayWait);
                 self.settle(base)
             }
             Standing::Locked => {
-                self.unlock(base, wishes.wanted())?;
+                self.unlock(base, setup.wanted())?;
                 self.auditor().note(&Event {
                     file_id: Some(self.keyring.file_id()),
                     protector: Some(&self.protector_name),
@@ -209,8 +206,8 @@ impl Session {
     fn look_closer(&self, base: &impl Storage) -> Result<()> {
         // Once the keys are locked, this transaction has no part in who asks for them next.
         self.check_transaction()?;
-        let access = &self.wishes.protectors.access;
-        if self.keyring.standing(access, self.wishes.wanted())? == Standing::Due {
+        let access = &self.setup.protectors.settings.access;
+        if self.keyring.standing(access, self.setup.wanted())? == Standing::Due {
             self.ask(base, Asker::HoldsLocks);
             return self.check_transaction();
         }
@@ -283,7 +280,7 @@ impl Session {
     /// Asks the providers on a thread of its own, so that no transaction waits. If no thread can be
     /// started, it asks them here if `asker` may wait.
     fn ask(&self, base: &impl Storage, asker: Asker) {
-        let (keyring, protectors) = (&self.keyring, &self.wishes.protectors);
+        let (keyring, protectors) = (&self.keyring, &self.setup.protectors);
         let envelope = match self.in_force(base) {
             Ok(found) => found.envelope,
             // No protector of a damaged or older envelope counts: that is no answer.
@@ -309,8 +306,8 @@ impl Session {
     /// Asks the provider for the keys that were locked: that of the protector `wanted`, or any.
     fn unlock(&mut self, base: &impl Storage, wanted: Option<&str>) -> Result<()> {
         let lockings = self.keyring.lockings();
-        let wishes = Arc::clone(&self.wishes);
-        let mut opening = Opening::new(&wishes.protectors, wanted, wishes.file_id);
+        let setup = Arc::clone(&self.setup);
+        let mut opening = Opening::new(&setup.protectors, wanted, setup.settings().file_id);
         let known = self.newest.known();
         let open = |header: &[u8], _| {
             let opened = opening.open(&envelope::candidates(header)?)?;
@@ -331,13 +328,13 @@ impl Session {
 
     /// Looks for newer versions of the protectors' keys.
     pub(crate) fn look_for_newer(&self) {
-        self.keyring.look_for_newer(&self.wishes.protectors, &self.envelope);
+        self.keyring.look_for_newer(&self.setup.protectors, &self.envelope);
     }
 
     /// Forgets the keys in this process: the next transaction asks the provider for them.
     pub(crate) fn lock_keys(&self) -> Result<()> {
         self.keyring.lock(Loss::Request);
-        let forgotten = self.wishes.protectors.forget();
+        let forgotten = self.setup.protectors.forget();
         let file_id = Some(self.keyring.file_id());
         self.auditor().note(&Event { file_id, ..Event::new(EventKind::Lock) });
         Ok(forgotten?)
@@ -378,7 +375,7 @@ impl Session {
     /// # Errors
     /// [`Error::ReadOnly`].
     pub(crate) fn check_writable(&self) -> Result<()> {
-        if self.wishes.read_only {
+        if self.setup.read_only {
             return Err(Error::ReadOnly("the database was opened for reading alone".into()));
         }
         self.check_rights()

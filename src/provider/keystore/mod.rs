@@ -17,9 +17,10 @@ mod material;
 mod passphrase;
 mod store;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use etcetera::BaseStrategy;
@@ -67,7 +68,8 @@ pub struct Keystore {
 
 impl Keystore {
     /// The keystore in `$SQLITE_TDE_HOME`, or where that is unset or empty, in `sqlite-tde` under
-    /// the platform's data directory. Its passphrase is read from the file that
+    /// the platform's data directory. A relative one is taken from the directory in which the
+    /// process was when it was first asked for. Its passphrase is read from the file that
     /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE` names, or from the open descriptor whose number is in
     /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FD`, where one of them is set. Creates and reads nothing.
     ///
@@ -83,7 +85,11 @@ impl Keystore {
 
     fn home(variable: Option<OsString>) -> Result<Self> {
         if let Some(dir) = variable.filter(|dir| !dir.is_empty()) {
-            return Ok(Self::at(dir));
+            // The process may change its directory: a relative one is where it was at first.
+            static FIRST: Mutex<BTreeMap<OsString, PathBuf>> = Mutex::new(BTreeMap::new());
+            let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+            let absolute = || std::path::absolute(&dir).unwrap_or_else(|_| dir.clone().into());
+            return Ok(Self::at(first.entry(dir.clone()).or_insert_with(absolute).clone()));
         }
         let platform = etcetera::base_strategy::choose_native_strategy().map_err(|error| {
             Error::Usage(format!("no place for a keystore ({error}): set {HOME_VARIABLE}"))
@@ -118,6 +124,11 @@ impl Keystore {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         file::path(&self.dir)
+    }
+
+    /// What tells this keystore from another.
+    pub(crate) fn origin(&self) -> String {
+        format!("the keystore {}", self.path().display())
     }
 
     /// Whether the file is there and has a passphrase, which need not be given for that. Nothing

@@ -14,8 +14,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::envelope::ProtectorRecord;
-use super::protector::split;
+use super::split;
 use crate::error::{Error, Result};
 use crate::secret::Secret;
 use crate::suite::hkdf;
@@ -119,12 +118,12 @@ impl Pins {
         self.paths.iter().find(|(pin, _)| resolved(pin, LINKS) == path).map(|found| *found.1)
     }
 
-    /// The databases that the protector of `record` is for, where the database `id` is none of
-    /// them.
-    pub(crate) fn others(&self, record: &ProtectorRecord, id: FileId) -> Option<&[FileId]> {
+    /// The databases that the key `key_id` of `provider` is for, where the database `id` is none
+    /// of them.
+    pub(crate) fn others(&self, provider: &str, key_id: &str, id: FileId) -> Option<&[FileId]> {
         let is_for = |name: &str| {
-            let (provider, key) = split(name);
-            record.provider == provider && (key == "*" || record.key_id == key)
+            let (pinned, key) = split(name);
+            provider == pinned && (key == "*" || key_id == key)
         };
         let mut pins = self.protectors.iter().filter(|(name, _)| is_for(name));
         pins.find(|(_, expected)| !expected.contains(&id)).map(|(_, expected)| &**expected)
