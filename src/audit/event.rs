@@ -1,4 +1,4 @@
-//! What is recorded: the event as a caller tells it, and the entry as a line of the log has it.
+//! The event that a caller records, and the entry that is a line of the log.
 
 use std::path::Path;
 use std::str::FromStr;

@@ -1,4 +1,4 @@
-//! Which log belongs to the main file, and what its checkpoints leave in the slots; see
+//! Which log belongs to the main file, and the slots that its checkpoints write; see
 //! [`crate::key::envelope::slots`].
 
 use super::main::{Main, State};
@@ -40,7 +40,7 @@ impl Main {
         Ok(Origin { pages, counters, state })
     }
 
-    /// How the log `log`, which was begun on `state`, fits the file by its slots.
+    /// The relation of the log `log`, which was begun on `state`, to the file, by its slots.
     pub(crate) fn fit(&self, base: &impl Storage, log: &LogId, state: &StateId) -> Result<Fit> {
         let Ok(session) = self.session() else { return Ok(Fit::Begun) };
         let slots = Slots::read(base, session.keyring())?;
@@ -70,8 +70,8 @@ impl Main {
     /// may bring its frames up to `brought`.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`] where the file is in no state for it: another one was put in its
-    /// place. [`Error::LogCut`] where more of it was brought already.
+    /// [`Error::LogOutdated`] if the file is not in a state that fits: it was replaced.
+    /// [`Error::LogCut`] if more frames were checkpointed already.
     pub(crate) fn checkpoint_writes(
         &mut self,
         base: &impl Storage,
@@ -106,9 +106,9 @@ impl Main {
         Ok(())
     }
 
-    /// A recovery has ended `log` after frame `end`. From now on nobody is to miss the frames
-    /// behind it, though checkpoints may have brought them: SQLite before 3.50 commits frames
-    /// without checksums, and its recovery drops them.
+    /// A recovery has ended `log` after frame `end`. From now on the frames behind it are not
+    /// required, even if checkpoints have copied them: SQLite before 3.50 commits frames without
+    /// checksums, and its recovery drops them.
     pub(crate) fn log_ends(
         &mut self,
         base: &impl Storage,

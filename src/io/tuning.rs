@@ -1,15 +1,13 @@
-//! The short cuts that files take. Each can be switched off, which changes speed alone.
+//! The optimisations of file access. Switching one off changes the speed and nothing else.
 
 use crate::error::{Error, Result};
 
-/// Which short cuts the files of a database take.
+/// The optimisations that the files of a database use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// Whether what is read in sequence is read from the disk in large pieces, ahead of being asked
-    /// for.
+    /// Whether sequential reads are served from larger reads ahead.
     pub read_ahead: bool,
-    /// Whether neighbouring writes reach the disk as one, where SQLite can still be told of an
-    /// error.
+    /// Whether neighbouring writes are merged, if SQLite can still be told of an error.
     pub gather_writes: bool,
 }
 
@@ -20,14 +18,14 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// No short cut at all: one call on the base VFS for each of SQLite's.
+    /// No optimisation: one call on the base VFS for each of SQLite's.
     pub const OFF: Self = Self { read_ahead: false, gather_writes: false };
 }
 
 /// The value of the URI parameter `name`.
 ///
 /// # Errors
-/// [`Error::Usage`] where it is neither `on` nor `off`.
+/// [`Error::Usage`] if it is neither `on` nor `off`.
 pub(crate) fn switch(name: &str, value: &str) -> Result<bool> {
     match value {
         "on" => Ok(true),

@@ -42,7 +42,7 @@ pub(crate) type FileId = [u8; ID_LEN];
 /// The version of a database's first DEK, and the only one that this version writes.
 pub(crate) const FIRST_VERSION: KeyVersion = 1;
 
-/// A database encryption key, as an unlocked keyring has it.
+/// A database encryption key, as held by an unlocked keyring.
 pub(crate) struct Dek {
     pub(crate) version: KeyVersion,
     pub(crate) suite: SuiteId,
@@ -61,25 +61,25 @@ pub(crate) struct Dek {
 pub(crate) struct Keyring {
     file_id: FileId,
     unlocked: Mutex<Option<Unlocked>>,
-    /// Tells the DEK that was here first from others. It is no key, and stays while locked.
+    /// Fingerprint of the first DEK. It is no key, and stays while locked.
     seen: Mutex<Option<Secret>>,
     /// How many times it was locked.
     lockings: AtomicU64,
     /// How many times the providers confirmed the keys.
     confirmations: AtomicU64,
-    /// Where keys were given out to.
+    /// The slots of all ciphers given out.
     slots: Mutex<Vec<Weak<Slot>>>,
     newest: NewestByFile,
     pub(crate) access: Access,
-    /// Records that newer ones are to replace, until a connection writes that into the envelope.
+    /// Records to be replaced by newer ones, until a connection writes them into the envelope.
     pub(super) pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
-    /// There may be some: looked at by each transaction, without the lock.
+    /// Flag that such records may exist; read by each transaction without the lock.
     pub(super) is_pending: AtomicBool,
-    /// When newer versions of the protectors' keys were last looked for.
+    /// Time of the last check for newer versions of the protectors' keys.
     pub(super) looked: Mutex<Option<Instant>>,
 }
 
-/// A DEK, and what its subkeys are expanded from.
+/// A DEK, and the pseudorandom key from which its subkeys are expanded.
 struct Held {
     dek: Dek,
     extracted: Extracted,
@@ -90,7 +90,7 @@ impl Held {
         Self { extracted: Extracted::new(&dek.key, file_id), dek }
     }
 
-    /// What tells this DEK from any other, and nothing of it.
+    /// Fingerprint of this DEK, which reveals nothing of it.
     fn check(&self) -> Secret {
         self.extracted.expand(&[CHECK])
     }
@@ -101,7 +101,7 @@ impl Held {
     }
 }
 
-/// The keys themselves. Nobody holds the lock around them while a provider is asked.
+/// The keys. Their lock is never held over a call to a provider.
 struct Unlocked {
     current: Held,
     /// DEKs that pages, journals and logs may still be under.
@@ -172,8 +172,8 @@ impl Keyring {
         })
     }
 
-    /// A new database: its keyring, and its first envelope, which says nothing of the page size
-    /// yet. Its protector has given the key back once: otherwise nobody could ever open it.
+    /// A new database: its keyring, and its first envelope, without a page size yet. Its protector
+    /// has unwrapped the key once: otherwise the database could never be opened.
     pub(crate) fn create(
         protectors: &Protectors,
         protector: Option<&str>,
@@ -212,7 +212,7 @@ impl Keyring {
     }
 
     /// Takes in the keys that `record` gave, if they verify `copy` and none of the `newer` ones,
-    /// and are those that were seen of this database before. Gives back the keyring that all
+    /// and are those that were seen of this database before. Returns the keyring that all
     /// connections of this process share.
     pub(super) fn unlock(
         self: Arc<Self>,
@@ -262,11 +262,10 @@ impl Keyring {
         Ok((keyring, envelope))
     }
 
-    /// Wipes the keys here and wherever they were given out to.
+    /// Wipes the keys here and in every cipher given out.
     pub(crate) fn lock(&self, loss: Loss) {
         let mut place = lock(&self.unlocked);
-        // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the
-        // reverse.
+        // Under its lock: a concurrent unlock must not be recorded as locked, nor the reverse.
         self.access.lost(loss);
         self.lockings.fetch_add(1, Ordering::Release);
         *place = None;
@@ -281,7 +280,7 @@ impl Keyring {
 
     /// The provider still gives these keys. If they are gone by now, that changes nothing.
     pub(super) fn confirm(&self) {
-        // Under its lock, as in `lock`: whoever locks it must not be forgotten.
+        // Under its lock, as in `lock`: a concurrent lock must not be lost.
         let place = lock(&self.unlocked);
         if place.is_some() {
             self.access.granted();
@@ -304,7 +303,7 @@ impl Keyring {
         remember(self);
     }
 
-    /// What seals and opens the blocks of one open file.
+    /// The cipher of one open file.
     pub(crate) fn cipher(self: &Arc<Self>, subkey: Subkey) -> Cipher {
         let slot = Arc::new(Slot::default());
         let mut slots = lock(&self.slots);
@@ -314,7 +313,7 @@ impl Keyring {
         Cipher::new(Arc::clone(self), subkey, slot)
     }
 
-    /// What the handles of `file` have seen of its envelope.
+    /// The newest envelope seen by the handles of `file`.
     pub(crate) fn newest(&self, file: Option<FileKey>) -> Arc<Newest> {
         self.newest.of(file)
     }
@@ -362,7 +361,7 @@ impl Keyring {
         self.with_keys(|keys| keys.find(version).is_some())
     }
 
-    /// The current DEK, to be wrapped again, and what its wrapping is bound to.
+    /// The current DEK, to be wrapped again, and its context.
     pub(crate) fn dek(&self) -> Result<(Secret, Context)> {
         let context = |version| Context { file_id: self.file_id, dek_version: version };
         self.with_keys(|keys| {
@@ -381,13 +380,13 @@ impl Keyring {
         self.with_keys(|keys| envelope.encode(&keys.mac))?
     }
 
-    /// Slot `number` of the file that says `slot`.
+    /// The bytes of `slot` as slot `number`.
     pub(crate) fn encode_slot(&self, slot: &slot::Slot, number: u32) -> Result<[u8; SLOT_LEN]> {
         let encoded = self.with_keys(|keys| slot.encode(number, &keys.mac))?;
         encoded.ok_or_else(|| Error::Usage("a slot: no MAC key".into()))
     }
 
-    /// What `bytes` say as slot `number`; `None` where the holder of these keys did not write them.
+    /// `bytes` decoded as slot `number`; `None` if the holder of these keys did not write them.
     pub(crate) fn decode_slot(&self, bytes: &[u8], number: u32) -> Result<Option<slot::Slot>> {
         self.with_keys(|keys| slot::Slot::decode(bytes, number, &keys.mac))
     }
@@ -423,7 +422,7 @@ impl Keyring {
         lock(&self.unlocked).as_ref().is_some_and(given)
     }
 
-    /// What a transaction has to do before it begins; see [`Access::standing`].
+    /// The action that is due before a transaction begins; see [`Access::standing`].
     pub(crate) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
         self.access.standing(policy, wanted)
     }
@@ -446,7 +445,7 @@ pub(crate) fn cached(file_id: &FileId) -> Option<Arc<Keyring>> {
     lock(&CACHE).get(file_id).and_then(Weak::upgrade)
 }
 
-/// The keyring that everybody finds from now on: this one, unless another was faster.
+/// The keyring that later opens find: this one, unless another thread was faster.
 fn remember(keyring: &Arc<Keyring>) -> Arc<Keyring> {
     let mut cache = lock(&CACHE);
     cache.retain(|_, entry| entry.strong_count() > 0);

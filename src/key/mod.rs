@@ -1,7 +1,7 @@
-//! The key hierarchy: envelope (the bytes), protectors (who may open), keyring (the keys in use),
-//! access (for how long they may be), cipher (how they reach a file), auditor (what is recorded of
-//! it), policy (what is forbidden), identity (which database a file is), newest (which envelope of
-//! a file this process has seen last), opening (from an envelope to its keys), session (the keys of
+//! The key hierarchy: envelope (the bytes), protectors (the ways to the DEK), keyring (the keys in
+//! use), access (how long they may be used), cipher (their use on a file), auditor (audit events),
+//! policy (forbidden changes), identity (which database a file is), newest (the last envelope of a
+//! file that this process has seen), opening (from an envelope to its keys), session (the keys of
 //! one open database).
 
 pub(crate) mod access;

@@ -1,5 +1,4 @@
-//! What is reached through a connection: the SQL functions and tables it gets, and the file behind
-//! a schema.
+//! The SQL functions and tables of a connection, and the file behind a schema.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 
@@ -15,7 +14,8 @@ use crate::command::{self, Answer, Attached, Command};
 use crate::db::Database;
 use crate::error::{Error, Result, last_error, set_last};
 
-/// What changes keys, or asks a provider, must not be called by a schema that somebody made up.
+/// A function that changes keys or asks a provider must not be called from the schema of an
+/// untrusted database.
 const DIRECT: c_int = ffi::SQLITE_DIRECTONLY;
 
 const fn command(name: &'static std::ffi::CStr) -> NewFunction {
@@ -69,7 +69,7 @@ pub(crate) unsafe extern "C" fn add_functions(
     })
 }
 
-/// `tde_last_error()`: what went wrong last in this thread, or NULL.
+/// `tde_last_error()`: the newest error of this thread, or NULL.
 unsafe extern "C" fn tde_last_error(
     context: *mut ffi::sqlite3_context,
     _count: c_int,
@@ -124,7 +124,7 @@ pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command)
     }
 }
 
-/// The databases of `db`, and what is known of their keys.
+/// The databases of `db`, and the state of their keys.
 ///
 /// # Safety
 /// `db` is open.
@@ -158,8 +158,7 @@ pub(super) struct Errand<'a> {
 }
 
 impl Errand<'_> {
-    /// The errand behind the argument of [`ERRAND`]; `None` where another copy of the library sent
-    /// it.
+    /// The errand behind the argument of [`ERRAND`]; `None` if another copy of the library sent it.
     ///
     /// # Safety
     /// `arg` is the argument of [`ERRAND`], until that returns.
@@ -228,7 +227,7 @@ mod with_rusqlite {
     }
 
     /// Runs `work` on the encrypted database `schema` of `connection`, under a shared lock, with
-    /// what its write-ahead log holds.
+    /// the content of its write-ahead log.
     pub(crate) fn with_database_and_log<T>(
         connection: &rusqlite::Connection,
         schema: &str,

@@ -125,7 +125,7 @@ impl Wal {
         (pages > 0).then_some(pages)
     }
 
-    /// Takes note of a commit that SQLite recovers. It ends the log at a frame without its salts.
+    /// Notes a commit that SQLite recovers. SQLite ends the log at a frame without its salts.
     fn note_commit(&mut self, frame: u32) {
         let Some(pages) = self.commit() else { return };
         let recovers = self.salts().is_some_and(|salts| self.plain[SALTS_AT..].starts_with(&salts));

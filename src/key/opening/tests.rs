@@ -167,7 +167,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             },
             None,
             4,
-            "not tried: 4 (it asks for 1048576 KiB, 1 iterations, 1 lanes: [access.derivation]",
+            "not tried: 4 (needs 1048576 KiB, 1 iterations, 1 lanes; raise [access] derivation",
         ),
         (
             "eight of one name's key, and it is named",
@@ -192,7 +192,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             |_| vec![record("v0", "k", "0", blob(99, GIB + 1, 1, 0))],
             None,
             0,
-            "each protector costs more than is allowed; not tried: 0",
+            "every protector exceeds the derivation budget; not tried: 0",
         ),
         (
             "the most that can be said",
@@ -203,7 +203,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             },
             None,
             0,
-            "not tried: 0 (it asks for",
+            "not tried: 0 (needs",
         ),
         (
             "names that a terminal would obey",

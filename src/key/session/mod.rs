@@ -38,7 +38,7 @@ pub(crate) struct Wishes {
     pub(crate) suite: SuiteId,
     pub(crate) plaintext: bool,
     pub(crate) tuning: Tuning,
-    /// The database that the file must be.
+    /// The expected file id.
     pub(crate) file_id: Option<FileId>,
     /// The file is never written: it was opened for reading, or is declared immutable.
     pub(crate) read_only: bool,
@@ -61,7 +61,7 @@ pub(crate) struct Session {
     wishes: Arc<Wishes>,
     keyring: Arc<Keyring>,
     envelope: Envelope,
-    /// What this process has seen of the envelope.
+    /// The newest envelope that this process has seen.
     newest: Arc<Newest>,
     /// The protector that gave the keys.
     protector_name: String,
@@ -82,11 +82,11 @@ pub(crate) struct Session {
     finished: Vec<ProtectorRecord>,
 }
 
-/// Who asks the providers.
+/// The caller of the providers.
 #[derive(Clone, Copy)]
 enum Asker {
     MayWait,
-    /// Others may wait for locks that it holds.
+    /// A transaction: other connections may wait for its locks.
     HoldsLocks,
 }
 
@@ -159,16 +159,16 @@ impl Session {
         &self.wishes.protectors.auditor
     }
 
-    /// Looks, before a transaction begins, whether there are keys for it. If they were locked, the
-    /// provider is asked for them now; if it is time to ask whether it still consents, that is done
-    /// beside the transaction.
+    /// Checks, before a transaction begins, whether its keys are present. If they were locked, the
+    /// provider is asked for them now; a periodic check of its consent, if due, runs beside the
+    /// transaction.
     ///
     /// # Errors
-    /// [`Error::Inaccessible`] while the provider's refusal stands, or what it says now.
+    /// [`Error::Inaccessible`] while the provider's refusal stands, or the provider's new error.
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let wishes = Arc::clone(&self.wishes);
         match self.keyring.standing(&wishes.protectors.access, wishes.wanted())? {
-            // Somebody else's protector gave the keys back after they were locked.
+            // Another connection's protector gave the keys back after they were locked.
             Standing::Good if !self.is_open() => self.unlock(base, wishes.wanted()),
             Standing::Good => self.settle(base),
             Standing::Due => {
@@ -207,7 +207,7 @@ impl Session {
 
     #[cold]
     fn look_closer(&self, base: &impl Storage) -> Result<()> {
-        // Once the keys are locked, this transaction has no part in who asks for them next.
+        // Once the keys are locked, this transaction does not ask for them again.
         self.check_transaction()?;
         let access = &self.wishes.protectors.access;
         if self.keyring.standing(access, self.wishes.wanted())? == Standing::Due {
@@ -217,8 +217,8 @@ impl Session {
         Ok(())
     }
 
-    /// Refuses to go on with a transaction that began before the keys were locked, whoever got them
-    /// back since.
+    /// Refuses to continue a transaction that began before the keys were locked, even if they are
+    /// back.
     ///
     /// # Errors
     /// [`Error::Inaccessible`].
@@ -227,20 +227,18 @@ impl Session {
             return Ok(());
         }
         Err(Error::Inaccessible(self.keyring.access.loss().unwrap_or_else(|| {
-            "its keys were locked since this transaction began, and are back: roll it back, and \
-             begin anew"
-                .into()
+            "keys were locked during this transaction; roll back and retry".into()
         })))
     }
 
-    /// Once after each confirmation of the keys: goes by the protectors in force from now on. Those
-    /// that this file was opened under may have been removed or limited since.
+    /// Runs once after each confirmation of the keys, and applies the protectors now in force: the
+    /// one that this file was opened through may have been removed or limited since.
     fn settle(&mut self, base: &impl Storage) -> Result<()> {
         let confirmations = self.keyring.confirmations();
         if self.settled == confirmations {
             return Ok(());
         }
-        // An envelope that is damaged or older says nothing of protectors. Rows are still read.
+        // A damaged or older envelope proves nothing about protectors. Reads go on.
         if self.refresh_envelope(base).is_err() {
             return Ok(());
         }
@@ -250,8 +248,8 @@ impl Session {
     }
 
     /// Finds out through which protector this file is open now, if its own was removed, has ended,
-    /// or was wrapped anew by somebody else. It takes any that gives the keys, as they are in use
-    /// already.
+    /// or was wrapped anew by another connection. It takes any that gives the keys, as they are in
+    /// use already.
     pub(crate) fn settle_protector(&mut self, base: &impl Storage) -> Result<()> {
         self.refresh_envelope(base)?;
         if self.serves() { Ok(()) } else { self.unlock(base, None) }
@@ -306,7 +304,7 @@ impl Session {
         }
     }
 
-    /// Asks the provider for the keys that were locked: that of the protector `wanted`, or any.
+    /// Asks a provider for the locked keys: that of the protector `wanted`, or any.
     fn unlock(&mut self, base: &impl Storage, wanted: Option<&str>) -> Result<()> {
         let lockings = self.keyring.lockings();
         let wishes = Arc::clone(&self.wishes);
@@ -329,7 +327,7 @@ impl Session {
         Ok(())
     }
 
-    /// Looks for newer versions of the protectors' keys.
+    /// Checks for newer versions of the protectors' keys.
     pub(crate) fn look_for_newer(&self) {
         self.keyring.look_for_newer(&self.wishes.protectors, &self.envelope);
     }
@@ -379,20 +377,20 @@ impl Session {
     /// [`Error::ReadOnly`].
     pub(crate) fn check_writable(&self) -> Result<()> {
         if self.wishes.read_only {
-            return Err(Error::ReadOnly("the database was opened for reading alone".into()));
+            return Err(Error::ReadOnly("the database was opened read-only".into()));
         }
         self.check_rights()
     }
 
-    /// Refuses to change what may only be read. SQLite knows that of a file that was opened so; the
-    /// protector that gives the keys after they were locked may be another one.
+    /// Refuses to change a database that may only be read. SQLite knows that of a file opened so;
+    /// but after a lock of the keys, another protector may have given them back.
     ///
     /// # Errors
     /// [`Error::ReadOnly`].
     pub(crate) fn check_rights(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::ReadOnly(format!(
-                "the database is open through protector {}, which may only read",
+                "opened through read-only protector {}",
                 self.protector_name.escape_debug()
             )));
         }
@@ -412,7 +410,7 @@ impl Session {
         }
     }
 
-    /// The lock under which this session told of the creation was given up: another connection may
+    /// The lock under which this session marked the creation was released: another connection may
     /// roll it back.
     pub(crate) fn doubt_creation(&mut self) {
         self.committed = false;
@@ -429,8 +427,7 @@ impl Session {
         Ok(false)
     }
 
-    /// Refuses to write to a file that has no envelope of this database: nobody could read it
-    /// later.
+    /// Refuses to write to a file without an envelope of this database: it could never be read.
     ///
     /// # Errors
     /// [`Error::DamagedInUse`].
