@@ -54,7 +54,7 @@ pub unsafe fn load(
             return OK_LOAD_PERMANENTLY;
         }
         Ok(Err(refusal)) => refusal,
-        Err(_) => "sqlite-tde: a panic was stopped while it was loaded".to_owned(),
+        Err(_) => "sqlite-tde: internal panic caught while loading".to_owned(),
     };
     // SAFETY: the host passed both.
     unsafe { answer(table, message, &refusal) };

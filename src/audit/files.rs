@@ -239,7 +239,7 @@ pub(super) struct Snapshot {
     pub head: Option<Vec<u8>>,
 }
 
-/// Opens everything to read. The caller holds a lock; what is appended after that is not seen.
+/// Opens everything to read. The caller holds a lock; later appends are not seen.
 pub(super) fn snapshot(dir: &Path) -> Result<Snapshot> {
     let open = |number| -> Result<LogFile> {
         let name = log_name(number);

@@ -17,7 +17,7 @@ pub struct Filter {
     pub since: Option<SystemTime>,
     /// Not after.
     pub until: Option<SystemTime>,
-    /// What happened.
+    /// The kind of event.
     pub kind: Option<EventKind>,
     /// The database: its file id in hex, its whole path, or the path's last part.
     pub db: Option<String>,

@@ -742,7 +742,7 @@ fn look(
         return Ok(Some(plain));
     }
     if envelope::is_unfinished(header, len) {
-        return expect_none(wishes, "none, for the database was never finished").map(|()| None);
+        return expect_none(wishes, "none, creation did not finish").map(|()| None);
     }
     let opened = opening.open(&envelope::candidates(header)?)?;
     if logical_size(len) == 0 {
@@ -799,10 +799,9 @@ fn look_for_plaintext(
             "the file is neither an encrypted nor an SQLite database".into(),
         )),
         Remains::Plain | Remains::Unclear => Err(Error::NotADatabase(
-            "the file does not begin as a database, and beside it lies a rollback journal or \
-             write-ahead log that is none of an encrypted database and may restore it: if that is \
-             an unencrypted database that lost power, open it with plain SQLite, or with \
-             tde_plaintext=allow; if nothing of it is needed, remove NAME, NAME-journal and NAME-wal"
+            "the journal or log beside the file may restore an unencrypted one: open it with plain \
+             SQLite, or with tde_plaintext=allow; if nothing of it is needed, remove NAME, \
+             NAME-journal and NAME-wal"
                 .into(),
         )),
     }

@@ -1,7 +1,8 @@
-//! A 256-bit key that the application or its surroundings hand over as it is.
+//! A raw 256-bit key from the application or its environment.
 //!
-//! For where something else keeps and distributes keys: an orchestrator's secret, a credential of
-//! systemd's, a file on a stick. The key is read anew for each call and is in memory for that long.
+//! For deployments that keep and distribute keys by other means: an orchestrator's secret, a
+//! credential of systemd's, a file on a stick. The key is read anew for each call and is in memory
+//! for that long.
 
 use base64ct::{Base64, Encoding};
 
@@ -18,7 +19,7 @@ use crate::suite::hkdf;
 const HEX_LEN: usize = 2 * KEY_LEN;
 const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
 
-/// Derives the key's name, from which nothing of the key follows.
+/// Label of the check value, which reveals nothing of the key.
 const CHECK_LABEL: &[u8] = b"sqlite-tde v1 raw key check";
 
 /// One key from a [`SecretSource`]: 64 hexadecimal digits, 44 characters of base64, or 32 bytes as

@@ -154,7 +154,7 @@ pub(super) unsafe fn is_in_transaction(db: *mut ffi::sqlite3) -> bool {
 /// # Safety
 /// `db` is open, and this thread holds its mutex.
 pub(super) unsafe fn is_idle(db: *mut ffi::sqlite3) -> bool {
-    // SAFETY: as above; what follows the last statement is NULL.
+    // SAFETY: as above; past the last statement the answer is NULL.
     unsafe {
         let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
         while !statement.is_null() {
@@ -172,7 +172,7 @@ pub(super) unsafe fn is_idle(db: *mut ffi::sqlite3) -> bool {
 /// # Safety
 /// `db` is open, and this thread holds its mutex.
 pub(super) unsafe fn is_writing(db: *mut ffi::sqlite3) -> bool {
-    // SAFETY: as above; what follows the last statement is NULL.
+    // SAFETY: as above; past the last statement the answer is NULL.
     unsafe {
         let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
         while !statement.is_null() {
@@ -339,7 +339,7 @@ pub(super) unsafe fn databases(db: *mut ffi::sqlite3) -> Result<Vec<(i64, String
     let mut list = Vec::<(i64, String)>::new();
     let out = ptr::from_mut(&mut list).cast();
     let sql = c"PRAGMA database_list";
-    // SAFETY: `db` is open; nobody frees a message that is not asked for.
+    // SAFETY: `db` is open; no message is requested, so none is to be freed.
     let code = unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
     if code == ffi::SQLITE_OK { Ok(list) } else { Err(Error::Base(code)) }
 }
@@ -365,7 +365,7 @@ pub(super) unsafe fn is_query_only(db: *mut ffi::sqlite3) -> bool {
     }
     let mut on = false;
     let (sql, out) = (c"PRAGMA query_only", ptr::from_mut(&mut on).cast());
-    // SAFETY: `db` is open; nobody frees a message that is not asked for.
+    // SAFETY: `db` is open; no message is requested, so none is to be freed.
     unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
     on
 }

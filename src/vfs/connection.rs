@@ -222,7 +222,7 @@ mod with_rusqlite {
         schema: &str,
         command: &Command,
     ) -> Result<Answer> {
-        // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
+        // SAFETY: the connection is open, and used by this thread only: it is not `Sync`.
         unsafe { run(connection.handle().cast(), schema, command) }
     }
 
@@ -233,7 +233,7 @@ mod with_rusqlite {
         schema: &str,
         work: impl FnOnce(&mut Database<BaseFile>, Frames) -> Result<T>,
     ) -> Result<T> {
-        // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
+        // SAFETY: the connection is open, and used by this thread only: it is not `Sync`.
         unsafe {
             with_open_file(connection.handle().cast(), schema, |open| {
                 let log = open.log_frames()?;

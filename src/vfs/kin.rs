@@ -5,7 +5,7 @@
 //! their memory may be touched. They are asked through SQLite's own interface, and every other VFS
 //! answers that it does not know the question:
 //!
-//! | who is asked | question | answer |
+//! | target | question | answer |
 //! |---|---|---|
 //! | a VFS | xNextSystemCall([`ASK_NAME`]) | the name of the VFS of ours that is asked |
 //! | the same | xNextSystemCall([`ASK_BASE`]) | the name of its base VFS |

@@ -163,7 +163,7 @@ impl Wal {
     }
 
     /// After a recovery: the log, the state on which it was begun and the last frame that counts,
-    /// by the wal-index where there is one in shared memory.
+    /// by the wal-index if it is in shared memory.
     pub(crate) fn recovered_end(&self, in_index: Option<u32>) -> Option<((LogId, StateId), u32)> {
         let (layout, start) = self.layout.zip(self.start)?;
         Some(((layout.log, start.origin().state), in_index.or(self.end)?))

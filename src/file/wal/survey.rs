@@ -103,7 +103,7 @@ impl Wal {
         Ok(demand)
     }
 
-    /// The frame of the last commit for which SQLite's checksums vouch; 0 where there is none.
+    /// The frame of the last commit that SQLite's checksums confirm; 0 without one.
     pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<u32> {
         let (mut last, mut chain) = (0, self.start.as_ref().map(Chain::new));
         self.survey(base, 0, u32::MAX, |wal, frame, good| {
