@@ -164,12 +164,12 @@ impl Journal {
             newest: Newest::default(),
         };
         journal.set_layout(grain);
-        journal.look(base)?;
+        journal.load_header(base)?;
         Ok(journal)
     }
 
     /// Reads the header in the file, once.
-    fn look(&mut self, base: &impl Storage) -> Result<()> {
+    fn load_header(&mut self, base: &impl Storage) -> Result<()> {
         if !self.unread {
             return Ok(());
         }
@@ -216,7 +216,7 @@ impl Journal {
     fn begins(&self, bytes: &[u8], at: u64) -> bool {
         // A whole sector at the start is the header of a new journal; fields of it are rewritten in
         // shorter pieces.
-        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() && !voids(bytes, at)
+        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() && !invalidates(bytes, at)
     }
 
     /// Whether SQLite begins to play a journal back by a read of `len` bytes at `at`. Then
@@ -227,7 +227,7 @@ impl Journal {
         len: usize,
         at: u64,
     ) -> Result<bool> {
-        self.look(base)?;
+        self.load_header(base)?;
         Ok(at == 0 && len == SQLITE_MAGIC.len() && self.found.is_some())
     }
 
@@ -271,11 +271,11 @@ impl Journal {
         self.newest.forget();
         self.written = 0;
         self.spoilt = None;
-        self.rest();
+        self.end_transaction();
     }
 
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
-        self.look(base)?;
+        self.load_header(base)?;
         let extent = self.extent.map_or_else(|| self.measure(base), Ok)?;
         Ok(self.layout.logical_size(extent).max(self.tail.end()))
     }
@@ -288,7 +288,7 @@ impl Journal {
         at: u64,
         begun_on: impl FnOnce() -> Result<Begun>,
     ) -> Result<()> {
-        self.look(base)?;
+        self.load_header(base)?;
         if self.begins(bytes, at) {
             self.begin(begun_on()?)?;
         }
@@ -302,8 +302,8 @@ impl Journal {
 
     fn put(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         self.given_up = false;
-        if voids(bytes, at) {
-            return self.void(base, bytes);
+        if invalidates(bytes, at) {
+            return self.invalidate(base, bytes);
         }
         if self.tail.is_full(bytes.len()) {
             self.flush_records(base)?;
@@ -321,7 +321,7 @@ impl Journal {
 
     /// SQLite ends the transaction with zeros over the first header. The buffered bytes are no
     /// longer needed; a rollback on a full disk comes here as well.
-    fn void(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
+    fn invalidate(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
         if self.header.is_some() || self.cipher.is_none() {
             // The base has nothing of this journal that could be played back.
             self.forget();
@@ -330,12 +330,12 @@ impl Journal {
         self.tail.cut(self.tail.clean_end());
         self.rewrite(base, zeros, 0)?;
         self.hide_name(base)?;
-        self.rest();
+        self.end_transaction();
         Ok(())
     }
 
     /// The transaction is over, and its journal invalid.
-    fn rest(&mut self) {
+    fn end_transaction(&mut self) {
         self.given_up = false;
         self.held = None;
         self.extent = None;
@@ -391,7 +391,7 @@ impl Journal {
     }
 
     fn flush_until(&mut self, base: &impl Storage, end: u64) -> Result<()> {
-        self.mend(base)?;
+        self.retry_undo(base)?;
         let clean = self.tail.clean_end();
         if clean >= end && self.header.is_none() {
             return Ok(());
@@ -427,7 +427,7 @@ impl Journal {
     /// Changes bytes that are in the base already, or that another handle wrote.
     fn rewrite(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         self.flush(base)?;
-        self.mend(base)?;
+        self.retry_undo(base)?;
         let mut had = self.know_extent(base)?;
         if at + bytes.len() as u64 > self.layout.logical_size(had) {
             had = self.hide_name(base)?;
@@ -520,7 +520,7 @@ impl Journal {
     }
 
     /// Undoes a failed write that could not be undone at once; the disk may work again.
-    fn mend(&mut self, base: &impl Storage) -> Result<()> {
+    fn retry_undo(&mut self, base: &impl Storage) -> Result<()> {
         let Some(Spoilt { code, size }) = self.spoilt else { return Ok(()) };
         self.undo(base, size).map_err(|_| Error::Base(code))?;
         self.spoilt = None;
@@ -528,7 +528,7 @@ impl Journal {
     }
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
-        self.look(base)?;
+        self.load_header(base)?;
         if size == 0 {
             // If that fails, SQLite rolls back from the buffer.
             base.truncate(0)?;
@@ -540,14 +540,14 @@ impl Journal {
         if extent.name > 0 && size == self.layout.logical_size(extent) {
             return Ok(());
         }
-        self.rest();
+        self.end_transaction();
         self.written = self.written.min(size);
         base.truncate(self.layout.physical_size(size))
     }
 }
 
 /// Whether this write ends a transaction under PERSIST: zeros in place of the first header's magic.
-fn voids(bytes: &[u8], at: u64) -> bool {
+fn invalidates(bytes: &[u8], at: u64) -> bool {
     at == 0 && bytes.len() < SECTOR && bytes.first() == Some(&0)
 }
 

@@ -7,7 +7,7 @@ use crate::io::{Filled, Storage};
 
 impl Journal {
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
-        self.look(base)?;
+        self.load_header(base)?;
         if at == 0 && buf.len() == 1 && self.is_foreign(base)? {
             return Ok(if base.read(buf, 0)? { Filled::Full } else { Filled::Short });
         }
@@ -66,7 +66,7 @@ impl Journal {
         if self.held == Some(record) {
             return Ok(true);
         }
-        self.mend(base)?;
+        self.retry_undo(base)?;
         self.held = None;
         if self.cipher.is_none() || !self.fetch(base, record, on)? {
             return Ok(false);

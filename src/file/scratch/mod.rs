@@ -122,7 +122,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// If off, each call writes its changes.
+    /// Without `gather_writes`, each call writes its changes at once.
     fn settle(&mut self, base: &impl Storage) -> Result<()> {
         if self.tuning.gather_writes { Ok(()) } else { self.flush(base) }
     }

@@ -36,7 +36,7 @@ impl Wal {
         at: u64,
     ) -> Result<Filled> {
         self.refresh(base, owner)?;
-        self.settle(base)?;
+        self.resolve_partial_frame(base)?;
         let Some(layout) = self.layout else {
             buf.fill(0);
             return Ok(Filled::Short);

@@ -78,7 +78,7 @@ impl Wal {
     /// Flushes everything, so that a sync of the base makes all writes survive power loss.
     pub(crate) fn before_sync(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<()> {
         self.notice_locks(owner);
-        self.settle(base)?;
+        self.resolve_partial_frame(base)?;
         if let Some(layout) = self.layout {
             self.flush(base, layout)?;
         }
@@ -98,7 +98,7 @@ impl Wal {
         let continues =
             self.pending.is_some_and(|have| have.frame == frame && have.filled == within);
         if !continues {
-            self.settle(base)?;
+            self.resolve_partial_frame(base)?;
         }
         let appends = continues || within == 0 && self.held != Some(frame);
         if appends {
@@ -248,7 +248,7 @@ impl Wal {
 
     /// Another write follows the first bytes of a frame, so these overwrite part of the frame in
     /// the file. If no frame is there, they wait for their rest.
-    pub(super) fn settle(&mut self, base: &impl Storage) -> Result<()> {
+    pub(super) fn resolve_partial_frame(&mut self, base: &impl Storage) -> Result<()> {
         let (Some(pending), Some(layout)) = (self.pending, self.layout) else { return Ok(()) };
         if pending.left_over {
             self.pending = None;
