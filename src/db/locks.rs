@@ -40,7 +40,7 @@ impl<H: Host> Database<H> {
         }
         self.main.lock_changed(first || closes);
         if first {
-            self.main.look(&self.host).inspect_err(|_| self.give_back(held))?;
+            self.main.probe(&self.host).inspect_err(|_| self.give_back(held))?;
         }
         self.check_kind().inspect_err(|_| self.give_back(held))?;
         if first {
@@ -98,7 +98,7 @@ impl<H: Host> Database<H> {
         if held == LockLevel::None && self.main.is_unmade() {
             // A fault of the envelope is reported under the lock; before it, the file may just be
             // in creation.
-            let _ = self.main.look(&self.host);
+            let _ = self.main.probe(&self.host);
             // A statement that will write makes the keys now, while no lock is held. Between SHARED
             // and EXCLUSIVE others would be kept from their own creation of the database, and two
             // that came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each
@@ -131,7 +131,7 @@ impl<H: Host> Database<H> {
         }
         let _ = self.host.unlock(LockLevel::None);
         // A fault of the file is reported under the lock.
-        let _ = self.main.look(&self.host);
+        let _ = self.main.probe(&self.host);
         self.host.lock(level)
     }
 

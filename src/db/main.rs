@@ -107,7 +107,7 @@ impl Main {
             failed_record: None,
             change_counter: 0,
         };
-        let looked = db.look(base);
+        let looked = db.probe(base);
         if looked.is_err() || db.envelope().is_some() {
             let file_id = db.envelope().map(|envelope| envelope.file_id);
             let protector = db.session().ok().map(Session::protector_name);
@@ -123,7 +123,7 @@ impl Main {
     /// Finds out what the file is, if no transaction had been committed to it when last seen.
     /// Another connection may have created the database since, with pages of another size, or
     /// rolled that back; earlier prepared keys and earlier readings are then invalid.
-    pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
+    pub(crate) fn probe(&mut self, base: &impl Storage) -> Result<()> {
         let was_seen = match &self.state {
             State::Empty(_) => false,
             State::Encrypted(open) if !open.session.envelope().has_pages => true,
@@ -140,7 +140,7 @@ impl Main {
         };
         let wishes = &self.wishes;
         let mut opening = wishes.opening();
-        match steadily(base, |header, len| look(wishes, base, header, len, &mut opening))? {
+        match steadily(base, |header, len| kind_of(wishes, base, header, len, &mut opening))? {
             Some(state) => self.state = state,
             None if was_seen => self.state = State::Empty(None),
             None => {}
@@ -413,7 +413,7 @@ impl Main {
             State::Plain => true,
         };
         if looks_other && self.known_size.is_none_or(|known| known == 0) {
-            self.look(base)?;
+            self.probe(base)?;
         }
         let State::Encrypted(open) = &self.state else {
             return Ok(if self.is_plain() { size } else { 0 });
@@ -727,7 +727,7 @@ impl Findings {
 
 /// The kind of a file of `len` bytes that begins with `header`, and whether its envelope copies
 /// differ; `None` if it is empty or half created.
-fn look(
+fn kind_of(
     wishes: &Arc<Wishes>,
     base: &impl Storage,
     header: &[u8],

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
 
-use super::access::{Access, AccessPolicy, Loss, Standing};
+use super::access::{AccessPolicy, KeyLease, LeaseState, RevokeReason};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::slot::{self, LastFrame, SLOT_LEN, StateId};
@@ -70,7 +70,7 @@ pub(crate) struct Keyring {
     /// The slots of all ciphers given out.
     slots: Mutex<Vec<Weak<Slot>>>,
     newest: NewestByFile,
-    pub(crate) access: Access,
+    pub(crate) access: KeyLease,
     /// Records to be replaced by newer ones, until a connection writes them into the envelope.
     pub(super) pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
     /// Flag that such records may exist; read by each transaction without the lock.
@@ -110,7 +110,7 @@ struct Unlocked {
     wal: Arc<BlockKeys>,
     mac: Secret,
     /// The records that have given the keys in this process.
-    through: Vec<ProtectorRecord>,
+    given_by: Vec<ProtectorRecord>,
 }
 
 impl Unlocked {
@@ -131,13 +131,13 @@ impl Unlocked {
             mac: current.extracted.expand(&[ENVELOPE]),
             current,
             retired,
-            through: Vec::new(),
+            given_by: Vec::new(),
         }
     }
 
     fn gave(&mut self, record: &ProtectorRecord) {
-        if !self.through.iter().any(|given| given.is_same_wrap(record)) {
-            self.through.push(record.clone());
+        if !self.given_by.iter().any(|given| given.is_same_wrap(record)) {
+            self.given_by.push(record.clone());
         }
     }
 
@@ -165,7 +165,7 @@ impl Keyring {
             confirmations: AtomicU64::new(0),
             slots: Mutex::default(),
             newest: NewestByFile::default(),
-            access: Access::new(),
+            access: KeyLease::new(),
             pending: Mutex::default(),
             is_pending: AtomicBool::new(false),
             looked: Mutex::default(),
@@ -263,7 +263,7 @@ impl Keyring {
     }
 
     /// Wipes the keys here and in every cipher given out.
-    pub(crate) fn lock(&self, loss: Loss) {
+    pub(crate) fn lock(&self, loss: RevokeReason) {
         let mut place = lock(&self.unlocked);
         // Under its lock: a concurrent unlock must not be recorded as locked, nor the reverse.
         self.access.lost(loss);
@@ -412,19 +412,23 @@ impl Keyring {
     /// Forgets that `record` gave these keys: it was removed.
     pub(crate) fn took_back(&self, record: &ProtectorRecord) {
         if let Some(keys) = &mut *lock(&self.unlocked) {
-            keys.through.retain(|given| !given.is_same_wrap(record));
+            keys.given_by.retain(|given| !given.is_same_wrap(record));
         }
     }
 
     /// Whether this very record gave the keys that are here.
     pub(crate) fn was_given_by(&self, record: &ProtectorRecord) -> bool {
-        let given = |keys: &Unlocked| keys.through.iter().any(|given| given.is_same_wrap(record));
+        let given = |keys: &Unlocked| keys.given_by.iter().any(|given| given.is_same_wrap(record));
         lock(&self.unlocked).as_ref().is_some_and(given)
     }
 
-    /// The action that is due before a transaction begins; see [`Access::standing`].
-    pub(crate) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
-        self.access.standing(policy, wanted)
+    /// The action that is due before a transaction begins; see [`KeyLease::lease_state`].
+    pub(crate) fn lease_state(
+        &self,
+        policy: &AccessPolicy,
+        wanted: Option<&str>,
+    ) -> Result<LeaseState> {
+        self.access.lease_state(policy, wanted)
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct Opened {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) envelope: Envelope,
     /// Name of the protector that gave the keys.
-    pub(crate) through: String,
+    pub(crate) protector_name: String,
 }
 
 /// The opening of one database. It may read the file several times.
@@ -149,8 +149,8 @@ impl<'a> Opening<'a> {
                         Err(_) => {}
                     }
                 }
-                let through = record.name.clone();
-                return Ok(Opened { keyring, envelope, through });
+                let protector_name = record.name.clone();
+                return Ok(Opened { keyring, envelope, protector_name });
             }
         }
         let (key, record) = match given {
@@ -162,9 +162,9 @@ impl<'a> Opening<'a> {
         if version == FIRST_VERSION && FileId::of(&dek.key).0 != file_id {
             return Err(Error::EnvelopeDamaged("the file id is not that of its key".into()));
         }
-        let through = record.name.clone();
+        let protector_name = record.name.clone();
         let (keyring, envelope) = keyring.unlock(copy, newer, dek, record)?;
-        Ok(Opened { keyring, envelope, through })
+        Ok(Opened { keyring, envelope, protector_name })
     }
 
     /// The DEK from the first of `records` that gives it, and that record.
@@ -257,10 +257,10 @@ fn not_tried(left: &[String]) -> String {
 }
 
 /// The error: the protector `through` is only in a copy older than the envelope in force.
-pub(super) fn replaced(envelope: &Envelope, through: &str) -> Error {
+pub(super) fn replaced(envelope: &Envelope, protector_name: &str) -> Error {
     Error::from(ProviderError::wrong_key(format!(
         "protector {} was removed or replaced; current protectors: {}",
-        through.escape_debug(),
+        protector_name.escape_debug(),
         names_of(&envelope.protectors)
     )))
 }

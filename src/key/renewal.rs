@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::access::Loss;
+use super::access::RevokeReason;
 use super::cipher::lock;
 use super::envelope::{Envelope, ProtectorRecord};
 use super::keyring::Keyring;
@@ -76,7 +76,7 @@ impl Keyring {
             outcome: Err(&reason),
             ..Event::new(EventKind::AccessLost)
         });
-        self.lock(Loss::Provider(reason));
+        self.lock(RevokeReason::Provider(reason));
     }
 
     /// Wraps the DEK under newer versions of the protectors' keys, at most once per interval. A
@@ -133,7 +133,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::key::access::Standing;
+    use crate::key::access::LeaseState;
     use crate::provider::{
         Answer, KeyProvider, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
     };
@@ -189,14 +189,14 @@ mod tests {
     #[test]
     fn an_answer_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        assert_eq!(keyring.lease_state(&protectors.access, None).unwrap(), LeaseState::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
-            locker.lock(Loss::Request);
+            locker.lock(RevokeReason::Request);
             Ok(())
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
+        assert_eq!(keyring.lease_state(&protectors.access, None).unwrap(), LeaseState::Locked);
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
     }
 
@@ -204,11 +204,11 @@ mod tests {
     #[test]
     fn a_lock_beside_a_consent_is_not_forgotten() {
         let (keyring, envelope, protectors, _) = database();
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        assert_eq!(keyring.lease_state(&protectors.access, None).unwrap(), LeaseState::Due);
         let (locker, (done, is_done)) = (Arc::clone(&keyring), std::sync::mpsc::channel());
         *lock(&keyring.access.before_granted) = Some(Box::new(move || {
             std::thread::spawn(move || {
-                locker.lock(Loss::Request);
+                locker.lock(RevokeReason::Request);
                 done.send(()).unwrap();
             });
             // The lock waits for the consent to be noted; without that wait it would be done by
@@ -219,21 +219,21 @@ mod tests {
         while keyring.dek().is_ok() {
             std::thread::yield_now();
         }
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
+        assert_eq!(keyring.lease_state(&protectors.access, None).unwrap(), LeaseState::Locked);
     }
 
     /// A provider that is down is no reason to put off asking for keys that were locked meanwhile.
     #[test]
     fn an_outage_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Due);
+        assert_eq!(keyring.lease_state(&protectors.access, None).unwrap(), LeaseState::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
-            locker.lock(Loss::Request);
+            locker.lock(RevokeReason::Request);
             Err(ProviderError::Unreachable("down".into()))
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.access, None).unwrap(), Standing::Locked);
+        assert_eq!(keyring.lease_state(&protectors.access, None).unwrap(), LeaseState::Locked);
     }
 
     #[test]

@@ -419,7 +419,7 @@ fn another_key_does_not_pass_for_a_database() {
         let held = open(&protectors, None, std::slice::from_ref(&genuine)).unwrap();
         for locked in [false, true] {
             if locked {
-                held.keyring.lock(super::super::access::Loss::Request);
+                held.keyring.lock(super::super::access::RevokeReason::Request);
             }
             let refused = open(&protectors, None, std::slice::from_ref(&made_up)).map(|_| ());
             assert_eq!(refused.is_err(), same_id, "{what}, locked: {locked}");
@@ -445,7 +445,7 @@ fn a_policy_and_pins_hold_on_opening() {
         let allowed_providers = Some(vec!["v1".to_owned()]);
         strict.policy =
             Arc::new(super::super::policy::Policy { allowed_providers, ..Default::default() });
-        assert_eq!(open(&strict, None, &copies).unwrap().through, "b");
+        assert_eq!(open(&strict, None, &copies).unwrap().protector_name, "b");
         vault.calls();
         let refused = open(&strict, None, &only_first).map(|_| ()).unwrap_err();
         assert!(matches!(&refused, Error::KeyDisabled(_)), "{refused}");
@@ -482,7 +482,11 @@ fn a_policy_and_pins_hold_on_opening() {
         }
     }
     protectors.pins = pins("v0:key", &[other]);
-    assert_eq!(open(&protectors, None, &copies).unwrap().through, "b", "the other one is free");
+    assert_eq!(
+        open(&protectors, None, &copies).unwrap().protector_name,
+        "b",
+        "the other one is free"
+    );
     let new = Keyring::create(&protectors, Some("v0:key"), SuiteId::Aes256Gcm, 1).map(|_| ());
     assert!(matches!(new, Err(Error::WrongFile { .. })), "{new:?}");
 }
@@ -515,7 +519,7 @@ fn what_is_open_already_does_not_change_the_rights() {
         drop(keyring);
         let may_only_read = |opened: &Opened| {
             let mut all = opened.envelope.protectors.iter();
-            all.any(|record| record.name == opened.through && record.read_only)
+            all.any(|record| record.name == opened.protector_name && record.read_only)
         };
         let alone = may_only_read(&open(&protectors, None, &copies).unwrap());
         let _other = open(&protectors, Some(held), &copies).unwrap();
@@ -531,9 +535,9 @@ fn what_is_open_already_does_not_change_the_rights() {
     drop(keyring);
     let _other = open(&protectors, Some("1"), &copies).unwrap();
     vault.refuse(Some(ProviderError::Unreachable("down".into())));
-    assert_eq!(open(&protectors, None, &copies).unwrap().through, "1");
+    assert_eq!(open(&protectors, None, &copies).unwrap().protector_name, "1");
     vault.refuse(None);
-    assert_eq!(open(&protectors, None, &copies).unwrap().through, "0");
+    assert_eq!(open(&protectors, None, &copies).unwrap().protector_name, "0");
 }
 
 /// Whoever can write the file chose the names: a terminal must not obey them.

@@ -19,7 +19,7 @@ use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::io::Storage;
 use crate::io::tuning::Tuning;
-use crate::key::access::{Loss, Standing};
+use crate::key::access::{LeaseState, RevokeReason};
 use crate::key::auditor::Auditor;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
 use crate::key::identity::FileId;
@@ -97,7 +97,7 @@ impl Session {
         newest: Arc<Newest>,
         copies_differ: bool,
     ) -> Self {
-        let Opened { keyring, envelope, through } = opened;
+        let Opened { keyring, envelope, protector_name } = opened;
         Self {
             wishes,
             lockings: Cell::new(keyring.lockings()),
@@ -107,7 +107,7 @@ impl Session {
             envelope,
             committed: newest.is_committed(),
             newest,
-            protector_name: through,
+            protector_name,
             copies_differ,
             removed: Vec::new(),
             finished: Vec::new(),
@@ -119,8 +119,9 @@ impl Session {
         keyring.share();
         let newest = keyring.newest(wishes.file);
         newest.start_over();
-        let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
-        Self::new(wishes, Opened { keyring, envelope, through }, newest, false)
+        let protector_name =
+            envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
+        Self::new(wishes, Opened { keyring, envelope, protector_name }, newest, false)
     }
 
     /// Goes on with other providers.
@@ -167,15 +168,15 @@ impl Session {
     /// [`Error::Inaccessible`] while the provider's refusal stands, or the provider's new error.
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let wishes = Arc::clone(&self.wishes);
-        match self.keyring.standing(&wishes.protectors.access, wishes.wanted())? {
+        match self.keyring.lease_state(&wishes.protectors.access, wishes.wanted())? {
             // Another connection's protector gave the keys back after they were locked.
-            Standing::Good if !self.is_open() => self.unlock(base, wishes.wanted()),
-            Standing::Good => self.settle(base),
-            Standing::Due => {
+            LeaseState::Good if !self.is_open() => self.unlock(base, wishes.wanted()),
+            LeaseState::Good => self.settle(base),
+            LeaseState::Due => {
                 self.ask(base, Asker::MayWait);
                 self.settle(base)
             }
-            Standing::Locked => {
+            LeaseState::Locked => {
                 self.unlock(base, wishes.wanted())?;
                 self.auditor().note(&Event {
                     file_id: Some(self.keyring.file_id()),
@@ -210,7 +211,7 @@ impl Session {
         // Once the keys are locked, this transaction does not ask for them again.
         self.check_transaction()?;
         let access = &self.wishes.protectors.access;
-        if self.keyring.standing(access, self.wishes.wanted())? == Standing::Due {
+        if self.keyring.lease_state(access, self.wishes.wanted())? == LeaseState::Due {
             self.ask(base, Asker::HoldsLocks);
             return self.check_transaction();
         }
@@ -322,7 +323,7 @@ impl Session {
         let opened =
             steadily(base, open).map_err(|error| self.keyring.access.refused(error, wanted))?;
         self.envelope = opened.envelope;
-        self.protector_name = opened.through;
+        self.protector_name = opened.protector_name;
         self.lockings.set(lockings);
         Ok(())
     }
@@ -334,7 +335,7 @@ impl Session {
 
     /// Forgets the keys in this process: the next transaction asks the provider for them.
     pub(crate) fn lock_keys(&self) -> Result<()> {
-        self.keyring.lock(Loss::Request);
+        self.keyring.lock(RevokeReason::Request);
         let forgotten = self.wishes.protectors.forget();
         let file_id = Some(self.keyring.file_id());
         self.auditor().note(&Event { file_id, ..Event::new(EventKind::Lock) });
