@@ -15,8 +15,8 @@
 //! itself, in the middle of a transaction, too:
 //!
 //! 1. At a *look* it reads the clock. An epoch is a drawn number plus the clock's nanoseconds at
-//!    the last look. Where the draw is a millisecond old, it is drawn anew first, from the sources
-//!    of [`fill_random`].
+//!    the last look. If the draw is a millisecond old, it is drawn anew first, from the sources of
+//!    [`fill_random`].
 //! 2. It looks at the first block, at each eighth, and at each block before which the coarse clock
 //!    has moved, which the kernel advances every 1 to 10 ms.
 //!

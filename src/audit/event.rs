@@ -165,7 +165,7 @@ pub struct Entry {
     pub kind: String,
     /// `ok` or `failed`.
     pub outcome: String,
-    /// The words of the error, where it failed.
+    /// The error's message, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The database's file id: 32 hex digits.

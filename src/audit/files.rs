@@ -123,8 +123,8 @@ pub(super) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Adds one line to the log file, which is there and ends as `end` says, and syncs it. An
-/// incomplete last line gets its line end first.
+/// Adds one line to the existing log file, whose end is `end`, and syncs it. An incomplete last
+/// line gets its line end first.
 ///
 /// # Errors
 /// [`Error::Audit`]; a partial line is cut off again if the system allows it.

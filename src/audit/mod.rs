@@ -149,7 +149,7 @@ impl AuditLog {
         self.append(place, entry)
     }
 
-    /// Where the next line belongs. The caller holds the lock.
+    /// The place of the next line. The caller holds the lock.
     fn place(&self) -> Result<Place> {
         let dir = &self.options.dir;
         let head = HeadState::of(&self.keys, files::read_head(dir)?.as_deref());

@@ -85,7 +85,7 @@ impl HeadState {
 /// Bytes at the end of the log file that an interrupted append left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Torn {
-    /// Where they begin.
+    /// Their offset.
     pub at: u64,
     pub len: usize,
 }
@@ -99,7 +99,7 @@ pub(super) struct Walk<'k> {
     pub files: usize,
     pub lines: u64,
     pub notes: Vec<Finding>,
-    /// Where the chain broke; nothing behind it was read.
+    /// The break of the chain; nothing behind it was read.
     pub broken: Option<Finding>,
     pub torn: Option<Torn>,
     /// The first line marked `suspect`.

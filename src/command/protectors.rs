@@ -380,7 +380,7 @@ fn wrap(session: &Session, new: &NewProtector) -> Result<(ProtectorRecord, Optio
     Ok((record, refusal))
 }
 
-/// `record` under the newest version of its key; `None` where it is already.
+/// `record` under the newest version of its key; `None` if it is already.
 fn rewrapped(session: &Session, record: &ProtectorRecord) -> Result<Option<ProtectorRecord>> {
     let keyring = session.keyring();
     let (dek, context) = keyring.dek()?;

@@ -52,7 +52,7 @@ impl<H: Host> Database<H> {
         if !self.flush_journals()? && self.main.has_page(&self.host, bytes, at)? {
             return Ok(());
         }
-        // Without a wal-index in shared memory, nothing else tells when a recovery is over.
+        // Without a wal-index in shared memory, this is the only sign that a recovery is over.
         if !self.logs.is_empty() && super::wal_index::pages(&self.host).is_none() {
             self.seal_holes()?;
         }

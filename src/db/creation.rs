@@ -68,7 +68,7 @@ impl Main {
     /// writing. Its keys serve the next attempt of this handle.
     ///
     /// # Errors
-    /// [`Error::Busy`] where the file holds a database of another connection, which took no lock
+    /// [`Error::Busy`] if the file holds a database of another connection, which took no lock
     /// either (`nolock=1`).
     pub(super) fn undo_creation(&mut self, base: &impl Storage) -> Result<()> {
         let is_own = match &self.state {

@@ -5,7 +5,7 @@
 //! | rollback | RESERVED | writers, as for any other writer |
 //! | WAL | the wal-index's lock of checkpoints | checkpoints |
 //!
-//! SQLite refuses RESERVED in WAL mode where several processes have the log. Page 1, read under a
+//! SQLite refuses RESERVED in WAL mode if several processes use the log. Page 1, read under a
 //! SHARED lock, tells the journal mode; no connection can change it while SHARED is held.
 //!
 //! A RESERVED lock tells readers that a journal is in use. Held beside the journal of a crashed

@@ -22,7 +22,7 @@
 //! 8. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
 //!    a checkpoint before its last page: the log has every buffered page. A rollback therefore
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
-//!    errors it ignores, fail only where the base does.
+//!    errors it ignores, fail only if the base fails.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -335,8 +335,8 @@ impl Main {
         matches!(&self.state, State::Encrypted(open) if !open.pages.outgoing.is_empty())
     }
 
-    /// A log was recovered: seals the holes that an interrupted checkpoint left where the file
-    /// grew.
+    /// A log was recovered: seals the holes that an interrupted checkpoint left in the grown part
+    /// of the file.
     ///
     /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
     /// is in `logged`, or SQLite never wrote it. The next checkpoint brings the former. Pages
@@ -400,13 +400,12 @@ impl Main {
         if visible.contains(&page) { Err(Error::PageAuthentication { page }) } else { Ok(()) }
     }
 
-    /// The size that SQLite is told. If the file was cut under its locks, that is the known size:
+    /// The size reported to SQLite. If the file was cut under its locks, that is the known size:
     /// SQLite then meets each missing page as an error, and a rollback restores the pages in the
     /// journal.
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
-        // Where a connection takes no locks, this is when it learns of a database that is new, or
-        // is no more.
+        // A connection without locks learns here of a database that was created or removed.
         let looks_other = match &self.state {
             State::Empty(_) => size > 0,
             State::Encrypted(open) => !open.session.is_committed() && logical_size(size) == 0,
@@ -485,7 +484,7 @@ impl Main {
     /// the file was damaged. A journal that is begun then would pass for one of any state.
     ///
     /// # Errors
-    /// [`Error::PageAuthentication`] where page 1 is damaged.
+    /// [`Error::PageAuthentication`] if page 1 is damaged.
     pub(crate) fn journal_begins(&mut self, base: &impl Storage) -> Result<Begun> {
         let begun = self.state_for_journal(base)?;
         let begun = begun.ok_or(Error::PageAuthentication { page: 1 })?;
@@ -494,7 +493,7 @@ impl Main {
         Ok(begun)
     }
 
-    /// Notes the change counter where SQLite does: with each page 1 that it reads or writes.
+    /// Notes the change counter when SQLite does: with each page 1 that it reads or writes.
     fn note_change_counter(&mut self, page: &[u8], at: u64) {
         const AT: usize = CHANGE_COUNTER.0 as usize;
         if at == 0 && page.len() > SQLITE_HEADER {
@@ -506,7 +505,7 @@ impl Main {
     /// the wal-index says.
     ///
     /// # Errors
-    /// [`Error::PageAuthentication`] where it is shorter.
+    /// [`Error::PageAuthentication`] if it is shorter.
     pub(crate) fn pages(&self, base: &impl Storage, in_index: Option<u32>) -> Result<u32> {
         let State::Encrypted(open) = &self.state else { return Ok(0) };
         let pages = &open.pages;
@@ -541,7 +540,7 @@ impl Main {
                 let known = self.known_size.unwrap_or(0);
                 let filled = pages.read(base, buf, at, read_ahead, known)?;
                 match filled {
-                    // SQLite reads a page only where no creation is left to be rolled back. The
+                    // SQLite reads a page only when no creation is left to be rolled back; the
                     // header it reads earlier.
                     Some(Filled::Full) if session.envelope().has_pages && !is_header(at, buf) => {
                         session.note_page();
@@ -570,7 +569,7 @@ impl Main {
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
         let written = self.write_state(base, bytes, at, may_wait, demand);
-        // SQLite notes it also where the write failed.
+        // SQLite notes it even if the write failed.
         self.note_change_counter(bytes, at);
         written
     }
@@ -807,7 +806,7 @@ fn look_for_plaintext(
     }
 }
 
-/// Refuses a file that has no file id where one is expected.
+/// Refuses a file without a file id if one is expected.
 fn expect_none(wishes: &Wishes, found: &str) -> Result<()> {
     wishes.file_id.map_or(Ok(()), |expected| Err(wrong_file(found, &[expected])))
 }

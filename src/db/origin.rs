@@ -15,7 +15,7 @@ impl Main {
     /// The state of the file, for a log that begins. `in_index` are its pages by the wal-index.
     ///
     /// # Errors
-    /// [`Error::PageAuthentication`] where page 1 is bad, or a page is missing.
+    /// [`Error::PageAuthentication`] if page 1 is bad, or a page is missing.
     pub(crate) fn log_origin(&self, base: &impl Storage, in_index: Option<u32>) -> Result<Origin> {
         let pages = self.pages(base, in_index)?;
         let counters = self.counters_on_disk(base)?.ok_or(Error::PageAuthentication { page: 1 })?;
@@ -47,7 +47,7 @@ impl Main {
         Ok(slots.newest().map_or(Fit::No, |slot| slot.fit(log, state)))
     }
 
-    /// SQLite's counters in page 1; `None` where that is bad or missing.
+    /// SQLite's counters in page 1; `None` if that is bad or missing.
     pub(crate) fn counters_on_disk(&self, base: &impl Storage) -> Result<Option<Counters>> {
         let State::Encrypted(open) = &self.state else { return Ok(None) };
         let mut page = vec![0; open.pages.page_size()];
@@ -55,7 +55,8 @@ impl Main {
         Ok(good.then(|| counters_in(&page)))
     }
 
-    /// Whether the slots have what [`Main::checkpoint_writes`] says of the checkpoint at hand.
+    /// Whether the slots already hold the state of [`Main::checkpoint_writes`] for the current
+    /// checkpoint.
     pub(crate) fn is_checkpoint_noted(&self) -> bool {
         self.phase.in_checkpoint().noted
     }
@@ -127,7 +128,7 @@ impl Main {
     }
 
     /// A checkpoint has brought all of `log` to the file, which was begun on `state` and ends with
-    /// `last`, where that is known. SQLite cuts the file next and syncs it.
+    /// `last`, if known. SQLite cuts the file next and syncs it.
     ///
     /// # Errors
     /// As [`Main::checkpoint_writes`].

@@ -34,9 +34,9 @@ pub(crate) enum Phase {
 /// A checkpoint that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Checkpoint {
-    /// The last page that it will write; `None` if that cannot be told.
+    /// The last page that it will write; `None` if unknown.
     pub(crate) last_page: Option<u32>,
-    /// The slots say what it brings.
+    /// The slots announce its frames.
     pub(crate) noted: bool,
     /// The log may have been begun anew since SQLite read the wal-index: nothing may be written.
     pub(crate) void: bool,

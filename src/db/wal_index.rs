@@ -33,8 +33,8 @@ pub(crate) const PAGE_NUMBERS: u32 = 4096;
 const HEADER_WORDS: u32 = 136 / 4;
 /// Page numbers in region 0.
 const FIRST: u32 = PAGE_NUMBERS - HEADER_WORDS;
-/// Words of the header: one whose first byte says whether it was ever written, the frame of the
-/// last commit, the pages of the database after it, and two of salts.
+/// Words of the header: one whose first byte marks it as written, the frame of the last commit, the
+/// pages of the database after it, and two of salts.
 const INIT_WORD: usize = 3;
 const FRAMES_WORD: usize = 4;
 const PAGES_WORD: usize = 5;

@@ -1,9 +1,9 @@
-//! The names of the files beside a database: the one place that says where they lie.
+//! The names of the files beside a database: the only module that defines them.
 //!
 //! | file | of an encrypted database `X` | of a plaintext database `X` |
 //! |---|---|---|
 //! | rollback journal | `X-journal` | `X-journal` |
-//! | write-ahead log | `X-tdewal`; `X-tde` where that name is too long | `X-wal` |
+//! | write-ahead log | `X-tdewal`; `X-tde` if that name is too long | `X-wal` |
 //! | wal-index | `X-shm` | `X-shm` |
 //!
 //! SQLite without the library checks for `X-wal` before it reads a byte of `X`: it joins a log that

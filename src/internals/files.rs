@@ -76,7 +76,7 @@ pub struct Index {
     pub salts: Option<[u8; 8]>,
     /// The page of each frame.
     pub pages: Vec<u32>,
-    /// The database is in another state than the log says.
+    /// The database is in another state than the log's origin.
     pub other_state: bool,
 }
 

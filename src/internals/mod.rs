@@ -24,7 +24,7 @@ impl Pages {
     /// Ready for pages of `page_size` bytes.
     ///
     /// # Errors
-    /// Where the operating system has no random bytes.
+    /// If the operating system has no random bytes.
     pub fn new(suite: SuiteId, page_size: usize) -> Result<Self> {
         // As where a VFS is registered.
         crate::vfs::forks::watch();
@@ -40,7 +40,7 @@ impl Pages {
     /// Seals a page of SQLite's as page `number`.
     ///
     /// # Errors
-    /// Where the operating system has no random bytes.
+    /// If the operating system has no random bytes.
     pub fn seal(&mut self, number: u64, page: &[u8]) -> Result<()> {
         self.cipher.seal(number, &page[..page.len() - RESERVE], &mut self.block)
     }

@@ -18,10 +18,10 @@ use crate::error::{Error, Result};
 
 /// The calls that our files make on the file below them.
 pub(crate) trait Storage {
-    /// Fills `buf` from byte `at`. `false` where the file ends before `buf` is full; the rest is
+    /// Fills `buf` from byte `at`. `false` if the file ends before `buf` is full; the rest is
     /// zeros then.
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool>;
-    /// [`Storage::read`] where a crash must be told from a fault: `false` only where the file ends
+    /// [`Storage::read`] for callers that tell a crash from a fault: `false` only if the file ends
     /// before `buf` is full. A file that is long enough and does not give its bytes is an error;
     /// another process may just have made it so long.
     fn read_whole(&self, buf: &mut [u8], at: u64) -> Result<bool> {
@@ -55,7 +55,7 @@ pub(crate) trait Storage {
     fn sync(&self) -> Result<()>;
 }
 
-/// How much of a read the file could fill; SQLite wants the rest zeroed and to be told.
+/// Completeness of a read; SQLite wants a short one zero-filled and reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filled {
     Full,

@@ -120,8 +120,7 @@ impl Pins {
         self.paths.iter().find(|(pin, _)| resolved(pin, LINKS) == path).map(|found| *found.1)
     }
 
-    /// The databases that the protector of `record` is for, where the database `id` is none of
-    /// them.
+    /// The databases pinned for the protector of `record`, if the database `id` is none of them.
     pub(crate) fn others(&self, record: &ProtectorRecord, id: FileId) -> Option<&[FileId]> {
         let is_for = |name: &str| {
             let (provider, key) = split(name);

@@ -144,7 +144,7 @@ impl Protectors {
     /// Refuses `record` if its provider does not unwrap it to `dek`.
     ///
     /// # Errors
-    /// The provider's, or [`ProviderError::WrongKey`] where it gives another key.
+    /// The provider's, or [`ProviderError::WrongKey`] if it gives another key.
     pub(crate) fn prove(
         &self,
         record: &ProtectorRecord,

@@ -125,7 +125,7 @@ pub(super) fn run<T: Send + 'static>(
     received.flatten().ok_or(Failure::Panicked)
 }
 
-/// Ends a call that runs; `false` where it had ended already.
+/// Ends a call that runs; `false` if it had ended already.
 fn replace_running(call: &Mutex<Progress>, end: Progress) -> bool {
     let mut progress = lock(call);
     let runs = *progress == Progress::Runs;

@@ -31,7 +31,7 @@ const CHECK_LABEL: &[u8] = b"sqlite-tde v1 raw key check";
 /// The id of the key is a free label, bound to what it wraps. Its version is a check value, 8
 /// hexadecimal digits of HKDF-SHA-256 over the key. It tells keys apart and a wrong one before it
 /// is tried. To rotate, put another key in the source's place, or name another provider with
-/// another source; the old key goes on opening what was copied before.
+/// another source; earlier copies still open with the old key.
 #[derive(Debug, Clone)]
 pub struct RawKey {
     source: SecretSource,

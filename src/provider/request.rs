@@ -43,13 +43,13 @@ impl Deadline {
         Self(Instant::now().checked_add(time))
     }
 
-    /// The moment itself; `None` where the caller waits without end.
+    /// The moment itself; `None` if the caller waits without end.
     #[must_use]
     pub fn at(self) -> Option<Instant> {
         self.0
     }
 
-    /// The time that is left: zero when it is over, `None` where the caller waits without end.
+    /// The time that is left: zero when it is over, `None` if the caller waits without end.
     #[must_use]
     pub fn time_left(self) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(Instant::now()))

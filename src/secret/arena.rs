@@ -37,12 +37,12 @@ struct Arena {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Memory {
-    /// How much there is, in bytes.
+    /// Its size in bytes.
     pub bytes: usize,
-    /// How much of it is not locked, so that it may be written to swap. More than 0 where the
-    /// operating system refused, mostly for its limit on locked memory (`ulimit -l`).
+    /// Bytes of it that are not locked, and may be written to swap. More than 0 if the operating
+    /// system refused, mostly for its limit on locked memory (`ulimit -l`).
     pub swappable: usize,
-    /// How much of it a core dump would hold: all of it on anything but Linux.
+    /// Bytes of it that a core dump would hold: all of it on anything but Linux.
     pub dumpable: usize,
 }
 

@@ -4,10 +4,10 @@
 //! operating system 32 | processor 32 | time 16 | process 4 | count 8 --HKDF-SHA-256--> bytes
 //! ```
 //! The operating system's generator alone is enough for unpredictable bytes. The others keep clones
-//! of a running machine apart, in which that generator may say the same until it is told of the
-//! cloning (Linux is, where the machine has a VM generation id). The processor's generator, where
-//! it has one, is not part of what is cloned. Time, process and count add what little they can:
-//! HKDF's extraction (RFC 5869) takes nothing away from the best of its inputs by mixing in others.
+//! of a running machine apart, in which that generator may repeat until it learns of the cloning
+//! (Linux does, if the machine has a VM generation id). The processor's generator, if it has one,
+//! is not part of what is cloned. Time, process and count add what little they can: HKDF's
+//! extraction (RFC 5869) takes nothing away from the best of its inputs by mixing in others.
 //!
 //! Nothing is kept from one call to the next but the count: there is no state that a fork could
 //! copy.

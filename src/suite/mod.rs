@@ -1,5 +1,5 @@
-//! The cipher suites, behind one trait. The envelope says which one a key version uses; nothing is
-//! negotiated.
+//! The cipher suites, behind one trait. The envelope records the suite of each key version; nothing
+//! is negotiated.
 
 pub(crate) mod ctr_hmac;
 pub(crate) mod hkdf;
@@ -29,13 +29,13 @@ pub enum SuiteId {
 impl SuiteId {
     pub(crate) const ALL: [Self; 2] = [Self::Aes256Gcm, Self::Aes256CtrHmacSha256];
 
-    /// The number that stands for it in an envelope.
+    /// Its number in an envelope.
     #[must_use]
     pub const fn code(self) -> u8 {
         self as u8
     }
 
-    /// The suite that `code` stands for.
+    /// The suite with number `code`.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|suite| suite.code() == code)

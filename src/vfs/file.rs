@@ -27,8 +27,8 @@ use crate::error::{Error, Result, last_error};
 use crate::file::scratch::Scratch;
 use crate::io::{Filled, Storage};
 
-/// Characteristics that hold for the base file and not for ours: a page of ours is more than one
-/// write where the file grows, and a record is not appended by itself.
+/// Characteristics that hold for the base file and not for ours: a page of ours takes more than one
+/// write if the file grows, and a record is not appended by itself.
 const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
     | ffi::SQLITE_IOCAP_ATOMIC512
     | ffi::SQLITE_IOCAP_ATOMIC1K
@@ -544,7 +544,7 @@ unsafe fn pragma_without_file(owner: &Owner, arg: *mut *mut c_char) -> Option<c_
     if !name.starts_with("tde_") {
         return None;
     }
-    // Where the schema cannot be read, SQLite from 3.49 on prepares no call of the function.
+    // If the schema cannot be read, SQLite from 3.49 on prepares no call of the function.
     if (name.as_str(), &value) == ("tde_last_error", &None) {
         // The text is the column's name, too, and hosts cannot do without one: without a text there
         // is no column.
@@ -663,7 +663,7 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
     })
 }
 
-/// Without a page it tells that the file may have changed, so that the mapping is made anew.
+/// Without a page it signals that the file may have changed, so the mapping is made anew.
 unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {

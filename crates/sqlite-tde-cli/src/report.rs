@@ -61,7 +61,8 @@ fn print_status(status: &Status) -> Result<(), Failure> {
 #[derive(Serialize)]
 struct Report {
     clean: bool,
-    /// Whether the file has no pages, or fewer than its first one says. Those may all be good.
+    /// Whether the file has no pages, or fewer than its first one counts; the present ones may all
+    /// be good.
     truncated: bool,
     #[serde(flatten)]
     found: Verification,

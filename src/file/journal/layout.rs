@@ -17,7 +17,7 @@ const FILE_ID_AT: usize = SALT_AT + ID_LEN;
 const GRAIN_AT: usize = FILE_ID_AT + ID_LEN;
 const BEGUN_AT: usize = GRAIN_AT + size_of::<u32>();
 pub(super) const HEADER_LEN: usize = SECTOR;
-/// SQLite's smallest sector, which it takes where the VFS reports powersafe overwrite.
+/// SQLite's smallest sector, which it uses if the VFS reports powersafe overwrite.
 pub(super) const SECTOR: usize = 512;
 const LARGEST_SECTOR: usize = 65536;
 

@@ -17,8 +17,8 @@
 //! depends on it, too.
 //!
 //! The first byte is always zero: SQLite without the library leaves such a journal alone. It takes
-//! any other for hot, finds nothing to play back, and deletes it. Where the transaction is one over
-//! several databases, the journal ends with the name of the super-journal as it is ([`name`]).
+//! any other for hot, finds nothing to play back, and deletes it. For a transaction over several
+//! databases, the journal ends with the name of the super-journal as it is ([`name`]).
 //!
 //! Records are always whole, for SQLite may go on at the next sector and never come back to the one
 //! it left half filled. After the last record come as many zeros, 1 to 512, as that record holds of
@@ -133,8 +133,8 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// A journal of the database that `keyring` opens, on storage of which a torn write spoils
-    /// `grain` bytes. Without a keyring it can only be looked at, and holds nothing: no database
-    /// was ever created beside it.
+    /// `grain` bytes. Without a keyring it can only be read, and is empty: no database was ever
+    /// created beside it.
     pub(crate) fn open(
         base: &impl Storage,
         keyring: Option<Arc<Keyring>>,
@@ -381,7 +381,7 @@ impl Journal {
         waits && !self.given_up
     }
 
-    /// Makes room: brings all records but one that SQLite goes on with to the base.
+    /// Makes room: writes all records to the base, except one that SQLite may continue.
     fn flush_records(&mut self, base: &impl Storage) -> Result<()> {
         let end = self.tail.end();
         let whole = end - self.layout.locate(end).1 as u64;

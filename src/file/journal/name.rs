@@ -3,11 +3,10 @@
 //! ```text
 //! ... | end mark | name | length 4 | checksum 4 | SQLite's magic 8 |
 //! ```
-//! SQLite deletes a super-journal as soon as none of the journals that it lists says in its last
-//! bytes that it belongs to it. Any connection reads the journals of the other databases for that
-//! through its own VFS, with or without the library and the key. So the end of SQLite's journal,
-//! which is sealed like the rest of it, is also there as it is. Its name stands in the
-//! super-journal anyway.
+//! SQLite deletes a super-journal as soon as none of the journals that it lists ends with its name.
+//! Any connection reads the journals of the other databases for that through its own VFS, with or
+//! without the library and the key. So the end of SQLite's journal, which is sealed like the rest
+//! of it, is also there as it is. Its name stands in the super-journal anyway.
 //!
 //! The bytes are written when SQLite's write of the name's last part comes, before it syncs the
 //! journal and long before it deletes the super-journal. A playback takes the sealed name only

@@ -60,7 +60,7 @@ impl Journal {
         Ok(self.cipher.is_none() && base.read(&mut magic, 0)? && !is_ours(&magic))
     }
 
-    /// Puts `record` into `plain`, as the base has it; `false` where it does not authenticate, or
+    /// Puts `record` into `plain`, as the base has it; `false` if it does not authenticate, or
     /// is not as this handle wrote it last. `on`: the records after it will be read next.
     fn load(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
         if self.held == Some(record) {

@@ -438,7 +438,7 @@ pub(crate) fn counters_in(page_1: &[u8]) -> Counters {
     counters
 }
 
-/// Whether a read of `buf` at `at` is one of SQLite's looks at the header of page 1.
+/// Whether a read of `buf` at `at` is one of SQLite's reads of the header of page 1.
 pub(crate) fn is_header(at: u64, buf: &[u8]) -> bool {
     at + buf.len() as u64 <= SQLITE_HEADER as u64
 }

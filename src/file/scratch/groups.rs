@@ -138,7 +138,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Reads the trailers of group `number`, and tells their place.
+    /// Reads the trailers of group `number`; returns their place in the cache.
     fn fetch(
         &mut self,
         base: &impl Storage,

@@ -62,7 +62,7 @@ impl Chain {
         self.state != State::Broken
     }
 
-    /// As [`Chain::goes_on`], where the checksums tell.
+    /// As [`Chain::goes_on`], for a log whose checksums continue.
     pub(super) fn is_sure(&mut self, frame: &[u8]) -> bool {
         self.goes_on(frame) && self.state == State::Whole
     }

@@ -31,7 +31,7 @@
 //! Header and record 0 are written anew in one write whenever a log begins. A crash may leave
 //! either of them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and
 //! the log is the earlier one, of which the write touches no frame. Neither loses anything, since
-//! SQLite begins a log only where the database has all of the earlier one, synced, and syncs the
+//! SQLite begins a log only after the database has all of the earlier one, synced, and syncs the
 //! header before it writes a frame.
 //!
 //! SQLite writes a frame as header and page, sometimes cut in two at a sync. Both are gathered here
@@ -45,25 +45,25 @@
 //! places since, and the lock for which [`Owner::locks`] counts comes before the next call of this
 //! handle.
 //!
-//! Reads are served from a window where they follow each other ([`crate::io::read_ahead`]). SQLite
-//! asks for a frame only if it was committed when the transaction at hand took its lock, or if this
-//! handle wrote it since. The first kind stays as it is for as long as that lock is held: frames
-//! are only added behind, and a log starts over only while it has no reader. So bytes read since
-//! then are valid, whether or not they were asked for yet; and the window is dropped with each lock
-//! taken, each own write over it, and each new layout. A record that fails is read again by itself,
-//! before it counts.
+//! Sequential reads are served from a window ([`crate::io::read_ahead`]). SQLite asks for a frame
+//! only if it was committed when the transaction at hand took its lock, or if this handle wrote it
+//! since. The first kind stays as it is for as long as that lock is held: frames are only added
+//! behind, and a log starts over only while it has no reader. So bytes read since then are valid,
+//! whether or not they were asked for yet; and the window is dropped with each lock taken, each own
+//! write over it, and each new layout. A record that fails is read again by itself, before it
+//! counts.
 //!
 //! Invariants
 //! 1. A record is sealed and written whole, under a nonce of its own.
 //! 2. A read that starts with a frame or with the WAL header comes from recovery, and answers zeros
-//!    where the record does not authenticate: the end of the log, as a bad checksum would be. Any
+//!    if the record does not authenticate: the end of the log, as a bad checksum would be. Any
 //!    other read is of a frame that SQLite takes for valid, and fails; so does one of a frame that
 //!    this handle wrote in the transaction at hand.
 //! 3. A page is handed out only if its frame header has the page number that the wal-index has for
 //!    the frame: records of a transaction that was rolled back authenticate at the same place.
-//!    SQLite's salts and checksums are not looked at. Recovery looks at them, and SQLite before
-//!    3.50 commits frames without any, for which the wal-index alone vouches. A wal-index in the
-//!    heap cannot be asked; then no other process has the log open.
+//!    SQLite's salts and checksums are not checked. Recovery checks them, and SQLite before 3.50
+//!    commits frames without any, for which the wal-index alone vouches. A wal-index in the heap
+//!    cannot be asked; then no other process has the log open.
 //! 4. The header is a property of the file, authenticated with record 0: without that no frame is
 //!    read or written. It changes only with SQLite's salts: if those are the same again, nothing
 //!    was committed, and the file is left unchanged. So a handle that sees the salts of its record
@@ -136,7 +136,7 @@ pub(crate) trait Owner {
     fn origin(&self) -> Result<Origin>;
     /// The relation of the log `log`, begun on `state`, to the current database file.
     fn fit(&self, log: &LogId, state: &StateId) -> Result<Fit>;
-    /// SQLite's bytes 24 to 39 of page 1 in the database file; `None` where that is bad or missing.
+    /// SQLite's bytes 24 to 39 of page 1 in the database file; `None` if that is bad or missing.
     fn counters(&self) -> Result<Option<Counters>>;
 }
 
@@ -216,7 +216,7 @@ pub(crate) struct Wal {
     grain: usize,
     tuning: Tuning,
     layout: Option<Layout>,
-    /// Record 0; `None` where it does not authenticate, and then neither does the layout.
+    /// Record 0; `None` if it does not authenticate, and then neither does the layout.
     start: Option<Start>,
     /// Results of a recovery, until the database has taken them.
     pub(crate) recovered: Option<Recovered>,
@@ -358,7 +358,7 @@ impl Wal {
         self.start.as_ref().map_or(0, |start| start.origin().pages)
     }
 
-    /// Record 0; `None` where it does not authenticate.
+    /// Record 0; `None` if it does not authenticate.
     fn load_start(&self, base: &impl Storage, layout: Layout) -> Result<Option<Start>> {
         let (mut sector, at) = ([0; HEADER_LEN], layout.sector() as u64);
         // Bytes past the end of the file read as zeros, as does the rest of the sector.

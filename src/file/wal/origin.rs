@@ -56,7 +56,7 @@ impl Wal {
     /// and no commit has followed. SQLite may have trusted the wal-index, and recovered nothing.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] where the
+    /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] if the
     /// wal-index is about another log.
     pub(super) fn check_new(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<()> {
         let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
@@ -175,7 +175,7 @@ impl Wal {
         attempted.or(self.end).unwrap_or(0)
     }
 
-    /// The last one of those frames, where that is known.
+    /// The last one of those frames, if known.
     pub(crate) fn last_frame(
         &self,
         base: &impl Storage,
@@ -187,8 +187,8 @@ impl Wal {
         Ok(base.read_whole(&mut trailer, at)?.then_some((brought, trailer)))
     }
 
-    /// Whether page 1 is in the log, with these counters or with any. Looks where the wal-index has
-    /// page 1 first: a look at every frame takes as long as a recovery.
+    /// Whether page 1 is in the log, with these counters or with any. Tries the wal-index's frame
+    /// of page 1 first: reading every frame takes as long as a recovery.
     fn has_page_1(
         &mut self,
         base: &impl Storage,

@@ -84,7 +84,7 @@ impl Wal {
 
     /// Reads of SQLite's WAL header: the whole in recovery, its checksum when a transaction that
     /// started the log has overwritten frames. Recovery may come after another handle began a log,
-    /// and before the wal-index says so.
+    /// and before the wal-index shows it.
     fn read_header(
         &mut self,
         base: &impl Storage,
@@ -152,7 +152,7 @@ impl Wal {
         owner.page_of(frame).is_none_or(|expected| expected == page)
     }
 
-    /// Puts `frame` into `plain`, from memory or from its record; `false` where that does not
+    /// Puts `frame` into `plain`, from memory or from its record; `false` if that does not
     /// authenticate.
     pub(super) fn load(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<bool> {
         self.held = None;

@@ -43,7 +43,7 @@ impl Wal {
     /// The requirements of the log, from its own records and from `known`.
     ///
     /// # Errors
-    /// [`Error::FrameAuthentication`] where the frame of the last commit is no such commit.
+    /// [`Error::FrameAuthentication`] if the frame of the last commit is no such commit.
     pub(crate) fn demand(&mut self, base: &impl Storage, view: View) -> Result<Demand> {
         self.load_layout(base)?;
         let mut least = self.pages();

@@ -27,8 +27,8 @@
 //!
 //! The current DEK comes first and has no wrapped bytes of its own: the protectors wrap it, each by
 //! itself. A retired DEK is wrapped under the current one. The MAC is HMAC-SHA-256, under the
-//! current DEK's envelope subkey, of everything before it. The slots say which log belongs to the
-//! file ([`slot`]); checkpoints write them, and writers of a copy leave them unchanged.
+//! current DEK's envelope subkey, of everything before it. The slots identify the log that belongs
+//! to the file ([`slot`]); checkpoints write them, and writers of a copy leave them unchanged.
 //!
 //! Invariants:
 //! 1. One meaning, one encoding: a copy that decodes is, byte for byte, what encoding gives.
@@ -402,7 +402,7 @@ pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
 /// interrupted creation, so that nothing was ever stored in it.
 ///
 /// Creation writes copy A, syncs it, writes pages, and at the first commit copy B, syncs that, and
-/// copy A again. Both then say that there are pages, and the pages are on disk. So this is so where
+/// copy A again. Both then mark that there are pages, and the pages are on disk. Conditions:
 /// 1. the file has no page: it ends with the envelope or before, at a multiple of a sector;
 /// 2. copy A, whole or torn, is of no later format and says that there are no pages, or is zeros
 ///    and so is all that follows;

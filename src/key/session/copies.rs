@@ -317,7 +317,7 @@ fn put(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
 /// so that nothing has changed. `before` is the envelope in force, and the offset of its copy.
 ///
 /// # Errors
-/// [`Error::Unfinished`] where the disk lets it neither complete the change nor take it back.
+/// [`Error::Unfinished`] if the disk lets it neither complete the change nor take it back.
 fn write(
     base: &impl Storage,
     keyring: &Keyring,

@@ -69,8 +69,8 @@ pub(crate) struct Session {
     lockings: Cell<u64>,
     /// The same count when the current transaction began.
     began: u64,
-    /// The count of confirmations when this session last looked whether that protector is still in
-    /// the envelope.
+    /// The count of confirmations at this session's last check that the protector is still in the
+    /// envelope.
     settled: u64,
     /// The transaction that created the database was committed: a file without pages was cut.
     committed: bool,

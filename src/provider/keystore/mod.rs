@@ -67,8 +67,8 @@ pub struct Keystore {
 }
 
 impl Keystore {
-    /// The keystore in `$SQLITE_TDE_HOME`, or where that is unset or empty, in `sqlite-tde` under
-    /// the platform's data directory. Its passphrase is read from the file that
+    /// The keystore in `$SQLITE_TDE_HOME`, or if that is unset or empty, in `sqlite-tde` under the
+    /// platform's data directory. Its passphrase is read from the file that
     /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE` names, or from the open descriptor whose number is in
     /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FD`, if one of them is set. Creates and reads nothing.
     ///

@@ -151,7 +151,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Whether its keys keep the rules of the format, and are sealed where they should be.
+    /// Whether its keys keep the rules of the format, and are sealed if there is a passphrase.
     pub(super) fn is_sound(keys: &[StoredKey], sealed: bool) -> bool {
         let names: BTreeSet<&str> = keys.iter().map(|key| key.name.as_str()).collect();
         names.len() == keys.len()

@@ -65,8 +65,8 @@ pub struct Pkcs11 {
 impl Pkcs11 {
     /// The token `token` of the library `module_path`, entered with `pin`.
     ///
-    /// The PIN is read when the process first logs in, and again where it has to log in again:
-    /// after a fork, or after the token was away.
+    /// The PIN is read when the process first logs in, and at each later login: after a fork, or
+    /// after the token was away.
     #[must_use]
     pub fn new(module_path: impl Into<PathBuf>, token: Token, pin: SecretSource) -> Self {
         let mechanisms = vec![Mechanism::AesGcm, Mechanism::AesKeyWrap, Mechanism::RsaOaepSha256];
@@ -242,7 +242,7 @@ impl KeyProvider for Pkcs11 {
         "pkcs11"
     }
 
-    /// A token is a device, even where it is a program; a prompt for its PIN is a person.
+    /// A token is a device, even a token in software; a prompt for its PIN is a person.
     fn waits_for(&self) -> WaitsFor {
         match self.access.waits_for() {
             WaitsFor::Nothing => WaitsFor::Service,

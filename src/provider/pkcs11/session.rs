@@ -177,7 +177,7 @@ impl Access {
 
     fn slot(&self, module: &Module) -> Result<Slot, Failure> {
         match &self.token {
-            // Without a look at the token: there are modules whose answers cannot be read.
+            // Without a check of the token: the answers of some modules cannot be read.
             Token::Slot(number) => Ok(Slot::try_from(*number)?),
             Token::Label(label) => self.slot_of(module, label),
         }
@@ -214,7 +214,7 @@ impl Drop for Access {
     }
 }
 
-/// Whether a look at a handle just found says that it is gone.
+/// Whether reading a handle just found shows that it is gone.
 pub(super) fn is_gone(error: &Error) -> bool {
     matches!(error, Error::Pkcs11(RvError::ObjectHandleInvalid, _))
 }

@@ -172,7 +172,7 @@ pub enum Format {
     Raw,
     /// 64 hexadecimal digits
     Hex,
-    /// Base64 between lines that say what it is
+    /// PEM: base64 between lines with a label
     Pem,
 }
 
