@@ -16,14 +16,14 @@ use crate::provider::ProviderError;
 /// `Result` with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong, told apart as far as the remedy differs.
+/// Every error of this crate; a variant for each kind of remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// None of the database's protectors can be tried here.
+    /// No protector of the database can be tried here.
     #[error("no key given: {0}")]
     NoKey(#[source] ProviderError),
-    /// A protector key was found and it is not the one that wrapped this database's key.
+    /// A protector key exists but is not the one that wrapped this database's key.
     #[error("wrong key: {0}")]
     WrongKey(#[source] ProviderError),
     /// The key provider did not answer.
@@ -42,13 +42,13 @@ pub enum Error {
     /// than the grace period, or they were locked. It heals when the provider gives them again.
     #[error("database inaccessible: {0}")]
     Inaccessible(String),
-    /// Another connection writes, and did for as long as a key operation waits.
+    /// Another connection was writing for longer than a key operation waits.
     #[error("database busy: {0}")]
     Busy(String),
     /// A change to a database that may only be read.
     #[error("read-only: {0}")]
     ReadOnly(String),
-    /// A key of that name is there already.
+    /// A key of that name already exists.
     #[error("key {0} already exists")]
     KeyExists(String),
     /// Neither copy of the envelope is intact.
@@ -56,70 +56,66 @@ pub enum Error {
     EnvelopeDamaged(String),
     /// The envelope in force is older than one that this process has seen in the file.
     #[error(
-        "an older envelope was put back: this process has seen generation {known} in the file, \
-         which has {found} now, and a protector that was removed since would open the database \
-         again. If the file was restored from a backup, close all its connections in this process \
-         and open it anew; if not, put the newer envelope back (the first 16 KiB of the file), or \
-         restore the file"
+        "older envelope restored: generation {found}, this process has seen {known}; a removed \
+         protector may open the database again. If the file was restored from a backup, close all \
+         its connections in this process and reopen it; if not, put the newer envelope back (the \
+         first 16 KiB of the file), or restore the file"
     )]
     EnvelopeOutdated {
         /// The generation of the envelope that was seen.
         known: u64,
-        /// The generation in the file now. The same number means another change.
+        /// The generation in the file now. If it is the same, the content differs.
         found: u64,
     },
     /// The file of an open database has lost its pages or its envelope: it was cut, or another file
     /// was written over it.
-    #[error("database file damaged while it was open: {0}")]
+    #[error("database file damaged while open: {0}")]
     DamagedInUse(String),
-    /// A page is not what the holder of the key wrote there.
+    /// A page was not written there by the holder of the key.
     #[error("page {page} failed authentication")]
     PageAuthentication {
         /// SQLite's page number, from 1.
         page: u32,
     },
-    /// A frame of the write-ahead log is not what the holder of the key wrote there.
+    /// A frame of the write-ahead log was not written there by the holder of the key.
     #[error("write-ahead log frame {frame} failed authentication")]
     FrameAuthentication {
         /// SQLite's frame number, from 1; 0 is the log's header.
         frame: u32,
     },
-    /// A record of a rollback journal is not what the holder of the key wrote there.
+    /// A record of a rollback journal was not written there by the holder of the key.
     #[error("journal record {record} failed authentication")]
     JournalAuthentication {
         /// Record number, from 0.
         record: u64,
     },
-    /// A rollback journal was begun on an earlier state of the database than the one it lies
-    /// beside.
+    /// A rollback journal was begun on an earlier state of the database beside it.
     #[error(
-        "the rollback journal beside the database belongs to an earlier state of it (change \
-         counter {begun}, now {found}) and is not played back. First copy the database and the \
-         file NAME-journal, both, to another place. Then, if the database is as it should be, move \
-         NAME-journal away; if it is not, put back the file that the journal belongs to"
+        "rollback journal belongs to an earlier state of the database (change counter {begun}, now \
+         {found}); not played back. First copy the database and NAME-journal to another place. \
+         Then, if the database is correct, move NAME-journal away; if not, put back the file that \
+         the journal belongs to"
     )]
     JournalOutdated {
-        /// SQLite's change counter when the journal was begun; 0 where the database had no page.
+        /// SQLite's change counter when the journal was begun; 0 for a database without pages.
         begun: u32,
-        /// The change counter that the database has now.
+        /// The current change counter of the database.
         found: u32,
     },
-    /// The write-ahead log was written for another state of the database than the one it lies
-    /// beside.
+    /// The write-ahead log was written for another state of the database beside it.
     #[error(
-        "the write-ahead log NAME-tdewal was written for another state of the database NAME and is \
-         not played back: if NAME was restored from a backup, move NAME-tdewal away; if \
-         NAME-tdewal was separated from its database, put them together again; copy all files \
-         first, and do not give the log up where `sqlite-tde verify` finds a damaged copy of the \
-         envelope"
+        "write-ahead log NAME-tdewal belongs to another state of NAME; not played back. Copy all \
+         files first. If NAME was restored from a backup, move NAME-tdewal away; if NAME-tdewal \
+         was separated from its database, put them together again. Keep the log if `sqlite-tde \
+         verify` finds a damaged envelope copy"
     )]
     LogOutdated,
-    /// The write-ahead log lacks frames that a checkpoint has brought to the database file.
+    /// The write-ahead log lacks frames that a checkpoint has copied to the database file.
     #[error(
-        "the write-ahead log NAME-tdewal lacks frame {frame}, and a checkpoint has brought pages \
-         of that frame to the database NAME or of later ones: the log was cut, or an older one was \
-         put in its place. Put the whole log back, or restore a backup of NAME; without the log a \
-         part of a transaction may be in NAME. Copy all files first"
+        "write-ahead log NAME-tdewal lacks frame {frame}, which a checkpoint has copied, or a \
+         later one: the log was cut or replaced by an older one. Copy all files first. Put the \
+         whole log back, or restore a backup of NAME; without the log NAME may hold a part of a \
+         transaction"
     )]
     LogCut {
         /// The first frame that is missing, from 1.
@@ -131,16 +127,16 @@ pub enum Error {
         /// Block number, from 0.
         block: u64,
     },
-    /// The file is not the database that was expected there.
-    #[error("another database: its file id is {found}, and {expected} is expected")]
+    /// The file is not the expected database.
+    #[error("wrong database: file id {found}, expected {expected}")]
     WrongFile {
-        /// The file id of the file, or what it is where it has none.
+        /// The file id of the file, or a description of a file without one.
         found: String,
-        /// The file id that was expected, or several with "or" between them.
+        /// The expected file id, or several with "or" between them.
         expected: String,
     },
-    /// A change to the protectors stands, and one copy of the envelope still has what was before;
-    /// or the disk failed so that nobody can tell whether it stands.
+    /// A change to the protectors is in one copy of the envelope only; or the disk failed so that
+    /// its effect is unknown.
     #[error("unfinished: {0}")]
     Unfinished(String),
     /// The file was written by a later version of this software.
@@ -165,10 +161,9 @@ pub enum Error {
     NotADatabase(String),
     /// A log of plain SQLite lies beside an encrypted database.
     #[error(
-        "{0} is not the write-ahead log of this database, which is encrypted: it is left from an \
-         unencrypted one. A program without sqlite-tde that opens the database would copy that log \
-         over its pages, so nothing is written to it. Move {0} away, or remove it if nothing in it \
-         is needed; for reading alone the database can be opened (mode=ro)"
+        "{0} is the log of an unencrypted database; a program without sqlite-tde would copy it \
+         over the pages of this encrypted one, so writing is refused. Remove or move it away; \
+         mode=ro can still read"
     )]
     PlainLog(String),
     /// A page size that leaves SQLite too few usable bytes, or none that SQLite knows.
@@ -180,9 +175,8 @@ pub enum Error {
     /// A change of page size on a database that has content.
     #[error(
         "the page size of an encrypted database with content cannot be changed in place; copy it: \
-         `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a connection that \
-         was opened for reading alone; a backup into it needs a database without content, or one \
-         of the same page size"
+         `sqlite-tde copy --page-size`, or PRAGMA page_size and VACUUM INTO on a read-only \
+         connection; a backup into it needs an empty database, or one of the same page size"
     )]
     PageSizeChange,
     /// Page 1 of another layout was about to be written.
@@ -191,7 +185,7 @@ pub enum Error {
          plaintext database with `sqlite-tde encrypt` or VACUUM INTO, not with the backup API"
     )]
     ReserveBytes(u8),
-    /// SQLite asked for something at an offset or of a length that no page has.
+    /// SQLite made a call with an offset or a length that no page has.
     #[error("a write of {len} bytes at offset {offset} is not one page")]
     NotAPage {
         /// Byte offset in the database as SQLite sees it.
@@ -202,10 +196,10 @@ pub enum Error {
     /// A feature whose bytes this version does not encrypt.
     #[error("{0}")]
     Unsupported(String),
-    /// A setting that cannot be followed.
+    /// An invalid setting or argument.
     #[error("{0}")]
     Usage(String),
-    /// The configuration cannot be read, or says what cannot be followed.
+    /// The configuration cannot be read, or is invalid.
     #[error("configuration: {0}")]
     Config(String),
     /// The audit log cannot be written, read or trusted.
@@ -219,11 +213,11 @@ pub enum Error {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The base VFS answered with this SQLite code; it is passed on unchanged.
-    #[error("the base VFS answered with SQLite code {0}")]
+    /// The base VFS returned this SQLite code; it is passed on unchanged.
+    #[error("the base VFS returned SQLite code {0}")]
     Base(c_int),
     /// An error of SQLite's own.
     #[cfg(feature = "rusqlite")]
@@ -231,15 +225,15 @@ pub enum Error {
     Sqlite(rusqlite::Error),
 }
 
-/// Where complaints go that no call can return.
+/// The sink of errors that no call can return: SQLite's error log.
 static LOG: OnceLock<fn(c_int, &str)> = OnceLock::new();
 
-/// Sends complaints to SQLite's error log from now on.
+/// Sets that sink.
 pub(crate) fn set_log(log: fn(c_int, &str)) {
     let _ = LOG.set(log);
 }
 
-/// Complains where no call can return an error.
+/// Logs an error that no call can return.
 pub(crate) fn log(code: c_int, text: &str) {
     if let Some(log) = LOG.get() {
         log(code, text);
@@ -265,7 +259,7 @@ impl Error {
     /// | envelope damaged, an older envelope put back | `SQLITE_CORRUPT` + 1, 2 |
     /// | page, frame, journal or scratch authentication, damaged in use | `SQLITE_IOERR_DATA` |
     /// | format too new, plaintext refused, no database, not encrypted | `SQLITE_NOTADB` + 1 to 4 |
-    /// | another database than expected | `SQLITE_NOTADB` + 5 |
+    /// | wrong database | `SQLITE_NOTADB` + 5 |
     /// | page size, reserve bytes, not one page | `SQLITE_IOERR` + 1 to 4 |
     /// | inaccessible, unfinished | `SQLITE_IOERR` + 5, 6 |
     /// | busy, read-only | `SQLITE_BUSY`, `SQLITE_READONLY` |
@@ -339,7 +333,7 @@ thread_local! {
     static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
 }
 
-/// The newest error of a thread: its words stay when the error itself was handed to the caller.
+/// The newest error of a thread: its message stays after the error was returned to the caller.
 struct Last {
     text: String,
     error: Option<Error>,

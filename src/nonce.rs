@@ -11,12 +11,12 @@
 //!
 //! So within a process the counter keeps nonces apart, and between processes the random start. A
 //! clone of a whole running machine, or of a process whose memory is put back, has neither: it has
-//! the same run, and no number of its own. For that there is the epoch, which the sequence renews
-//! by itself, whoever writes, and in the middle of a transaction, too:
+//! the same run, and no number of its own. The epoch covers that case; the sequence renews it by
+//! itself, in the middle of a transaction, too:
 //!
 //! 1. At a *look* it reads the clock. An epoch is a drawn number plus the clock's nanoseconds at
-//!    the last look. Where the draw is a millisecond old, it is drawn anew first, from the sources
-//!    of [`fill_random`].
+//!    the last look. If the draw is a millisecond old, it is drawn anew first, from the sources of
+//!    [`fill_random`].
 //! 2. It looks at the first block, at each eighth, and at each block before which the coarse clock
 //!    has moved, which the kernel advances every 1 to 10 ms.
 //!
@@ -55,17 +55,17 @@ pub(crate) const MAX_NONCE: usize = 24;
 const CTR_STEP: u64 = 1 << 13;
 /// Blocks of one run.
 const RUN: u32 = 1 << 24;
-/// Blocks from one look to the next, at most. Reading the clock costs as much as a twentieth of
+/// Most blocks between two looks at the clock. Reading the clock costs as much as a twentieth of
 /// sealing a page.
 const LOOK: u32 = 8;
-/// For how many nanoseconds a draw serves. A draw costs as much as sealing three pages.
+/// Lifetime of a draw in nanoseconds. A draw costs as much as sealing three pages.
 const SERVES: u64 = 1_000_000;
 
-/// Where the parts of a suite's nonces are. The prefix is what is before the epoch.
+/// Offsets of the parts of a suite's nonces. The prefix is all that precedes the epoch.
 struct Layout {
     epoch: Range<usize>,
     counter: Range<usize>,
-    /// By how much the counter goes on with each block.
+    /// Increment of the counter for each block.
     step: u64,
 }
 
@@ -99,11 +99,11 @@ const _: () = {
 };
 const _: () = assert!(RUN.is_multiple_of(LOOK), "a run starts with a look");
 
-/// The outside of a process: what can differ between two processes with the same memory.
+/// Inputs from outside the process, which can differ between two processes with the same memory.
 pub(crate) trait World {
     /// As [`forks::process`].
     fn process(&self) -> u64;
-    /// A clock that costs next to nothing, and moves on every few milliseconds.
+    /// A clock that is cheap to read and advances every few milliseconds.
     fn tick(&self) -> u64;
     /// Nanoseconds.
     fn now(&self) -> u64;
@@ -221,7 +221,7 @@ impl Run {
     fn look(&mut self, layout: &Layout, world: &impl World) -> Result<()> {
         let place = &mut self.nonce[layout.epoch.clone()];
         let now = world.now();
-        // Also where the clock went back, as for a process that goes on elsewhere.
+        // Also if the clock went back, as in a process that is restored on another machine.
         if now.checked_sub(self.drawn).is_none_or(|age| age >= SERVES) {
             world.fill(place)?;
             self.draw = number(place);
@@ -244,7 +244,7 @@ fn number(bytes: &[u8]) -> u128 {
     bytes.iter().fold(0, |number, byte| number << 8 | u128::from(*byte))
 }
 
-/// The low bytes of `number`, as many as `place` has; what overflows them is cut off.
+/// The low bytes of `number`, as many as `place` has; higher bytes are cut off.
 #[inline]
 fn put(place: &mut [u8], number: u128) {
     let len = place.len();

@@ -11,8 +11,8 @@
 //!
 //! The associated data binds a block to its place, so that it authenticates nowhere else: file id
 //! (16), purpose (1), number (8), length of the whole block (4), key version (4), and of a log's
-//! records the id of their log (16). No two places have the same associated data: the purpose,
-//! which is at a fixed place in it, says how long it is.
+//! records the id of their log (16). No two places have the same associated data: the purpose, at a
+//! fixed offset, determines its length.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -28,7 +28,8 @@ pub const RESERVE: usize = 48;
 const VERSION_LEN: usize = size_of::<u32>();
 const AAD_LEN: usize = 16 + 1 + 8 + 4 + VERSION_LEN;
 const LOG_ID_LEN: usize = size_of::<LogId>();
-/// Key schedules kept at hand, each under 1 KiB: one for each run of nonces whose pages are read.
+/// Size of the cache of key schedules, each under 1 KiB: one for each run of nonces among the pages
+/// read.
 const SCHEDULES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 const _: () = assert!(RESERVE <= u8::MAX as usize, "SQLite keeps it in one byte");
@@ -38,7 +39,7 @@ const _: () = assert!(VERSION_LEN + 16 + 28 <= RESERVE, "suite 2 fits");
 /// Which DEK of a database, counted from 1.
 pub type KeyVersion = u32;
 
-/// What kind of block a key seals; part of the associated data.
+/// The kind of block that a key seals; part of the associated data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Page = 1,
@@ -47,10 +48,10 @@ pub(crate) enum Purpose {
     Scratch = 4,
 }
 
-/// What tells one write-ahead log of a database from every other.
+/// The random id of one write-ahead log.
 pub(crate) type LogId = [u8; 16];
 
-/// Where a block belongs, beside its file: its number, and for a log's record the log.
+/// The place of a block within its database: its number, and the log id for a log's record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) number: u64,
@@ -118,19 +119,19 @@ pub(crate) struct PageCipher {
     keys: Arc<BlockKeys>,
     nonces: NonceSequence,
     schedules: Schedules,
-    /// The schedules used last, which are likely to be used next.
+    /// Recently used key schedules.
     sealing: Option<Chosen>,
     opening: Option<Chosen>,
 }
 
-/// A schedule, and what chose it.
+/// A schedule, with the key version and nonce prefix that chose it.
 type Chosen = ((KeyVersion, Choice), Schedule);
 
-/// Those of late, by what chose them.
+/// Recently used key schedules, by key version and nonce prefix.
 struct Schedules(LruCache<(KeyVersion, Choice), Schedule>);
 
 impl Schedules {
-    /// Room for [`SCHEDULES`], which is taken as they come: most files need but one.
+    /// At most [`SCHEDULES`], allocated as needed: most files use one.
     fn new() -> Self {
         let mut schedules = LruCache::unbounded();
         schedules.resize(SCHEDULES);
@@ -194,8 +195,8 @@ impl PageCipher {
             .map_err(|_| crate::error::Error::Unsupported("the cipher refused to seal".into()))
     }
 
-    /// Opens `block` as that of `place` into `plain`, which is [`RESERVE`] bytes shorter.
-    /// After a failure `plain` holds nothing that was not verified.
+    /// Opens `block` as that of `place` into `plain`, which is [`RESERVE`] bytes shorter. After a
+    /// failure `plain` holds no unverified bytes.
     pub(crate) fn open(
         &mut self,
         place: impl Into<Place>,
@@ -225,8 +226,8 @@ impl PageCipher {
         )
     }
 
-    /// Opens `block` as that of `place` where it lies: its plaintext, and zeros in place of the
-    /// trailer. After a failure all of it is zeros.
+    /// Opens `block` as that of `place` in place: plaintext, then zeros instead of the trailer.
+    /// After a failure all of it is zeros.
     pub(crate) fn open_in_place(
         &mut self,
         place: impl Into<Place>,

@@ -1,4 +1,4 @@
-//! What links one line of the log to the next, and the text of the head.
+//! The chain from one line of the log to the next, and the text of the head.
 //!
 //! ```text
 //! | body: {"seq":7,"time":"..",..   | ,"mac":" | 64 hex digits | "} LF |
@@ -29,7 +29,7 @@ const BEFORE: &[u8] = b",\"mac\":\"";
 const AFTER: &[u8] = b"\"}\n";
 const HEX_LEN: usize = 2 * KEY_LEN;
 
-/// What every line ends with: the mac and what is around it.
+/// End of every line: the mac with its field name and brackets.
 pub(super) const ENDING_LEN: usize = BEFORE.len() + HEX_LEN + AFTER.len();
 
 /// One sector at most, so that a power loss leaves the old head or the new one.
@@ -50,7 +50,7 @@ impl Link {
     pub const START: Self = Self { seq: 0, mac: [0; KEY_LEN] };
 }
 
-/// What `audit.head` says: the last line, and how many files there are at least.
+/// Content of `audit.head`: the last line, and the minimum number of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     pub link: Link,
@@ -138,7 +138,8 @@ mod tests {
         Keys::new(&Secret::from_slice(&[7; KEY_LEN]).unwrap())
     }
 
-    /// Computed apart, with Python's hmac and hashlib: what is written today must verify tomorrow.
+    /// Computed apart, with Python's hmac and hashlib: today's lines must verify with later
+    /// versions.
     #[test]
     fn lines_and_heads_are_spelled_as_documented() {
         let (line, mac) = keys().seal(&Link::START.mac, r#"{"seq":1,"kind":"open"}"#);

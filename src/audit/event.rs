@@ -1,4 +1,4 @@
-//! What is recorded: the event as a caller tells it, and the entry as a line of the log has it.
+//! The event that a caller records, and the entry that is a line of the log.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use super::chain::hex;
 use crate::error::Error;
 use crate::process;
 
-/// What happened.
+/// The kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
@@ -106,7 +106,7 @@ impl FromStr for EventKind {
 /// An event to record. Text that is longer than the log takes is cut, and ends with `…` then.
 #[derive(Debug, Clone, Copy)]
 pub struct Event<'a> {
-    /// What happened.
+    /// The kind of event.
     pub kind: EventKind,
     /// The database's file id.
     pub file_id: Option<&'a [u8; 16]>,
@@ -128,7 +128,7 @@ pub struct Event<'a> {
     pub request_id: Option<&'a str>,
     /// The service's name of it.
     pub service_request_id: Option<&'a str>,
-    /// What else there is to say; up to 1024 bytes are kept.
+    /// Further details; up to 1024 bytes are kept.
     pub detail: Option<&'a str>,
 }
 
@@ -165,7 +165,7 @@ pub struct Entry {
     pub kind: String,
     /// `ok` or `failed`.
     pub outcome: String,
-    /// The words of the error, where it failed.
+    /// The error's message, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// The database's file id: 32 hex digits.
@@ -195,7 +195,7 @@ pub struct Entry {
     /// The service's name of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_request_id: Option<String>,
-    /// What else there is to say.
+    /// Further details.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// The user that the process ran as.
@@ -208,10 +208,10 @@ pub struct Entry {
     /// In the first line of a file, the mac of the line before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prev: Option<String>,
-    /// What an interrupted append had left, and this one put right.
+    /// The remains of an interrupted append, repaired before this line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<String>,
-    /// What was found before this line was written that no interrupted append explains.
+    /// A finding of this append that no interrupted append explains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspect: Option<String>,
 }

@@ -1,5 +1,4 @@
-//! The files of a log: their names, the lock, and how each is written so that it survives a power
-//! loss.
+//! The files of a log: their names, the lock, and their durable writes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -32,7 +31,7 @@ fn log_number(name: &str) -> Option<u32> {
     (number > 0 && log_name(number) == name).then_some(number)
 }
 
-/// The numbers of the files in `dir`, oldest first; none where there is no directory.
+/// The numbers of the files in `dir`, oldest first; none without a directory.
 pub(super) fn log_numbers(dir: &Path) -> Result<Vec<u32>> {
     let Some(entries) = if_found(fs::read_dir(dir)).map_err(failed(dir))? else {
         return Ok(Vec::new());
@@ -46,7 +45,7 @@ pub(super) fn log_numbers(dir: &Path) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Held by whoever writes, or by whoever opens the files to read, among threads and processes.
+/// The lock of a writer, or of a reader while it opens the files, among threads and processes.
 pub(super) struct Lock(File);
 
 impl Drop for Lock {
@@ -66,7 +65,7 @@ pub(super) fn lock(dir: &Path) -> Result<Lock> {
     wait(&path, options.open(&path).map_err(failed(&path))?, File::lock)
 }
 
-/// Waits for the lock of `dir` to read. Where nobody ever wrote there is none.
+/// Waits for the lock of `dir` to read. Before the first write there is none.
 pub(super) fn lock_shared(dir: &Path) -> Result<Option<Lock>> {
     let path = dir.join(LOCK);
     match if_found(File::open(&path)).map_err(failed(&path))? {
@@ -111,7 +110,7 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
 pub(super) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = dir.join(name);
     let replace = || -> io::Result<()> {
-        // One name for all writers, so that what a killed one left is gone with the next.
+        // One name for all writers, so that the next one replaces the file of a killed one.
         let new_name = format!("{name}.new");
         if_found(fs::remove_file(dir.join(&new_name)))?;
         let mut new = tempfile::Builder::new().prefix(&new_name).rand_bytes(0).tempfile_in(dir)?;
@@ -124,18 +123,18 @@ pub(super) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     sync_dir(dir)
 }
 
-/// Adds one line to the log file, which is there and ends as `end` says, and syncs it. Where the
-/// last line has no end, it gets one.
+/// Adds one line to the existing log file, whose end is `end`, and syncs it. An incomplete last
+/// line gets its line end first.
 ///
 /// # Errors
-/// [`Error::Audit`]; what was written of the line is cut off again where the system allows it.
+/// [`Error::Audit`]; a partial line is cut off again if the system allows it.
 pub(super) fn append(dir: &Path, end: End, line: &[u8]) -> Result<()> {
     let path = dir.join(LOG);
     let mut file = OpenOptions::new().append(true).open(&path).map_err(failed(&path))?;
     let line_end: &[u8] = if end.whole { b"" } else { b"\n" };
     let written = file.write_all(&[line_end, line].concat()).and_then(|()| file.sync_data());
     written.map_err(|error| {
-        // Where this fails, too, the next append finds the rest and deals with it.
+        // If this fails, too, the next append deals with the rest.
         let _ = file.set_len(end.size);
         failed(&path)(error)
     })
@@ -157,7 +156,7 @@ pub(super) fn cut(dir: &Path, size: u64) -> Result<End> {
     Ok(End { size, whole: true, mac: None })
 }
 
-/// The text of the head; `None` where there is none.
+/// The text of the head; `None` if it is missing.
 pub(super) fn read_head(dir: &Path) -> Result<Option<Vec<u8>>> {
     let path = dir.join(HEAD);
     let Some(file) = if_found(File::open(&path)).map_err(failed(&path))? else { return Ok(None) };
@@ -167,7 +166,7 @@ pub(super) fn read_head(dir: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(text))
 }
 
-/// Writes the head: in place where there is one of the right length, so that it costs one sync.
+/// Writes the head: in place over one of the right length, at the cost of one sync.
 pub(super) fn write_head(dir: &Path, text: &[u8]) -> Result<()> {
     let path = dir.join(HEAD);
     let in_place = |mut file: File| file.write_all(text).and_then(|()| file.sync_data());
@@ -189,7 +188,7 @@ pub(super) struct End {
     pub mac: Option<Mac>,
 }
 
-/// The end of the log file; `None` where there is no file.
+/// The end of the log file; `None` without a file.
 pub(super) fn log_end(dir: &Path) -> Result<Option<End>> {
     let path = dir.join(LOG);
     let Some(mut file) = if_found(File::open(&path)).map_err(failed(&path))? else {
@@ -240,7 +239,7 @@ pub(super) struct Snapshot {
     pub head: Option<Vec<u8>>,
 }
 
-/// Opens everything to read. The caller holds a lock; what is appended after that is not seen.
+/// Opens everything to read. The caller holds a lock; later appends are not seen.
 pub(super) fn snapshot(dir: &Path) -> Result<Snapshot> {
     let open = |number| -> Result<LogFile> {
         let name = log_name(number);

@@ -1,5 +1,5 @@
-//! The audit log: one line of JSON for each thing that was done with keys and databases, in a chain
-//! that only the holder of the audit key can lengthen, and that nobody else can change unnoticed.
+//! The audit log: one line of JSON for each event of keys and databases, in a chain that only the
+//! holder of the audit key can extend. Changes by anyone else are detected.
 //!
 //! ```text
 //! audit.2.jsonl   audit.1.jsonl   audit.jsonl           audit.head
@@ -16,15 +16,15 @@
 //!
 //! `chain.rs` has the bytes. Invariants:
 //!
-//! 1. Who writes holds `audit.lock`, from before reading the head to after the last sync.
+//! 1. A writer holds `audit.lock`, from before reading the head to after the last sync.
 //! 2. A line is synced before the head that names it, and the head before [`AuditLog::record`]
 //!    answers. So the head is the last line, or after a crash the line before the last.
-//! 3. What the head has vouched for is never cut off, and a line that follows a head with lines
-//!    missing behind it takes the number and the mac after the *head's*: the gap stays visible.
+//! 3. Lines up to the head are never cut off, and a line that follows a head with lines missing
+//!    behind it takes the number and the mac after the *head's*: the gap stays visible.
 //! 4. A file begins with a line, which was written whole beside it and renamed. So only the end of
 //!    `audit.jsonl` can be torn, by one append.
 //!
-//! What the next append finds after a crash or a forger, and does:
+//! The next append after a crash or a forgery:
 //!
 //! | found | done | `verify` |
 //! |---|---|---|
@@ -34,9 +34,9 @@
 //! | head missing or changed | goes on behind the lines; the new line says `suspect` | a problem |
 //! | no head and no line that fits the key | [`crate::Error::Audit`] | a problem |
 //!
-//! Nobody can notice that a log *and* its head are put back together as they once were, or that all
-//! of it is deleted: keep a copy of the head, or its number, elsewhere. Who has the key can write
-//! anything: keep that elsewhere, too. One key serves one log.
+//! A replay of the log *with* its head, or the deletion of both, is not detected: keep a copy of
+//! the head, or its number, elsewhere. The holder of the key can write anything: keep that
+//! elsewhere, too. One key serves one log.
 
 mod chain;
 mod event;
@@ -61,13 +61,13 @@ use crate::process;
 use crate::provider::SecretSource;
 use crate::secret::{KEY_LEN, Secret};
 
-/// Where a log is, its key, and how large it may grow.
+/// The directory of a log, its key, and its maximum size.
 #[derive(Debug, Clone)]
 pub struct AuditOptions {
     /// The directory of its files.
     pub dir: PathBuf,
-    /// Where its key is read from: base64 of 32 bytes. Without one it is `audit.key` in `dir`,
-    /// which the first use creates.
+    /// Source of its key: base64 of 32 bytes. Without one it is `audit.key` in `dir`, which the
+    /// first use creates.
     pub key: Option<SecretSource>,
     /// A file that would grow beyond this is rotated.
     pub max_bytes: u64,
@@ -83,7 +83,7 @@ impl AuditOptions {
     }
 }
 
-/// An audit log to record in. Any number of threads and processes may, each with its own or not.
+/// An audit log to record in. Threads and processes may share one value or have their own.
 pub struct AuditLog {
     options: AuditOptions,
     keys: Keys,
@@ -105,15 +105,15 @@ impl std::fmt::Debug for AuditLog {
     }
 }
 
-/// What an append goes on from.
+/// The starting point of an append.
 struct Place {
     /// The line to follow.
     link: Link,
-    /// How many files the log has at least.
+    /// Minimum number of files.
     files: u64,
-    /// The end of the log file; `None` where there is none.
+    /// The end of the log file; `None` without a file.
     end: Option<End>,
-    /// What is cut off first.
+    /// The torn part, cut off first.
     torn: Option<Torn>,
     recovered: Option<String>,
     suspect: Option<String>,
@@ -124,8 +124,8 @@ impl AuditLog {
     /// none was named, and an empty head.
     ///
     /// # Errors
-    /// [`Error::Audit`] where one of them cannot be created or read, where others may read the key
-    /// file, where the key is gone or is not the one of this log.
+    /// [`Error::Audit`] if one of them cannot be created or read, if others may read the key file,
+    /// or if the key is missing or not the one of this log.
     pub fn open(options: AuditOptions) -> Result<Self> {
         let mut options = options;
         options.dir = process::absolute(&options.dir);
@@ -149,7 +149,7 @@ impl AuditLog {
     /// Appends an entry; when this returns, it survives a power loss.
     ///
     /// # Errors
-    /// [`Error::Audit`]. The entry may be in the log all the same where the last sync failed.
+    /// [`Error::Audit`]. If the last sync failed, the entry may still be in the log.
     pub fn record(&self, event: &Event<'_>) -> Result<()> {
         let _lock = files::lock(&self.options.dir)?;
         // The time is taken under the lock, so that it grows with the number.
@@ -158,7 +158,7 @@ impl AuditLog {
         self.append(place, entry)
     }
 
-    /// Where the next line belongs. The caller holds the lock.
+    /// The place of the next line. The caller holds the lock.
     fn place(&self) -> Result<Place> {
         let dir = &self.options.dir;
         let head = HeadState::of(&self.keys, files::read_head(dir)?.as_deref());
@@ -171,7 +171,7 @@ impl AuditLog {
         }
     }
 
-    /// [`AuditLog::place`] where the log does not end with the line that the head names.
+    /// [`AuditLog::place`] for a log that does not end with the line that the head names.
     fn search_place(&self, head: HeadState, end: Option<End>) -> Result<Place> {
         let mut walk = Walk::new(&self.keys, head);
         walk.files(&self.options, files::snapshot(&self.options.dir)?.files)?;
@@ -221,7 +221,7 @@ impl AuditLog {
         };
         let len = self.seal(&link, &entry)?.0.len() as u64;
         let old = end.filter(|end| end.size == 0 || end.size + len <= *max_bytes);
-        // An empty file is there only where somebody emptied it.
+        // A log file is never empty unless it was tampered with.
         if old.is_none_or(|end| end.size == 0) {
             entry.prev = Some(chain::hex(&link.mac));
         }
@@ -251,7 +251,7 @@ impl Place {
     }
 }
 
-/// What an interrupted append, or a copy made while one ran, left to be put right.
+/// The repair after an interrupted append, or in a copy made during one.
 fn recovered(head: &Head, walk: &Walk<'_>) -> Option<String> {
     let behind = walk.last() - head.link.seq;
     let behind = (behind > 1).then(|| format!("audit.head was {behind} entries behind"));

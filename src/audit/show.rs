@@ -1,4 +1,4 @@
-//! Reads a log for people: which entries, not whether they are authentic.
+//! Reads a log for people: selects entries, does not authenticate them.
 
 use std::io::{BufRead, BufReader, Read};
 use std::time::SystemTime;
@@ -10,14 +10,14 @@ use super::files::{self, LOG, LogFile};
 use super::{AuditOptions, Entry, EventKind};
 use crate::error::{Error, Result};
 
-/// Which entries are wanted; each that is set must fit.
+/// A filter for entries; each condition that is set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Not before.
     pub since: Option<SystemTime>,
     /// Not after.
     pub until: Option<SystemTime>,
-    /// What happened.
+    /// The kind of event.
     pub kind: Option<EventKind>,
     /// The database: its file id in hex, its whole path, or the path's last part.
     pub db: Option<String>,
@@ -67,7 +67,7 @@ struct Current {
 /// torn end of the last file is left out.
 ///
 /// # Errors
-/// [`Error::Audit`] where a file cannot be read.
+/// [`Error::Audit`] if a file cannot be read.
 pub fn entries(options: &AuditOptions) -> Result<Entries> {
     let _lock = files::lock_shared(&options.dir)?;
     let files = files::snapshot(&options.dir)?.files;

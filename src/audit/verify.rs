@@ -1,4 +1,4 @@
-//! Reads a log from its first line to its last and finds where the chain breaks.
+//! Reads a log from its first line to its last and finds the first break of the chain.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -7,14 +7,14 @@ use super::files::{self, HEAD, LOG, LogFile, Snapshot, failed};
 use super::{AuditOptions, read_keys};
 use crate::error::Result;
 
-/// Something that [`verify`] met, and where.
+/// A finding of [`verify`] and its place.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
     /// The file's name in the log's directory.
     pub file: String,
-    /// Line number, from 1; 0 where the file as a whole is meant.
+    /// Line number, from 1; 0 for the file as a whole.
     pub line: u64,
-    /// What is there, in words.
+    /// The finding, in words.
     pub what: String,
 }
 
@@ -27,28 +27,28 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// What [`verify`] found.
+/// Result of [`verify`].
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Verdict {
-    /// How many log files there are.
+    /// Number of log files.
     pub files: usize,
-    /// How many lines from the first on are what the holder of the key wrote there.
+    /// Number of authentic lines, from the first on.
     pub lines: u64,
     /// The sequence number of the last of these.
     pub last: u64,
-    /// What interrupted appends left, which is no reason for suspicion.
+    /// Remains of interrupted appends, which are harmless.
     pub notes: Vec<Finding>,
-    /// The first thing that is not as the holder of the key left it.
+    /// The first finding that points to tampering.
     pub problem: Option<Finding>,
 }
 
 /// Checks every line, the order of lines and files, and that none is missing at either end.
 ///
-/// Waits for nobody but an append that is being written, and keeps none waiting while it reads.
+/// Waits only for an append in progress, and blocks no append while it reads.
 ///
 /// # Errors
-/// [`crate::Error::Audit`] where the key or a file cannot be read. What is wrong *in* them is
+/// [`crate::Error::Audit`] if the key or a file cannot be read. Faults *in* them are
 /// [`Verdict::problem`].
 pub fn verify(options: &AuditOptions) -> Result<Verdict> {
     let keys = read_keys(options)?;
@@ -64,7 +64,7 @@ pub fn verify(options: &AuditOptions) -> Result<Verdict> {
     Ok(Verdict { files, lines, last: link.map_or(0, |link| link.seq), notes, problem })
 }
 
-/// What the head file is.
+/// State of the head file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HeadState {
     Missing,
@@ -85,7 +85,7 @@ impl HeadState {
 /// Bytes at the end of the log file that an interrupted append left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Torn {
-    /// Where they begin.
+    /// Their offset.
     pub at: u64,
     pub len: usize,
 }
@@ -99,10 +99,10 @@ pub(super) struct Walk<'k> {
     pub files: usize,
     pub lines: u64,
     pub notes: Vec<Finding>,
-    /// Where the chain broke; nothing behind it was read.
+    /// The break of the chain; nothing behind it was read.
     pub broken: Option<Finding>,
     pub torn: Option<Torn>,
-    /// The first line that says something was wrong before it.
+    /// The first line marked `suspect`.
     suspect: Option<Finding>,
     /// Whether the head's line was met, and with the head's mac.
     fits_head: bool,
@@ -112,7 +112,7 @@ pub(super) struct Walk<'k> {
     end: (String, u64),
 }
 
-/// The fields of a line that link it.
+/// The fields of a line that form the chain.
 #[derive(serde::Deserialize)]
 struct Fields {
     seq: u64,
@@ -179,7 +179,7 @@ impl<'k> Walk<'k> {
         }
     }
 
-    /// Takes the next line, which is number `number` of its file, or says what is wrong with it.
+    /// Takes the next line, number `number` of its file, or returns its fault.
     fn line(&mut self, name: &str, number: u64, line: &[u8]) -> Result<(), String> {
         let fields = fields(line).ok_or("this is not a whole entry")?;
         let first = number == 1;
@@ -191,7 +191,7 @@ impl<'k> Walk<'k> {
         }
         let previous = match self.link {
             Some(link) => Some(link),
-            // Where older files have fallen away, the chain begins with what the line itself says.
+            // After a rotation removed older files, the chain begins with the line's own `prev`.
             None => claimed(&fields),
         };
         let previous = previous.ok_or("the mac of the line before is misspelled")?;
@@ -283,13 +283,13 @@ impl<'k> Walk<'k> {
     /// Whether the lines go on, without a break, from the one that `head` names.
     pub fn goes_on_from(&self, head: &Head) -> bool {
         self.broken.is_none() && self.last() >= head.link.seq && {
-            // An older head than all files that are kept has no line to be compared with.
+            // A head older than all remaining files has no line to be compared with.
             self.fits_head || self.last() - self.lines >= head.link.seq
         }
     }
 }
 
-/// What the first line of the oldest file says it follows.
+/// The line that the first line of the oldest file claims to follow.
 fn claimed(fields: &Fields) -> Option<Link> {
     let mac = unhex(fields.prev.as_ref()?.as_bytes())?;
     Some(Link { seq: fields.seq.checked_sub(1)?, mac })
@@ -301,8 +301,8 @@ fn fields(line: &[u8]) -> Option<Fields> {
     serde_json::from_slice(&object).ok()
 }
 
-/// Whether one write that did not come to its end can have left these bytes: without a line end, or
-/// with blocks that were never written, which read as zeros. A line has no zeros.
+/// Whether these bytes can be an interrupted write: without a line end, or with blocks that were
+/// never written, which read as zeros. A line has no zeros.
 fn is_torn(bytes: &[u8]) -> bool {
     bytes.len() <= MAX_LINE && (!bytes.ends_with(b"\n") || bytes.contains(&0))
 }

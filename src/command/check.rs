@@ -12,7 +12,7 @@ use crate::key::session::{Session, unverified};
 use crate::provider::{Context, Cost, ProviderError};
 use crate::secret::Secret;
 
-/// Whether one protector gives the key in use, as far as it went.
+/// The result of checking one protector, up to the first failed step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ProtectorCheck {
@@ -26,19 +26,18 @@ pub struct ProtectorCheck {
     pub present: bool,
     /// It unwrapped the database encryption key.
     pub unwraps: bool,
-    /// What it unwrapped is the key in use.
+    /// The unwrapped key is the key in use.
     pub matches: bool,
-    /// The version of the key that wraps at present, where it tells.
+    /// The newest version of the key, if the provider tells it.
     pub newest_version: Option<String>,
-    /// What was wrong.
+    /// The error of the first failed step.
     pub error: Option<String>,
 }
 
 /// Checks every protector: provider configured, reachable, key present, unwraps, equal to the one
-/// in use. After them come protectors that were removed, if that was cut off and the file still has
-/// them.
+/// in use. After them come protectors whose removal was interrupted and that the file still has.
 ///
-/// Where the keys are gone it goes by what the file says, which is not authenticated then.
+/// Without keys it uses the records in the file unauthenticated.
 pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>> {
     let (session, host) = db.keys()?;
     let (records, context, dek) = match session.begin(host) {
@@ -53,10 +52,10 @@ pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>>
         }
         Err(error) => return Err(error),
     };
-    // What the file says of costs is bounded as in an opening, where nothing authenticates it.
+    // Unauthenticated costs are bounded as in an opening.
     let mut spent = Spent::default();
     let mut check = |record| {
-        // One that cannot tell does not unwrap, either.
+        // A provider that cannot tell the cost does not unwrap, either.
         let cost = session.protectors().derivation(record).ok().flatten().filter(|_| dek.is_none());
         let too_dear =
             cost.filter(|cost| !spent.take(*cost, &session.protectors().settings.access));
@@ -75,8 +74,8 @@ pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>>
     Ok(checks)
 }
 
-const CUT_OFF: &str = "it was removed or replaced, and that was cut off: one copy of the envelope \
-    still has it, until the database is opened for writing";
+const CUT_OFF: &str = "removed or replaced, interrupted: one envelope copy still has it; opening \
+                       the database for writing finishes the change";
 
 fn check_one(
     session: &Session,
@@ -90,7 +89,7 @@ fn check_one(
     let unwrapped = match too_dear {
         None => protectors.unwrap(&[record], context).map(|(dek, _)| dek),
         Some(cost) => Err(ProviderError::denied(format!(
-            "not tried: it asks for {cost}; [access.derivation] in config.toml allows more"
+            "not tried: needs {cost}; raise [access] derivation in config.toml"
         ))),
     };
     let error = unwrapped.as_ref().err();
@@ -101,8 +100,8 @@ fn check_one(
     };
     let matches = unwrapped.as_ref().is_ok_and(|found| dek.is_some_and(|dek| found.is(dek)));
     let other = (unwrapped.is_ok() && !matches).then(|| match dek {
-        Some(_) => "it gives another key".to_owned(),
-        None => "no key is in use that it could be compared with".to_owned(),
+        Some(_) => "returned a different key".to_owned(),
+        None => "cannot compare: no key in use".to_owned(),
     });
     let ended = check_time(record).err().map(|error| error.to_string());
     ProtectorCheck {

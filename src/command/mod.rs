@@ -1,16 +1,16 @@
-//! What can be asked of an open database: PRAGMAs, SQL functions and the Rust API all become a
-//! [`Command`], and [`run`] answers it.
+//! Commands on an open database: PRAGMAs, SQL functions and the Rust API all become a [`Command`],
+//! and [`run`] executes it.
 //!
 //! | file | what |
 //! |---|---|
 //! | this one | from words to a command, and from a command to its answer |
-//! | `status.rs` | what is known |
+//! | `status.rs` | state of the keys, protectors and pages |
 //! | `check.rs` | whether protectors give the key in use |
 //! | `protectors.rs` | adding, rotating and removing protectors |
 //! | `views.rs` | the table-valued functions |
 //!
-//! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: what is done already
-//! is answered, not done again.
+//! SQLite asks for a PRAGMA at each *prepare*. So each command may run twice: a change that is
+//! already made returns its answer and is not repeated.
 
 mod check;
 mod protectors;
@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 /// How long a key operation waits for other connections that write.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Something to ask or do.
+/// A query or a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
     Status,
@@ -43,9 +43,9 @@ pub(crate) enum Command {
     Cipher,
     /// Whether each protector gives the key that is in use.
     CheckProtectors,
-    /// Whether the secret that is set up for this protector is the one that it was made with.
+    /// Whether the configured secret of this protector is the one that it was created with.
     CheckSecret(String),
-    /// Whether a copy may do without these protectors.
+    /// Whether policy allows a copy without these protectors.
     CheckCopy(Vec<String>),
     Rotate {
         to: Option<String>,
@@ -87,7 +87,7 @@ impl Command {
     /// The command called `name`, with the value that a PRAGMA sets or a function was given.
     ///
     /// # Errors
-    /// [`Error::Usage`] where there is no such command, or none with such a value.
+    /// [`Error::Usage`] for an unknown command or value.
     pub(crate) fn parse(name: &str, value: Option<&str>) -> Result<Self> {
         let value = value.map(str::trim).filter(|value| !value.is_empty());
         if let Some(value) = value {
@@ -116,11 +116,11 @@ impl Command {
         })
     }
 
-    /// The schema and the command of a call of the SQL function `name`: first the value that the
-    /// PRAGMA takes, where it takes one, then the schema, then what the PRAGMA cannot say.
+    /// The schema and the command of a call of the SQL function `name`: first the PRAGMA's value,
+    /// if it takes one, then the schema, then arguments that the PRAGMA does not have.
     ///
     /// # Errors
-    /// As [`Command::parse`]; [`Error::Usage`] where there are too many arguments.
+    /// As [`Command::parse`]; [`Error::Usage`] for too many arguments.
     pub(crate) fn call(name: &str, arguments: &[Option<String>]) -> Result<(String, Self)> {
         let takes_value = matches!(
             name,
@@ -197,7 +197,7 @@ fn key_in_sql(name: &str) -> Error {
     ))
 }
 
-/// Answers `PRAGMA name = value`: `None` where it is SQLite's, an error where it must not run.
+/// Answers `PRAGMA name = value`: `None` if it is SQLite's, an error if it must not run.
 pub(crate) fn pragma(
     db: &mut Database<impl Host>,
     name: &str,
@@ -219,7 +219,7 @@ pub(crate) fn pragma(
     run(db, &command)?.into_text().map(Some)
 }
 
-/// Refuses a change on a connection that asked for reading alone by `PRAGMA query_only`.
+/// Refuses a change on a connection with `PRAGMA query_only=ON`.
 ///
 /// # Errors
 /// [`Error::ReadOnly`], always.
@@ -231,7 +231,7 @@ pub(crate) fn refuse_on_query_only<T>(db: &mut Database<impl Host>) -> Result<T>
     Err(error)
 }
 
-/// Does what `command` says, and tells what came of it.
+/// Executes `command` and returns its answer.
 pub(crate) fn run(db: &mut Database<impl Host>, command: &Command) -> Result<Answer> {
     if command.needs_no_transaction() && (db.is_in_transaction() || db.host.is_writing()) {
         return Err(Error::Usage(

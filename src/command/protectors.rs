@@ -1,14 +1,14 @@
-//! Changing who may open a database.
+//! Adding, rotating and removing protectors.
 //!
-//! Each change goes the same way:
+//! Each change takes these steps:
 //! 1. The envelope is read, and the providers are asked, while no lock is held.
-//! 2. With everybody else shut out, the envelope is read again. If a record that the change started
-//!    from is another one now, all begins anew.
+//! 2. Under a lock that excludes all other envelope writers, the envelope is read again. If a
+//!    record that the change started from has changed, everything begins again.
 //! 3. Both copies are written and synced.
 //!
-//! What was wrapped is unwrapped once before it counts: a provider that gives a key which does not
-//! come back would make the database unreadable. A key of another party does not come back here. It
-//! is added with a warning, and never left as the only one that may write.
+//! Every wrapped key is unwrapped once before it counts: a provider whose wrapped key does not
+//! unwrap would make the database unreadable. A key of another party does not unwrap here. It is
+//! added with a warning, and never left as the only one that may write.
 
 use serde::Serialize;
 
@@ -26,30 +26,30 @@ use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 use crate::settings::identity::{FileId, wrong_file};
 
-/// How often a change begins anew because somebody else made one meanwhile.
+/// Attempts at a change while other connections make their own.
 const ROUNDS: usize = 10;
 
-/// What came of a change to the protectors.
+/// Outcome of a change to the protectors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Change {
-    /// Whether the envelope was written. What is as it was asked for already needs no writing.
+    /// Whether the envelope was written; `false` if it already was as requested.
     pub changed: bool,
     /// The protectors as they are now.
     pub protectors: Vec<ProtectorStatus>,
-    /// Protectors that were to be changed and are as they were.
+    /// Protectors that could not be changed.
     pub skipped: Vec<Skipped>,
-    /// What was done and is not as the policy wants it.
+    /// Warnings of the policy about this change.
     pub warnings: Vec<String>,
 }
 
-/// A protector that a change left as it was.
+/// A protector that a change could not change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Skipped {
     /// Its name.
     pub name: String,
-    /// What its provider said.
+    /// The error of its provider.
     pub reason: String,
 }
 
@@ -80,8 +80,8 @@ impl NewProtector {
         self
     }
 
-    /// Whoever opens the database through it may only read, as far as this software is what they
-    /// use.
+    /// An opening through it allows only reads. This software enforces that; other software need
+    /// not.
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
@@ -118,8 +118,8 @@ pub(super) fn rotate_all(db: &mut Database<impl Host>) -> Result<Change> {
     })
 }
 
-/// Re-wraps the protector called `to` if there is one, else puts a new one of that name in the
-/// place of `replace`, or of the first. It has the limits of the one whose place it takes.
+/// Re-wraps the protector called `to` if it exists, else replaces `replace`, or the first
+/// protector, with a new one of that name. The new one keeps the limits of the replaced one.
 pub(super) fn rotate_to(
     db: &mut Database<impl Host>,
     to: &str,
@@ -135,8 +135,8 @@ pub(super) fn rotate_to(
                 }
                 Some((name, Some(old))) if old != record => {
                     return Err(Error::Usage(format!(
-                        "protector {to} is there already, and does not take the place of {name}: \
-                         `protector remove` removes that one"
+                        "protector {to} already exists and cannot replace {name}; remove {name} \
+                         first"
                     )));
                 }
                 _ => {}
@@ -165,7 +165,7 @@ pub(super) fn add(db: &mut Database<impl Host>, new: &NewProtector) -> Result<Ch
                 Ok(Plan::default())
             }
             Some(_) => Err(Error::Usage(format!(
-                "protector {} is there with other rights: remove it first",
+                "protector {} exists with other rights; remove it first",
                 new.name
             ))),
             None if envelope.protectors.len() >= PROTECTORS_MAX => Err(Error::Usage(format!(
@@ -189,7 +189,7 @@ pub(super) fn remove(db: &mut Database<impl Host>, name: &str) -> Result<Change>
         let Some(record) = envelope.protectors.iter().find(|record| matches(record, Some(name)))
         else {
             if session.has_finished(name) {
-                let words = "its removal was begun before and cut off: it is finished now";
+                let words = "finished an interrupted removal";
                 return Ok(Plan { warnings: vec![format!("{name}: {words}")], ..Plan::default() });
             }
             // SQLite may prepare a PRAGMA again after it was run.
@@ -200,17 +200,13 @@ pub(super) fn remove(db: &mut Database<impl Host>, name: &str) -> Result<Change>
             };
         };
         if envelope.protectors.len() == 1 {
-            return Err(Error::Usage(format!(
-                "{name} is the last protector: without it nobody could open the database; add another \
-                 one first"
-            )));
+            return Err(Error::Usage(format!("{name} is the last protector; add another first")));
         }
         let rest = envelope.protectors.iter().filter(|other| *other != record && may_write(other));
         let rest: Vec<&ProtectorRecord> = rest.collect();
         if rest.is_empty() {
             return Err(Error::Usage(format!(
-                "{name} is the last protector that may write and has not ended: add another one \
-                 first"
+                "{name} is the last protector that may write and has not ended; add another first"
             )));
         }
         check_opens(session, &rest)?;
@@ -218,8 +214,8 @@ pub(super) fn remove(db: &mut Database<impl Host>, name: &str) -> Result<Change>
     })
 }
 
-/// Refuses to leave `writers` where none of them opens the database here. One that has given the
-/// keys to this process does.
+/// Refuses to leave only `writers` that do not open the database here. One that has given the keys
+/// to this process does.
 fn check_opens(session: &Session, writers: &[&ProtectorRecord]) -> Result<()> {
     let keyring = session.keyring();
     if writers.iter().any(|record| keyring.was_given_by(record)) {
@@ -250,7 +246,7 @@ pub(super) fn auto_rotate(db: &mut Database<impl Host>, on: bool) -> Result<Chan
     })
 }
 
-/// Makes `wanted` the protectors of the database, each wrapped anew, in this order and none else.
+/// Makes `wanted` the protectors of the database, each wrapped anew, in this order and no others.
 pub(super) fn set(db: &mut Database<impl Host>, wanted: &[NewProtector]) -> Result<Change> {
     edit(db, |session, envelope| {
         if wanted.is_empty() || wanted.len() > PROTECTORS_MAX {
@@ -298,7 +294,7 @@ impl Plan {
     }
 }
 
-/// Plans a change without a lock and commits it with one, anew where the plan no longer fits.
+/// Plans a change without a lock and commits it under one; plans again if the plan no longer fits.
 fn edit(
     db: &mut Database<impl Host>,
     plan: impl Fn(&Session, &Envelope) -> Result<Plan>,
@@ -317,19 +313,19 @@ fn edit(
             let protectors = status::protectors(session, &envelope);
             return Ok(Change { changed: false, protectors, skipped, warnings });
         }
-        // Before it is done, so that it is not done if it cannot be recorded.
+        // Recorded first, so that a change that cannot be recorded is not made.
         session.record(&steps, "begins", &Ok(true))?;
         let done = db.exclusively(PATIENCE, |main, host| main.session_mut()?.commit(host, &steps));
         let (session, _) = db.keys()?;
         let done = done.and_then(|done| session.finished(&steps, done));
         let _ = session.record(&steps, "ends", &done);
         if done? {
-            // As it was written: a look at the disk could fail, and the change is done.
+            // From memory: a read of the disk could fail although the change is made.
             let protectors = status::protectors(session, session.envelope());
             return Ok(Change { changed: true, protectors, skipped, warnings });
         }
     }
-    Err(Error::Busy("others keep changing the protectors: try again".into()))
+    Err(Error::Busy("protectors keep changing concurrently; retry".into()))
 }
 
 /// `plan`, if the policy allows it, and perhaps with a warning.
@@ -341,7 +337,7 @@ fn allowed(session: &Session, envelope: &Envelope, mut plan: Plan) -> Result<Pla
     Ok(plan)
 }
 
-/// The current DEK under the protector `new`, which has given it back.
+/// The current DEK wrapped by the protector `new`, unwrapped once as a test.
 fn wrapped(session: &Session, new: &NewProtector) -> Result<ProtectorRecord> {
     match wrap(session, new)? {
         (record, None) => Ok(record),
@@ -349,7 +345,7 @@ fn wrapped(session: &Session, new: &NewProtector) -> Result<ProtectorRecord> {
     }
 }
 
-/// As [`wrapped`]. A key that another party holds wraps, and does not unwrap for us: that is a
+/// As [`wrapped`]. A key that another party holds wraps but does not unwrap here: that is a
 /// warning.
 fn wrapped_for_party(
     session: &Session,
@@ -359,8 +355,7 @@ fn wrapped_for_party(
     let warning = match refusal {
         None => None,
         Some(refusal @ (ProviderError::NotHere(_) | ProviderError::Denied(_))) => Some(format!(
-            "protector {} was not tested, for its key does not unwrap here ({refusal}): open the \
-             database through it where it does",
+            "protector {} added untested: its key does not unwrap here ({refusal})",
             record.name.escape_debug()
         )),
         Some(refusal) => return Err(refusal.into()),
@@ -368,8 +363,7 @@ fn wrapped_for_party(
     Ok((record, warning))
 }
 
-/// The current DEK under the protector `new`, and what its provider said if it did not give it
-/// back.
+/// The current DEK wrapped by the protector `new`, and the provider's error if it did not unwrap.
 fn wrap(session: &Session, new: &NewProtector) -> Result<(ProtectorRecord, Option<ProviderError>)> {
     let keyring = session.keyring();
     let (dek, context) = keyring.dek()?;
@@ -389,7 +383,7 @@ fn wrap(session: &Session, new: &NewProtector) -> Result<(ProtectorRecord, Optio
     Ok((record, refusal))
 }
 
-/// `record` under the newest version of its key; `None` where it is already.
+/// `record` under the newest version of its key; `None` if it is already.
 fn rewrapped(session: &Session, record: &ProtectorRecord) -> Result<Option<ProtectorRecord>> {
     let keyring = session.keyring();
     let (dek, context) = keyring.dek()?;
@@ -398,14 +392,14 @@ fn rewrapped(session: &Session, record: &ProtectorRecord) -> Result<Option<Prote
     Ok(new)
 }
 
-/// Refuses to wrap anew under `record` where its provider has another secret by now than the one
-/// that the record was made with: whoever has that one would find it worth nothing. One that does
-/// not unwrap for us, such as a key of another party, says nothing of that.
+/// Refuses to re-wrap `record` if its provider now has another secret than the one that the record
+/// was created with: the old secret would no longer open the database. A record that does not
+/// unwrap here, such as one of another party's key, passes.
 fn refuse_other_secret(session: &Session, record: &ProtectorRecord) -> Result<()> {
     let (dek, context) = keys(session)?;
     match session.protectors().unwrap(&[record], &context) {
         Err(ProviderError::WrongKey(words)) => Err(ProviderError::wrong_key(format!(
-            "protector {} was made with another secret than is set up here: {words}",
+            "protector {} was created with a different secret: {words}",
             record.name.escape_debug()
         ))
         .into()),
@@ -425,8 +419,8 @@ pub(super) fn check_secret(session: &mut Session, base: &impl Storage, name: &st
     refuse_other_secret(session, record.ok_or_else(|| no_such(&envelope, name))?)
 }
 
-/// Refuses a copy without the protectors called `without` where the policy asks for more than are
-/// left, or gives a warning.
+/// Refuses a copy without the protectors called `without`, or warns, if the policy requires more
+/// than are left.
 pub(super) fn check_copy(
     session: &mut Session,
     base: &impl Storage,

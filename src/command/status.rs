@@ -20,7 +20,7 @@ use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
 use crate::key::session::Session;
 use crate::provider::WaitsFor;
 
-/// What is known about the keys of an encrypted database; it holds nothing secret.
+/// State of the encryption of a database; holds no secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
@@ -36,7 +36,7 @@ pub struct Status {
     pub pages: u64,
     /// Version of the database encryption key, from 1.
     pub key_version: u32,
-    /// How often the envelope was written.
+    /// Number of writes of the envelope.
     pub generation: u64,
     /// When the database was encrypted, in Unix seconds.
     pub created: u64,
@@ -52,12 +52,11 @@ pub struct Status {
     pub encryption_state: u8,
     /// The protector through which this connection was opened.
     pub opened_through: String,
-    /// What the key provider said instead of an answer, where it was last asked in vain and the
-    /// keys still serve.
+    /// The error of the last check with the key provider, if it failed and the keys are still
+    /// usable.
     pub outage: Option<String>,
     /// The copies of the envelope, `A` or `B`, that fail authentication or are older than the other
-    /// one: a change of the protectors was cut off. Whoever opens the database for writing mends
-    /// them.
+    /// one: a change of the protectors was interrupted. The next opening for writing repairs them.
     pub faulty_envelope_copies: Vec<char>,
     /// The protectors, each of which opens the database.
     pub protectors: Vec<ProtectorStatus>,
@@ -75,21 +74,21 @@ pub struct ProtectorStatus {
     pub key: String,
     /// The version of the key that wrapped the database encryption key.
     pub key_version: String,
-    /// How it was wrapped.
+    /// The mechanism that wrapped it.
     pub mechanism: String,
-    /// What kind of provider that is, where one of that name is set up here.
+    /// The kind of the provider, if one of that name is configured here.
     pub kind: Option<String>,
-    /// Whether its provider asks a person, where one of that name is set up here.
+    /// Whether its provider asks a person, if one of that name is configured here.
     pub asks_person: Option<bool>,
     /// When it ends, in Unix seconds; 0 for never.
     pub not_after: u64,
-    /// Whether who opens the database through it may only read.
+    /// Whether an opening through it allows only reads.
     pub read_only: bool,
     /// SHA-256 of provider, key and key version, the first 20 bytes in hexadecimal digits.
     pub thumbprint: String,
 }
 
-/// What a verification found.
+/// Result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Verification {
@@ -105,11 +104,11 @@ pub struct Verification {
     /// open the database.
     pub bad_envelope_copies: Vec<char>,
     /// Copies of the envelope, `A` or `B`, that are authentic and older than the other one: a
-    /// change of the protectors was cut off, and a protector that it removed still opens the
-    /// database for who has other software. Whoever opens the database for writing mends them.
+    /// change of the protectors was interrupted, and a protector that it removed still opens the
+    /// database in other software. The next opening for writing repairs them.
     pub stale_envelope_copies: Vec<char>,
-    /// Why the journal or log beside the file is refused. The other fields are about the file alone
-    /// then.
+    /// The reason why the journal or log beside the file is refused; the other fields then describe
+    /// the file alone.
     pub refused: Option<String>,
 }
 

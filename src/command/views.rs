@@ -1,4 +1,4 @@
-//! The table-valued functions: what is known of each attached database, as rows.
+//! The table-valued functions: the state of each attached database, as rows.
 //!
 //! `tde_database_encryption_keys` has the columns and states of SQL Server's
 //! `sys.dm_database_encryption_keys`, and three of our own at the end.

@@ -1,4 +1,4 @@
-//! SQLite's calls on the main file, a journal and a log: what each means for the whole database.
+//! SQLite's calls on the main file, a journal and a log, and their effect on the whole database.
 
 use std::os::raw::c_int;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::file::main::SQLITE_HEADER;
 use crate::io::Filled;
 
-/// What SQLite reads of a journal's header, to play the journal back.
+/// The bytes of a journal's header that SQLite reads to play the journal back.
 const JOURNAL_HEADER: u64 = 28;
 
 /// The main file.
@@ -34,7 +34,7 @@ impl<H: Host> Database<H> {
 
     /// Before a read of `len` bytes at `at` while SQLite holds no lock.
     fn before_read_without_lock(&mut self, at: u64, len: usize) -> Result<()> {
-        // Every pager looks at the header when it is made.
+        // A new pager reads the header before it takes any lock.
         if (at, len) == (0, SQLITE_HEADER) {
             return Ok(());
         }
@@ -52,7 +52,7 @@ impl<H: Host> Database<H> {
         if !self.flush_journals()? && self.main.has_page(&self.host, bytes, at)? {
             return Ok(());
         }
-        // Without a wal-index in shared memory, nothing else tells when a recovery is over.
+        // Without a wal-index in shared memory, this is the only sign that a recovery is over.
         if !self.logs.is_empty() && super::wal_index::pages(&self.host).is_none() {
             self.seal_holes()?;
         }
@@ -62,8 +62,8 @@ impl<H: Host> Database<H> {
         }
         let may_wait = self.may_wait(at, bytes.len());
         match self.write_main(bytes, at, may_wait) {
-            // With `journal_mode=MEMORY` what a rollback puts back is nowhere else. It needs the
-            // keys, and so does a page that is written before the transaction is refused.
+            // With `journal_mode=MEMORY` the old pages exist only in SQLite's memory. The rollback
+            // needs the keys to write them, and so does a page written before the refusal.
             Err(Error::Inaccessible(_)) if self.journals.is_empty() && self.logs.is_empty() => {
                 self.main.begin(&self.host)?;
                 self.write_main(bytes, at, may_wait)?;
@@ -80,8 +80,8 @@ impl<H: Host> Database<H> {
         main.write(host, bytes, at, may_wait, &mut || super::checkpoint::demand(host, index, logs))
     }
 
-    /// A truncation needs nothing of the journal that waits: it is a rollback's, to the size that
-    /// the journal's header has, or comes after the commit.
+    /// A truncation needs none of the buffered journal: either a rollback cuts the file to the size
+    /// in the journal's header, or it comes after the commit.
     pub(crate) fn truncate(&mut self, size: u64) -> Result<()> {
         self.report_owed()?;
         // With a log, only a checkpoint that took all of it sets the size.
@@ -105,13 +105,13 @@ impl<H: Host> Database<H> {
         Ok(size)
     }
 
-    /// Tells the audit log if `answer` shows that somebody changed what is on disk.
+    /// Records an audit event if `answer` is an error that shows tampering with the files.
     fn note_tampering<T>(&mut self, answer: Result<T>) -> Result<T> {
         answer.inspect_err(|error| self.main.note_tampering(error))
     }
 
-    /// Refuses a main file that is shorter than its log allows, and if the page at `at` is missing
-    /// that has to be there.
+    /// Refuses a main file that is shorter than its log allows, and a missing page at `at` that
+    /// must exist.
     fn check_missing(&mut self, at: u64) -> Result<()> {
         let Self { host, main, index, logs, .. } = self;
         main.check_missing(host, at, &mut || super::checkpoint::demand(host, index, logs))
@@ -136,7 +136,7 @@ impl<H: Host> Database<H> {
             main.check_journal()?;
         }
         let filled = journal.read(base, buf, at)?;
-        // Of a journal that was made void, SQLite reads zeros here, and plays nothing back.
+        // SQLite reads zeros from the header of an invalidated journal, and plays nothing back.
         if starts && buf.iter().any(|&byte| byte != 0) {
             journal.check_begun(main.state_for_journal(host)?)?;
         }

@@ -1,4 +1,4 @@
-//! From the log to the main file: checkpoints, and what a recovery leaves behind.
+//! From the log to the main file: checkpoints, and the work after a recovery.
 
 use crate::ffi;
 
@@ -8,8 +8,8 @@ use super::{Database, Part};
 use crate::error::{Error, Result, log};
 use crate::file::wal::{Demand, Frames, Recovered, View, Wal};
 
-/// What the wal-index says of `wal`. If it is not in shared memory, no other connection has the log
-/// open, and the one that has sees all of it.
+/// The wal-index's values for `wal`. Without shared memory only this connection has the log open,
+/// and it sees all of it.
 fn view_of(words: &impl Words, index: &WalIndex, wal: &Wal) -> View {
     View {
         in_file: wal_index::frames_in_file(words).unwrap_or(0),
@@ -19,7 +19,7 @@ fn view_of(words: &impl Words, index: &WalIndex, wal: &Wal) -> View {
     }
 }
 
-/// What the log demands of the main file in `host`; `None` without a log.
+/// The log's requirements on the main file in `host`; `None` without a log.
 pub(super) fn demand<H: Host>(
     host: &H,
     index: &WalIndex,
@@ -58,9 +58,8 @@ impl<H: Host> Database<H> {
         }
     }
 
-    /// A checkpoint has written what it will write, or was given up. In the first case nothing
-    /// waits, unless the wal-index has more pages than SQLite wrote; in the second the log has it
-    /// all.
+    /// A checkpoint has ended or was given up. If it ended, the write buffer is empty, unless the
+    /// wal-index has more pages than SQLite wrote; if it was given up, the log has every page.
     pub(crate) fn checkpoint_ends(&mut self) {
         if let Err(error) = self.main.flush(&self.host) {
             log(error.sqlite_code(), &format!("sqlite-tde: {error}"));
@@ -70,7 +69,7 @@ impl<H: Host> Database<H> {
         self.assert_nothing_is_lost();
     }
 
-    /// A page is about to be written. If the database has a log, a checkpoint brings it.
+    /// A page is about to be written; with a log, a checkpoint writes it.
     pub(super) fn note_checkpointed_page(&mut self) -> Result<()> {
         if self.main.is_checkpoint_noted() {
             return Ok(());
@@ -79,7 +78,7 @@ impl<H: Host> Database<H> {
         let Some((log, rest)) = self.log_and_rest() else { return Ok(()) };
         let id = log.file.identity(&log.host, &rest)?;
         let id = id.ok_or(Error::FrameAuthentication { frame: 0 })?;
-        // What the checkpoint set out to bring: others may have committed more since.
+        // The frames chosen when the checkpoint began: others may have committed more since.
         let brought = log.file.brought(attempted);
         self.main.checkpoint_writes(&self.host, id, brought)
     }
@@ -104,8 +103,8 @@ impl<H: Host> Database<H> {
         }
     }
 
-    /// If a log was recovered, seals what an interrupted checkpoint left of pages that are not in
-    /// it.
+    /// After a recovery, seals the holes and torn pages of an interrupted checkpoint that the log
+    /// does not cover.
     pub(super) fn seal_holes(&mut self) -> Result<()> {
         let Self { host, main, logs, .. } = self;
         let Some(Part { host: base, file: wal, .. }) = logs.last_mut() else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! How a database comes to be, and how a creation that is given up leaves nothing.
+//! Creation of a database, and the rollback of a creation, which leaves nothing behind.
 //!
 //! ```text
 //!   copy A, slot 0, sync | pages ... | first commit: copy B, sync; copy A | SQLite's own sync
@@ -22,11 +22,10 @@ use crate::key::keyring::Keyring;
 use crate::key::session::Session;
 
 impl Main {
-    /// Writes the envelope of a database that has none yet, of which a page is about to be written.
-    /// The first one decides on the page size.
+    /// Writes the envelope of a new database before its first page; that page sets the page size.
     pub(super) fn create(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         if matches!(self.state, State::Empty(_)) && !self.is_still_empty(base)? {
-            // Without locks nothing told that another connection has created it.
+            // Without locks this is the first notice of a creation by another connection.
             return Err(created_by_another());
         }
         let State::Empty(prepared) = &mut self.state else { return Ok(()) };
@@ -69,7 +68,7 @@ impl Main {
     /// writing. Its keys serve the next attempt of this handle.
     ///
     /// # Errors
-    /// [`Error::Busy`] where the file holds a database of another connection, which took no lock
+    /// [`Error::Busy`] if the file holds a database of another connection, which took no lock
     /// either (`nolock=1`).
     pub(super) fn undo_creation(&mut self, base: &impl Storage) -> Result<()> {
         let is_own = match &self.state {
@@ -89,8 +88,8 @@ impl Main {
         self.session().is_ok_and(|session| !session.is_committed())
     }
 
-    /// Nobody is writing to the file, and no journal is left of who was: the pages that the
-    /// envelope says to be there were committed.
+    /// No writer is active and no hot journal is left: the pages that the envelope announces were
+    /// committed.
     pub(crate) fn nobody_is_creating(&mut self, base: &impl Storage) -> Result<()> {
         if let Ok(session) = self.session_mut()
             && session.envelope().has_pages
@@ -101,9 +100,9 @@ impl Main {
         Ok(())
     }
 
-    /// A lock was given back; where `last`, this handle has none any more. After a transaction,
-    /// SQLite keeps SHARED for a moment. After a rollback that failed it does not, and another
-    /// connection plays the journal back.
+    /// A lock was released; `last`: this handle holds none any more. After a transaction, SQLite
+    /// keeps SHARED for a moment. After a rollback that failed it does not, and another connection
+    /// plays the journal back.
     pub(crate) fn unlocked(&mut self, last: bool) {
         let created = std::mem::take(&mut self.told_creation);
         if let (true, true, Ok(session)) = (created, last, self.session_mut()) {
@@ -111,7 +110,7 @@ impl Main {
         }
     }
 
-    /// The file has no page and no envelope that counts.
+    /// The file has no page and no valid envelope.
     pub(super) fn start_over(&mut self) {
         if let State::Encrypted(open) = &self.state {
             self.state = State::Empty(Some(open.session.give_up_creation()));
@@ -124,8 +123,7 @@ fn created_by_another() -> Error {
     Error::Busy("another connection has just created the database".into())
 }
 
-/// Writes copy A, and the first slot behind it, to a file that a creation may have left before, of
-/// which nothing stays.
+/// Writes copy A and the first slot; overwrites any remains of an earlier creation.
 fn write_copy_a(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> Result<()> {
     let mut copy = keyring.encode(envelope)?;
     copy.extend(keyring.encode_slot(&Slot::anew(FIRST_SEQUENCE)?, 0)?);
@@ -134,7 +132,7 @@ fn write_copy_a(base: &impl Storage, keyring: &Keyring, envelope: &Envelope) -> 
     }
     let written = base.write(&copy, 0).and_then(|()| base.sync());
     if written.is_err() {
-        // The error is told; what is left of the copy is what a crash leaves, too.
+        // The error is returned; a partial copy is the same state as after a crash.
         let _ = base.truncate(0);
     }
     written

@@ -1,16 +1,16 @@
-//! Shutting out whoever else may write the envelope, with locks of SQLite's that disturb nobody.
+//! Serialises envelope writers with SQLite's RESERVED or checkpoint lock; readers never wait.
 //!
 //! | journal mode | lock | who waits for it |
 //! |---|---|---|
 //! | rollback | RESERVED | writers, as for any other writer |
 //! | WAL | the wal-index's lock of checkpoints | checkpoints |
 //!
-//! SQLite refuses RESERVED in WAL mode where several processes have the log. Which mode it is says
-//! page 1, read under a SHARED lock: while somebody holds that, nobody changes the mode.
+//! SQLite refuses RESERVED in WAL mode if several processes use the log. Page 1, read under a
+//! SHARED lock, tells the journal mode; no connection can change it while SHARED is held.
 //!
-//! A RESERVED lock tells readers that a journal is in use. Held beside one that a crash left, it
-//! would keep them from rolling that back. So a hot journal is looked for first; while SHARED is
-//! held, none comes into being over a changed database.
+//! A RESERVED lock tells readers that a journal is in use. Held beside the journal of a crashed
+//! process, it would keep them from rolling that back. So a hot journal is looked for first; while
+//! SHARED is held, no new one can appear over a changed database.
 
 use std::time::{Duration, Instant};
 
@@ -23,23 +23,23 @@ use crate::file::journal::Journal;
 use crate::io::Filled;
 use crate::settings::Tuning;
 
-/// How long to wait between two attempts: others wait for turns of their own.
+/// Pause between two attempts, so that other connections get their turn.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// A journal may only look hot, where a writer begins or ends between two looks. It is where it
-/// looks so this many times in a row.
+/// Consecutive checks that must find a journal hot: one check alone may fall between two steps of a
+/// writer that begins or ends.
 const HOT: usize = 20;
 
-/// What became of one attempt.
+/// Outcome of one attempt.
 enum Attempt {
     Taken(Taken),
-    /// Others are in the way.
+    /// Another connection holds a conflicting lock.
     Busy,
-    /// A journal is there that nobody uses.
+    /// A hot journal lies beside the database.
     HotJournal,
 }
 
-/// What was taken, on top of what SQLite holds.
+/// Locks taken in addition to SQLite's own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Taken {
     /// SQLite holds enough for itself.
@@ -56,7 +56,7 @@ impl<H: Host> Database<H> {
     /// it.
     ///
     /// # Errors
-    /// [`Error::Busy`] if others are in the way for longer; those of `work`.
+    /// [`Error::Busy`] if other connections hold the locks for longer; the errors of `work`.
     pub(crate) fn exclusively<T>(
         &mut self,
         patience: Duration,
@@ -72,8 +72,7 @@ impl<H: Host> Database<H> {
             }
             if hot == HOT {
                 return Err(Error::Busy(
-                    "a transaction that a crash cut off has to be rolled back first: read from the \
-                     database, then try again"
+                    "an interrupted transaction must be rolled back first: run a read, then retry"
                         .into(),
                 ));
             }
@@ -92,13 +91,14 @@ impl<H: Host> Database<H> {
         self.host.is_in_transaction().unwrap_or(self.lock >= LockLevel::Reserved)
     }
 
-    /// Whether nothing else than this tells of transactions, and none is being written.
+    /// Whether this call is the only sign of a transaction, and no transaction is being written.
     pub(crate) fn is_idle(&self) -> bool {
         self.host.is_idle() && !self.is_in_transaction()
     }
 
     /// Finishes a change of the protectors that was cut off between the two copies of the envelope,
-    /// if there is one. If others are in the way for longer than `patience`, it stays for later.
+    /// if there is one. If other connections hold the locks for longer than `patience`, a later
+    /// call finishes it.
     pub(crate) fn mend(&mut self, patience: Duration) -> Result<()> {
         if !self.main.session().is_ok_and(|session| session.wants_mending()) {
             return Ok(());
@@ -181,15 +181,14 @@ impl<H: Host> Database<H> {
         }
     }
 
-    /// Whether no writer is at work, and none was cut off: no journal is there to be played back.
+    /// Whether no writer is active and no hot journal exists.
     pub(super) fn is_at_rest(&self) -> Result<bool> {
         // In this order: a writer that ends between the two leaves no journal that is hot.
         let host = &self.host;
         Ok(!host.is_reserved()? && !self.has_journal_to_play()? && !host.is_reserved()?)
     }
 
-    /// Whether a journal is there that no writer is using, as SQLite tells it: its first byte
-    /// counts.
+    /// Whether a journal exists that no writer uses. As for SQLite, its first byte decides.
     fn has_hot_journal(&self) -> Result<bool> {
         if self.host.is_reserved()? { Ok(false) } else { self.has_journal_to_play() }
     }

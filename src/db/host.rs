@@ -1,4 +1,4 @@
-//! What is around an open database: the file below it with its locks and its wal-index, the files
+//! The surroundings of an open database: the base file with its locks and wal-index, the files
 //! beside it, and the connection that uses it.
 
 use std::os::raw::c_int;
@@ -50,13 +50,13 @@ pub(crate) trait Host: Storage + Words + Sized {
     fn sync_as(&self, flags: c_int) -> Result<()>;
     /// The sector, as SQLite bounds it: a power of two from 512 to 65536.
     fn sector(&self) -> usize;
-    /// Whether a write spoils no byte beside it when the power fails.
+    /// Whether a power loss during a write leaves the bytes beside it intact (powersafe overwrite).
     fn is_powersafe(&self) -> bool;
 
     /// Takes a lock on the file.
     ///
     /// # Errors
-    /// [`Error::Base`] with `SQLITE_BUSY` while others are in the way.
+    /// [`Error::Base`] with `SQLITE_BUSY` while another connection holds a conflicting lock.
     fn lock(&self, level: LockLevel) -> Result<()>;
     /// Gives locks back down to `level`.
     fn unlock(&self, level: LockLevel) -> Result<()>;
@@ -65,7 +65,7 @@ pub(crate) trait Host: Storage + Words + Sized {
 
     /// Whether there can be a wal-index in shared memory.
     fn has_shared_memory(&self) -> bool;
-    /// Maps the wal-index, and makes it if there is none.
+    /// Maps the wal-index; creates it if missing.
     fn map_wal_index(&self) -> Result<()>;
     /// Undoes [`Host::map_wal_index`].
     fn unmap_wal_index(&self);
@@ -87,7 +87,7 @@ pub(crate) trait Host: Storage + Words + Sized {
     fn is_idle(&self) -> bool;
 }
 
-/// Whether a lock was taken; `false` if another connection is in the way.
+/// Whether a lock was taken; `false` if another connection holds a conflicting one.
 pub(super) fn is_taken(locked: Result<()>) -> Result<bool> {
     match locked {
         Ok(()) => Ok(true),

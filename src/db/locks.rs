@@ -1,4 +1,5 @@
-//! SQLite's locks on the main file and the wal-index, and what begins and ends with them.
+//! SQLite's locks on the main file and the wal-index, and the transactions that begin and end with
+//! them.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -28,8 +29,8 @@ impl<H: Host> Database<H> {
         self.set_lock(level);
         if begins_writing {
             self.forget_journals();
-            // A rollback of what a crash left goes straight to EXCLUSIVE. If SQLite kept the
-            // journal open, nothing else tells of it.
+            // A rollback after a crash goes straight to EXCLUSIVE. If SQLite kept the journal open,
+            // this lock is its only sign.
             if level == LockLevel::Exclusive && !self.journals.is_empty() {
                 self.main.phase.hot_journal();
             }
@@ -39,7 +40,7 @@ impl<H: Host> Database<H> {
         }
         self.main.lock_changed(first || closes);
         if first {
-            self.main.look(&self.host).inspect_err(|_| self.give_back(held))?;
+            self.main.probe(&self.host).inspect_err(|_| self.give_back(held))?;
         }
         self.check_kind().inspect_err(|_| self.give_back(held))?;
         if first {
@@ -56,8 +57,8 @@ impl<H: Host> Database<H> {
         let _ = self.unlock(held);
     }
 
-    /// Refuses a database that was created anew, encrypted for plaintext or the reverse, while its
-    /// journal or log is open as that of the one before.
+    /// Refuses a database that was recreated, encrypted for plaintext or the reverse, while the
+    /// journal or log of the former one is open.
     fn check_kind(&mut self) -> Result<()> {
         let plain = self.main.is_plain();
         let was_plain = self.outside.plain.load(Ordering::Acquire);
@@ -68,9 +69,7 @@ impl<H: Host> Database<H> {
         };
         if keeps_other {
             return Err(Error::Unsupported(
-                "the database was created anew, and its journal or log is still open as that of \
-                 the one before: close the connection and open it again"
-                    .into(),
+                "database was recreated while its old journal or log is open: reconnect".into(),
             ));
         }
         self.outside.plain.store(plain, Ordering::Release);
@@ -86,22 +85,23 @@ impl<H: Host> Database<H> {
             && !self.index.is_locked()
     }
 
-    /// Whatever may have to wait for a provider is done before others can wait for the lock.
+    /// Calls that may wait for a provider are made before other connections can wait for this lock.
     fn before_lock(&mut self, level: LockLevel) -> Result<()> {
         let held = self.lock;
         if held == LockLevel::None {
             self.begin()?;
         }
-        // It fails by itself where there are no keys.
+        // Without keys the lock itself fails.
         if self.closes_log(level) {
             let _ = self.begin();
         }
         if held == LockLevel::None && self.main.is_unmade() {
-            // What is wrong with it shows under the lock; while it is being created, nothing is.
-            let _ = self.main.look(&self.host);
-            // A statement that will write makes the keys now, beside no lock. Between SHARED and
-            // EXCLUSIVE others would be kept from their own creation of the database, and two that
-            // came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each
+            // A fault of the envelope is reported under the lock; before it, the file may just be
+            // in creation.
+            let _ = self.main.probe(&self.host);
+            // A statement that will write makes the keys now, while no lock is held. Between SHARED
+            // and EXCLUSIVE others would be kept from their own creation of the database, and two
+            // that came so far together, as with `PRAGMA journal_mode=WAL`, could not wait for each
             // other: one gets SQLITE_BUSY at once.
             if self.writable && self.main.is_unmade() && self.host.is_writing() {
                 self.main.prepare()?;
@@ -130,8 +130,8 @@ impl<H: Host> Database<H> {
             return Ok(());
         }
         let _ = self.host.unlock(LockLevel::None);
-        // What is wrong with the file shows under the lock.
-        let _ = self.main.look(&self.host);
+        // A fault of the file is reported under the lock.
+        let _ = self.main.probe(&self.host);
         self.host.lock(level)
     }
 
@@ -143,8 +143,9 @@ impl<H: Host> Database<H> {
         Ok(())
     }
 
-    /// What a journal's handle knows of it holds under one lock: SQLite may keep it open between
-    /// transactions (`SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN`), while others write the file.
+    /// A journal handle's knowledge of the file is valid under one lock only: SQLite may keep it
+    /// open between transactions (`SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN`), while others write the
+    /// file.
     fn forget_journals(&mut self) {
         self.journals.iter_mut().for_each(|part| part.file.take_anew());
     }
@@ -155,7 +156,7 @@ impl<H: Host> Database<H> {
             self.forget_journals();
         }
         let unlocked = self.host.unlock(level);
-        // Also after an error: a lock that may be gone must not be counted on.
+        // Also after an error: a lock that may be gone must not be relied on.
         self.set_lock(level);
         self.main.unlocked(level == LockLevel::None);
         self.main.lock_changed(level == LockLevel::None);
@@ -163,16 +164,16 @@ impl<H: Host> Database<H> {
         unlocked
     }
 
-    /// Finds out whether the creation of the database may still be rolled back. If that cannot be
-    /// told, it may; reading a page will tell.
+    /// Finds out whether the creation of the database may still be rolled back. If that is unknown,
+    /// it is assumed; the read of a page decides.
     pub(crate) fn settle_creation(&mut self) {
         if self.main.may_be_undone() && matches!(self.is_at_rest(), Ok(true)) {
             let _ = self.main.nobody_is_creating(&self.host);
         }
     }
 
-    /// A lock on the wal-index is about to be taken. The first one begins a transaction: beside
-    /// another, somebody may wait already, and no provider is asked.
+    /// A lock on the wal-index is about to be taken. The first one begins a transaction. With a
+    /// lock held already, another connection may wait for it, so no provider is called.
     pub(crate) fn before_index_lock(&mut self) -> Result<()> {
         if self.index.is_locked() { self.main.watch(&self.host) } else { self.begin() }
     }
@@ -218,7 +219,8 @@ impl<H: Host> Database<H> {
         self.index.unmapped();
     }
 
-    /// Runs `work` on the main file under at least a shared lock, so that nobody writes meanwhile.
+    /// Runs `work` on the main file under at least a shared lock, so that no connection writes
+    /// meanwhile.
     pub(crate) fn with_shared_lock<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T>,
@@ -232,8 +234,8 @@ impl<H: Host> Database<H> {
         result
     }
 
-    /// Writes what a background check has wrapped under newer keys. Nobody asked for it, so an
-    /// error goes to the log.
+    /// Writes the records that a background check wrapped under newer keys. No caller asked for it,
+    /// so an error goes to the log.
     pub(crate) fn rotate_by_itself(&mut self) {
         if let Err(error) = self.apply_pending() {
             log(error.sqlite_code(), &format!("sqlite-tde: automatic rotation: {error}"));

@@ -4,25 +4,25 @@
 //! 1. Every page of the file is sealed; a write past the end fills what it skips with sealed zeros.
 //! 2. The envelope is on disk, synced, before the first page is written.
 //! 3. The page size never changes once page 1 was written.
-//! 4. Where a log or a hot journal was recovered, every page is sealed again. Power loss leaves
-//!    holes and torn pages that SQLite neither restores nor reads: it never wrote them, or had
-//!    freed them.
-//! 5. What was read ahead belongs to the read transaction at hand: it is dropped whenever a lock is
-//!    taken or given back, at each write, and where SQLite looks whether its own cache still holds.
+//! 4. After the recovery of a log or hot journal every page is sealed. A power loss leaves holes
+//!    and torn pages that SQLite neither restores nor reads, because it never wrote or had freed
+//!    them.
+//! 5. The read-ahead window belongs to the current read transaction: it is dropped whenever a lock
+//!    is taken or released, at each write, and where SQLite checks whether its own cache is valid.
 //!    In between no page that SQLite reads from this file changes. Others write here under a lock
 //!    that shuts readers out, or as a checkpoint: pages that this reader finds in the log, or
 //!    frames that were all in the file before it began.
-//! 6. What somebody cut off the file never becomes zeros: not by filling up to where a checkpoint
-//!    or a rollback needs it to end, and not under locks that keep others from changing its size.
-//!    `known_size` is the size that SQLite was told or has made since it took them. A page within
-//!    it that is not there is an error to read, and nothing within it is filled up.
-//! 7. Nothing is written to a file that has no envelope of this database, as far as one look before
-//!    the first write of a transaction or checkpoint tells. Where its creation was committed, a
-//!    file that ends before page 1 is damaged, and never an empty database.
+//! 6. A part cut off the file by an attacker never becomes zeros: not by filling up to the end that
+//!    a checkpoint or a rollback needs, and not under locks that keep others from changing the
+//!    size. `known_size` is the size that SQLite was told or has made since it took them. A page
+//!    within it that is not there is an error to read, and nothing within it is filled up.
+//! 7. Nothing is written to a file without an envelope of this database; checked before the first
+//!    write of each transaction or checkpoint. Where its creation was committed, a file that ends
+//!    before page 1 is damaged, and never an empty database.
 //! 8. A page that SQLite wrote is in the base when the write returns, sealed. The one exception is
-//!    a checkpoint, before the write of its last page: the log has what waits. A rollback therefore
+//!    a checkpoint before its last page: the log has every buffered page. A rollback therefore
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
-//!    errors it ignores, fail only where the base does.
+//!    errors it ignores, fail only if the base fails.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,11 +56,11 @@ pub(crate) struct Main {
     /// An envelope of the database was seen in the file since the current transaction or checkpoint
     /// began.
     pub(super) envelope_checked: bool,
-    /// This handle has told the envelope of the first pages under the lock that it holds.
+    /// This handle has marked the envelope as having pages, under the lock that it holds.
     pub(super) told_creation: bool,
     /// When the file was opened, in Unix seconds.
     opened: u64,
-    /// The audit log knows that this file was tampered with.
+    /// Tampering with this file was recorded in the audit log.
     tampering_noted: bool,
     /// A record of this handle's own journal that failed in a rollback.
     failed_record: Option<u64>,
@@ -69,8 +69,7 @@ pub(crate) struct Main {
     change_counter: u32,
 }
 
-/// Where and how SQLite looks whether its cache still holds: at the change counter and what
-/// follows.
+/// The bytes by which SQLite checks its cache: the change counter and those after it.
 const CHANGE_COUNTER: (u64, usize) = (24, 16);
 
 pub(super) enum State {
@@ -108,7 +107,7 @@ impl Main {
             failed_record: None,
             change_counter: 0,
         };
-        let looked = db.look(base);
+        let looked = db.probe(base);
         if looked.is_err() || db.envelope().is_some() {
             let file_id = db.envelope().map(|envelope| envelope.file_id);
             let protector = db.session().ok().map(Session::protector_name);
@@ -122,9 +121,9 @@ impl Main {
     }
 
     /// Finds out what the file is, if no transaction had been committed to it when last seen.
-    /// Another connection may have created the database since, with pages of another size, or given
-    /// that up; what was prepared or seen before is then void.
-    pub(crate) fn look(&mut self, base: &impl Storage) -> Result<()> {
+    /// Another connection may have created the database since, with pages of another size, or
+    /// rolled that back; earlier prepared keys and earlier readings are then invalid.
+    pub(crate) fn probe(&mut self, base: &impl Storage) -> Result<()> {
         let was_seen = match &self.state {
             State::Empty(_) => false,
             State::Encrypted(open) if !open.session.envelope().has_pages => true,
@@ -149,12 +148,12 @@ impl Main {
         Ok(())
     }
 
-    /// Whether nothing was in the file when it was last looked at.
+    /// Whether the file was empty when last read.
     pub(crate) fn is_unmade(&self) -> bool {
         matches!(self.state, State::Empty(_))
     }
 
-    /// Whether no connection has created the database since this one last looked at the file.
+    /// Whether no connection has created the database since this one last read the file.
     pub(crate) fn is_still_empty(&self, base: &impl Storage) -> Result<bool> {
         let len = base.size()?;
         if len == 0 {
@@ -304,7 +303,7 @@ impl Main {
         Err(Error::PageAuthentication { page: 1 })
     }
 
-    /// Mends what a crash left of the envelope or the slots; see [`Session::mend`].
+    /// Repairs the envelope and the slots after a crash; see [`Session::mend`].
     pub(crate) fn mend(&mut self, base: &impl Storage) -> Result<()> {
         let Some(Encrypted { session, pages }) = self.opened() else { return Ok(()) };
         session.mend(base, || pages.has_log(base))
@@ -325,24 +324,24 @@ impl Main {
         }
     }
 
-    /// Flushes the pages that wait. None waits afterwards, also after an error.
+    /// Flushes the write buffer, which is empty afterwards, even after an error.
     pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
         let Some(open) = self.opened() else { return Ok(()) };
         open.pages.outgoing.flush(base).inspect_err(|_| self.known_size = None)
     }
 
-    /// Whether pages wait to be written with those that follow.
+    /// Whether the write buffer holds pages.
     pub(crate) fn has_outgoing(&self) -> bool {
         matches!(&self.state, State::Encrypted(open) if !open.pages.outgoing.is_empty())
     }
 
-    /// A log was recovered: seals the holes that an interrupted checkpoint left where the file
-    /// grew.
+    /// A log was recovered: seals the holes that an interrupted checkpoint left in the grown part
+    /// of the file.
     ///
     /// A bad page in `grown`, from the size that the file had before up to that of the last commit,
     /// is in `logged`, or SQLite never wrote it. The next checkpoint brings the former. Pages
-    /// before were synced before the log was begun: if one of them is bad, somebody changed it, and
-    /// it stays as it is.
+    /// before were synced before the log was begun: a bad one among them was tampered with, and is
+    /// kept as it is.
     pub(crate) fn seal_holes(
         &mut self,
         base: &impl Storage,
@@ -362,13 +361,13 @@ impl Main {
     }
 
     /// Before a sync. At the end of a playback it seals the free pages that are bad: the
-    /// transaction may have written to one, and SQLite does not restore what has no content.
+    /// transaction may have written to one, and SQLite does not restore a page without content.
     pub(crate) fn before_sync(&mut self, base: &impl Storage) -> Result<()> {
         self.flush(base)?;
         let known = self.known_size;
         match self.phase.has_restored().then(|| self.opened()).flatten() {
             Some(Encrypted { pages, .. }) => {
-                // What another process appends meanwhile is no page of this database.
+                // Bytes that another process appends meanwhile are no page of this database.
                 let known = known.map(|size| u64::from(pages.count_in(size)));
                 pages.seal_free(base, known)
             }
@@ -386,8 +385,8 @@ impl Main {
         }
     }
 
-    /// SQLite has asked for the page at `at`, which is not in the file: refuses a file that ends
-    /// before it may. What it does not find in the log and the log has is in the file.
+    /// SQLite has asked for the page at `at`, which is not in the file: refuses a file shorter than
+    /// its minimum. SQLite asks the file only for pages that it does not find in the log.
     pub(crate) fn check_missing(
         &self,
         base: &impl Storage,
@@ -401,20 +400,19 @@ impl Main {
         if visible.contains(&page) { Err(Error::PageAuthentication { page }) } else { Ok(()) }
     }
 
-    /// The size that SQLite is told. Where the file was cut under its locks it is told what it
-    /// knows: it then meets each missing page as such, and a rollback restores what the journal
-    /// has.
+    /// The size reported to SQLite. If the file was cut under its locks, that is the known size:
+    /// SQLite then meets each missing page as an error, and a rollback restores the pages in the
+    /// journal.
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
         let size = base.size()?;
-        // Where a connection takes no locks, this is when it learns of a database that is new, or
-        // is no more.
+        // A connection without locks learns here of a database that was created or removed.
         let looks_other = match &self.state {
             State::Empty(_) => size > 0,
             State::Encrypted(open) => !open.session.is_committed() && logical_size(size) == 0,
             State::Plain => true,
         };
         if looks_other && self.known_size.is_none_or(|known| known == 0) {
-            self.look(base)?;
+            self.probe(base)?;
         }
         let State::Encrypted(open) = &self.state else {
             return Ok(if self.is_plain() { size } else { 0 });
@@ -455,9 +453,9 @@ impl Main {
         Ok(())
     }
 
-    /// Refuses to play a journal back of which a record failed in this handle's own rollback.
-    /// SQLite ignores what that answered and reads the journal anew; the record would count as its
-    /// end, and half of the transaction would stay.
+    /// Refuses to play back a journal of which a record failed in this handle's own rollback.
+    /// SQLite ignores that error and reads the journal anew; the record would count as its end, and
+    /// half of the transaction would stay.
     ///
     /// # Errors
     /// [`Error::JournalAuthentication`].
@@ -482,11 +480,11 @@ impl Main {
 
     /// This handle begins a journal. The state of the file that it restores.
     ///
-    /// SQLite has read page 1 well in this transaction, or has it in its cache since before
-    /// somebody damaged the file. A journal that is begun then would pass for one of any state.
+    /// SQLite has read an intact page 1 in this transaction, or holds it in its cache from before
+    /// the file was damaged. A journal that is begun then would pass for one of any state.
     ///
     /// # Errors
-    /// [`Error::PageAuthentication`] where page 1 is damaged.
+    /// [`Error::PageAuthentication`] if page 1 is damaged.
     pub(crate) fn journal_begins(&mut self, base: &impl Storage) -> Result<Begun> {
         let begun = self.state_for_journal(base)?;
         let begun = begun.ok_or(Error::PageAuthentication { page: 1 })?;
@@ -495,7 +493,7 @@ impl Main {
         Ok(begun)
     }
 
-    /// Notes the change counter where SQLite does: with each page 1 that it reads or writes.
+    /// Notes the change counter when SQLite does: with each page 1 that it reads or writes.
     fn note_change_counter(&mut self, page: &[u8], at: u64) {
         const AT: usize = CHANGE_COUNTER.0 as usize;
         if at == 0 && page.len() > SQLITE_HEADER {
@@ -507,11 +505,11 @@ impl Main {
     /// the wal-index says.
     ///
     /// # Errors
-    /// [`Error::PageAuthentication`] where it is shorter.
+    /// [`Error::PageAuthentication`] if it is shorter.
     pub(crate) fn pages(&self, base: &impl Storage, in_index: Option<u32>) -> Result<u32> {
         let State::Encrypted(open) = &self.state else { return Ok(0) };
         let pages = &open.pages;
-        // As SQLite counts: a page that is cut short is one of the database, and missing.
+        // As SQLite counts: a page that is cut short belongs to the database, and is missing.
         let count = |size: u64| pages.count_in(size.next_multiple_of(pages.page_size() as u64));
         let there = logical_size(base.size()?);
         let whole = pages.count_in(there);
@@ -534,7 +532,7 @@ impl Main {
             State::Encrypted(open) => {
                 let Encrypted { session, pages } = &mut **open;
                 if (at, buf.len()) == CHANGE_COUNTER {
-                    // Without locks it is all that tells where a read transaction begins.
+                    // Without locks this is the only sign that a read transaction begins.
                     pages.ahead.clear();
                     self.known_size = None;
                 }
@@ -543,7 +541,7 @@ impl Main {
                 let known = self.known_size.unwrap_or(0);
                 let filled = pages.read(base, buf, at, read_ahead, known)?;
                 match filled {
-                    // SQLite reads a page only where no creation is left to be rolled back. The
+                    // SQLite reads a page only when no creation is left to be rolled back; the
                     // header it reads earlier.
                     Some(Filled::Full) if session.envelope().has_pages && !is_header(at, buf) => {
                         session.note_page();
@@ -572,7 +570,7 @@ impl Main {
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
         let written = self.write_state(base, bytes, at, may_wait, demand);
-        // SQLite notes it also where the write failed.
+        // SQLite notes it even if the write failed.
         self.note_change_counter(bytes, at);
         written
     }
@@ -611,7 +609,7 @@ impl Main {
             pages.put(base, bytes, at, size, may_wait, demand)
         };
         if written.is_err() && waits {
-            // What waited is gone, and with it what SQLite was told of the size.
+            // The buffered pages are lost, and the size reported to SQLite is no longer known.
             self.known_size = None;
         }
         written?;
@@ -686,8 +684,8 @@ impl Main {
             return Ok(false);
         }
         if !findings.bad_pages.is_empty() && pages.has_log(base)? {
-            // A shared lock keeps no checkpoint away: a page that was just being written is whole
-            // now.
+            // A shared lock keeps no checkpoint away: a page that was being written is whole by the
+            // second read.
             let suspects = std::mem::take(&mut findings.bad_pages);
             findings.bad_count -= suspects.len() as u64;
             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -716,7 +714,7 @@ fn is_plain_no_more(base: &impl Storage) -> Result<bool> {
     Ok(start == *envelope::MAGIC || !whole && base.size()? == 0)
 }
 
-/// What [`Main::verify`] found.
+/// The findings of [`Main::verify`].
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Findings {
     pub(crate) pages: u64,
@@ -767,7 +765,7 @@ fn look(
     }
     let newest = opened.keyring.newest(setup.file);
     let copies_differ = !envelope::copies_are_equal(header);
-    // The caller reads the file anew where another thread has changed it since.
+    // The caller reads the file anew if another thread has changed it since.
     newest.admit(newest.known().as_deref(), &opened.envelope, !copies_differ)?;
     let mut needs_mending = copies_differ;
     // Another handle of the file may have found the same bytes to be good.
@@ -816,10 +814,9 @@ fn look_for_plaintext(
             "the file is neither an encrypted nor an SQLite database".into(),
         )),
         Remains::Plain | Remains::Unclear => Err(Error::NotADatabase(
-            "the file does not begin as a database, and beside it lies a rollback journal or \
-             write-ahead log that is none of an encrypted database and may restore it: if that is \
-             an unencrypted database that lost power, open it with plain SQLite, or with \
-             tde_plaintext=allow; if nothing of it is needed, remove NAME, NAME-journal and NAME-wal"
+            "the journal or log beside the file may restore an unencrypted one: open it with plain \
+             SQLite, or with tde_plaintext=allow; if nothing of it is needed, remove NAME, \
+             NAME-journal and NAME-wal"
                 .into(),
         )),
     }

@@ -3,21 +3,21 @@
 //! | file | what |
 //! |---|---|
 //! | this one | [`Database`], which owns all of it, and the opening and closing of its files |
-//! | `phase.rs` | what it is doing |
+//! | `phase.rs` | the phase of its transaction, rollback or checkpoint |
 //! | `main.rs` | the main file: SQLite's reads and writes of pages under their keys |
-//! | `creation.rs` | how a database comes to be, and how a creation is given up |
+//! | `creation.rs` | creation of a database, and the rollback of a creation |
 //! | `origin.rs` | which log belongs to the main file |
 //! | `calls.rs` | SQLite's calls on each of its files |
-//! | `locks.rs` | SQLite's locks, and what begins and ends with them |
+//! | `locks.rs` | SQLite's locks, and the transactions that begin and end with them |
 //! | `checkpoint.rs` | checkpoints and recovery: from the log to the main file |
-//! | `write_back.rs` | which writes may wait for those that follow |
-//! | `exclusion.rs` | shutting out others who write the envelope |
-//! | `wal_index.rs` | what the wal-index says of frames |
-//! | `host.rs` | what is around a database |
+//! | `write_back.rs` | write-back policy: which writes may be deferred |
+//! | `exclusion.rs` | one envelope writer at a time |
+//! | `wal_index.rs` | reads of the wal-index |
+//! | `host.rs` | the file, locks and connection around a database |
 //!
 //! Invariants
 //! 1. Every file of an encrypted database is reached through its [`Database`], by one call at a
-//!    time: the VFS has a single way in. So no call finds another one half done.
+//!    time: the VFS has a single way in. So calls never overlap.
 //! 2. A journal or log belongs to one [`Database`] until its handle is closed.
 
 mod calls;
@@ -51,8 +51,8 @@ use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::session::{Session, Setup};
 use crate::page::LogId;
 
-/// What others may ask of a database without entering it: whose journal or log a name is depends on
-/// it.
+/// State of a database that is readable without entering it; it decides which database a journal or
+/// log belongs to.
 #[derive(Default)]
 pub(crate) struct Outside {
     /// It is a plaintext database, as last seen under a lock.
@@ -68,8 +68,8 @@ struct Part<H, T> {
     file: T,
 }
 
-/// Which of a database's open journals or logs. SQLite has one of each; a VFS above may cut them up
-/// into several.
+/// Index of one of a database's open journals or logs. SQLite has one of each; a VFS above may cut
+/// them up into several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PartId(u32);
 
@@ -89,8 +89,8 @@ pub(crate) struct Database<H> {
     index: WalIndex,
     /// SQLite's code of a failure that no call has reported yet.
     owed: Option<c_int>,
-    /// What the base said when the main file was opened, which is when SQLite asks for it, to apply
-    /// it to the journal, too.
+    /// The base's answer when the main file was opened. SQLite asks only then, and applies it to
+    /// the journal, too.
     sector: usize,
     powersafe: bool,
     outside: Arc<Outside>,
@@ -171,7 +171,7 @@ impl<H: Host> Database<H> {
         Ok((self.main.session_mut()?, &self.host))
     }
 
-    /// What others may ask of it at any time.
+    /// The state that is readable at any time.
     pub(crate) fn outside(&self) -> &Arc<Outside> {
         &self.outside
     }
@@ -181,9 +181,9 @@ impl<H: Host> Database<H> {
         self.main.envelope().is_some_and(|envelope| envelope.has_pages)
     }
 
-    /// Before a journal or log of this database is opened with `flags`, so that what would be
-    /// refused is refused before the file is there. Without locks (`nolock=1`) the look for a
-    /// journal that a crash left is how a transaction begins.
+    /// Before a journal or log of this database is opened with `flags`, so that a refusal comes
+    /// before the file is created. Without locks (`nolock=1`) the look for a journal that a crash
+    /// left is how a transaction begins.
     pub(crate) fn before_part(&mut self, kind: FileKind, flags: c_int) -> Result<()> {
         if kind != FileKind::MainJournal {
             return Ok(());
@@ -238,14 +238,14 @@ impl<H: Host> Database<H> {
         self.plain_parts = self.plain_parts.saturating_sub(1);
     }
 
-    /// A journal is closed; answers what it was in.
+    /// A journal is closed; returns its storage.
     pub(crate) fn close_journal(&mut self, id: PartId) -> Option<H> {
         self.main.phase.journal_changed();
         let at = self.journals.iter().position(|part| part.id == id)?;
         Some(self.journals.remove(at).host)
     }
 
-    /// A log is closed; answers what it was in.
+    /// A log is closed; returns its storage.
     pub(crate) fn close_log(&mut self, id: PartId) -> Option<H> {
         let at = self.logs.iter().position(|part| part.id == id)?;
         Some(self.logs.remove(at).host)
@@ -256,7 +256,7 @@ impl<H: Host> Database<H> {
         PartId(self.parts)
     }
 
-    /// What a torn write spoils of the journal.
+    /// Bytes of the journal that a torn write may spoil.
     fn journal_grain(&self) -> usize {
         if self.powersafe { 1 } else { self.sector }
     }

@@ -1,4 +1,4 @@
-//! Which log belongs to the main file, and what its checkpoints leave in the slots; see
+//! Which log belongs to the main file, and the slots that its checkpoints write; see
 //! [`crate::key::envelope::slots`].
 
 use super::main::{Main, State};
@@ -15,7 +15,7 @@ impl Main {
     /// The state of the file, for a log that begins. `in_index` are its pages by the wal-index.
     ///
     /// # Errors
-    /// [`Error::PageAuthentication`] where page 1 is bad, or a page is missing.
+    /// [`Error::PageAuthentication`] if page 1 is bad, or a page is missing.
     pub(crate) fn log_origin(&self, base: &impl Storage, in_index: Option<u32>) -> Result<Origin> {
         let pages = self.pages(base, in_index)?;
         let counters = self.counters_on_disk(base)?.ok_or(Error::PageAuthentication { page: 1 })?;
@@ -40,14 +40,14 @@ impl Main {
         Ok(Origin { pages, counters, state })
     }
 
-    /// How the log `log`, which was begun on `state`, fits the file by its slots.
+    /// The relation of the log `log`, which was begun on `state`, to the file, by its slots.
     pub(crate) fn fit(&self, base: &impl Storage, log: &LogId, state: &StateId) -> Result<Fit> {
         let Ok(session) = self.session() else { return Ok(Fit::Begun) };
         let slots = Slots::read(base, session.keyring())?;
         Ok(slots.newest().map_or(Fit::No, |slot| slot.fit(log, state)))
     }
 
-    /// SQLite's counters in page 1; `None` where that is bad or missing.
+    /// SQLite's counters in page 1; `None` if that is bad or missing.
     pub(crate) fn counters_on_disk(&self, base: &impl Storage) -> Result<Option<Counters>> {
         let State::Encrypted(open) = &self.state else { return Ok(None) };
         let mut page = vec![0; open.pages.page_size()];
@@ -55,7 +55,8 @@ impl Main {
         Ok(good.then(|| counters_in(&page)))
     }
 
-    /// Whether the slots have what [`Main::checkpoint_writes`] says of the checkpoint at hand.
+    /// Whether the slots already hold the state of [`Main::checkpoint_writes`] for the current
+    /// checkpoint.
     pub(crate) fn is_checkpoint_noted(&self) -> bool {
         self.phase.in_checkpoint().noted
     }
@@ -70,8 +71,8 @@ impl Main {
     /// may bring its frames up to `brought`.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`] where the file is in no state for it: another one was put in its
-    /// place. [`Error::LogCut`] where more of it was brought already.
+    /// [`Error::LogOutdated`] if the file is not in a state that fits: it was replaced.
+    /// [`Error::LogCut`] if more frames were checkpointed already.
     pub(crate) fn checkpoint_writes(
         &mut self,
         base: &impl Storage,
@@ -106,9 +107,9 @@ impl Main {
         Ok(())
     }
 
-    /// A recovery has ended `log` after frame `end`. From now on nobody is to miss the frames
-    /// behind it, though checkpoints may have brought them: SQLite before 3.50 commits frames
-    /// without checksums, and its recovery drops them.
+    /// A recovery has ended `log` after frame `end`. From now on the frames behind it are not
+    /// required, even if checkpoints have copied them: SQLite before 3.50 commits frames without
+    /// checksums, and its recovery drops them.
     pub(crate) fn log_ends(
         &mut self,
         base: &impl Storage,
@@ -127,7 +128,7 @@ impl Main {
     }
 
     /// A checkpoint has brought all of `log` to the file, which was begun on `state` and ends with
-    /// `last`, where that is known. SQLite cuts the file next and syncs it.
+    /// `last`, if known. SQLite cuts the file next and syncs it.
     ///
     /// # Errors
     /// As [`Main::checkpoint_writes`].

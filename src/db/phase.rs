@@ -1,4 +1,4 @@
-//! What an open database is doing, as far as SQLite's calls tell.
+//! The phase of an open database, deduced from SQLite's calls.
 //!
 //! ```text
 //!                   CKPT_START                        CKPT_DONE, or the lock given back
@@ -13,7 +13,7 @@
 //! ```
 //! SQLite does not say that it rolls back: it opens the journal, or reads it from its beginning.
 
-/// What SQLite does with the database.
+/// The phase of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Phase {
     /// Nothing, reading, or a transaction that goes forward.
@@ -34,9 +34,9 @@ pub(crate) enum Phase {
 /// A checkpoint that has begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Checkpoint {
-    /// The last page that it will write; `None` if that cannot be told.
+    /// The last page that it will write; `None` if unknown.
     pub(crate) last_page: Option<u32>,
-    /// The slots say what it brings.
+    /// The slots announce its frames.
     pub(crate) noted: bool,
     /// The log may have been begun anew since SQLite read the wal-index: nothing may be written.
     pub(crate) void: bool,
@@ -49,7 +49,7 @@ impl Phase {
         *self = Self::Rollback { hot: true, restored: false };
     }
 
-    /// The header of the journal is read: SQLite plays it back, or looks whether that is due.
+    /// The header of the journal is read: SQLite plays it back, or checks whether it must.
     pub(crate) fn journal_read(&mut self) {
         if !matches!(self, Self::Rollback { .. }) {
             *self = Self::Rollback { hot: false, restored: false };
@@ -112,7 +112,7 @@ impl Phase {
 mod tests {
     use super::*;
 
-    /// Every step from every phase, and what must follow.
+    /// Every step from every phase, and the expected result.
     #[test]
     fn each_step_leads_to_one_phase() {
         const HOT: Phase = Phase::Rollback { hot: true, restored: false };

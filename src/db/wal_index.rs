@@ -1,4 +1,4 @@
-//! What the wal-index in shared memory says of the log's frames.
+//! Reads of the wal-index in shared memory.
 //!
 //! ```text
 //! region 0      | header 48 | header again 48 | checkpoint info 40 | pages of frames 1.. | hash |
@@ -33,8 +33,8 @@ pub(crate) const PAGE_NUMBERS: u32 = 4096;
 const HEADER_WORDS: u32 = 136 / 4;
 /// Page numbers in region 0.
 const FIRST: u32 = PAGE_NUMBERS - HEADER_WORDS;
-/// Words of the header: one whose first byte says whether it was ever written, the frame of the
-/// last commit, the pages of the database after it, and two of salts.
+/// Words of the header: one whose first byte marks it as written, the frame of the last commit, the
+/// pages of the database after it, and two of salts.
 const INIT_WORD: usize = 3;
 const FRAMES_WORD: usize = 4;
 const PAGES_WORD: usize = 5;
@@ -47,7 +47,7 @@ const BACKFILL_WORD: usize = 24;
 const MARKS_WORD: usize = 25;
 const ATTEMPTED_WORD: usize = 32;
 
-/// The locks that one connection holds in the wal-index, and what it has read there.
+/// The locks that one connection holds in the wal-index, and the values it has read there.
 #[derive(Default)]
 pub(crate) struct WalIndex {
     /// Counts the locks taken.
@@ -92,7 +92,7 @@ impl WalIndex {
         }
     }
 
-    /// Others may have written, though no lock in the wal-index tells of it.
+    /// Other connections may have written without a lock on the wal-index.
     pub(super) fn others_may_have_written(&mut self) {
         self.taken += 1;
     }
@@ -136,7 +136,7 @@ pub(super) fn last_frame(words: &impl Words) -> Option<u32> {
     words.word(0, FRAMES_WORD)
 }
 
-/// Pages of the database after the last commit in the log; 0 where it has none.
+/// Pages of the database after the last commit in the log; 0 without a commit.
 pub(super) fn pages(words: &impl Words) -> Option<u32> {
     words.word(0, PAGES_WORD)
 }
@@ -151,15 +151,14 @@ pub(super) fn frames_attempted(words: &impl Words) -> Option<u32> {
     Some(words.word(0, ATTEMPTED_WORD)?.min(last_frame(words)?))
 }
 
-/// Pages of the database, where all frames of the log are in the database file: a checkpoint
-/// that takes the whole log gives the file that size before it says so.
+/// Pages of the database, if all frames of the log are in the database file: a checkpoint that
+/// takes the whole log gives the file that size before it says so.
 pub(super) fn pages_if_all_in_file(words: &impl Words) -> Option<u32> {
     let (frames, pages) = last_commit(words)?;
     (frames_in_file(words)? == frames).then_some(pages)
 }
 
-/// The frame of the last commit and the pages after it, unless another commit is just under
-/// way.
+/// The frame of the last commit and the pages after it, unless another commit is in progress.
 pub(super) fn last_commit(words: &impl Words) -> Option<(u32, u32)> {
     let [frames, pages] = [FRAMES_WORD, PAGES_WORD].map(|word| words.word(0, word));
     // A writer changes the second copy of the header before the first.
@@ -168,8 +167,8 @@ pub(super) fn last_commit(words: &impl Words) -> Option<(u32, u32)> {
     if again == [frames, pages] { frames.zip(pages) } else { None }
 }
 
-/// The last page that the checkpoint which just began will write, where it takes the whole log.
-/// `None` where it does not, or a commit got in between, or no wal-index is in shared memory.
+/// The last page that the checkpoint which just began will write, if it copies the whole log.
+/// `None` if it does not, if a commit came between, or without a wal-index in shared memory.
 ///
 /// SQLite writes, in the order of pages, each page of the frames that are not in the database
 /// yet, except those beyond the end of the database (`walCheckpoint`).
@@ -235,7 +234,7 @@ mod tests {
         assert_eq!((salts(&unmapped), page_of(&unmapped, 1)), (None, None));
     }
 
-    /// What the wal-index says, and the last page of the checkpoint that begins.
+    /// Contents of a wal-index, and the last page of the checkpoint that begins.
     #[test]
     fn the_end_of_a_checkpoint_is_told_where_it_is_certain() {
         // Frames 1 to 5 hold these pages; two frames are in the database already.

@@ -1,7 +1,7 @@
-//! Which bytes wait, and which later call reports that they could not be written. No others do:
-//! what SQLite wrote is in the base when its call returns.
+//! Write-back policy: a page is deferred only if a later call can still report its failure. Every
+//! other write is in the base when SQLite's call returns.
 //!
-//! Invariants; the first two are checked at the returns to SQLite where debug assertions are on
+//! Invariants; builds with debug assertions check the first two at each return to SQLite
 //! 1. A page of a database file waits only in a checkpoint, before the write of the last page that
 //!    the wal-index has for it. That write brings all to the base and reports an error. The log has
 //!    each page meanwhile. If the wal-index promised a page that never comes, the truncation and
@@ -13,23 +13,23 @@
 //!    database that succeeded, the base has the journal, or SQLite was told that it has not.
 //! 3. Frames of a log wait for the frame that commits, or for that one of them which SQLite
 //!    rewrites last; see [`crate::file::wal`].
-//! 4. Blocks of a scratch file wait in memory, and are read from there: nobody else reads them.
+//! 4. Blocks of a scratch file wait in memory, and are read from there: no other handle reads them.
 
 use super::Database;
 use super::host::Host;
 use crate::error::{Error, Result};
 
 impl<H: Host> Database<H> {
-    /// SQLite asks for what was written to be with the operating system, in each transaction that
-    /// wrote to the main file and before it commits, whatever `synchronous` says.
+    /// SQLite asks for all writes to be handed to the operating system. It does so before each
+    /// commit that wrote to the main file, whatever `synchronous` says.
     pub(crate) fn before_commit(&mut self) -> Result<()> {
         self.main.check_commit(&self.host)?;
         self.main.before_commit(&self.host)
     }
 
-    /// The main file is about to change: what its journal gathered is brought to the base, or the
-    /// error is that of the change. Answers whether the base has all of the journal; it has not if
-    /// SQLite was told so and rolls back.
+    /// The main file is about to change: its journal is flushed first, and a failed flush fails the
+    /// change. Returns whether the base has all of the journal; it has not if SQLite was told so
+    /// and rolls back.
     pub(super) fn flush_journals(&mut self) -> Result<bool> {
         let mut whole = true;
         for part in &mut self.journals {
@@ -39,7 +39,7 @@ impl<H: Host> Database<H> {
         Ok(whole)
     }
 
-    /// Reports what no call has reported yet.
+    /// Reports a failure that no call has reported yet.
     pub(super) fn report_owed(&mut self) -> Result<()> {
         self.owed.take().map_or(Ok(()), |code| Err(Error::Base(code)))
     }

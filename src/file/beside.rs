@@ -1,16 +1,16 @@
-//! The names of the files beside a database: the one place that says where they lie.
+//! The names of the files beside a database: the only module that defines them.
 //!
 //! | file | of an encrypted database `X` | of a plaintext database `X` |
 //! |---|---|---|
 //! | rollback journal | `X-journal` | `X-journal` |
-//! | write-ahead log | `X-tdewal`; `X-tde` where that name is too long | `X-wal` |
+//! | write-ahead log | `X-tdewal`; `X-tde` if that name is too long | `X-wal` |
 //! | wal-index | `X-shm` | `X-shm` |
 //!
-//! SQLite without the library looks whether `X-wal` is there before it reads a byte of `X`: it
-//! joins a log that it finds, and copies frames from SQLite's offsets over the database when it
-//! closes last. So an encrypted log has a name that SQLite does not look for. The journal keeps its
-//! name, which a super-journal lists and which every program that belongs to the same transaction
-//! has to find; SQLite leaves it alone because its first byte is zero.
+//! SQLite without the library checks for `X-wal` before it reads a byte of `X`: it joins a log that
+//! it finds, and the last connection to close copies its frames over the database. So an encrypted
+//! log has a name that SQLite does not look for. The journal keeps its name, which a super-journal
+//! lists and which every program of the same transaction has to find; SQLite leaves it alone
+//! because its first byte is zero.
 //!
 //! The unix VFS takes the owner and the mode of a new journal or log from the database, whose name
 //! it finds by cutting at the last `-`, which must come after the last `.`: nothing after `X-` may
@@ -25,13 +25,13 @@ pub const FILES_BESIDE: [&str; 5] = ["-journal", "-wal", "-tdewal", "-tde", "-sh
 
 const PLAIN_LOG: &[u8] = b"wal";
 const LOG: &[u8] = b"tdewal";
-/// As long as SQLite's, so that there is room for it where SQLite's has.
+/// As long as SQLite's suffix, so that it fits wherever that fits.
 const SHORT_LOG: &[u8] = b"tde";
 const _: () = assert!(SHORT_LOG.len() == PLAIN_LOG.len());
 /// The longest name of a file, without its directory, on the file systems in use.
 const LONGEST: usize = 255;
 
-/// Splits SQLite's name for a log into the database's path and what follows `-wal`: nothing, or the
+/// Splits SQLite's name for a log into the database's path and the part after `-wal`: empty, or the
 /// number that the multiplex VFS adds.
 pub(crate) fn split_log(name: &[u8]) -> Option<(&[u8], &[u8])> {
     let dash = name.iter().rposition(|&byte| byte == b'-')?;
@@ -39,7 +39,7 @@ pub(crate) fn split_log(name: &[u8]) -> Option<(&[u8], &[u8])> {
     number.iter().all(u8::is_ascii_digit).then_some((&name[..dash], number))
 }
 
-/// Where the log of an encrypted database lies that SQLite calls `name`.
+/// Path of an encrypted database's log that SQLite calls `name`.
 pub(crate) fn log_name(name: &[u8]) -> Option<Vec<u8>> {
     let (database, number) = split_log(name)?;
     let directory = database.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
@@ -48,14 +48,14 @@ pub(crate) fn log_name(name: &[u8]) -> Option<Vec<u8>> {
     Some([database, b"-", log, number].concat())
 }
 
-/// Bytes at the start of a journal or log that tell whose it is.
+/// Bytes at the start of a journal or log that identify its writer.
 pub(crate) const START: usize = 16;
 
-/// What SQLite's log begins with, but for the last bit, which is the byte order of its checksums.
+/// The magic of SQLite's log without its last bit, the byte order of the checksums.
 const LOG_MAGIC: u32 = 0x377f_0682;
 
-/// By the first bytes of journal and log, with zeros where they are shorter; `None` where there
-/// is none, or an empty one.
+/// By the first bytes of journal and log, zero-filled if shorter; `None` if both are missing or
+/// empty.
 pub(crate) fn remains(journal: Option<&[u8; START]>, log: Option<&[u8; START]>) -> Remains {
     let journal = journal.map(|start| match start {
         start if journal::layout::is_ours(start) => Remains::Nothing,

@@ -1,5 +1,5 @@
-//! What the bytes of each kind of file mean. Safe Rust over [`Storage`](crate::io::Storage), so
-//! that it runs in memory.
+//! The format of each kind of file. Safe Rust over [`Storage`](crate::io::Storage), so that it runs
+//! in memory.
 //!
 //! | kind | file | key |
 //! |---|---|---|
@@ -21,7 +21,7 @@ use std::os::raw::c_int;
 
 use crate::ffi;
 
-/// What SQLite opens a file for.
+/// The use for which SQLite opens a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
     MainDb,

@@ -1,6 +1,5 @@
 //! Files in memory under fixed keys, for fuzzing (feature `fuzzing`).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::db::main::Main;
@@ -42,7 +41,7 @@ fn keyring() -> Option<Arc<Keyring>> {
     Some(Keyring::new([1; 16], current, Vec::new()))
 }
 
-/// What a file holds.
+/// The kind of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The log of a database under a fixed key.
@@ -53,7 +52,7 @@ pub enum Kind {
     Database,
 }
 
-/// A file in memory. Its calls answer `None` where there is an error.
+/// A file in memory. Its calls answer `None` for an error.
 pub struct File {
     kind: Kind,
     base: Memory,
@@ -67,7 +66,7 @@ enum Open {
     Database(Box<Main>),
 }
 
-/// The wal-index beside a log, as far as a log asks for it.
+/// The part of a wal-index that a log reads.
 #[derive(Default)]
 pub struct Index {
     /// Changes with each lock.
@@ -76,7 +75,7 @@ pub struct Index {
     pub salts: Option<[u8; 8]>,
     /// The page of each frame.
     pub pages: Vec<u32>,
-    /// The database is in another state than the log says.
+    /// The database is in another state than the log's origin.
     pub other_state: bool,
 }
 
@@ -150,7 +149,7 @@ impl File {
         &mut self.index
     }
 
-    /// Reads `len` bytes at `at` of what SQLite has in the file.
+    /// Reads `len` bytes at SQLite's offset `at`.
     pub fn read(&mut self, len: usize, at: u64) -> Option<Vec<u8>> {
         let mut buf = vec![1; len];
         match self.open.as_mut()? {
@@ -192,7 +191,8 @@ impl File {
         .ok()
     }
 
-    /// What else looks at the whole file: a sync, the end of a recovery or rollback, verification.
+    /// The other readers of the whole file: a sync, the end of a recovery or rollback,
+    /// verification.
     pub fn survey(&mut self) {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {

@@ -1,5 +1,4 @@
-//! What benchmarks and fuzzers reach of the crate's inside. Not part of the API: it may change in
-//! any release.
+//! Internals for benchmarks and fuzzers. Not part of the API: they may change in any release.
 
 #[cfg(feature = "fuzzing")]
 mod files;
@@ -25,7 +24,7 @@ impl Pages {
     /// Ready for pages of `page_size` bytes.
     ///
     /// # Errors
-    /// Where the operating system has no random bytes.
+    /// If the operating system has no random bytes.
     pub fn new(suite: SuiteId, page_size: usize) -> Result<Self> {
         // As where a VFS is registered.
         crate::vfs::forks::watch();
@@ -41,12 +40,12 @@ impl Pages {
     /// Seals a page of SQLite's as page `number`.
     ///
     /// # Errors
-    /// Where the operating system has no random bytes.
+    /// If the operating system has no random bytes.
     pub fn seal(&mut self, number: u64, page: &[u8]) -> Result<()> {
         self.cipher.seal(number, &page[..page.len() - RESERVE], &mut self.block)
     }
 
-    /// Opens what was sealed last into `page`; whether it authenticated.
+    /// Opens the last sealed page into `page`; whether it authenticated.
     pub fn open(&mut self, number: u64, page: &mut [u8]) -> bool {
         let len = page.len() - RESERVE;
         self.cipher.open(number, &self.block, &mut page[..len]).is_ok()

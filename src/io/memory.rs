@@ -1,4 +1,4 @@
-//! Storage in memory, for tests and fuzzing of what the bytes mean.
+//! Storage in memory, for tests and fuzzing of the formats.
 
 use std::cell::RefCell;
 

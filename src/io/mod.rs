@@ -1,4 +1,4 @@
-//! The file below: what our files ask of it, and how they ask for less.
+//! The base file: the calls that our files make on it, and how they make fewer.
 //!
 //! | file | what |
 //! |---|---|
@@ -16,10 +16,10 @@ use crate::error::{Error, Result};
 
 /// The calls that our files make on the file below them.
 pub(crate) trait Storage {
-    /// Fills `buf` from byte `at`. `false` where the file ends before `buf` is full; the rest is
+    /// Fills `buf` from byte `at`. `false` if the file ends before `buf` is full; the rest is
     /// zeros then.
     fn read(&self, buf: &mut [u8], at: u64) -> Result<bool>;
-    /// [`Storage::read`] of what tells a crash from a fault: `false` only where the file ends
+    /// [`Storage::read`] for callers that tell a crash from a fault: `false` only if the file ends
     /// before `buf` is full. A file that is long enough and does not give its bytes is an error;
     /// another process may just have made it so long.
     fn read_whole(&self, buf: &mut [u8], at: u64) -> Result<bool> {
@@ -39,33 +39,33 @@ pub(crate) trait Storage {
     fn truncate(&self, size: u64) -> Result<()>;
     /// The file's size in bytes.
     fn size(&self) -> Result<u64>;
-    /// Whether a read at `at` may come from a mapping of the file into memory. Reading in larger
-    /// pieces saves nothing there, and must not be done: the file may have become shorter than its
-    /// mapping, and memory past its end stops the process. SQLite asks for no page there.
+    /// Whether a read at `at` may come from a mapping of the file into memory. Reading ahead saves
+    /// nothing there and is forbidden: the file may have become shorter than its mapping, and an
+    /// access past its end kills the process. SQLite never reads a page there.
     fn is_mapped(&self, _at: u64) -> bool {
         false
     }
-    /// What lies beside the file, if it is a database, that a plaintext one may be restored from.
+    /// The journal or log beside a database from which a plaintext one may be restored.
     fn remains(&self) -> Result<Remains> {
         Ok(Remains::Nothing)
     }
-    /// Returns when what was written survives power loss.
+    /// Returns when all writes survive power loss.
     fn sync(&self) -> Result<()>;
 }
 
-/// How much of a read the file could fill; SQLite wants the rest zeroed and to be told.
+/// Completeness of a read; SQLite wants a short one zero-filled and reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filled {
     Full,
     Short,
 }
 
-/// What lies beside a file that is no database as it is, and may be needed to restore one.
+/// The journal or log beside a file that is no database as it is and that it may restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Remains {
     /// No journal and no log, or a journal of ours.
     Nothing,
-    /// A journal or log that does not tell whose it is. SQLite's may begin with zeros.
+    /// A journal or log of unknown origin: SQLite's, too, may begin with zeros.
     Unclear,
     /// A journal or log of a plaintext database.
     Plain,

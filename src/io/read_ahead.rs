@@ -1,9 +1,9 @@
-//! Reading ahead: where reads follow each other, the next ones come in one call.
+//! Read-ahead: sequential reads are served from one larger read.
 //!
-//! A window holds a part of the file as it was on disk when it was read. Its owner says how long
-//! that may be trusted, with [`Ahead::forget`] and [`Ahead::clear`], and authenticates what it
-//! takes from it. Each window of a run takes twice as many pieces as the one before, so that reads
-//! here and there cost what they did.
+//! A window holds a part of the file as it was on disk when it was read. Its owner ends its
+//! validity with [`Ahead::forget`] and [`Ahead::clear`], and authenticates all bytes that it takes
+//! from it. Each window of a run takes twice as many pieces as the one before, so that random reads
+//! cost no more than before.
 
 use std::ops::Range;
 
@@ -14,15 +14,15 @@ const LIMIT: usize = 65536;
 /// Reads in a row that make a run. Opening a database takes fewer.
 const RUN: usize = 4;
 
-/// A part of a file that was read before it was asked for. It allocates when it is first filled.
+/// A read-ahead window. Its buffer is allocated when it is first filled.
 #[derive(Default)]
 pub(crate) struct Ahead {
     bytes: Vec<u8>,
     /// Where in the file `bytes` begins.
     start: u64,
-    /// The part of the file that can be had from `bytes`.
+    /// The range of the file that `bytes` covers.
     valid: Range<u64>,
-    /// Where the next read lies if it goes on with a run.
+    /// Offset of the next read if it continues the run.
     next: Option<u64>,
     /// Reads in a row so far.
     run: usize,
@@ -31,9 +31,9 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// The `len` bytes at `at`, from a window, which is filled where a run of reads goes on, one
-    /// each `stride` bytes. `None` where they are to be read by themselves: outside of runs, and
-    /// where the window could not be read or the file ends before.
+    /// The `len` bytes at `at`, from a window, which is filled while a run of reads continues, one
+    /// each `stride` bytes. `None` if the caller must read them itself: outside of runs, and if the
+    /// window could not be read or the file ends before.
     pub(crate) fn read(
         &mut self,
         base: &impl Storage,
@@ -60,8 +60,7 @@ impl Ahead {
         Some(&self.bytes[from..from + len])
     }
 
-    /// Whether a read at `at` is of the run: the next one, or one that skips no more than comes
-    /// ahead.
+    /// Whether a read at `at` continues the run: the next one, or one that skips at most a window.
     fn goes_on(&self, at: u64, stride: usize) -> bool {
         let ahead = self.pieces.saturating_sub(1) * stride;
         let skipped = self.next.and_then(|next| at.checked_sub(next));
@@ -72,14 +71,14 @@ impl Ahead {
         self.valid.start <= at && at + len as u64 <= self.valid.end
     }
 
-    /// Nobody asked for all of it, so nobody is told of an error: the bytes that somebody wants are
-    /// read again by themselves.
+    /// No caller asked for the whole window, so an error is ignored: the bytes in demand are read
+    /// again by themselves.
     fn fill(&mut self, base: &impl Storage, at: u64, len: usize) {
         self.clear_window();
         if self.bytes.len() < len {
             self.bytes.resize(len, 0);
         }
-        // What the file does not reach reads as zeros, as which a record's last bytes may pass.
+        // Bytes past the end of the file read as zeros, and would pass for the end of a record.
         let there = match base.read(&mut self.bytes[..len], at) {
             Ok(true) => len as u64,
             Ok(false) => base.size().unwrap_or(0).saturating_sub(at).min(len as u64),
@@ -88,7 +87,7 @@ impl Ahead {
         (self.start, self.valid) = (at, at..at + there);
     }
 
-    /// The bytes at `written` are about to change. What lies before them is forgotten, too.
+    /// The bytes at `written` are about to change; the window up to there is dropped, too.
     pub(crate) fn forget(&mut self, written: Range<u64>) {
         if written.start < self.valid.end {
             self.valid.start = self.valid.start.max(written.end).min(self.valid.end);
@@ -114,7 +113,7 @@ mod tests {
     use crate::error::{Error, Result};
     use crate::io::memory::Memory;
 
-    /// Counts reads, and fails them where it is told to.
+    /// Counts reads, and fails those it is told to.
     #[derive(Default)]
     struct Counting {
         base: Memory,
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn reads_here_and_there_are_not_ahead() {
-        // Which piece, and how many are read for it.
+        // The piece, and the number of pieces read for it.
         let before = [(5, 0), (3, 0), (4, 0), (5, 0), (6, 2), (7, 0), (20, 0), (7, 0)];
         let rows = before.into_iter().chain([(8, 0), (9, 0), (10, 2), (11, 0), (1, 0), (4, 0)]);
         let (base, mut ahead) = (base(), Ahead::default());

@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What a transaction finds when it begins.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum LeaseState {
     /// The keys serve.
     Good,
     /// They serve, and whoever got this answer has to ask the provider.
@@ -42,7 +42,7 @@ pub(crate) enum Standing {
 
 /// Why the keys are gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Loss {
+pub(crate) enum RevokeReason {
     /// Somebody asked for it.
     Request,
     /// The provider denied them, or did not answer for longer than the grace period.
@@ -50,20 +50,20 @@ pub(crate) enum Loss {
 }
 
 /// Where one database stands with its provider. Shared by all its connections of this process.
-pub(crate) struct Access {
-    /// Milliseconds after [`Access::start`] when a transaction has to look closer.
+pub(crate) struct KeyLease {
+    /// Milliseconds after [`KeyLease::start`] when a transaction has to look closer.
     due: AtomicU64,
     /// By [`milliseconds`].
     start: u64,
     state: Mutex<State>,
-    /// Runs at the beginning of the next [`Access::granted`].
+    /// Runs at the beginning of the next [`KeyLease::granted`].
     #[cfg(test)]
     pub(super) before_granted: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 struct State {
     granted: Instant,
-    loss: Option<Loss>,
+    loss: Option<RevokeReason>,
     /// What the provider last said instead of an answer.
     outage: Option<String>,
     /// When the keys were lost by a provider's word.
@@ -82,7 +82,7 @@ impl State {
     }
 }
 
-impl Access {
+impl KeyLease {
     pub(super) fn new() -> Self {
         Self {
             due: AtomicU64::new(0),
@@ -93,7 +93,7 @@ impl Access {
         }
     }
 
-    /// Whether it is time to look closer. Anything but [`Standing::Good`] is due.
+    /// Whether it is time to look closer. Anything but [`LeaseState::Good`] is due.
     #[inline]
     pub(crate) fn is_due(&self) -> bool {
         self.elapsed() >= self.due.load(Ordering::Acquire)
@@ -104,16 +104,20 @@ impl Access {
     ///
     /// # Errors
     /// [`Error::Inaccessible`] where the provider's last answer still stands.
-    pub(super) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
+    pub(super) fn lease_state(
+        &self,
+        policy: &AccessPolicy,
+        wanted: Option<&str>,
+    ) -> Result<LeaseState> {
         if !self.is_due() {
-            return Ok(Standing::Good);
+            return Ok(LeaseState::Good);
         }
         let mut state = lock(&self.state);
         if let Some(loss) = &state.loss {
             let wanted = wanted.map(str::to_owned);
             let denied = match loss {
-                Loss::Provider(reason) => Some(reason.clone()),
-                Loss::Request => None,
+                RevokeReason::Provider(reason) => Some(reason.clone()),
+                RevokeReason::Request => None,
             };
             let told = match state.asked.get(&wanted) {
                 Some((at, told)) => Some((*at, told.clone().or(denied.clone()))),
@@ -127,22 +131,22 @@ impl Access {
             state.asked.retain(|_, (at, _)| at.elapsed() < PAUSE);
             let reason = told.and_then(|(_, reason)| reason);
             state.asked.insert(wanted, (Instant::now(), reason));
-            return Ok(Standing::Locked);
+            return Ok(LeaseState::Locked);
         }
         let Some(interval) = policy.revalidate else {
             // Other connections may have another policy.
             self.look_again_after(PAUSE);
-            return Ok(Standing::Good);
+            return Ok(LeaseState::Good);
         };
         let process = forks::process();
         if state.granted.elapsed() < interval || state.asking == Some(process) {
             // While an answer is under way, transactions need not look at each turn.
             let rest = interval.saturating_sub(state.granted.elapsed());
             self.look_again_after(rest.max(LOOK));
-            return Ok(Standing::Good);
+            return Ok(LeaseState::Good);
         }
         state.asking = Some(process);
-        Ok(Standing::Due)
+        Ok(LeaseState::Due)
     }
 
     /// The provider gave the keys.
@@ -172,9 +176,9 @@ impl Access {
     }
 
     /// The keys are wiped.
-    pub(super) fn lost(&self, loss: Loss) {
+    pub(super) fn lost(&self, loss: RevokeReason) {
         let mut state = lock(&self.state);
-        state.denied = matches!(loss, Loss::Provider(_)).then(Instant::now);
+        state.denied = matches!(loss, RevokeReason::Provider(_)).then(Instant::now);
         state.asked.clear();
         state.asking = None;
         state.loss = Some(loss);
@@ -210,8 +214,8 @@ impl Access {
     /// Why there are no keys.
     pub(super) fn reason(&self) -> String {
         match &lock(&self.state).loss {
-            Some(Loss::Provider(reason)) => reason.clone(),
-            Some(Loss::Request) | None => "its keys were locked in this process".to_owned(),
+            Some(RevokeReason::Provider(reason)) => reason.clone(),
+            Some(RevokeReason::Request) | None => "its keys were locked in this process".to_owned(),
         }
     }
 

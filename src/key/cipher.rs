@@ -1,7 +1,8 @@
-//! A [`PageCipher`] that can be taken away: its keys are gone as soon as the keyring is locked,
-//! also those of a connection that does nothing at the moment.
+//! A revocable [`PageCipher`]: its keys are wiped as soon as the keyring is locked, even those of
+//! an idle connection.
 //!
-//! The lock of a slot is its connection's own. Only who locks the keyring ever waits for it.
+//! Each connection has the lock of its own slot. Only a call that locks the keyring ever waits for
+//! it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,10 +10,10 @@ use super::keyring::Keyring;
 use crate::error::Result;
 use crate::page::{KeyVersion, PageCipher, Place};
 
-/// What the subkey of a journal is derived from, besides its DEK.
+/// Input to the derivation of a journal's subkey, besides the DEK.
 pub(crate) type JournalSalt = [u8; 36];
 
-/// Which of a database's subkeys.
+/// One of a database's subkeys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subkey {
     Page,
@@ -20,10 +21,10 @@ pub(crate) enum Subkey {
     Journal { version: KeyVersion, salt: JournalSalt },
 }
 
-/// Where one open file has its subkeys while the keyring is not locked.
+/// The subkeys of one open file while the keyring is not locked.
 pub(super) type Slot = Mutex<Option<PageCipher>>;
 
-/// Seals and opens the blocks of one open file, with keys that the keyring can take back.
+/// Seals and opens the blocks of one open file, with keys that the keyring can revoke.
 pub(crate) struct Cipher {
     keyring: Arc<Keyring>,
     subkey: Subkey,
@@ -69,7 +70,7 @@ impl Cipher {
         self.with(|cipher| cipher.open_in_place(place, block).is_ok())
     }
 
-    /// Whether there are keys: what they once opened is given to nobody without.
+    /// Whether the keys are present: cached plaintext is handed out only while they are.
     ///
     /// # Errors
     /// [`crate::Error::Inaccessible`] while the keyring is locked.
@@ -81,14 +82,14 @@ impl Cipher {
         let mut slot = lock(&self.slot);
         let cipher = match &mut *slot {
             Some(cipher) => cipher,
-            // Under the slot's lock, so that who locks the keyring finds what is put in here.
+            // Under the slot's lock, so that a concurrent lock of the keyring finds the new keys.
             empty => empty.insert(PageCipher::new(self.keyring.block_keys(self.subkey)?)),
         };
         Ok(work(cipher))
     }
 }
 
-/// Also after a panic elsewhere: what is in a slot is whole between any two calls.
+/// Also after a panic elsewhere: a slot is consistent between any two calls.
 pub(super) fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
 
-use super::access::{Access, Loss, Standing};
+use super::access::{KeyLease, LeaseState, RevokeReason};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::slot::{self, LastFrame, SLOT_LEN, StateId};
@@ -43,7 +43,7 @@ pub(crate) type FileId = [u8; ID_LEN];
 /// The version of a database's first DEK, and the only one that this version writes.
 pub(crate) const FIRST_VERSION: KeyVersion = 1;
 
-/// A database encryption key, as an unlocked keyring has it.
+/// A database encryption key, as held by an unlocked keyring.
 pub(crate) struct Dek {
     pub(crate) version: KeyVersion,
     pub(crate) suite: SuiteId,
@@ -62,25 +62,25 @@ pub(crate) struct Dek {
 pub(crate) struct Keyring {
     file_id: FileId,
     unlocked: Mutex<Option<Unlocked>>,
-    /// Tells the DEK that was here first from others. It is no key, and stays while locked.
+    /// Fingerprint of the first DEK. It is no key, and stays while locked.
     seen: Mutex<Option<Secret>>,
     /// How many times it was locked.
     lockings: AtomicU64,
     /// How many times the providers confirmed the keys.
     confirmations: AtomicU64,
-    /// Where keys were given out to.
+    /// The slots of all ciphers given out.
     slots: Mutex<Vec<Weak<Slot>>>,
     newest: NewestByFile,
-    pub(crate) access: Access,
-    /// Records that newer ones are to replace, until a connection writes that into the envelope.
+    pub(crate) access: KeyLease,
+    /// Records to be replaced by newer ones, until a connection writes them into the envelope.
     pub(super) pending: Mutex<Vec<(ProtectorRecord, ProtectorRecord)>>,
-    /// There may be some: looked at by each transaction, without the lock.
+    /// Flag that such records may exist; read by each transaction without the lock.
     pub(super) is_pending: AtomicBool,
-    /// When newer versions of the protectors' keys were last looked for.
+    /// Time of the last check for newer versions of the protectors' keys.
     pub(super) looked: Mutex<Option<Instant>>,
 }
 
-/// A DEK, and what its subkeys are expanded from.
+/// A DEK, and the pseudorandom key from which its subkeys are expanded.
 struct Held {
     dek: Dek,
     extracted: Extracted,
@@ -91,7 +91,7 @@ impl Held {
         Self { extracted: Extracted::new(&dek.key, file_id), dek }
     }
 
-    /// What tells this DEK from any other, and nothing of it.
+    /// Fingerprint of this DEK, which reveals nothing of it.
     fn check(&self) -> Secret {
         self.extracted.expand(&[CHECK])
     }
@@ -102,7 +102,7 @@ impl Held {
     }
 }
 
-/// The keys themselves. Nobody holds the lock around them while a provider is asked.
+/// The keys. Their lock is never held over a call to a provider.
 struct Unlocked {
     current: Held,
     /// DEKs that pages, journals and logs may still be under.
@@ -111,7 +111,7 @@ struct Unlocked {
     wal: Arc<BlockKeys>,
     mac: Secret,
     /// The records that have given the keys in this process.
-    through: Vec<ProtectorRecord>,
+    given_by: Vec<ProtectorRecord>,
 }
 
 impl Unlocked {
@@ -132,13 +132,13 @@ impl Unlocked {
             mac: current.extracted.expand(&[ENVELOPE]),
             current,
             retired,
-            through: Vec::new(),
+            given_by: Vec::new(),
         }
     }
 
     fn gave(&mut self, record: &ProtectorRecord) {
-        if !self.through.iter().any(|given| given.is_same_wrap(record)) {
-            self.through.push(record.clone());
+        if !self.given_by.iter().any(|given| given.is_same_wrap(record)) {
+            self.given_by.push(record.clone());
         }
     }
 
@@ -166,15 +166,15 @@ impl Keyring {
             confirmations: AtomicU64::new(0),
             slots: Mutex::default(),
             newest: NewestByFile::default(),
-            access: Access::new(),
+            access: KeyLease::new(),
             pending: Mutex::default(),
             is_pending: AtomicBool::new(false),
             looked: Mutex::default(),
         })
     }
 
-    /// A new database: its keyring, and its first envelope, which says nothing of the page size
-    /// yet. Its protector has given the key back once: otherwise nobody could ever open it.
+    /// A new database: its keyring, and its first envelope, without a page size yet. Its protector
+    /// has unwrapped the key once: otherwise the database could never be opened.
     pub(crate) fn create(
         protectors: &Protectors,
         protector: Option<&str>,
@@ -217,7 +217,7 @@ impl Keyring {
     }
 
     /// Takes in the keys that `record` gave, if they verify `copy` and none of the `newer` ones,
-    /// and are those that were seen of this database before. Gives back the keyring that all
+    /// and are those that were seen of this database before. Returns the keyring that all
     /// connections of this process share.
     pub(super) fn unlock(
         self: Arc<Self>,
@@ -267,11 +267,10 @@ impl Keyring {
         Ok((keyring, envelope))
     }
 
-    /// Wipes the keys here and wherever they were given out to.
-    pub(crate) fn lock(&self, loss: Loss) {
+    /// Wipes the keys here and in every cipher given out.
+    pub(crate) fn lock(&self, loss: RevokeReason) {
         let mut place = lock(&self.unlocked);
-        // Under its lock: whoever unlocks it meanwhile must not be taken for locked, nor the
-        // reverse.
+        // Under its lock: a concurrent unlock must not be recorded as locked, nor the reverse.
         self.access.lost(loss);
         self.lockings.fetch_add(1, Ordering::Release);
         *place = None;
@@ -286,7 +285,7 @@ impl Keyring {
 
     /// The provider still gives these keys. If they are gone by now, that changes nothing.
     pub(super) fn confirm(&self) {
-        // Under its lock, as in `lock`: whoever locks it must not be forgotten.
+        // Under its lock, as in `lock`: a concurrent lock must not be lost.
         let place = lock(&self.unlocked);
         if place.is_some() {
             self.access.granted();
@@ -309,7 +308,7 @@ impl Keyring {
         remember(self);
     }
 
-    /// What seals and opens the blocks of one open file.
+    /// The cipher of one open file.
     pub(crate) fn cipher(self: &Arc<Self>, subkey: Subkey) -> Cipher {
         let slot = Arc::new(Slot::default());
         let mut slots = lock(&self.slots);
@@ -319,7 +318,7 @@ impl Keyring {
         Cipher::new(Arc::clone(self), subkey, slot)
     }
 
-    /// What the handles of `file` have seen of its envelope.
+    /// The newest envelope seen by the handles of `file`.
     pub(crate) fn newest(&self, file: Option<FileKey>) -> Arc<Newest> {
         self.newest.of(file)
     }
@@ -367,7 +366,7 @@ impl Keyring {
         self.with_keys(|keys| keys.find(version).is_some())
     }
 
-    /// The current DEK, to be wrapped again, and what its wrapping is bound to.
+    /// The current DEK, to be wrapped again, and its context.
     pub(crate) fn dek(&self) -> Result<(Secret, Context)> {
         let context = |version| Context { file_id: self.file_id, dek_version: version };
         self.with_keys(|keys| {
@@ -386,13 +385,13 @@ impl Keyring {
         self.with_keys(|keys| envelope.encode(&keys.mac))?
     }
 
-    /// Slot `number` of the file that says `slot`.
+    /// The bytes of `slot` as slot `number`.
     pub(crate) fn encode_slot(&self, slot: &slot::Slot, number: u32) -> Result<[u8; SLOT_LEN]> {
         let encoded = self.with_keys(|keys| slot.encode(number, &keys.mac))?;
         encoded.ok_or_else(|| Error::Usage("a slot: no MAC key".into()))
     }
 
-    /// What `bytes` say as slot `number`; `None` where the holder of these keys did not write them.
+    /// `bytes` decoded as slot `number`; `None` if the holder of these keys did not write them.
     pub(crate) fn decode_slot(&self, bytes: &[u8], number: u32) -> Result<Option<slot::Slot>> {
         self.with_keys(|keys| slot::Slot::decode(bytes, number, &keys.mac))
     }
@@ -418,19 +417,23 @@ impl Keyring {
     /// Forgets that `record` gave these keys: it was removed.
     pub(crate) fn took_back(&self, record: &ProtectorRecord) {
         if let Some(keys) = &mut *lock(&self.unlocked) {
-            keys.through.retain(|given| !given.is_same_wrap(record));
+            keys.given_by.retain(|given| !given.is_same_wrap(record));
         }
     }
 
     /// Whether this very record gave the keys that are here.
     pub(crate) fn was_given_by(&self, record: &ProtectorRecord) -> bool {
-        let given = |keys: &Unlocked| keys.through.iter().any(|given| given.is_same_wrap(record));
+        let given = |keys: &Unlocked| keys.given_by.iter().any(|given| given.is_same_wrap(record));
         lock(&self.unlocked).as_ref().is_some_and(given)
     }
 
-    /// What a transaction has to do before it begins; see [`Access::standing`].
-    pub(crate) fn standing(&self, policy: &AccessPolicy, wanted: Option<&str>) -> Result<Standing> {
-        self.access.standing(policy, wanted)
+    /// The action that is due before a transaction begins; see [`KeyLease::lease_state`].
+    pub(crate) fn lease_state(
+        &self,
+        policy: &AccessPolicy,
+        wanted: Option<&str>,
+    ) -> Result<LeaseState> {
+        self.access.lease_state(policy, wanted)
     }
 }
 
@@ -451,7 +454,7 @@ pub(crate) fn cached(file_id: &FileId) -> Option<Arc<Keyring>> {
     lock(&CACHE).get(file_id).and_then(Weak::upgrade)
 }
 
-/// The keyring that everybody finds from now on: this one, unless another was faster.
+/// The keyring that later opens find: this one, unless another thread was faster.
 fn remember(keyring: &Arc<Keyring>) -> Arc<Keyring> {
     let mut cache = lock(&CACHE);
     cache.retain(|_, entry| entry.strong_count() > 0);

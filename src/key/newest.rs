@@ -1,5 +1,5 @@
-//! The newest envelope that this process has seen in a file. An older one in its place was put
-//! back, and with it protectors that were removed since.
+//! The newest envelope that this process has seen in a file. An older one in its place is a replay,
+//! which brings back protectors that were removed since.
 //!
 //! All connections of the process to one file share a [`Newest`], which ends with the last of them.
 //! A file that is restored while no connection has it open is therefore accepted. A copy of the
@@ -12,10 +12,10 @@ use super::cipher::lock;
 use super::envelope::Envelope;
 use crate::error::{Error, Result};
 
-/// A file of the operating system, whatever its names are: device and inode.
+/// Identity of a file in the operating system: device and inode.
 pub(crate) type FileKey = (u64, u64);
 
-/// What the handles of one file have seen.
+/// The state that the handles of one file share.
 #[derive(Default)]
 pub(crate) struct Newest(Mutex<Seen>);
 
@@ -25,7 +25,7 @@ struct Seen {
     /// A transaction was committed to the file. Before that a creation that is rolled back empties
     /// it, and the next one begins at the first generation.
     committed: bool,
-    /// The slots, when they were last looked at and none was damaged.
+    /// The slots as last read without damage.
     slots: Option<Vec<u8>>,
 }
 
@@ -76,7 +76,7 @@ impl Newest {
         lock(&self.0).committed = true;
     }
 
-    /// Whether one was, as far as the handles of the file know.
+    /// Whether a commit is known to the handles of the file.
     pub(crate) fn is_committed(&self) -> bool {
         lock(&self.0).committed
     }
@@ -101,8 +101,7 @@ impl Newest {
 pub(super) struct NewestByFile(Mutex<Vec<(FileKey, std::sync::Weak<Newest>)>>);
 
 impl NewestByFile {
-    /// What the handles of `file` share; that of one handle where the file cannot be told from
-    /// others.
+    /// The shared state of `file`; a private one if the file cannot be identified.
     pub(super) fn of(&self, file: Option<FileKey>) -> Arc<Newest> {
         let Some(file) = file else { return Arc::default() };
         let mut all = lock(&self.0);

@@ -1,6 +1,6 @@
-//! From the copies of an envelope to the keys: which providers are asked, what that may cost, and
-//! which copy is in force. Until a provider has given the DEK nothing in a copy is authenticated:
-//! whoever can write the file may have made it up.
+//! From the copies of an envelope to the keys: which providers are asked, the bounds of their cost,
+//! and which copy is in force. Until a provider has given the DEK nothing in a copy is
+//! authenticated: an attacker may have written it.
 //!
 //! Rules:
 //! 1. A provider is asked once for a record, however many copies have it.
@@ -11,9 +11,9 @@
 //! 3. The newest copy that the DEK authenticates is the envelope in force. A protector that only an
 //!    older copy has was removed: a crash kept the older copy from being overwritten.
 //! 4. Keys that are in this process already serve a record only if that very record gave them. They
-//!    refuse a copy that their holder did not write, and no provider is asked then. What is open
-//!    already changes nobody's rights: where an earlier record has other rights than the one that
-//!    gave the keys, the earlier ones are asked first, as they would be without these keys.
+//!    refuse a copy that their holder did not write, and no provider is asked then. An open
+//!    database widens no rights: if an earlier record has other rights than the one that gave the
+//!    keys, the earlier ones are asked first, as they would be without these keys.
 //! 5. The file id is that of the DEK, and one that the caller expects. Before that is proven, no
 //!    keyring is shared under it.
 
@@ -35,10 +35,10 @@ pub(crate) struct Opened {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) envelope: Envelope,
     /// Name of the protector that gave the keys.
-    pub(crate) through: String,
+    pub(crate) protector_name: String,
 }
 
-/// The opening of one database. It may look at the file several times.
+/// The opening of one database. It may read the file several times.
 pub(crate) struct Opening<'a> {
     protectors: &'a Protectors,
     /// The only protector to try.
@@ -57,7 +57,7 @@ struct Asked {
     answer: Result<Secret, ProviderError>,
 }
 
-/// What an opening has cost so far.
+/// The cost of an opening so far.
 #[derive(Default)]
 pub(crate) struct Spent {
     /// Kibibytes filled by derivations.
@@ -67,7 +67,7 @@ pub(crate) struct Spent {
 }
 
 impl Spent {
-    /// Whether `cost` fits into what is left, which is less then.
+    /// Whether `cost` fits into the remaining budget, from which it is then taken.
     pub(crate) fn take(&mut self, cost: Cost, policy: &AccessPolicy) -> bool {
         let work_kib = self.work_kib.saturating_add(cost.work_kib());
         let budget = policy.derivation;
@@ -89,7 +89,7 @@ impl<'a> Opening<'a> {
     }
 
     /// The keyring, from the cache or from a provider, and the envelope in force. `copies` are
-    /// tried in order; the first error stands where none opens.
+    /// tried in order; if none opens, the first error is returned.
     pub(crate) fn open(&mut self, copies: &[Unverified]) -> Result<Opened> {
         let mut first = None;
         for (number, copy) in copies.iter().enumerate() {
@@ -112,7 +112,7 @@ impl<'a> Opening<'a> {
         if records.is_empty() {
             return Err(not_wrapped_for(copy.protectors(), self.wanted));
         }
-        // What ended comes last. Whether it did is known for sure only behind the MAC.
+        // Protectors that ended come last. Their end is certain only behind the MAC.
         records.sort_by_key(|record| check_time(record).is_err());
         let mut others = None;
         records.retain(|record| {
@@ -128,8 +128,7 @@ impl<'a> Opening<'a> {
             return Err(wrong_file(&FileId(file_id).to_string(), others));
         }
         let keyring = cached(&file_id).unwrap_or_else(|| Keyring::locked(file_id));
-        // Keys that are here tell whether their holder wrote the copy, before any provider is asked
-        // for it.
+        // Keys in this process verify the copy before any provider is asked for it.
         let verified = match keyring.verify(copy) {
             Ok(envelope) => Some(envelope),
             Err(Error::Inaccessible(_)) => None,
@@ -154,8 +153,8 @@ impl<'a> Opening<'a> {
                         Err(_) => {}
                     }
                 }
-                let through = record.name.clone();
-                return Ok(Opened { keyring, envelope, through });
+                let protector_name = record.name.clone();
+                return Ok(Opened { keyring, envelope, protector_name });
             }
         }
         let (key, record) = match given {
@@ -167,12 +166,12 @@ impl<'a> Opening<'a> {
         if version == FIRST_VERSION && FileId::of(&dek.key).0 != file_id {
             return Err(Error::EnvelopeDamaged("the file id is not that of its key".into()));
         }
-        let through = record.name.clone();
+        let protector_name = record.name.clone();
         let (keyring, envelope) = keyring.unlock(copy, newer, dek, record)?;
-        Ok(Opened { keyring, envelope, through })
+        Ok(Opened { keyring, envelope, protector_name })
     }
 
-    /// The DEK from the first of `records` that gives it, and which that is.
+    /// The DEK from the first of `records` that gives it, and that record.
     fn ask<'r>(
         &mut self,
         records: &[&'r ProtectorRecord],
@@ -211,7 +210,7 @@ impl<'a> Opening<'a> {
                 plan.push((record, true));
             } else {
                 left.push(format!(
-                    "{} (it asks for {cost}: [access.derivation] in config.toml allows more)",
+                    "{} (needs {cost}; raise [access] derivation in config.toml)",
                     record.name.escape_debug()
                 ));
             }
@@ -242,7 +241,7 @@ impl<'a> Opening<'a> {
             return Ok(answer);
         }
         let error = first.unwrap_or_else(|| {
-            ProviderError::Denied("each protector costs more than is allowed".into())
+            ProviderError::Denied("every protector exceeds the derivation budget".into())
         });
         Err(if left.is_empty() { error } else { error.and(&not_tried(&left)) })
     }
@@ -261,12 +260,11 @@ fn not_tried(left: &[String]) -> String {
     )
 }
 
-/// That the protector `through` is only in an older copy than the envelope in force.
-pub(super) fn replaced(envelope: &Envelope, through: &str) -> Error {
+/// The error: the protector `through` is only in a copy older than the envelope in force.
+pub(super) fn replaced(envelope: &Envelope, protector_name: &str) -> Error {
     Error::from(ProviderError::wrong_key(format!(
-        "protector {} was removed or replaced, as the newer copy of the envelope says; {} protects \
-         this database",
-        through.escape_debug(),
+        "protector {} was removed or replaced; current protectors: {}",
+        protector_name.escape_debug(),
         names_of(&envelope.protectors)
     )))
 }

@@ -1,7 +1,7 @@
 //! From a protector's name to the provider and key behind it, and from records to the DEK.
 //!
-//! What the envelope names is looked up among the providers that the application registered; it is
-//! never executed, connected to or read as a path.
+//! A provider named in an envelope is only looked up among those that the application registered;
+//! the name is never executed, connected to or read as a path.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -70,10 +70,10 @@ impl Protectors {
         Arc::make_mut(&mut self.settings)
     }
 
-    /// Makes every provider drop what it keeps of keys and passphrases.
+    /// Makes every provider drop its cached keys and passphrases.
     ///
     /// # Errors
-    /// The first of a provider that did not; the others have.
+    /// The first error of a provider; the others have dropped theirs.
     pub(crate) fn forget(&self) -> Result<(), ProviderError> {
         let deadline = Deadline::after(self.settings.access.time_out);
         // All of them, also behind one that did not.
@@ -120,8 +120,8 @@ impl Protectors {
     ) -> Result<Wrapped> {
         let provider = self.provider_of(record).ok_or_else(|| {
             ProviderError::not_here(format!(
-                "no key provider called {0} is set up: say what it is under [providers.{0}] in \
-                 config.toml, or with Options::provider",
+                "key provider {0} is not set up: define [providers.{0}] in config.toml or use \
+                 Options::provider",
                 record.provider
             ))
         })?;
@@ -134,8 +134,8 @@ impl Protectors {
         })
     }
 
-    /// `record` with `dek` under the newest version of its key; `None` where it is already. It has
-    /// given the DEK back once.
+    /// `record` with `dek` under the newest version of its key; `None` if it is already. The new
+    /// record has unwrapped the DEK once.
     pub(crate) fn rewrap(
         &self,
         record: &ProtectorRecord,
@@ -152,10 +152,10 @@ impl Protectors {
         Ok(Some(new))
     }
 
-    /// Refuses `record` where its provider does not give `dek` back.
+    /// Refuses `record` if its provider does not unwrap it to `dek`.
     ///
     /// # Errors
-    /// The provider's, or [`ProviderError::WrongKey`] where it gives another key.
+    /// The provider's, or [`ProviderError::WrongKey`] if it gives another key.
     pub(crate) fn prove(
         &self,
         record: &ProtectorRecord,
@@ -175,8 +175,8 @@ impl Protectors {
         })
     }
 
-    /// The DEK from the first of `records` that can be had, and which that is. Those that do not
-    /// answer are tried again when all others have refused.
+    /// The DEK from the first of `records` that unwraps, and that record. Providers that do not
+    /// answer are tried again after all others have refused.
     ///
     /// # Errors
     /// The first record's.
@@ -198,8 +198,8 @@ impl Protectors {
     }
 
     /// [`Protectors::unwrap`] while `waited`, the time spent on services, is below the limit of one
-    /// opening. Puts the errors into `errors`, one for each record, and answers which records were
-    /// never tried.
+    /// opening. Puts the errors into `errors`, one for each record, and returns the records that
+    /// were never tried.
     pub(super) fn unwrap_within<'r>(
         &self,
         records: &[&'r ProtectorRecord],
@@ -246,15 +246,15 @@ impl Protectors {
         (None, late)
     }
 
-    /// What the provider of `record`, if it may be asked, waits for.
+    /// The wait of the provider of `record`, if it may be asked.
     pub(crate) fn waits_for(&self, record: &ProtectorRecord) -> Option<WaitsFor> {
         self.provider_of(record).map(|provider| provider.waits_for())
     }
 
-    /// What deriving a key for `record` would cost, where that is what unwrapping it takes.
+    /// The cost of the key derivation that unwrapping `record` takes, if any.
     ///
     /// # Errors
-    /// That the provider cannot tell.
+    /// The provider's, if it cannot tell.
     pub(crate) fn derivation(
         &self,
         record: &ProtectorRecord,
@@ -289,7 +289,7 @@ impl Protectors {
         refused.is_some_and(may_pass) && self.waits_for(record) == Some(WaitsFor::Service)
     }
 
-    /// Makes a call again while the provider does not answer.
+    /// Repeats a call while the provider does not answer.
     fn insist<T>(&self, provider: &Registered, call: impl Fn() -> Result<T>) -> Result<T> {
         let mut attempt = 0;
         loop {
@@ -343,15 +343,15 @@ pub(crate) fn matches(record: &ProtectorRecord, wanted: Option<&str>) -> bool {
     })
 }
 
-/// The names of `records` for a message. Whoever can write the file chose them: a terminal must
-/// not obey them.
+/// The names of `records` for a message, escaped: an attacker may have chosen them to steer a
+/// terminal.
 pub(crate) fn names_of(records: &[ProtectorRecord]) -> String {
     let names: Vec<String> =
         records.iter().map(|record| record.name.escape_debug().to_string()).collect();
     names.join(", ")
 }
 
-/// That none of `records` is called `wanted`.
+/// The error: none of `records` is called `wanted`.
 pub(crate) fn not_wrapped_for(records: &[ProtectorRecord], wanted: Option<&str>) -> Error {
     Error::from(ProviderError::wrong_key(format!(
         "protector {} does not protect this database; {} does",
@@ -365,19 +365,18 @@ pub(crate) fn may_write(record: &ProtectorRecord) -> bool {
     !record.read_only && check_time(record).is_ok()
 }
 
-/// Refuses a protector whose time is over. It says something only of a record that was
-/// authenticated.
+/// Refuses a protector that has ended. Meaningful only for an authenticated record.
 pub(crate) fn check_time(record: &ProtectorRecord) -> Result<(), ProviderError> {
     if record.not_after == 0 || record.not_after > now() {
         return Ok(());
     }
     Err(ProviderError::denied(format!(
-        "protector {} ended: whoever owns the database can remove it and add it again",
+        "protector {} has ended; the owner can remove it and add it again",
         record.name.escape_debug()
     )))
 }
 
-/// That a wrapped key is worth nothing.
+/// The error: a wrapped key does not unwrap.
 fn does_not_come_back(record: &ProtectorRecord) -> ProviderError {
     ProviderError::wrong_key(format!(
         "provider {} does not give back the key that it wrapped: nothing was changed",
@@ -386,11 +385,11 @@ fn does_not_come_back(record: &ProtectorRecord) -> ProviderError {
 }
 
 fn not_set_up(record: &ProtectorRecord) -> ProviderError {
-    // Whoever can write the file chose the name: a terminal must not obey it.
+    // Escaped: an attacker may have chosen the name to steer a terminal.
     let name = record.provider.escape_debug();
     ProviderError::not_here(format!(
-        "the database is protected by provider {name}, which is not set up here: say what it is under \
-         [providers.{name}] in config.toml, or with Options::provider"
+        "the database needs key provider {name}, which is not set up here: define \
+         [providers.{name}] in config.toml or use Options::provider"
     ))
 }
 

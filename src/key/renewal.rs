@@ -1,11 +1,10 @@
-//! What the providers are asked while a database is open: whether they still give its keys, and
-//! whether they have newer versions of their own. Whoever asks waits for them, so transactions
-//! leave it to a thread.
+//! Calls to the providers while a database is open: whether they still give its keys, and whether
+//! they have newer key versions. The caller waits for them, so transactions leave it to a thread.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::access::Loss;
+use super::access::RevokeReason;
 use super::cipher::lock;
 use super::envelope::{Envelope, ProtectorRecord};
 use super::keyring::Keyring;
@@ -16,9 +15,9 @@ use crate::provider::{ProviderError, WaitsFor};
 
 impl Keyring {
     /// Asks the providers of the protectors in `envelope`, the one in force, whether they still
-    /// give these keys, and locks the keyring where they deny it, or have not answered for too
-    /// long. Those that gave the keys are asked first. A person is not asked: that record counts
-    /// if it gave the keys in this process, and no other one does.
+    /// give these keys, and locks the keyring if they deny it or have not answered for too long.
+    /// Those that gave the keys are asked first. A person is never asked: a record of such a
+    /// provider counts only if it gave the keys in this process.
     pub(crate) fn revalidate(&self, protectors: &Protectors, envelope: &Envelope) {
         let Ok((current, context)) = self.dek() else { return };
         let mut order: Vec<&ProtectorRecord> = envelope.protectors.iter().collect();
@@ -46,7 +45,7 @@ impl Keyring {
             }
             Ok((_, record)) => {
                 let name = record.name.escape_debug();
-                let reason = format!("protector {name} gives another key than it did");
+                let reason = format!("protector {name} returned a different key");
                 self.lose(protectors, reason);
             }
             Err(error) => {
@@ -64,8 +63,7 @@ impl Keyring {
         }
     }
 
-    /// There was no answer, for `reason`: the keys are lost where that lasts for longer than the
-    /// grace period.
+    /// A check without an answer, for `reason`; after the grace period the keys are revoked.
     pub(crate) fn unanswered(&self, protectors: &Protectors, reason: String) {
         if self.access.outage(reason.clone(), &protectors.settings.access) {
             self.lose(protectors, reason);
@@ -78,11 +76,11 @@ impl Keyring {
             outcome: Err(&reason),
             ..Event::new(EventKind::AccessLost)
         });
-        self.lock(Loss::Provider(reason));
+        self.lock(RevokeReason::Provider(reason));
     }
 
-    /// Wraps the DEK under newer versions of the protectors' keys where there are any, at most once
-    /// per interval. A connection writes what came of it when it gets to it.
+    /// Wraps the DEK under newer versions of the protectors' keys, at most once per interval. A
+    /// connection writes the records later.
     pub(crate) fn look_for_newer(&self, protectors: &Protectors, envelope: &Envelope) {
         let Some(interval) = protectors.settings.rotation.filter(|_| !envelope.manual_rotation)
         else {
@@ -115,7 +113,7 @@ impl Keyring {
         *slot = pending;
     }
 
-    /// Takes what is left to be put into the envelope.
+    /// Takes the records to be put into the envelope.
     pub(crate) fn take_pending(&self) -> Vec<(ProtectorRecord, ProtectorRecord)> {
         if !self.is_pending.load(Ordering::Acquire) {
             return Vec::new();
@@ -126,11 +124,9 @@ impl Keyring {
     }
 }
 
-/// That no protector is left which gave the keys, nor one that could be asked beside transactions.
+/// The error: no protector is left that gave the keys or can be asked in the background.
 fn nobody_left() -> ProviderError {
-    ProviderError::NotHere(
-        "the protector that gave the keys was removed, and the others wait for a person".into(),
-    )
+    ProviderError::NotHere("the protector in use was removed; the others require a person".into())
 }
 
 #[cfg(test)]
@@ -138,14 +134,14 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::key::access::Standing;
+    use crate::key::access::LeaseState;
     use crate::provider::{
         Answer, KeyProvider, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
     };
     use crate::secret::Secret;
     use crate::suite::SuiteId;
 
-    /// What happens while the provider is asked.
+    /// Hook that runs while the provider is asked.
     type Meanwhile = Box<dyn Fn() -> Result<(), ProviderError> + Send>;
 
     /// Keeps the one DEK that it was given.
@@ -194,51 +190,69 @@ mod tests {
     #[test]
     fn an_answer_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Due);
+        assert_eq!(
+            keyring.lease_state(&protectors.settings.access, None).unwrap(),
+            LeaseState::Due
+        );
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
-            locker.lock(Loss::Request);
+            locker.lock(RevokeReason::Request);
             Ok(())
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Locked);
+        assert_eq!(
+            keyring.lease_state(&protectors.settings.access, None).unwrap(),
+            LeaseState::Locked
+        );
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
     }
 
-    /// Somebody locks between the look whether the keys are still there and the note that they were
-    /// granted.
+    /// Another thread locks between the check for the keys and the note of the consent.
     #[test]
     fn a_lock_beside_a_consent_is_not_forgotten() {
         let (keyring, envelope, protectors, _) = database();
-        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Due);
+        assert_eq!(
+            keyring.lease_state(&protectors.settings.access, None).unwrap(),
+            LeaseState::Due
+        );
         let (locker, (done, is_done)) = (Arc::clone(&keyring), std::sync::mpsc::channel());
         *lock(&keyring.access.before_granted) = Some(Box::new(move || {
             std::thread::spawn(move || {
-                locker.lock(Loss::Request);
+                locker.lock(RevokeReason::Request);
                 done.send(()).unwrap();
             });
-            // It waits for the consent to be noted; were it not made to, it would be done by now.
+            // The lock waits for the consent to be noted; without that wait it would be done by
+            // now.
             _ = is_done.recv_timeout(std::time::Duration::from_millis(300));
         }));
         keyring.revalidate(&protectors, &envelope);
         while keyring.dek().is_ok() {
             std::thread::yield_now();
         }
-        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Locked);
+        assert_eq!(
+            keyring.lease_state(&protectors.settings.access, None).unwrap(),
+            LeaseState::Locked
+        );
     }
 
     /// A provider that is down is no reason to put off asking for keys that were locked meanwhile.
     #[test]
     fn an_outage_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Due);
+        assert_eq!(
+            keyring.lease_state(&protectors.settings.access, None).unwrap(),
+            LeaseState::Due
+        );
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
-            locker.lock(Loss::Request);
+            locker.lock(RevokeReason::Request);
             Err(ProviderError::Unreachable("down".into()))
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(keyring.standing(&protectors.settings.access, None).unwrap(), Standing::Locked);
+        assert_eq!(
+            keyring.lease_state(&protectors.settings.access, None).unwrap(),
+            LeaseState::Locked
+        );
     }
 
     #[test]

@@ -20,7 +20,7 @@ static WIPED: OnceLock<&AtomicU64> = OnceLock::new();
 static KEPT: AtomicU64 = AtomicU64::new(0);
 /// The process that `KEPT` is the number of.
 static OWNER: AtomicU32 = AtomicU32::new(0);
-/// The last number that was given, here or in a process that this one comes from.
+/// The last number that was given, here or in an ancestor.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// Takes `place`, which the operating system sets to zero in each child of this process.
@@ -33,7 +33,7 @@ pub(crate) fn forked() {
     number_place().store(0, Ordering::Relaxed);
 }
 
-/// The number of this process: never 0, and never that of a process it comes from.
+/// The number of this process: never 0, and never an ancestor's.
 #[inline]
 pub(crate) fn process() -> u64 {
     let place = match WIPED.get() {

@@ -1,10 +1,11 @@
-//! The process that the library is a guest in: what is read of it, our threads in it, its forks.
+//! The process that the library is a guest in: the values read from it, our threads in it, its
+//! forks.
 //!
 //! | file | what |
 //! |---|---|
-//! | this one | everything that is read of the process; nothing else asks it |
+//! | this one | all reads of process state; no other module reads it |
 //! | `threads.rs` | threads of ours |
-//! | `forks.rs` | what tells a forked child from its parent |
+//! | `forks.rs` | telling a forked child from its parent |
 //!
 //! The working directory and the program's name are read once, at the first use: both may change
 //! under a library that was loaded long ago.

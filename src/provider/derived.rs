@@ -29,8 +29,8 @@ impl<K, V> Default for Derived<K, V> {
 }
 
 impl<K: PartialEq + Clone, V> Derived<K, V> {
-    /// What is kept for `key`, else what `derive` answers, which is kept from then on. An error is
-    /// not kept: threads that waited for it derive for themselves, one after the other.
+    /// The cached value for `key`, else the result of `derive`, which is then cached. An error is
+    /// not cached: waiting threads derive for themselves, one after the other.
     pub(super) fn get<E>(
         &self,
         key: &K,
@@ -49,7 +49,7 @@ impl<K: PartialEq + Clone, V> Derived<K, V> {
         }
         state.running.push((process, key.clone()));
         drop(state);
-        // Ends the derivation also where `derive` panics.
+        // Ends the derivation even if `derive` panics.
         let running = Running { derived: self, key, process };
         let value = Arc::new(derive()?);
         self.lock().kept = Some((key.clone(), Arc::clone(&value)));
@@ -57,7 +57,7 @@ impl<K: PartialEq + Clone, V> Derived<K, V> {
         Ok(value)
     }
 
-    /// What is kept for `key`.
+    /// The cached value for `key`.
     pub(super) fn find(&self, key: &K) -> Option<Arc<V>> {
         self.lock().find(key)
     }

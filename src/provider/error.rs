@@ -1,4 +1,4 @@
-//! Why a provider did not do it.
+//! Errors of a provider.
 
 use std::error::Error;
 use std::fmt;
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use super::pool;
 
-/// Why a provider did not do it. The kinds are kept apart because each asks for another remedy:
-/// configure the key, restore access, wait, restore a backup.
+/// Error of a provider. Each kind has another remedy: configure the key, restore access, wait,
+/// restore a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProviderError {
-    /// The provider works and has no such key.
+    /// The provider works but has no such key.
     NotHere(Reason),
-    /// The key is there and its use is refused: disabled, revoked, forbidden.
+    /// The key exists but its use is refused: disabled, revoked, forbidden.
     Denied(Reason),
     /// The provider did not answer; it may later: [`Reason::retry_after`].
     Unreachable(Reason),
@@ -30,12 +30,12 @@ pub enum ProviderError {
         /// The loosest that is accepted.
         expected: u32,
     },
-    /// The key is there and does not unwrap this blob.
+    /// The key exists but does not unwrap this blob.
     WrongKey(Reason),
 }
 
-/// The words of a [`ProviderError`], and what a service said beside them. Two are equal where their
-/// words and numbers are, whatever error is behind them.
+/// The message of a [`ProviderError`], with the details from the service. Two are equal if their
+/// messages and numbers are, regardless of the source.
 #[derive(Clone)]
 pub struct Reason {
     text: String,
@@ -44,7 +44,7 @@ pub struct Reason {
     source: Option<Arc<Foreign>>,
 }
 
-/// An error of other code's, which is dropped on a thread of ours: dropping it may run anything.
+/// An error of foreign code, dropped on a thread of ours: its destructor is foreign code, too.
 struct Foreign(Option<Box<dyn Error + Send + Sync>>);
 
 impl Reason {
@@ -65,8 +65,8 @@ impl Reason {
         Self { source: Some(Arc::new(Foreign(Some(source.into())))), ..self }
     }
 
-    /// How long the service asks to be left alone. It is not asked again before; where that is more
-    /// than ten seconds, not within the same operation.
+    /// The pause that the service asks for before the next call. If it is longer than ten seconds,
+    /// the operation makes no further call.
     #[must_use]
     pub fn retry_after(self, time: Duration) -> Self {
         Self { retry_after: Some(time), ..self }
@@ -115,7 +115,7 @@ impl ProviderError {
         Self::WrongKey(reason.into())
     }
 
-    /// How long the service asks to be left alone.
+    /// The pause that the service asks for.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.reason()?.retry_after
@@ -127,7 +127,7 @@ impl ProviderError {
         self.reason()?.request_id.as_deref()
     }
 
-    /// The same with more to say.
+    /// The same error with more text.
     pub(crate) fn and(mut self, more: &str) -> Self {
         if let Self::NotHere(reason)
         | Self::Denied(reason)

@@ -1,8 +1,8 @@
-//! The joint between the envelope and whatever holds protector keys.
+//! The interface between the envelope and the holders of protector keys.
 //!
-//! A provider wraps and unwraps; it never hands out its key, because an HSM cannot. What a provider
-//! *name* means comes from the application or the user's configuration, never from a database file.
-//! One file per provider stands beside this one.
+//! A provider wraps and unwraps; it never hands out its key, because an HSM cannot. The meaning of
+//! a provider *name* comes from the application or the user's configuration, never from a database
+//! file. One file per provider stands beside this one.
 
 #[cfg(unix)]
 mod command;
@@ -41,39 +41,39 @@ pub use source::{Descriptor, SecretSource};
 use self::runs::{Ours, Runs};
 use crate::secret::Secret;
 
-/// The version of keys that have none: of all time the first.
+/// The version of keys without versions: always the first.
 const ONLY_VERSION: &str = "1";
 
-/// What a provider's answer may have to wait for.
+/// The kind of wait for a provider's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitsFor {
-    /// Nothing but this machine's processor and files: a call that fails is not made again.
+    /// Nothing but this machine's processor and files: a failed call is not repeated.
     Nothing,
-    /// A device, a network or another process: calls are made again while it is unreachable.
+    /// A device, a network or another process: calls are repeated while it is unreachable.
     Service,
-    /// A person: calls have no deadline, are not made again, and never without somebody waiting.
+    /// A person: calls have no deadline, are not repeated, and are made only while a caller waits.
     Person,
 }
 
-/// Something that holds protector keys and wraps DEKs with them.
+/// A holder of protector keys that wraps DEKs with them.
 ///
 /// Calls may take as long as a network does; none is made on the page path. They come from threads
 /// of this library, several at once, never from one that is inside SQLite, and so do those of
 /// `derivation`, `forget` and `drop`. Such a thread blocks all signals. Until its deadline the call
 /// is waited for; a later answer is dropped. A provider that does not return keeps its thread, and
 /// where eight calls have not returned, the others fail at once. A panic is an error that names the
-/// provider. What a provider needs of SQLite it opens for itself: the connection that waits for it
-/// is in use.
+/// provider. A provider that uses SQLite opens its own connection: the one that waits for it is in
+/// use.
 pub trait KeyProvider: Send + Sync {
-    /// What kind of provider it is, in a word or two; it is shown as a protector's encryptor type.
-    /// Asked once, when it is registered.
+    /// The kind of the provider, in a word or two; shown as a protector's encryptor type. Asked
+    /// once, when it is registered.
     fn kind(&self) -> &str {
         "custom"
     }
 
-    /// What an answer may have to wait for. It decides on deadlines and on who is asked again.
-    /// Asked once, when it is registered.
+    /// The kind of wait for an answer. It determines deadlines and repeated calls. Asked once, when
+    /// it is registered.
     fn waits_for(&self) -> WaitsFor {
         WaitsFor::Service
     }
@@ -87,7 +87,7 @@ pub trait KeyProvider: Send + Sync {
     /// Undoes [`KeyProvider::wrap`] under the version that the wrapped key names.
     ///
     /// # Errors
-    /// A [`ProviderError`]; [`ProviderError::WrongKey`] where key and blob do not belong together.
+    /// A [`ProviderError`]; [`ProviderError::WrongKey`] if key and blob do not match.
     fn unwrap(&self, request: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError>;
 
     /// The newest enabled version of the key.
@@ -97,20 +97,20 @@ pub trait KeyProvider: Send + Sync {
     fn newest_version(&self, request: &VersionRequest<'_>)
     -> Result<Answer<String>, ProviderError>;
 
-    /// What unwrapping `wrapped` costs before anything tells whether it is genuine: the memory and
-    /// the time that a key derivation takes, as the blob asks for them. `None` where the blob has
-    /// no say in it, or the derived key is at hand. A database decides on nothing dearer than
+    /// The cost of unwrapping `wrapped` before it is authenticated: memory and time of the key
+    /// derivation that the blob asks for. `None` if the blob does not determine the cost, or if the
+    /// derived key is cached. A database accepts no more than
     /// [`AccessPolicy::derivation`](crate::AccessPolicy::derivation) allows.
     fn derivation(&self, key_id: &str, wrapped: &Wrapped) -> Option<Cost> {
         let _ = (key_id, wrapped);
         None
     }
 
-    /// Wipes whatever the provider keeps in memory to save a later call some work, such as a key
-    /// derived from a passphrase. It serves on, and asks again where it has to.
+    /// Wipes the provider's caches, such as a key derived from a passphrase. Later calls work, and
+    /// ask again if they must.
     fn forget(&self) {}
 
-    /// Where its methods may run: not for others to say.
+    /// The thread for its methods; only this crate can override it.
     #[doc(hidden)]
     fn runs(&self, _: Ours) -> Runs {
         Runs::Apart

@@ -10,10 +10,10 @@
 //! AAD = that of `wrap` with key version 1 | the first 24 bytes; integers are big-endian
 //! ```
 //!
-//! Whoever can write the database can write these numbers. They are checked against [`Cost`]'s
-//! bounds before the passphrase is asked for or memory is taken, so that a made-up blob costs at
-//! most 1 GiB and some seconds. What all blobs of an envelope may cost together is said by
-//! [`crate::AccessPolicy::derivation`].
+//! An attacker who can write the database can write these numbers. They are checked against
+//! [`Cost`]'s bounds before the passphrase is asked for or memory is taken, so that a made-up blob
+//! costs at most 1 GiB and some seconds. [`crate::AccessPolicy::derivation`] bounds the total of
+//! all blobs of an envelope.
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use std::fmt;
@@ -44,7 +44,7 @@ const PARALLELISM_MAX: u32 = 16;
 /// Kibibytes filled, over all iterations.
 pub(crate) const WORK_MAX_KIB: u64 = 4 << 20;
 
-/// What deriving a key costs: a guess costs an attacker as much.
+/// The cost of deriving a key, and so of each guess of an attacker.
 ///
 /// At most 1 GiB, 64 iterations and 16 lanes, at least 8 KiB a lane, and memory times iterations at
 /// most 4 GiB.
@@ -91,10 +91,10 @@ impl fmt::Display for Cost {
 
 /// Protector keys derived from passphrases of a [`SecretSource`].
 ///
-/// The id of a key is a free label, bound to what it wraps, and named when the passphrase is asked
-/// for: "passphrase for recovery", or "new passphrase for recovery" where something is about to be
-/// wrapped with it. A passphrase has no versions: its version is always `1`, and another one takes
-/// its place by adding a protector and removing the old one.
+/// The id of a key is a free label, bound into each blob, and shown when the passphrase is asked
+/// for: "passphrase for recovery", or "new passphrase for recovery" before a DEK is wrapped with
+/// it. A passphrase has no versions: its version is always `1`, and another one takes its place by
+/// adding a protector and removing the old one.
 ///
 /// Deriving takes some 0.15 seconds. The key that last wrapped or unwrapped stays in memory, so
 /// that the same blob is unwrapped again without asking; [`KeyProvider::forget`] wipes it. A
@@ -113,7 +113,7 @@ impl Passphrase {
         Self { source, cost: Cost::default(), keys: Derived::default() }
     }
 
-    /// What deriving costs when something is wrapped. Out of [`Cost`]'s bounds nothing is.
+    /// The cost of derivations for wrapping. Outside of [`Cost`]'s bounds nothing is wrapped.
     #[must_use]
     pub fn cost(self, cost: Cost) -> Self {
         Self { cost, ..self }
@@ -194,7 +194,7 @@ fn check_version(key_id: &str, version: &str) -> Result<(), ProviderError> {
     Err(ProviderError::not_here(text))
 }
 
-/// What deriving takes besides the passphrase.
+/// The inputs of a derivation besides the passphrase.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Header {
     cost: Cost,
@@ -225,7 +225,7 @@ impl Header {
         bytes
     }
 
-    /// The header of a blob and what follows it.
+    /// The header of a blob and its rest.
     fn decode(blob: &[u8]) -> Result<(Self, &[u8]), ProviderError> {
         let damaged = |text: String| ProviderError::damaged(format!("wrapped key: {text}"));
         let Some((bytes, sealed)) = blob.split_first_chunk::<HEADER_LEN>() else {
@@ -260,7 +260,7 @@ impl Header {
     }
 }
 
-/// The key that `argon2` derives, in memory that is wiped and whose want is an error.
+/// The key that `argon2` derives, in memory that is wiped; running out of memory is an error.
 pub(super) fn hash(
     argon2: &Argon2,
     passphrase: &[u8],

@@ -1,8 +1,8 @@
 //! The threads that foreign code runs on: providers of the application, prompts, modules of tokens,
 //! and commands that are waited for.
 //!
-//! None of it runs on a thread that is inside SQLite. There it could come back, through a
-//! thread-local, to the connection that waits for it, and close or detach what SQLite has in hand.
+//! None of it runs on a thread that is inside SQLite. There it could reach, through a thread-local,
+//! the connection that waits for it, and close or detach a database that SQLite is using.
 //!
 //! ```text
 //!   caller --- job ---> thread: runs it ---> done: the answer goes to the caller, the thread waits
@@ -13,7 +13,7 @@
 //!
 //! Invariants
 //! 1. No lock is held while foreign code runs or is dropped.
-//! 2. A provider has at most [`SHARE`] calls at a time. Where all of them were abandoned, a further
+//! 2. A provider has at most [`SHARE`] calls at a time. If all of them were abandoned, a further
 //!    one fails at once; else it waits for a place until its deadline.
 //! 3. There are at most [`THREADS`] threads; beyond that, up to [`THREADS_MAX`], only for a
 //!    provider that has none. So one that hangs does not take the others' places.
@@ -36,7 +36,7 @@ const SHARE: usize = 8;
 /// How long a thread waits for another job.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Why a call has no answer.
+/// The reason why a call has no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
     Panicked,
@@ -67,7 +67,7 @@ struct State {
     threads: usize,
     idle: usize,
     queue: VecDeque<Job>,
-    /// The calls of each provider that has any.
+    /// The calls by provider.
     loads: HashMap<u64, Load>,
 }
 
@@ -125,7 +125,7 @@ pub(super) fn run<T: Send + 'static>(
     received.flatten().ok_or(Failure::Panicked)
 }
 
-/// Ends a call that runs; `false` where it had ended already.
+/// Ends a call that runs; `false` if it had ended already.
 fn replace_running(call: &Mutex<Progress>, end: Progress) -> bool {
     let mut progress = lock(call);
     let runs = *progress == Progress::Runs;
@@ -135,8 +135,8 @@ fn replace_running(call: &Mutex<Progress>, end: Progress) -> bool {
     runs
 }
 
-/// Drops `value`, which may run foreign code, on a thread of ours. Where none is to be had, the
-/// value is never dropped.
+/// Drops `value`, which may run foreign code, on a thread of ours. Without a thread the value is
+/// never dropped.
 pub(super) fn drop_apart<T: Send + 'static>(value: T) {
     let kept = Arc::new(Mutex::new(Some(value)));
     let of_job = Arc::clone(&kept);
@@ -150,7 +150,7 @@ pub(super) fn drop_apart<T: Send + 'static>(value: T) {
 }
 
 impl Pool {
-    /// That of this process.
+    /// The pool of this process.
     fn here() -> &'static Self {
         static FIRST: OnceLock<&'static Pool> = OnceLock::new();
         let process = forks::process();
@@ -221,7 +221,7 @@ impl Pool {
         }
     }
 
-    /// The next job; `None` where none came for a while, and the thread ends.
+    /// The next job; `None` after a while without one; the thread then ends.
     fn next(&self) -> Option<Job> {
         let mut state = lock(&self.state);
         loop {
@@ -281,7 +281,7 @@ fn wait_for<'s>(
     (state, waited.timed_out())
 }
 
-/// What `work` answers; `None` where it panics. What it panics with may panic, too, when it is
+/// The result of `work`; `None` if it panics. The panic's payload may panic, too, when it is
 /// dropped.
 fn contained<T>(work: impl FnOnce() -> T) -> Option<T> {
     let mut payload = match catch_unwind(AssertUnwindSafe(work)) {

@@ -1,7 +1,8 @@
-//! A 256-bit key that the application or its surroundings hand over as it is.
+//! A raw 256-bit key from the application or its environment.
 //!
-//! For where something else keeps and distributes keys: an orchestrator's secret, a credential of
-//! systemd's, a file on a stick. The key is read anew for each call and is in memory for that long.
+//! For deployments that keep and distribute keys by other means: an orchestrator's secret, a
+//! credential of systemd's, a file on a stick. The key is read anew for each call and is in memory
+//! for that long.
 
 use base64ct::{Base64, Encoding};
 
@@ -18,7 +19,7 @@ use crate::suite::hkdf;
 const HEX_LEN: usize = 2 * KEY_LEN;
 const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
 
-/// Derives the key's name, from which nothing of the key follows.
+/// Label of the check value, which reveals nothing of the key.
 const CHECK_LABEL: &[u8] = b"sqlite-tde v1 raw key check";
 
 /// One key from a [`SecretSource`]: 64 hexadecimal digits, 44 characters of base64, or 32 bytes as
@@ -30,7 +31,7 @@ const CHECK_LABEL: &[u8] = b"sqlite-tde v1 raw key check";
 /// The id of the key is a free label, bound to what it wraps. Its version is a check value, 8
 /// hexadecimal digits of HKDF-SHA-256 over the key. It tells keys apart and a wrong one before it
 /// is tried. To rotate, put another key in the source's place, or name another provider with
-/// another source; the old key goes on opening what was copied before.
+/// another source; earlier copies still open with the old key.
 #[derive(Debug, Clone)]
 pub struct RawKey {
     source: SecretSource,

@@ -1,7 +1,7 @@
-//! A provider under the name that databases know it by, and the one road to its methods.
+//! A provider under its registered name, and the only path to its methods.
 //!
-//! Foreign code runs on a thread of the [`pool`], also where it only tells what kind of provider it
-//! is or is dropped: the calling thread may be inside SQLite.
+//! Foreign code runs on a thread of the [`pool`], even to tell its kind or to be dropped: the
+//! calling thread may be inside SQLite.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +22,7 @@ pub(crate) struct Registered {
     /// Tells its calls from those of others in the pool.
     owner: u64,
     kind: String,
-    /// What it said when it was registered.
+    /// Its answers at registration.
     waits_for: WaitsFor,
     runs: Runs,
     /// Taken when this is dropped.
@@ -66,8 +66,8 @@ impl Registered {
         &self.kind
     }
 
-    /// What an answer waits for. A provider of this library's may wait for nothing once it has been
-    /// given a passphrase.
+    /// The kind of wait for an answer. It may change for a provider of this library once it has a
+    /// passphrase.
     pub(crate) fn waits_for(&self) -> WaitsFor {
         match (&self.provider, self.runs) {
             (Some(provider), Runs::Here | Runs::CallsApart) => provider.waits_for(),

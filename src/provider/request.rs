@@ -1,4 +1,4 @@
-//! What a provider is asked, and what it answers.
+//! The requests to a provider, and its answers.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::ProviderError;
 use crate::secret::{Secret, fill_random};
 
-/// What a wrapped key is bound to. Providers with associated data pass [`Context::encode`] as that;
-/// for the others the envelope's own MAC binds it.
+/// The data that a wrapped key is bound to. Providers with associated data pass
+/// [`Context::encode`]; for the others the envelope's own MAC binds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
     /// The database's 16-byte file id.
     pub file_id: [u8; 16],
-    /// Which DEK of that database: its key version, counted from 1.
+    /// The key version of the DEK, counted from 1.
     pub dek_version: u32,
 }
 
@@ -37,19 +37,19 @@ impl Deadline {
     /// No deadline: a person is asked.
     pub const NEVER: Self = Self(None);
 
-    /// The end of `time`, from now on. A time that no clock can count to never ends.
+    /// `time` from now on; none if the clock cannot represent it.
     #[must_use]
     pub fn after(time: Duration) -> Self {
         Self(Instant::now().checked_add(time))
     }
 
-    /// The moment itself; `None` where the caller waits without end.
+    /// The moment itself; `None` if the caller waits without end.
     #[must_use]
     pub fn at(self) -> Option<Instant> {
         self.0
     }
 
-    /// The time that is left: zero when it is over, `None` where the caller waits without end.
+    /// The time that is left: zero when it is over, `None` if the caller waits without end.
     #[must_use]
     pub fn time_left(self) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(Instant::now()))
@@ -70,7 +70,7 @@ impl Deadline {
 }
 
 /// Names one call of a provider, here and in the service's own log: a UUID of version 4. A provider
-/// passes it on where its service takes one; the audit log has it in the entry of the call.
+/// passes it on if its service takes one; the audit log has it in the entry of the call.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestId([u8; 16]);
 
@@ -122,9 +122,9 @@ pub struct WrapRequest<'a> {
     pub key_id: &'a str,
     /// The key to wrap.
     pub dek: &'a Secret,
-    /// What the wrapped key is to be bound to.
+    /// The context to bind the wrapped key to.
     pub context: &'a Context,
-    /// The end of the caller's patience.
+    /// The deadline of the caller.
     pub deadline: Deadline,
     /// The name of this call.
     pub request_id: RequestId,
@@ -138,9 +138,9 @@ pub struct UnwrapRequest<'a> {
     pub key_id: &'a str,
     /// The key to unwrap.
     pub wrapped: &'a Wrapped,
-    /// What it was bound to.
+    /// The context that it was bound to.
     pub context: &'a Context,
-    /// The end of the caller's patience.
+    /// The deadline of the caller.
     pub deadline: Deadline,
     /// The name of this call.
     pub request_id: RequestId,
@@ -152,7 +152,7 @@ pub struct UnwrapRequest<'a> {
 pub struct VersionRequest<'a> {
     /// The key's name at the provider.
     pub key_id: &'a str,
-    /// The end of the caller's patience.
+    /// The deadline of the caller.
     pub deadline: Deadline,
     /// The name of this call.
     pub request_id: RequestId,
@@ -188,9 +188,9 @@ impl<'a> VersionRequest<'a> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Answer<T> {
-    /// What was asked for.
+    /// The requested value.
     pub value: T,
-    /// The service's own name of the call, where it has one; the audit log has it beside ours.
+    /// The service's own name of the call, if it has one; the audit log has it beside ours.
     pub service_request_id: Option<String>,
 }
 
@@ -219,7 +219,7 @@ impl From<&str> for Answer<String> {
 pub struct Wrapped {
     /// The version of the protector key that wrapped it, in the provider's own words.
     pub key_version: String,
-    /// How it was wrapped, in the provider's own words.
+    /// The mechanism that wrapped it, in the provider's own words.
     pub mechanism: String,
     /// The wrapped key, at most 2 KiB.
     pub blob: Vec<u8>,

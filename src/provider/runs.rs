@@ -1,7 +1,7 @@
-//! Where the methods of a provider may run. Code outside of this library cannot name [`Ours`], so
-//! it cannot say anything else of its providers than what the trait says for it.
+//! The threads on which a provider's methods may run. Code outside of this library cannot name
+//! [`Ours`], so its providers keep the trait's default.
 
-/// What [`super::KeyProvider::runs`] answers.
+/// Result of [`super::KeyProvider::runs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runs {
     /// Foreign code: each method runs on a thread of ours.

@@ -1,5 +1,5 @@
-//! Where a secret comes from: a file, a descriptor, the environment, or a question at the terminal.
-//! Never from SQL, a URI or an argument, which others can see.
+//! Sources of a secret: a file, a descriptor, the environment, or a question at the terminal. Never
+//! from SQL, a URI or an argument, which others can see.
 
 use std::fmt;
 use std::fs::File;
@@ -15,25 +15,25 @@ use super::{ProviderError, WaitsFor};
 /// No passphrase, PIN or key text is longer.
 const MAX_LEN: usize = 4096;
 
-/// Asks a person; gets what to ask for.
+/// Asks a person; the argument names the secret.
 type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
 
-/// Where a passphrase, a PIN or a key is read from, each time it is needed.
+/// The source of a passphrase, a PIN or a key, read each time it is needed.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum SecretSource {
-    /// A file that nobody but its owner may read or write, such as one in `$CREDENTIALS_DIRECTORY`.
+    /// A file that only its owner may read or write, such as one in `$CREDENTIALS_DIRECTORY`.
     File(PathBuf),
     /// An open descriptor of this process; [`SecretSource::descriptor`] makes it.
     Descriptor(Descriptor),
     /// A variable of the environment. Other processes of the same user can see it.
     Environment(String),
-    /// A question to whoever uses the application; [`SecretSource::prompt`] makes it.
+    /// A question to the user of the application; [`SecretSource::prompt`] makes it.
     Prompt(Ask),
 }
 
-/// A descriptor's number, and what was read from it: a pipe gives its content once, and a provider
-/// is asked more than once. The secret stays in memory until the last clone of the source is gone.
+/// A descriptor's number and content: a pipe gives its content once, and a provider is asked more
+/// than once. The secret stays in memory until the last clone of the source is gone.
 #[derive(Clone)]
 pub struct Descriptor {
     number: i32,
@@ -48,7 +48,7 @@ impl SecretSource {
         Self::Descriptor(Descriptor { number, kept: Arc::default() })
     }
 
-    /// A question to whoever uses the application. `ask` gets what to ask for, such as
+    /// A question to the user of the application. `ask` gets the name of the secret, such as
     /// "passphrase for recovery"; a "new passphrase .." is worth asking for twice.
     pub fn prompt(
         ask: impl Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync + 'static,
@@ -56,7 +56,7 @@ impl SecretSource {
         Self::Prompt(Arc::new(ask))
     }
 
-    /// What reading may have to wait for: whoever answers a prompt, or writes to a pipe.
+    /// The kind of wait for a read: for the person at a prompt, or the writer of a pipe.
     pub(super) fn waits_for(&self) -> WaitsFor {
         match self {
             Self::File(_) | Self::Environment(_) => WaitsFor::Nothing,
@@ -65,7 +65,7 @@ impl SecretSource {
         }
     }
 
-    /// Where a provider that reads this may run.
+    /// The threads on which a provider that reads this may run.
     pub(super) fn runs(&self) -> Runs {
         match self.waits_for() {
             WaitsFor::Nothing => Runs::Here,
@@ -76,8 +76,8 @@ impl SecretSource {
     /// The secret; one line end behind it does not count.
     ///
     /// # Errors
-    /// [`ProviderError::NotHere`] where there is none, [`ProviderError::LoosePermissions`] for a
-    /// file that others may read, [`ProviderError::Unreachable`] for what else the system said, and
+    /// [`ProviderError::NotHere`] if it is missing, [`ProviderError::LoosePermissions`] for a file
+    /// that others may read, [`ProviderError::Unreachable`] for other errors of the system, and
     /// [`ProviderError::Damaged`] for one that is empty or over 4096 bytes.
     pub fn read(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         let mut secret = self.fetch(what)?;
@@ -165,11 +165,11 @@ fn open_private(path: &Path) -> Result<File, ProviderError> {
     Ok(file)
 }
 
-/// Refuses what others may read or write.
+/// Refuses a file that others may read or write.
 ///
 /// systemd lets a service read its credentials through an access list, on a file of root's and of
-/// root's group, and a list's mask shows where a group's permissions do. What the list says is
-/// root's affair.
+/// root's group, and a list's mask appears in place of the group's permissions. The list itself is
+/// under root's control.
 #[cfg(unix)]
 fn check_mode(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ProviderError> {
     use std::os::unix::fs::MetadataExt;
@@ -182,7 +182,7 @@ fn check_mode(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ProviderE
     Err(ProviderError::LoosePermissions { path: path.to_owned(), mode, expected: 0o600 })
 }
 
-/// Says where, never what.
+/// Shows the place, never the secret.
 impl fmt::Display for SecretSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

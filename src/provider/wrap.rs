@@ -1,5 +1,5 @@
-//! A DEK wrapped with a 256-bit key that this process holds: how the keystore and the providers
-//! without a service of their own do it.
+//! A DEK wrapped with a 256-bit key in this process: the mechanism of the keystore and of the
+//! providers without a service of their own.
 //!
 //! XAES-256-GCM as specified by C2SP (<https://c2sp.org/XAES-256-GCM>), with a random nonce:
 //!
@@ -26,7 +26,7 @@ const _: () = assert!(BLOB_LEN == 72, "databases have blobs of this length in th
 /// The name of this mechanism in a protector record.
 pub(super) const MECHANISM: &str = "xaes-256-gcm";
 
-/// What a blob is bound to: the database's key, and the key and version that wrapped it.
+/// The data that a blob is bound to: the context, and the key and version that wrapped it.
 pub(super) fn aad(context: &Context, name: &str, version: u32) -> Vec<u8> {
     let mut aad = Vec::new();
     for part in [context.encode().as_slice(), name.as_bytes()] {
@@ -41,7 +41,7 @@ pub(super) fn aad(context: &Context, name: &str, version: u32) -> Vec<u8> {
 /// `dek` sealed with `kek`: a blob of 72 bytes.
 ///
 /// # Errors
-/// [`ProviderError::Unreachable`] where the operating system has no random bytes.
+/// [`ProviderError::Unreachable`] if the operating system has no random bytes.
 pub(super) fn seal(kek: &Secret, aad: &[u8], dek: &Secret) -> Result<Vec<u8>, ProviderError> {
     let failed = |text: String| ProviderError::unreachable(text);
     let mut nonce = [0; NONCE_LEN];
@@ -55,7 +55,7 @@ pub(super) fn seal(kek: &Secret, aad: &[u8], dek: &Secret) -> Result<Vec<u8>, Pr
     Ok(blob)
 }
 
-/// The DEK in `blob`; `None` where that was not sealed with this key and associated data.
+/// The DEK in `blob`; `None` if it was not sealed with this key and associated data.
 pub(super) fn open(kek: &Secret, aad: &[u8], blob: &[u8]) -> Option<Secret> {
     if blob.len() != BLOB_LEN {
         return None;

@@ -1,5 +1,5 @@
-//! Where keys lie: in blocks that all keys of the process share, locked into memory and left out of
-//! core dumps where the platform does that.
+//! Memory for keys: blocks shared by all keys of the process, locked into memory and left out of
+//! core dumps if the platform supports it.
 //!
 //! ```text
 //! block, 4 KiB of its own from the operating system:  | slot | slot | ... | 128 slots of 32 bytes
@@ -32,23 +32,23 @@ struct Arena {
     memory: Memory,
 }
 
-/// The memory that keys of this process lie in, and what guards it. Its size never shrinks: keys
-/// that are wiped leave room for later ones.
+/// The key memory of this process and its protection. Its size never shrinks: keys that are wiped
+/// leave room for later ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Memory {
-    /// How much there is, in bytes.
+    /// Its size in bytes.
     pub bytes: usize,
-    /// How much of it is not locked, so that it may be written to swap. More than 0 where the
-    /// operating system refused, mostly for its limit on locked memory (`ulimit -l`).
+    /// Bytes of it that are not locked, and may be written to swap. More than 0 if the operating
+    /// system refused, mostly for its limit on locked memory (`ulimit -l`).
     pub swappable: usize,
-    /// How much of it a core dump would hold: all of it on anything but Linux.
+    /// Bytes of it that a core dump would hold: all of it on anything but Linux.
     pub dumpable: usize,
 }
 
-/// What guards the keys of this process by now.
+/// The current protection of this process's keys.
 ///
-/// A child of `fork` inherits what its parent says, but not the locks.
+/// A child of `fork` inherits these numbers, but not the locks.
 #[must_use]
 pub fn memory() -> Memory {
     arena().memory
@@ -91,7 +91,7 @@ impl Drop for Slot {
 }
 
 impl Arena {
-    /// One more block. Where the operating system has none for us, the heap has to do.
+    /// One more block; from the heap if the operating system refuses.
     fn grow(&mut self) {
         let (block, guards) = match MmapMut::map_anon(BLOCK_LEN) {
             Ok(map) => {
@@ -108,7 +108,7 @@ impl Arena {
     }
 }
 
-/// What the operating system did for a block. Keys serve without it, too.
+/// The protection of a block. Keys work without it, too.
 #[derive(Default)]
 struct Guards {
     locked: bool,

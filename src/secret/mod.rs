@@ -1,7 +1,7 @@
 //! Key bytes as a type: wiped when dropped, never printed, never copied, never compared, locked
-//! into memory and left out of core dumps where the platform does that ([`memory`] tells).
+//! into memory and left out of core dumps if the platform supports it (see [`memory`]).
 //!
-//! Every place that touches the bytes says [`Secret::expose`], which is what a reviewer greps for.
+//! Every access to the bytes goes through [`Secret::expose`], so a reviewer can grep for it.
 
 mod arena;
 mod random;
@@ -28,7 +28,7 @@ impl Secret {
     /// A key from the operating system's random source, with others mixed in.
     ///
     /// # Errors
-    /// [`crate::Error::Random`] where the operating system has none to give.
+    /// [`crate::Error::Random`] if the operating system has none to give.
     pub fn random() -> Result<Self> {
         let mut key = Self(Slot::new());
         fill_random(key.0.get_mut())?;
@@ -38,7 +38,7 @@ impl Secret {
     /// Lets `fill` write the key in place, so that no copy outlives it.
     ///
     /// # Errors
-    /// Those of `fill`; what it had written is wiped.
+    /// Those of `fill`; its partial output is wiped.
     pub fn fill_with<E>(
         fill: impl FnOnce(&mut [u8; KEY_LEN]) -> std::result::Result<(), E>,
     ) -> std::result::Result<Self, E> {

@@ -3,12 +3,11 @@
 //! ```text
 //! operating system 32 | processor 32 | time 16 | process 4 | count 8 --HKDF-SHA-256--> bytes
 //! ```
-//! The operating system's generator alone is enough for bytes that nobody can guess. The others
-//! keep clones of a running machine apart, in which that generator may say the same until it is
-//! told of the cloning (Linux is, where the machine has a VM generation id). The processor's
-//! generator, where it has one, is not part of what is cloned. Time, process and count add what
-//! little they can: HKDF's extraction (RFC 5869) takes nothing away from the best of its inputs by
-//! mixing in others.
+//! The operating system's generator alone is enough for unpredictable bytes. The others keep clones
+//! of a running machine apart, in which that generator may repeat until it learns of the cloning
+//! (Linux does, if the machine has a VM generation id). The processor's generator, if it has one,
+//! is not part of what is cloned. Time, process and count add what little they can: HKDF's
+//! extraction (RFC 5869) takes nothing away from the best of its inputs by mixing in others.
 //!
 //! Nothing is kept from one call to the next but the count: there is no state that a fork could
 //! copy.
@@ -41,7 +40,7 @@ struct Sources {
 /// Fills `bytes` with random ones.
 ///
 /// # Errors
-/// [`Error::Random`] where the operating system has none to give.
+/// [`Error::Random`] if the operating system has none to give.
 pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut system = Zeroizing::new([0; LEN]);
@@ -98,14 +97,14 @@ impl Sources {
     }
 }
 
-/// From the processor's own generator; zeros where it has none.
+/// From the processor's own generator; zeros if it has none.
 fn of_processor() -> Zeroizing<[u8; LEN]> {
     #[allow(unused_mut)]
     let mut bytes = Zeroizing::new([0; LEN]);
     #[cfg(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(mut generator) = *GENERATOR {
         use rand_core::TryRng;
-        // What it could not give stays zeros.
+        // Bytes that it could not give stay zeros.
         let _ = generator.try_fill_bytes(&mut *bytes);
     }
     bytes
@@ -164,7 +163,7 @@ mod tests {
         }
     }
 
-    /// Where the processor has a generator, it is asked, and says something else each time.
+    /// If the processor has a generator, it is used, and returns other bytes each time.
     #[test]
     fn the_processor_is_asked() {
         #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! What a calculation leaves on the stack, wiped.
+//! Wipes the stack that a calculation used.
 //!
 //! Libraries wipe the values that they hand out, but not the copies of keys that their functions
 //! spill, and an idle thread keeps those: AES on a processor with wide registers leaves each round
@@ -11,11 +11,11 @@ use std::hint::black_box;
 pub(crate) const HASHES: usize = 4096;
 /// Twice what those of AES on single blocks need, and of an AES-GCM key that is made.
 pub(crate) const BLOCKS: usize = 8192;
-/// What those of AES on many blocks need: it works on 64 at a time, in several copies.
+/// The need of those of AES on many blocks: it works on 64 at a time, in several copies.
 pub(crate) const STREAMS: usize = 16384;
 
-/// Does `work` and wipes the stack that it used, `DEPTH` bytes deep. What it answers must not hold
-/// a key itself.
+/// Does `work` and wipes the stack that it used, `DEPTH` bytes deep. Its result must not hold a key
+/// itself.
 pub(crate) fn without_trace<const DEPTH: usize, T>(work: impl FnOnce() -> T) -> T {
     let answer = apart(work);
     wipe::<DEPTH>();
@@ -49,7 +49,7 @@ pub(crate) mod tests {
         black_box(&mut [PAINT; PAINTED]);
     }
 
-    /// How deep below the caller's frame `work` writes to the stack.
+    /// Depth below the caller's frame to which `work` writes the stack.
     #[inline(never)]
     pub(crate) fn depth_of(mut work: impl FnMut()) -> usize {
         // Libraries find out at the first time what the processor can do.

@@ -1,13 +1,13 @@
-//! Which database a file is: its file id, and where that is expected to be a certain one.
+//! The identity of a database: its file id, and the ids that are pinned.
 //!
 //! ```text
 //! file id = the first 16 bytes of
 //!           HKDF-SHA-256(key = DEK of key version 1, no salt, "sqlite-tde v1 file id")
 //! ```
 //! So the id stands for the DEK. A key provider whose wrapping takes a public key alone, such as
-//! `age`, `gpg` or RSA-OAEP, unwraps whatever anybody wrapped: an attacker can make a database with
-//! a DEK of his own. He cannot give it the file id of another database. Whoever expects that id
-//! notices the exchange.
+//! `age`, `gpg` or RSA-OAEP, unwraps every key that was wrapped for it: an attacker can make a
+//! database with a DEK of his own. He cannot give it the file id of another database, so a pin of
+//! that id detects the exchange.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,15 +21,16 @@ use crate::suite::hkdf;
 
 const FILE_ID: &[u8] = b"sqlite-tde v1 file id";
 
-/// What a pinned path has to be.
+/// The expected form of a pinned path.
 pub(crate) const FULL_PATH: &str = "expected a full path, without `~`";
-/// What a pinned protector has to be.
+/// The expected form of a pinned protector.
 pub(crate) const PROTECTOR: &str = "expected PROVIDER:KEY or PROVIDER:*";
 
 /// Bytes of a file id.
 const LEN: usize = 16;
 
-/// Which database a file is: 16 bytes that follow from its encryption key, and tell nothing of it.
+/// Which database a file is: 16 bytes that are derived from its encryption key and reveal nothing
+/// of it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub [u8; LEN]);
 
@@ -71,7 +72,7 @@ impl FromStr for FileId {
     }
 }
 
-/// Which databases are expected where.
+/// The pinned databases.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Pins {
@@ -83,7 +84,7 @@ pub struct Pins {
 }
 
 impl Pins {
-    /// Refuses pins that would hold for nothing; `is_set_up` tells the providers that there are.
+    /// Refuses pins without effect; `is_set_up` knows the configured providers.
     pub(crate) fn check(&self, is_set_up: impl Fn(&str) -> bool) -> Result<()> {
         for path in self.paths.keys() {
             if !path.is_absolute() {
@@ -133,7 +134,7 @@ impl Pins {
 /// Links that are followed one after the other, as many as Linux does.
 const LINKS: u32 = 40;
 
-/// `path` without links, also where the file that it leads to is not there yet.
+/// `path` without links, even if the file does not exist yet.
 fn resolved(path: &Path, links: u32) -> PathBuf {
     if let Ok(path) = std::fs::canonicalize(path) {
         return path;
@@ -145,7 +146,7 @@ fn resolved(path: &Path, links: u32) -> PathBuf {
     }
 }
 
-/// That the file is the database `found`, and not one of those expected.
+/// The error: the file is the database `found`, and not one of those expected.
 pub(crate) fn wrong_file(found: &str, expected: &[FileId]) -> Error {
     let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
     Error::WrongFile { found: found.to_owned(), expected: expected.join(" or ") }

@@ -1,4 +1,4 @@
-//! AES-256-CTR, then HMAC-SHA-256 over what was encrypted.
+//! AES-256-CTR, then HMAC-SHA-256 over the ciphertext.
 //!
 //! The composition is Tink's `AES256_CTR_HMAC_SHA256`: the MAC covers associated data, nonce and
 //! ciphertext, and closes with the associated data's length in bits (8 bytes, big-endian). The
@@ -34,7 +34,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// Made in its place on the heap, which it is wiped from when it is dropped.
+    /// Built in place on the heap, and wiped from there when dropped.
     pub(crate) fn new(subkey: &Secret) -> Arc<Self> {
         without_trace::<BLOCKS, _>(|| Arc::new(Self::expand(subkey)))
     }

@@ -12,7 +12,7 @@ pub(crate) fn derive(key: &Secret, salt: &[u8], info: &[&[u8]]) -> Secret {
     Extracted::new(key, salt).expand(info)
 }
 
-/// A pseudorandom key: what subkeys are expanded from, all those of one key and salt.
+/// A pseudorandom key, from which all subkeys of one key and salt are expanded.
 pub(crate) struct Extracted(Secret);
 
 impl Extracted {

@@ -1,5 +1,5 @@
-//! The cipher suites, behind one trait. The envelope says which one a key version uses; nothing is
-//! negotiated.
+//! The cipher suites, behind one trait. The envelope records the suite of each key version; nothing
+//! is negotiated.
 
 pub(crate) mod ctr_hmac;
 pub(crate) mod hkdf;
@@ -29,13 +29,13 @@ pub enum SuiteId {
 impl SuiteId {
     pub(crate) const ALL: [Self; 2] = [Self::Aes256Gcm, Self::Aes256CtrHmacSha256];
 
-    /// The number that stands for it in an envelope.
+    /// Its number in an envelope.
     #[must_use]
     pub const fn code(self) -> u8 {
         self as u8
     }
 
-    /// The suite that `code` stands for.
+    /// The suite with number `code`.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|suite| suite.code() == code)
@@ -103,8 +103,8 @@ pub(crate) trait Suite {
         plain: &mut [u8],
     ) -> Result<(), Unauthentic>;
 
-    /// As [`Suite::open`], where the ciphertext lies: the first `len` bytes of `block`, which goes
-    /// on for at least as long as a tag. After a failure those `len` bytes are ciphertext or zeros.
+    /// As [`Suite::open`], in place: the first `len` bytes of `block`, which goes on for at least
+    /// as long as a tag. After a failure those `len` bytes are ciphertext or zeros.
     fn open_in_place(
         &self,
         nonce: &[u8],
@@ -121,10 +121,10 @@ pub(crate) enum SuiteKey {
     CtrHmac(Arc<ctr_hmac::Key>),
 }
 
-/// What of a nonce chooses the schedule; zeros where there is but one.
+/// The part of a nonce that chooses the schedule; zeros for a suite with a single schedule.
 pub(crate) type Choice = [u8; xaes::PREFIX_LEN];
 
-/// What seals and opens under one nonce, or one run of them. Its clones are one and the same.
+/// A schedule that seals and opens under one nonce, or one run of them. Clones share it.
 #[derive(Clone)]
 pub(crate) enum Schedule {
     Gcm(Arc<xaes::Schedule>),
@@ -146,8 +146,8 @@ impl SuiteKey {
         }
     }
 
-    /// The bytes of `nonce` that choose the schedule: those of the same choice have the same one,
-    /// and others another, for GCM's tag does not cover the half of the nonce that chose its key.
+    /// The bytes of `nonce` that choose the schedule. Different bytes give different schedules:
+    /// GCM's tag does not cover the half of the nonce that chose its key.
     #[inline]
     pub(crate) fn choice(&self, nonce: &[u8]) -> Choice {
         match self {
@@ -244,7 +244,7 @@ pub(crate) mod tests {
         shared::<Schedule>();
     }
 
-    /// Every single-bit change to what is authenticated, and what must follow.
+    /// Every single-bit change to the authenticated input, and the expected result.
     #[test]
     fn a_flipped_bit_is_found_and_nothing_is_released() {
         for suite in SuiteId::ALL {
@@ -254,7 +254,7 @@ pub(crate) mod tests {
             let (mut cipher, mut tag) = ([0; 40], vec![0; suite.tag_len()]);
             let schedule = key.schedule(&key.choice(&good_nonce));
             schedule.seal(&good_nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
-            // What each suite leaves of a buffer that held 0xee.
+            // Content that each suite leaves in a buffer that held 0xee.
             let left = match suite {
                 SuiteId::Aes256Gcm => [0; 40],
                 SuiteId::Aes256CtrHmacSha256 => [0xee; 40],

@@ -29,7 +29,7 @@ const _: () = assert!(2 * BLOCK == KEY_LEN);
 const _: () = assert!(NONCE_LEN - PREFIX_LEN == 12, "GCM's nonce");
 
 /// A 256-bit key, with CMAC's first subkey. It is expanded for each use: an expanded key begins
-/// with the key itself, which is to lie nowhere but in a [`Secret`].
+/// with the key itself, which may lie only in a [`Secret`].
 pub(crate) struct Key {
     key: Secret,
     k1: [u8; BLOCK],

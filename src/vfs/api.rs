@@ -1,4 +1,4 @@
-//! Every call that goes from here into SQLite, each behind a safe or narrowly unsafe function.
+//! Every call into SQLite, each behind a safe or narrowly unsafe function.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
@@ -9,7 +9,7 @@ use super::routines::{AutoExtension, Function, sqlite};
 use crate::error::{Error, Result};
 use crate::page::RESERVE;
 
-/// The VFS called `name`, or the default one; null where there is none.
+/// The VFS called `name`, or the default one; null if missing.
 pub(super) fn find_vfs(name: Option<&CStr>) -> *mut ffi::sqlite3_vfs {
     // SAFETY: sqlite3_vfs_find takes a NUL-terminated name or NULL, and initialises SQLite first.
     unsafe { (sqlite().vfs_find)(name.map_or(ptr::null(), CStr::as_ptr)) }
@@ -57,7 +57,7 @@ pub(super) unsafe fn journal_or_log_names(name: *const c_char) -> [*const c_char
     unsafe { [(sqlite().filename_journal)(name), (sqlite().filename_wal)(name)] }
 }
 
-/// `text` in memory that SQLite will free; null where there is none or `text` holds a NUL.
+/// `text` in memory that SQLite will free; null if out of memory or if `text` holds a NUL.
 pub(super) fn sqlite_string(text: &str) -> *mut c_char {
     let Ok(text) = CString::new(text) else { return ptr::null_mut() };
     // SAFETY: "%s" takes the one NUL-terminated string that follows it.
@@ -67,18 +67,18 @@ pub(super) fn sqlite_string(text: &str) -> *mut c_char {
 /// Frees memory that SQLite allocated.
 ///
 /// # Safety
-/// `text` is from SQLite's allocator, or NULL, and used by nobody any more.
+/// `text` is from SQLite's allocator, or NULL, and no longer used.
 pub(super) unsafe fn free(text: *mut c_char) {
     // SAFETY: as above.
     unsafe { (sqlite().free)(text.cast()) }
 }
 
 /// Asks for the reserve bytes of an encrypted page in the database of `db` whose file was opened as
-/// `path`. Its file would not tell it for sure: a VFS above ours shows SQLite a file of its own.
+/// `path`. The file is no safe way: a VFS above ours shows SQLite a file of its own.
 ///
 /// # Errors
-/// [`Error::Unsupported`] where SQLite is older than 3.39, whose databases cannot be listed, and
-/// the file is none of those with a known name.
+/// [`Error::Unsupported`] for SQLite before 3.39, whose databases cannot be listed, if the file has
+/// none of the known names.
 ///
 /// # Safety
 /// `db` is a connection whose mutex this thread holds, because it is inside a call of the file's
@@ -125,8 +125,8 @@ unsafe fn reserve_bytes(db: *mut ffi::sqlite3, name: *const c_char) {
     unsafe { (sqlite().file_control)(db, name, op, reserve.cast()) };
 }
 
-/// Asks for the same in the main database of `db` where that has no file, so that the backup API
-/// can copy it into an encrypted one.
+/// Asks for the same in a main database of `db` that has no file, so that the backup API can copy
+/// it into an encrypted one.
 ///
 /// # Safety
 /// `db` is open.
@@ -140,7 +140,7 @@ pub(super) unsafe fn reserve_bytes_in_memory(db: *mut ffi::sqlite3) {
     }
 }
 
-/// Whether `db` is in a transaction that somebody began.
+/// Whether `db` is in an explicit transaction.
 ///
 /// # Safety
 /// `db` is open.
@@ -154,7 +154,7 @@ pub(super) unsafe fn is_in_transaction(db: *mut ffi::sqlite3) -> bool {
 /// # Safety
 /// `db` is open, and this thread holds its mutex.
 pub(super) unsafe fn is_idle(db: *mut ffi::sqlite3) -> bool {
-    // SAFETY: as above; what follows the last statement is NULL.
+    // SAFETY: as above; past the last statement the answer is NULL.
     unsafe {
         let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
         while !statement.is_null() {
@@ -172,7 +172,7 @@ pub(super) unsafe fn is_idle(db: *mut ffi::sqlite3) -> bool {
 /// # Safety
 /// `db` is open, and this thread holds its mutex.
 pub(super) unsafe fn is_writing(db: *mut ffi::sqlite3) -> bool {
-    // SAFETY: as above; what follows the last statement is NULL.
+    // SAFETY: as above; past the last statement the answer is NULL.
     unsafe {
         let mut statement = (sqlite().next_stmt)(db, ptr::null_mut());
         while !statement.is_null() {
@@ -185,7 +185,7 @@ pub(super) unsafe fn is_writing(db: *mut ffi::sqlite3) -> bool {
     false
 }
 
-/// The VFS that opens the files of `db`; null where there is none.
+/// The VFS that opens the files of `db`; null if unknown.
 ///
 /// # Safety
 /// `db` is open.
@@ -202,7 +202,7 @@ pub(super) unsafe fn vfs_of(db: *mut ffi::sqlite3) -> *mut ffi::sqlite3_vfs {
 /// under which SQLite calls the methods of the file.
 ///
 /// # Safety
-/// `db` is open, `name` NUL-terminated, and `arg` what those who know `op` expect.
+/// `db` is open, `name` NUL-terminated, and `arg` of the type that `op` takes.
 pub(super) unsafe fn file_control(
     db: *mut ffi::sqlite3,
     name: &CStr,
@@ -339,12 +339,12 @@ pub(super) unsafe fn databases(db: *mut ffi::sqlite3) -> Result<Vec<(i64, String
     let mut list = Vec::<(i64, String)>::new();
     let out = ptr::from_mut(&mut list).cast();
     let sql = c"PRAGMA database_list";
-    // SAFETY: `db` is open; nobody frees a message that is not asked for.
+    // SAFETY: `db` is open; no message is requested, so none is to be freed.
     let code = unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
     if code == ffi::SQLITE_OK { Ok(list) } else { Err(Error::Base(code)) }
 }
 
-/// Whether `PRAGMA query_only` is on for `db`. Where an authorizer refuses to say, it is off.
+/// Whether `PRAGMA query_only` is on for `db`; off if an authorizer refuses the question.
 ///
 /// # Safety
 /// `db` is open, and used by this thread.
@@ -365,15 +365,15 @@ pub(super) unsafe fn is_query_only(db: *mut ffi::sqlite3) -> bool {
     }
     let mut on = false;
     let (sql, out) = (c"PRAGMA query_only", ptr::from_mut(&mut on).cast());
-    // SAFETY: `db` is open; nobody frees a message that is not asked for.
+    // SAFETY: `db` is open; no message is requested, so none is to be freed.
     unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
     on
 }
 
-/// Adds a table of `module` that is there by its name.
+/// Adds an eponymous table of `module`.
 ///
 /// # Safety
-/// `db` is open; what `data` points to lives as long as the process.
+/// `db` is open; the target of `data` lives as long as the process.
 pub(super) unsafe fn create_module(
     db: *mut ffi::sqlite3,
     name: &CStr,
@@ -384,7 +384,7 @@ pub(super) unsafe fn create_module(
     unsafe { (sqlite().create_module_v2)(db, name.as_ptr(), module, data, None) }
 }
 
-/// Says which columns a table has.
+/// Declares the columns of a table.
 ///
 /// # Safety
 /// SQLite is in xConnect on `db`.

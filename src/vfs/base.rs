@@ -18,13 +18,13 @@ pub(crate) struct BaseFile {
     file: *mut ffi::sqlite3_file,
     /// Length of the allocation behind `file`.
     words: usize,
-    /// SQLite had the base map the file: what lies before this offset may be read from memory.
+    /// Length of the base's mapping of the file: bytes before this offset may be read from memory.
     mapped_until: u64,
-    /// Where it was opened, if it is a database.
+    /// Its place, if it is a database.
     place: Option<Place>,
     /// The regions of the wal-index that SQLite mapped through this file.
     regions: Vec<*mut c_void>,
-    /// Where SQLite keeps the connection that uses the file, if it is a database.
+    /// The place of SQLite's pointer to the connection that uses the file, if it is a database.
     pub(super) connection: Arc<AtomicPtr<*mut ffi::sqlite3>>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct BaseFile {
 /// has met such, and its unix VFS cuts a length to 17 bits.
 const LONGEST_CALL: usize = 65536;
 
-/// What SQLite takes for the sector size of a VFS that has no xSectorSize.
+/// SQLite's sector size for a VFS without xSectorSize.
 const DEFAULT_SECTOR: c_int = 4096;
 
 /// Bytes of a region of the wal-index, as SQLite maps it.
@@ -46,7 +46,7 @@ pub(super) enum Neighbour {
     PlainLog,
 }
 
-/// Where a database file was opened.
+/// The VFS and name of a database file.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     vfs: *mut ffi::sqlite3_vfs,
@@ -84,8 +84,8 @@ impl Place {
         done(code).map(|()| exists != 0)
     }
 
-    /// Runs `work` on a file beside this database, which is opened for reading; `None` where there
-    /// is none.
+    /// Runs `work` on a file beside this database, which is opened for reading; `None` if it does
+    /// not exist.
     ///
     /// # Safety
     /// This is the place of a main database that is open.
@@ -124,7 +124,7 @@ impl Place {
         }
     }
 
-    /// Deletes such a log, as SQLite does where the database has no page.
+    /// Deletes such a log, as SQLite does if the database has no page.
     ///
     /// # Safety
     /// This is the place of a main database that is open.
@@ -142,7 +142,7 @@ impl Place {
         }
     }
 
-    /// What lies beside this database that a plaintext one may be restored from.
+    /// The journal or log beside this database from which a plaintext one may be restored.
     ///
     /// # Safety
     /// This is the place of a main database that is open.
@@ -180,7 +180,7 @@ pub(super) use call;
 
 impl BaseFile {
     /// # Errors
-    /// What the VFS answers.
+    /// Those of the VFS.
     ///
     /// # Safety
     /// `vfs` is registered; the other arguments are such as SQLite passes to xOpen, and `name`
@@ -212,7 +212,7 @@ impl BaseFile {
         Ok(base)
     }
 
-    /// Tells the file, which is a main database, where it was opened.
+    /// Sets the place of the file, which is a main database.
     ///
     /// # Safety
     /// It was opened there.
@@ -230,9 +230,9 @@ impl BaseFile {
         self.file
     }
 
-    /// Has the base map the file, where it was told to; it then reads from there. The page itself
-    /// is given back at once: others can change what lies in a mapping at any moment, so it is
-    /// copied before it is verified.
+    /// Makes the base map the file, if SQLite asked for a mapping; reads then come from there. The
+    /// page itself is released at once: others can change a mapping at any moment, so its bytes are
+    /// copied before they are verified.
     pub(super) fn map(&mut self, at: i64, len: c_int) -> Result<()> {
         let mut page = std::ptr::null_mut();
         done(call!(self, xFetch, at, len, &mut page))?;
@@ -253,8 +253,8 @@ impl BaseFile {
         self.mapped_until = 0;
     }
 
-    /// SQLite tells the base how much to map at most; negative, it only asks. What is mapped is
-    /// mapped anew.
+    /// SQLite sets the largest mapping of the base; a negative value only asks. The file is mapped
+    /// again.
     pub(super) fn limit_mapping(&mut self, limit: i64) {
         match limit {
             0 => self.mapped_until = 0,
@@ -302,7 +302,7 @@ impl BaseFile {
             }
     }
 
-    /// Has the base map region `number` of the wal-index, and notes where that is.
+    /// Has the base map region `number` of the wal-index, and notes its address.
     ///
     /// # Safety
     /// The arguments are those of xShmMap.
@@ -331,7 +331,7 @@ impl BaseFile {
         self.regions.clear();
     }
 
-    /// The connection that uses the file; NULL before SQLite has said so.
+    /// The connection that uses the file; NULL before SQLite has passed it.
     fn connection(&self) -> *mut ffi::sqlite3 {
         let place = self.connection.load(Ordering::Acquire);
         // SAFETY: SQLITE_FCNTL_PDB gave the place, which lives as long as the open file.
@@ -356,7 +356,7 @@ impl BaseFile {
         }
     }
 
-    /// Whether the base says that the name with which the file was opened still leads to it.
+    /// Whether, by the base, the name with which the file was opened still leads to it.
     pub(super) fn is_at_its_name(&self) -> bool {
         let mut moved: c_int = 1;
         let out: *mut c_int = &mut moved;
@@ -438,7 +438,7 @@ impl Storage for BaseFile {
         Ok(size.max(0) as u64)
     }
 
-    /// Times need not survive, nor does whatever else is not needed to read the bytes.
+    /// File times and other metadata need not survive.
     fn sync(&self) -> Result<()> {
         self.sync_as(ffi::SQLITE_SYNC_FULL | ffi::SQLITE_SYNC_DATAONLY)
     }

@@ -1,5 +1,4 @@
-//! What is reached through a connection: the SQL functions and tables it gets, and the file behind
-//! a schema.
+//! The SQL functions and tables of a connection, and the file behind a schema.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 
@@ -15,7 +14,8 @@ use crate::command::{self, Answer, Attached, Command};
 use crate::db::Database;
 use crate::error::{Error, Result, last_error, set_last};
 
-/// What changes keys, or asks a provider, must not be called by a schema that somebody made up.
+/// A function that changes keys or asks a provider must not be called from the schema of an
+/// untrusted database.
 const DIRECT: c_int = ffi::SQLITE_DIRECTONLY;
 
 const fn command(name: &'static std::ffi::CStr) -> NewFunction {
@@ -69,7 +69,7 @@ pub(crate) unsafe extern "C" fn add_functions(
     })
 }
 
-/// `tde_last_error()`: what went wrong last in this thread, or NULL.
+/// `tde_last_error()`: the newest error of this thread, or NULL.
 unsafe extern "C" fn tde_last_error(
     context: *mut ffi::sqlite3_context,
     _count: c_int,
@@ -129,7 +129,7 @@ pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command)
     }
 }
 
-/// The databases of `db`, and what is known of their keys.
+/// The databases of `db`, and the state of their keys.
 ///
 /// # Safety
 /// `db` is open.
@@ -163,8 +163,7 @@ pub(super) struct Errand<'a> {
 }
 
 impl Errand<'_> {
-    /// The errand behind the argument of [`ERRAND`]; `None` where another copy of the library sent
-    /// it.
+    /// The errand behind the argument of [`ERRAND`]; `None` if another copy of the library sent it.
     ///
     /// # Safety
     /// `arg` is the argument of [`ERRAND`], until that returns.
@@ -227,7 +226,7 @@ mod with_rusqlite {
         schema: &str,
         command: &Command,
     ) -> Result<Answer> {
-        // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
+        // SAFETY: the connection is open, and used by this thread only: it is not `Sync`.
         unsafe { run(connection.handle().cast(), schema, command) }
     }
 

@@ -27,8 +27,8 @@ use crate::error::{Error, Result, last_error};
 use crate::file::scratch::Scratch;
 use crate::io::{Filled, Storage};
 
-/// Characteristics that hold for the base file and not for ours: a page of ours is more than one
-/// write where the file grows, and a record is not appended by itself.
+/// Characteristics that hold for the base file and not for ours: a page of ours takes more than one
+/// write if the file grows, and a record is not appended by itself.
 const NOT_OURS: c_int = ffi::SQLITE_IOCAP_ATOMIC
     | ffi::SQLITE_IOCAP_ATOMIC512
     | ffi::SQLITE_IOCAP_ATOMIC1K
@@ -49,7 +49,7 @@ pub(super) struct TdeFile {
     handle: *mut Handle,
 }
 
-/// What an sqlite3_file of ours is.
+/// The kinds of our sqlite3_file.
 pub(super) enum Handle {
     Main(Arc<Owner>),
     Journal(Arc<Owner>, PartId),
@@ -60,9 +60,8 @@ pub(super) enum Handle {
         #[expect(dead_code, reason = "it lives as long as the handle")] Option<Arc<LogName>>,
     ),
     Scratch(Guarded<(BaseFile, Box<Scratch>)>),
-    /// Passed through: what belongs to a plaintext database, which is here, a super-journal, or the
-    /// journal of another database of the same transaction, of which SQLite reads the name at its
-    /// end.
+    /// Passed through: a file of the plaintext database held here, a super-journal, or the journal
+    /// of another database of the same transaction, of which SQLite reads the name at its end.
     Through(Guarded<BaseFile>, Option<Arc<Owner>>),
 }
 
@@ -143,7 +142,7 @@ impl Handle {
         })
     }
 
-    /// Whether the bytes in the file are those that SQLite sees.
+    /// Whether the file holds the same bytes that SQLite sees.
     fn passes_through(&self) -> Result<bool> {
         Ok(match self {
             Self::Through(..) => true,
@@ -155,11 +154,11 @@ impl Handle {
     /// Closes the file.
     ///
     /// # Errors
-    /// As [`Guarded::enter`]: a call further up in this thread goes on with the file.
+    /// As [`Guarded::enter`]: a call further up in this thread still uses the file.
     fn close(&self) -> Result<c_int> {
         match self {
             Self::Main(owner) => owner.database.close(|db| db.host.close()),
-            // Of a main file that was closed before them, they hold no more than memory.
+            // After their main file was closed, they only keep its memory alive.
             Self::Journal(owner, _) | Self::Log(owner, ..) if owner.database.is_closed() => {
                 Ok(ffi::SQLITE_OK)
             }
@@ -193,7 +192,7 @@ impl TdeFile {
         }
     }
 
-    /// What is behind `file`, if it is one of ours: not NULL, and with our methods.
+    /// Our handle behind `file`; `None` for NULL or a file with other methods.
     ///
     /// # Safety
     /// `file` is NULL or an open sqlite3_file, and stays open for as long as the answer is used.
@@ -218,7 +217,7 @@ unsafe fn opened<'a>(file: *mut ffi::sqlite3_file) -> &'a Handle {
 /// The database whose main file `file` is.
 ///
 /// # Errors
-/// [`Error::NotEncrypted`] for another file, of which SQLite asks nothing that this is needed for.
+/// [`Error::NotEncrypted`] for another file, for which SQLite never makes such a call.
 ///
 /// # Safety
 /// As [`opened`].
@@ -230,7 +229,7 @@ unsafe fn owner<'a>(file: *mut ffi::sqlite3_file) -> Result<&'a Arc<Owner>> {
     }
 }
 
-/// Which methods of later versions the base file has, so that ours may have them.
+/// The versions of methods that the base file has, so that ours may have them.
 #[derive(Clone, Copy)]
 pub(super) struct Offers {
     version: c_int,
@@ -307,7 +306,7 @@ unsafe extern "C" fn close(file: File) -> c_int {
         }
         let closed = handle.close();
         if closed.is_err() {
-            // Further up in this thread a call is in it, which goes on with what it has.
+            // A call further up in this thread is in it, and keeps its state.
             std::mem::forget(handle);
         }
         closed
@@ -346,8 +345,7 @@ unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
     // SAFETY: see `opened`; `out` points to one integer.
     guard(|| unsafe {
-        // A database that does not lock (`nolock=1`) is asked for its size before anything is
-        // written.
+        // Without locks (`nolock=1`) SQLite asks for the size before it writes.
         ask_for_reserve(file)?;
         *out = opened(file).size()? as i64;
         Ok(ffi::SQLITE_OK)
@@ -435,7 +433,7 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
             return Ok(code);
         }
         match op {
-            // Growing the file ahead of its pages would leave pages that nobody sealed.
+            // Growing the file ahead of its pages would leave unsealed pages.
             ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
                 if !handle.passes_through()? =>
             {
@@ -458,7 +456,8 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
     })
 }
 
-/// What a file-control means for a main file alone; `None` for one that goes on to the base.
+/// The answer to a file-control that concerns the main file only; `None` for one that goes on to
+/// the base.
 ///
 /// # Safety
 /// SQLite called xFileControl with these arguments on `file`, the main file of `owner`.
@@ -533,8 +532,8 @@ unsafe fn name_and_value<'a>(arg: *mut *mut c_char) -> (Cow<'a, str>, Option<Cow
     }
 }
 
-/// Answers a PRAGMA of ours for which SQLite is asked in turn, or which needs no open file; `None`
-/// for another one.
+/// Answers a PRAGMA of ours that calls SQLite in turn or needs no open file; `None` for another
+/// one.
 ///
 /// # Safety
 /// SQLite called xFileControl on the main file of `owner` with this `arg` of `SQLITE_FCNTL_PRAGMA`.
@@ -545,10 +544,10 @@ unsafe fn pragma_without_file(owner: &Owner, arg: *mut *mut c_char) -> Option<c_
     if !name.starts_with("tde_") {
         return None;
     }
-    // Where the schema cannot be read, SQLite from 3.49 on prepares no call of the function.
+    // If the schema cannot be read, SQLite from 3.49 on prepares no call of the function.
     if (name.as_str(), &value) == ("tde_last_error", &None) {
-        // The text is the column's name, too, and hosts cannot do without one: where there is none,
-        // there is no column.
+        // The text is the column's name, too, and hosts cannot do without one: without a text there
+        // is no column.
         let Some(text) = last_error() else { return Some(ffi::SQLITE_NOTFOUND) };
         // SAFETY: SQLite frees the string in the first place.
         unsafe { *arg = api::sqlite_string(&text) };
@@ -647,7 +646,7 @@ unsafe extern "C" fn shm_unmap(file: File, delete: c_int) -> c_int {
 }
 
 /// A page of ours is never in the file as SQLite sees it, so there is nothing to point to; but
-/// SQLite wants a mapping, and what it reads next comes from there.
+/// SQLite wants a mapping, from which the next read is served.
 unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_void) -> c_int {
     // SAFETY: see `opened`; `out` points to a pointer.
     guard(|| unsafe {
@@ -664,7 +663,7 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
     })
 }
 
-/// Without a page it tells that the file may have changed, so that the mapping is made anew.
+/// Without a page it signals that the file may have changed, so the mapping is made anew.
 unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {

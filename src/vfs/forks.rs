@@ -27,15 +27,15 @@ unsafe extern "C" fn in_forked_child() {
     forks::forked();
 }
 
-/// Memory that is zero in each child of this process; `None` where the kernel cannot do that.
-/// One page for the process, which is never given back.
+/// Memory that is zero in each child of this process; `None` if the kernel does not support it. One
+/// page for the process, which is never given back.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn wiped_on_fork() -> Option<&'static std::sync::atomic::AtomicU64> {
     use std::ptr;
     use std::sync::atomic::AtomicU64;
 
     const LEN: usize = size_of::<AtomicU64>();
-    // SAFETY: a new private mapping, which nobody else knows of.
+    // SAFETY: a new private mapping, used only here.
     unsafe {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;

@@ -1,11 +1,11 @@
-//! Telling VFSs of this library, of whatever copy of it, from others: none of them may be the base
-//! of another, or rows would be enciphered twice and be unreadable to each of them alone.
+//! Recognises VFSs of this library, of any copy of it: none of them may be the base of another, or
+//! pages would be encrypted twice and be unreadable to each of them alone.
 //!
 //! One process can hold several copies of the library, loaded from different files; nothing in
-//! their memory may be touched. They are asked through SQLite's own interface, where anybody else
-//! answers that there is no such thing:
+//! their memory may be touched. They are asked through SQLite's own interface, and every other VFS
+//! answers that it does not know the question:
 //!
-//! | who is asked | question | answer |
+//! | target | question | answer |
 //! |---|---|---|
 //! | a VFS | xNextSystemCall([`ASK_NAME`]) | the name of the VFS of ours that is asked |
 //! | the same | xNextSystemCall([`ASK_BASE`]) | the name of its base VFS |
@@ -32,8 +32,8 @@ const OURS: u64 = u64::from_be_bytes(*b"sqlt-tde");
 /// VFSs of ours on top of each other, as copies of before this rule may have been.
 const DEEPEST: usize = 16;
 
-/// Answers a question for the VFS of ours called `own` over the base called `base`; null for what
-/// is no question.
+/// Answers a question for the VFS of ours called `own` over the base called `base`; null for any
+/// other argument.
 ///
 /// # Safety
 /// `question` is NULL or NUL-terminated.
@@ -89,12 +89,11 @@ pub(super) unsafe fn is_kin(vfs: *mut ffi::sqlite3_vfs) -> bool {
     !vfs.is_null() && unsafe { ask(vfs, ASK_NAME) }.is_some()
 }
 
-/// The base for a new VFS of ours: the VFS called `wanted`, or, where none is named, the default
-/// one; where that is one of ours, the base of that.
+/// The base for a new VFS of ours: the VFS called `wanted`, or, if none is named, the default one;
+/// if that is one of ours, its base.
 ///
 /// # Errors
-/// [`Error::Usage`] where there is no such VFS, the named one is one of ours, or one of ours is
-/// beneath it.
+/// [`Error::Usage`] if the VFS does not exist, is one of ours, or stands on one of ours.
 pub(super) fn base_for(wanted: Option<&CStr>) -> Result<*mut ffi::sqlite3_vfs> {
     let mut vfs = api::find_vfs(wanted);
     for _ in 0..DEEPEST {
@@ -131,7 +130,7 @@ pub(super) fn base_for(wanted: Option<&CStr>) -> Result<*mut ffi::sqlite3_vfs> {
 pub(super) fn refuse_kin(base: &BaseFile) -> Result<()> {
     let mut answer = 0_u64;
     let out: *mut u64 = &mut answer;
-    // SAFETY: those who know this file-control write one integer.
+    // SAFETY: VFSs that know this file-control write one integer.
     let code = unsafe { base.file_control(WHO, out.cast()) };
     if code == ffi::SQLITE_OK && answer == OURS {
         return Err(Error::Usage(

@@ -1,9 +1,9 @@
-//! The open database files by name: which one a journal or log belongs to, and what the base calls
-//! the log.
+//! The open database files by name: the database of a journal or log, and the base's name of the
+//! log.
 //!
-//! `sqlite3_database_file_object` would tell, but only where SQLite itself made the name and nobody
-//! stands between it and us. A VFS above may answer with a file of its own, or hand down a copy of
-//! the name, before which nothing lies in memory that SQLite's routine could read.
+//! `sqlite3_database_file_object` works only if SQLite itself made the name and no other VFS is
+//! between it and us. A VFS above may answer with a file of its own, or pass a copy of the name,
+//! without the bytes before it that SQLite's routine reads.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ struct Named {
     file: usize,
     name: usize,
     outside: Arc<Outside>,
-    /// What the base calls the log of an encrypted one.
+    /// The base's name of an encrypted database's log.
     log: Arc<LogName>,
 }
 
@@ -87,15 +87,15 @@ pub(super) unsafe fn forget(file: *mut ffi::sqlite3_file, name: *const c_char) {
     }
 }
 
-/// The name that the database file `file` was opened with; null where it is none.
+/// The name that the database file `file` was opened with; null for other files.
 pub(super) fn name_of(file: *mut ffi::sqlite3_file) -> *const c_char {
     let open = open();
     let found = open.values().flatten().find(|named| named.file == file.addr());
     found.map_or(ptr::null(), Named::name)
 }
 
-/// The database file that the journal or log `name` belongs to; null where none can be told.
-/// `written` is a journal that SQLite opens to write it.
+/// The database file that the journal or log `name` belongs to; null if unknown. `written` is a
+/// journal that SQLite opens to write it.
 ///
 /// # Safety
 /// `name` is NUL-terminated.
@@ -108,8 +108,8 @@ pub(super) unsafe fn database_of(name: *const c_char, written: bool) -> *mut ffi
         .map_or(ptr::null_mut(), |named| ptr::with_exposed_provenance_mut(named.file))
 }
 
-/// What the base calls the file that SQLite calls `name`, where `name` is that of an encrypted
-/// database's log; else it has the same name. A database that is not created yet will be encrypted.
+/// The base's name of the file that SQLite calls `name`: different only for the log of an encrypted
+/// database. A database that is not created yet will be encrypted.
 ///
 /// # Safety
 /// `name` is NUL-terminated.
@@ -130,10 +130,10 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
     unsafe { LogName::new(file, named.name(), whole) }.map(Arc::new)
 }
 
-/// Of several connections to the database at `path`, the one whose journal or log `name` is. It is
-/// the one whose name has this very pointer for it. A VFS above that copies names leaves the path
-/// alone to go by. That decides where there is one such connection. Of several, one at a time holds
-/// the lock under which a journal is `written`, and it may have taken that long before it opens the
+/// Of several connections to the database at `path`, the one that owns the journal or log `name`.
+/// If the pointer `name` is part of a connection's own name, it is that one. If a VFS above copies
+/// names, only the path is left, which decides if it has one connection. Of several, one at a time
+/// holds the lock under which a journal is `written`, possibly since long before it opens the
 /// journal. Else it is the one that this thread locked last: SQLite looks for a journal or log
 /// right after it locked the database.
 fn owner<'a>(
@@ -154,7 +154,7 @@ fn owner<'a>(
         .or_else(|| files.iter().find(|named| named.file == LOCKED.get()))
 }
 
-/// The name of a log as the base gets it, with what SQLite has around such a name in memory.
+/// The base's name of a log, with the bytes that SQLite has around such a name in memory.
 ///
 /// ```text
 /// | pointer | 0 0 0 0 | database 0 (key 0 value 0)* 0 | journal 0 | log 0 | 0 0 0
@@ -165,9 +165,9 @@ fn owner<'a>(
 /// this address.
 pub(super) struct LogName {
     words: Box<[usize]>,
-    /// Where the log's name begins, in bytes.
+    /// Offset of the log's name.
     at: usize,
-    /// What the pointer leads to.
+    /// Target of the pointer.
     _pager: Box<[usize; Self::PAGER]>,
 }
 
@@ -179,8 +179,8 @@ impl LogName {
     const BEFORE: usize = 4;
     const BEHIND: usize = 3;
 
-    /// What the base calls the log that SQLite calls `log`, of the database `file`; `None` where
-    /// `log` is no log's name.
+    /// The base's name of the log that SQLite calls `log`, of the database `file`; `None` if `log`
+    /// is no log's name.
     ///
     /// # Safety
     /// `name` is what was passed to xOpen for the main database `file`, which is open.

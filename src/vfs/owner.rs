@@ -2,9 +2,9 @@
 //!
 //! A main file, its journals and its log are one [`Database`], which their handles reach through an
 //! [`Owner`]. SQLite holds one mutex over all of them, so one thread at a time is in a call on any.
-//! Two things could still meet a database that is in use: a callback that uses the connection which
-//! waits for it, and a host that uses a connection in two threads against SQLite's rules. Both get
-//! an error here.
+//! Two callers could still meet a database in use: a callback that uses the connection which waits
+//! for it, and a host that uses a connection in two threads against SQLite's rules. Both get an
+//! error here.
 //!
 //! Invariants
 //! 1. At most one [`Entered`] of a [`Guarded`] value exists.
@@ -33,8 +33,8 @@ pub(super) struct Guarded<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: `enter` gives the value to one caller at a time, whatever thread that is in, and what an
-// open file points to belongs to SQLite, which serialises calls on it by a mutex.
+// SAFETY: `enter` gives the value to one caller at a time, whatever thread that is in, and an open
+// file's pointers lead to memory of SQLite, which serialises calls on it by a mutex.
 unsafe impl<T> Send for Guarded<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Guarded<T> {}
@@ -53,14 +53,14 @@ impl<T> Guarded<T> {
             Ok(_) => Ok(Entered(self)),
             Err(CLOSED) => Err(Error::Usage("the database file is closed already".into())),
             Err(_) => Err(Error::Usage(
-                "the connection was used by another thread, or by a key provider or callback that \
-                 it waits for: give those a connection of their own"
+                "connection used by another thread, or by a provider or callback it waits for: \
+                 give that its own connection"
                     .into(),
             )),
         }
     }
 
-    /// Runs `work` on the value, then lets nothing enter it any more.
+    /// Runs `work` on the value, then closes it to every later call.
     ///
     /// # Errors
     /// As [`Guarded::enter`]; the value is then in use, and stays open.
@@ -102,14 +102,14 @@ impl<T> Drop for Entered<'_, T> {
     }
 }
 
-/// An open database, and what is asked of it without entering it.
+/// An open database, and the state that is readable without entering it.
 pub(super) struct Owner {
     pub(super) database: Guarded<Database<BaseFile>>,
     pub(super) outside: Arc<Outside>,
     /// The name that the main file was opened with, which lives until xClose.
     pub(super) name: *const c_char,
-    /// Where SQLite keeps the connection that uses the database (`SQLITE_FCNTL_PDB`). In a shared
-    /// cache SQLite says it while another thread is in the file.
+    /// The place of SQLite's pointer to the connection that uses the database (`SQLITE_FCNTL_PDB`).
+    /// In a shared cache SQLite passes it while another thread is in the file.
     connection: Arc<AtomicPtr<*mut ffi::sqlite3>>,
     /// The base VFS's file, which is open as long as the main file is, for calls that SQLite makes
     /// without the mutex of the file.
@@ -119,7 +119,7 @@ pub(super) struct Owner {
 }
 
 // SAFETY: `name` and `base` live as long as the main file is open, and only the base VFS, which is
-// called as SQLite calls us, uses what they point to.
+// called as SQLite calls us, dereferences them.
 unsafe impl Send for Owner {}
 // SAFETY: as above.
 unsafe impl Sync for Owner {}
@@ -137,12 +137,12 @@ impl Owner {
         self.database.enter()
     }
 
-    /// Notes where SQLite keeps the connection that uses the database.
+    /// Notes the place of SQLite's pointer to the connection.
     pub(super) fn used_by(&self, connection: *mut *mut ffi::sqlite3) {
         self.connection.store(connection, Ordering::Release);
     }
 
-    /// Where SQLite keeps that connection; NULL before it has said so.
+    /// The place of that pointer; NULL before SQLite has passed it.
     pub(super) fn connection(&self) -> *mut *mut ffi::sqlite3 {
         self.connection.load(Ordering::Acquire)
     }
@@ -157,7 +157,7 @@ impl Owner {
     }
 
     /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
-    /// and on first writing SQLite takes the layout that it has in mind by then.
+    /// and at the first write SQLite uses the reserve bytes set by then.
     ///
     /// # Errors
     /// As [`Guarded::enter`].

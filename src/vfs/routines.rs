@@ -1,6 +1,6 @@
-//! How SQLite's routines are reached: through the table of the host that loaded the library
-//! (feature `extension`), else as the symbols that the program is linked with. Both can be built
-//! in; a process is served on one copy of SQLite, the first that is asked.
+//! SQLite's routines: from the table of the host that loaded the library (feature `extension`),
+//! else the symbols that the program is linked with. Both can be built in; a process uses one copy
+//! of SQLite, the first that is asked.
 
 use std::ffi::{c_char, c_int, c_uchar, c_void};
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use crate::error::{Error, Result};
 use crate::ffi;
 
-/// What SQLite runs for each new connection.
+/// The callback that SQLite runs for each new connection.
 pub(super) type AutoExtension = unsafe extern "C" fn(
     *mut ffi::sqlite3,
     *mut *mut c_char,
@@ -22,7 +22,7 @@ pub(super) type Function =
     unsafe extern "C" fn(*mut ffi::sqlite3_context, c_int, *mut *mut ffi::sqlite3_value);
 
 type Aggregate = unsafe extern "C" fn(*mut ffi::sqlite3_context);
-/// What gets the rows of a statement one by one.
+/// The callback that gets the rows of a statement one by one.
 pub(super) type Callback =
     unsafe extern "C" fn(*mut c_void, c_int, *mut *mut c_char, *mut *mut c_char) -> c_int;
 type Destructor = unsafe extern "C" fn(*mut c_void);
@@ -150,7 +150,7 @@ pub(super) fn sqlite() -> &'static Routines {
 }
 
 /// # Errors
-/// Where no SQLite is linked, and no host has loaded the library.
+/// If no SQLite is linked and no host has loaded the library.
 pub(super) fn check_reachable() -> Result<()> {
     let linked = cfg!(any(feature = "rusqlite", not(feature = "extension")));
     if linked || SERVED.get().is_some() {
@@ -190,7 +190,7 @@ mod host {
     type Version = unsafe extern "C" fn() -> c_int;
     type Printf = unsafe extern "C" fn(*const c_char, ...) -> *mut c_char;
 
-    /// Takes the host's table, or says why this host cannot be served.
+    /// Takes the host's table, or returns the reason why this host cannot be served.
     ///
     /// # Safety
     /// `table` is what a host passed to an entry point.
@@ -245,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    /// SQLite passes its table to what it runs for each new connection.
+    /// SQLite passes its table to the callback for each new connection.
     #[test]
     fn a_host_s_table_has_the_routines_at_these_places() {
         static FOUND: Mutex<Vec<Vec<&str>>> = Mutex::new(Vec::new());

@@ -1,7 +1,7 @@
-//! Table-valued functions: `SELECT * FROM tde_database_encryption_keys`. What the rows say is
-//! decided in [`crate::command`]; here is how SQLite asks for them.
+//! Table-valued functions: `SELECT * FROM tde_database_encryption_keys`. [`crate::command`] makes
+//! the rows; this file has the methods by which SQLite asks for them.
 //!
-//! A table is there by its name alone, cannot be created, and makes its rows anew for each scan.
+//! A table is eponymous, cannot be created, and makes its rows anew for each scan.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;

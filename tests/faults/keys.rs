@@ -77,7 +77,7 @@ fn one(
         return Err("it is said to be done, and the copies of the envelope differ".into());
     }
     let (unfinished, stands) = match &done {
-        Err(Error::Unfinished(words)) => (true, words.contains("the change stands")),
+        Err(Error::Unfinished(words)) => (true, words.contains("changed, but one envelope copy")),
         _ => (false, false),
     };
     // The same connection, another one, and a process that knows nothing.

@@ -109,7 +109,7 @@ fn another_key_is_a_denial() {
     let db = create(&home, &home.path("a.db"), "DELETE");
     service.switch(State::Lies);
     let error = Error::from(in_time("noticed", || read(&db).err()));
-    assert!(error.to_string().contains("gives another key than it did"), "{error}");
+    assert!(error.to_string().contains("returned a different key"), "{error}");
     service.switch(State::Works);
     in_time("healed", || read(&db).ok());
 }

@@ -122,7 +122,7 @@ fn a_removed_party_is_out_and_the_next_writer_finishes() {
                         };
                         let words = format!("\"name\":\"{party}\"");
                         assert!(
-                            checks.contains(&words) && checks.contains("cut off"),
+                            checks.contains(&words) && checks.contains("interrupted"),
                             "{at}: {checks}"
                         );
                     }

@@ -78,7 +78,7 @@ fn assert_sound(db: &Connection, what: &str) {
 fn assert_refused(error: &Error, what: &str) {
     assert!(matches!(error, Error::LogOutdated), "{what}: {error:?}");
     let words = error.to_string();
-    for part in ["written for another state", "restored from a backup", "move NAME-tdewal away"] {
+    for part in ["belongs to another state", "restored from a backup", "move NAME-tdewal away"] {
         assert!(words.contains(part), "{what}: {words}");
     }
 }
@@ -690,7 +690,7 @@ fn verify_says_why_a_log_is_refused() {
     for (what, files, words) in [
         ("as it was", &killed, None),
         ("cut", &cut, Some("lacks frame 2")),
-        ("restored", &restored, Some("was written for another state")),
+        ("restored", &restored, Some("belongs to another state")),
     ] {
         let _ = fs::remove_file(log_of(&path));
         files.restore(&path);

@@ -209,7 +209,7 @@ pub fn judge(stage: &Stage, ran: &Ran, row: Row) -> Result<&'static str, String>
             && !TELLING.contains(&(code & 0xff))
             // A refused PRAGMA answers SQLITE_ERROR, with the words themselves.
             && !(stage.steps[number].what == Do::Quiet(ROTATING.into())
-                && ["failed authentication", "damaged", "an older envelope was put back"]
+                && ["failed authentication", "damaged", "older envelope restored"]
                     .iter()
                     .any(|told| words.contains(told)))
         {

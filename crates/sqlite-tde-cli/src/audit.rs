@@ -1,4 +1,4 @@
-//! `audit`: shows what was recorded, and whether it is what was recorded.
+//! `audit`: shows and verifies the audit log.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -47,7 +47,7 @@ pub struct Show {
     /// Not after
     #[arg(long, value_name = "TIME", value_parser = moment)]
     until: Option<SystemTime>,
-    /// What happened
+    /// The kind of event
     #[arg(long, value_parser = kinds())]
     kind: Option<EventKind>,
     /// File id, path or file name of a database
@@ -70,7 +70,7 @@ pub struct Verify {
     json: bool,
 }
 
-/// Does what was asked; the answer is the exit code.
+/// Runs the verb; returns the exit code.
 pub fn run(command: Audit) -> Result<u8, Failure> {
     match command {
         Audit::Show(show) => print_entries(show),
@@ -91,7 +91,7 @@ fn moment(text: &str) -> Result<SystemTime, String> {
         .ok_or_else(|| "expected a time such as 2026-11-24T10:00:00Z, or a span such as 2h".into())
 }
 
-/// Of the configuration, unless the arguments say otherwise.
+/// The log of the arguments, else of the configuration.
 fn options(place: Place) -> Result<AuditOptions, Failure> {
     let mut options = match place.dir {
         Some(dir) => AuditOptions::at(dir),
@@ -130,7 +130,7 @@ fn print_entries(show: Show) -> Result<u8, Failure> {
     newest.iter().try_for_each(|entry| print_entry(&mut out, entry, json))?;
     out.flush()?;
     if bad {
-        say("hint: `sqlite-tde audit verify` says where the log was changed first\n");
+        say("hint: `sqlite-tde audit verify` finds the first change of the log\n");
     }
     Ok(if bad { DAMAGED } else { DONE })
 }
@@ -139,7 +139,7 @@ fn print_entry(out: &mut impl Write, entry: &Entry, json: bool) -> Result<(), Fa
     if json {
         return Ok(writeln!(out, "{}", serde_json::to_string(entry)?)?);
     }
-    // What a log says of itself must not steer the terminal that shows it.
+    // Text from a log must not steer the terminal that shows it.
     let plain = |text: &str| text.escape_debug().to_string();
     write!(out, "{:>6}  {}  {}", entry.seq, plain(&entry.time), plain(&entry.kind))?;
     write!(out, "  {}", plain(&entry.outcome))?;

@@ -1,4 +1,4 @@
-//! `config`: which configuration is read, and what it says.
+//! `config`: the path and the content of the configuration.
 
 use std::io::{self, Write};
 
@@ -9,20 +9,20 @@ use crate::failure::{DONE, Failure};
 
 #[derive(Subcommand)]
 pub enum Verb {
-    /// Print what is configured, or what is wrong with it and in which line
+    /// Print the configuration, or its error and line
     Check,
     /// Print the path of the configuration
     Path,
 }
 
-/// Does what was asked; the answer is the exit code.
+/// Runs the verb; returns the exit code.
 pub fn run(verb: Verb) -> Result<u8, Failure> {
     let path = config::home()?.join(FILE_NAME);
     match verb {
         Verb::Path => writeln!(io::stdout(), "{}", path.display())?,
         Verb::Check => {
             let config = Config::load_default()?;
-            // What this build does not have is said here, too.
+            // Also reports providers that this build does not have.
             config.providers()?;
             let there = if path.exists() { "" } else { " (not there: these are the defaults)" };
             writeln!(io::stdout(), "{}{there}", path.display())?;

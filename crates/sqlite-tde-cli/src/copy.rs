@@ -1,8 +1,8 @@
 //! `encrypt`, `decrypt` and `copy`: a copy by `VACUUM INTO`, which appears complete or not at all.
 //!
 //! 1. The copy is made in a new directory beside the destination, which only its owner may enter.
-//! 2. It is checked, and synced. Its mode is that of the source, without what the umask takes away.
-//! 3. It gets its name in one step, which fails where the name is taken unless `--force` was given.
+//! 2. It is checked, and synced. Its mode is that of the source, less the umask.
+//! 3. It gets its name in one step, which fails if the name is taken, unless `--force` was given.
 //! 4. The directory is synced, and the one of step 1 removed, as it is when any step fails.
 
 use std::ffi::OsString;
@@ -28,14 +28,14 @@ const SMALLEST_PAGE: u32 = 1024;
 const IN_USE: &str = "another process has DST open, or crashed: open the old DST once to recover, \
     or remove this file";
 
-/// From where to where.
+/// Source and destination of a copy.
 #[derive(Args)]
 pub struct Ends {
     /// The database to copy; it is only read
     src: PathBuf,
     /// The database to make
     dst: PathBuf,
-    /// Replace DST if it is there
+    /// Replace DST if it exists
     #[arg(long)]
     force: bool,
 }
@@ -51,7 +51,7 @@ pub fn encrypt(ends: &Ends, target: OpenOptions, page_size: Option<u32>) -> Resu
 
 /// Makes a copy of the encrypted database that `options` open, with an encryption key and a file id
 /// of its own: nothing of one is accepted in the other. It keeps cipher, journal mode, the page
-/// size where none is given, and the protectors, but for those in `without`.
+/// size unless one is given, and the protectors except those in `without`.
 pub fn duplicate(
     ends: &Ends,
     options: OpenOptions,
@@ -103,7 +103,8 @@ pub fn duplicate(
         if is_wal {
             connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
         }
-        // Last: the one that the copy was made through may be one that only reads, or has ended.
+        // Last, because the protector that the copy was made through may be read-only or have
+        // ended.
         let change = sqlite_tde::set_protectors(&connection, "main", protectors.clone())?;
         for warning in change.warnings {
             say(format!("warning: {warning}\n"));
@@ -165,7 +166,7 @@ impl Ends {
         &self.src
     }
 
-    /// Refuses what cannot end well, before any work.
+    /// Refuses impossible copies before any work.
     fn check(&self) -> Result<(), Failure> {
         OpenOptions::new().uri(&self.src)?;
         OpenOptions::new().uri(&self.dst)?;
@@ -248,7 +249,7 @@ fn copy(
     ends.publish(&file)
 }
 
-/// Reads the copy back. What is wrong in the source as well is no fault of the copy.
+/// Verifies the copy. Damage that is in the source as well is only a warning.
 fn check(source: &Connection, file: &Path, target: OpenOptions) -> Result<(), Failure> {
     let copy = sqlite_tde::open_with(file, &target.flags(read_only()))?;
     let found = quick_check(&copy)?;
@@ -257,10 +258,10 @@ fn check(source: &Connection, file: &Path, target: OpenOptions) -> Result<(), Fa
     }
     let text = found.join("; ");
     if found == quick_check(source)? {
-        say(format!("warning: the source, and so the copy, has this wrong: {text}\n"));
+        say(format!("warning: damage in source and copy: {text}\n"));
         return Ok(());
     }
-    Err(Failure::new(OTHER, format!("the copy is not sound, and was removed: {text}")))
+    Err(Failure::new(OTHER, format!("verification of the copy failed; copy removed: {text}")))
 }
 
 fn quick_check(connection: &Connection) -> Result<Vec<String>, Failure> {
@@ -284,7 +285,7 @@ fn refuse_encrypted(src: &Path) -> Result<(), Failure> {
     }
 }
 
-/// An encrypted file without pages was cut, or never filled: no copy of it is worth a name.
+/// An encrypted file without pages was cut, or never filled: it is not copied.
 fn refuse_empty(source: &Connection) -> Result<(), Failure> {
     match sqlite_tde::status(source, "main")?.pages {
         0 => Err(Failure::new(UNEXPECTED, "the file has no pages: it was cut, or never filled")),
@@ -292,7 +293,7 @@ fn refuse_empty(source: &Connection) -> Result<(), Failure> {
     }
 }
 
-/// Opens the database to copy and reads its first page, where most of what is wrong shows.
+/// Opens the database to copy and reads its first page, which finds most faults.
 fn open_source(src: &Path, options: &OpenOptions) -> Result<Connection, Failure> {
     let options = options.clone().flags(read_only());
     let source = sqlite_tde::open_with(src, &options).map_err(|error| {
@@ -308,7 +309,7 @@ fn open_source(src: &Path, options: &OpenOptions) -> Result<Connection, Failure>
     Ok(source)
 }
 
-/// `VACUUM INTO` gives the copy the page size that the source was told to take next.
+/// `VACUUM INTO` takes the page size set on the source's connection.
 fn set_page_size(source: &Connection, wanted: Option<u32>) -> Result<(), Failure> {
     let present: u32 = source.query_row("PRAGMA page_size", [], |row| row.get(0))?;
     let size = wanted.unwrap_or(present.max(SMALLEST_PAGE));
@@ -332,7 +333,7 @@ pub fn file_len(path: &Path) -> Result<u64, Failure> {
     Ok(metadata.len())
 }
 
-/// `path` with `suffix` behind its name, as SQLite names what belongs to a database.
+/// `path` with `suffix` behind its name, as SQLite names the files of a database.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);

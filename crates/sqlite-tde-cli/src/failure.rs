@@ -1,4 +1,4 @@
-//! Errors as a shell sees them: an exit code, a message, and advice where something can be done.
+//! Errors as a shell sees them: an exit code, a message, and advice if there is a remedy.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -16,17 +16,17 @@ pub const DAMAGED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Exit code: a key or its provider.
 pub const KEY: u8 = 3;
-/// Exit code: the file is not what was expected.
+/// Exit code: an unexpected file.
 pub const UNEXPECTED: u8 = 4;
 /// Exit code: anything else.
 pub const OTHER: u8 = 5;
 
-/// Why a command ends without having done its work.
+/// The failure of a command.
 #[derive(Debug)]
 pub struct Failure {
     /// The exit code.
     pub code: u8,
-    /// Nothing is printed where it is empty.
+    /// Not printed if empty.
     message: String,
     hint: Option<String>,
 }
@@ -48,7 +48,7 @@ impl Failure {
         Self::new(OTHER, format!("{}: {error}", path.display()))
     }
 
-    /// Says which file the message is about.
+    /// Prefixes the message with its file.
     pub fn about(mut self, path: &Path) -> Self {
         let path = path.display().to_string();
         if !self.message.is_empty() && !self.message.starts_with(&path) {
@@ -81,14 +81,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// To be used on the thread that got the error, at once: the typed one behind it is kept there.
+/// Must run at once, on the thread that got the error: the typed error behind it is kept there.
 impl From<rusqlite::Error> for Failure {
     fn from(error: rusqlite::Error) -> Self {
         Error::from(error).into()
     }
 }
 
-/// An error of writing the answer. A reader that has seen enough need not be told.
+/// An error of writing the answer. A closed pipe is not reported.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
@@ -113,7 +113,7 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
-/// Says something on stderr. Where that is gone, nobody listens.
+/// Writes to stderr and ignores errors.
 pub fn say(what: impl fmt::Display) {
     let _ = write!(io::stderr().lock(), "{what}");
 }
@@ -154,7 +154,7 @@ fn hint(error: &Error) -> Option<String> {
     let home = keystore();
     Some(match error {
         Error::NoKey(_) => {
-            format!("keys are looked for in {home}; SQLITE_TDE_HOME names another directory")
+            format!("keys are read from {home}; SQLITE_TDE_HOME sets another directory")
         }
         Error::WrongKey(_) => format!(
             "give the right passphrase, name a protector that the database has, or set \
@@ -162,16 +162,16 @@ fn hint(error: &Error) -> Option<String> {
              {home}"
         ),
         Error::Audit(_) => {
-            "`sqlite-tde audit verify` tells what is wrong with the log; [audit] in \
-             config.toml decides what goes on without it"
+            "`sqlite-tde audit verify` finds the fault of the log; [audit] in config.toml sets \
+             what may go on without it"
                 .into()
         }
         Error::ReadOnly(_) => "open it through another protector: --through NAME".into(),
         Error::KeyDisabled(_) | Error::Inaccessible(_) => {
-            "enable the key where it is held, or name another protector".into()
+            "enable the key at its provider, or use another protector".into()
         }
         Error::ProviderUnreachable(_) => {
-            "see that the key provider can be reached, then retry".into()
+            "check that the key provider is reachable, then retry".into()
         }
         Error::ProviderDamaged(_) => format!("put back {home} from a backup"),
         Error::LoosePermissions(text) => loose(&text.to_string()),
@@ -184,9 +184,7 @@ fn hint(error: &Error) -> Option<String> {
                 .into()
         }
         Error::WrongFile { .. } => {
-            "somebody put another file in its place, or [pins] in config.toml \
-            has to be changed"
-                .into()
+            "the file was replaced by another one, or [pins] in config.toml must be changed".into()
         }
         Error::FormatTooNew { .. } => "use a newer sqlite-tde".into(),
         Error::NotEncrypted => "`sqlite-tde encrypt SRC DST` makes an encrypted copy".into(),
@@ -208,6 +206,6 @@ fn loose(text: &str) -> String {
         Some((file, dir)) if text.contains(&dir.display().to_string()) => {
             format!("chmod 700 '{}' && chmod 600 '{}'", dir.display(), file.display())
         }
-        _ => "let nobody but its owner read it: chmod 600 a file, 700 a directory".into(),
+        _ => "restrict access to the owner: chmod 600 a file, 700 a directory".into(),
     }
 }

@@ -64,17 +64,17 @@ enum Command {
     Copy(Copy),
     /// Run SQL on an encrypted database
     Sql(sql::Arguments),
-    /// Show what is known about a database's encryption and its keys
+    /// Show encryption settings and keys
     Status(Question),
     /// Authenticate every page and both copies of the envelope
     Verify(Question),
-    /// Who may open a database: the keys that wrap its encryption key
+    /// Protectors of a database: the keys that wrap its encryption key
     #[command(subcommand)]
     Protector(protector::Protector),
     /// Keys of the local keystore
     #[command(subcommand)]
     Key(key::Key),
-    /// What was done with keys and databases
+    /// Read and verify the audit log
     #[command(subcommand)]
     Audit(audit::Audit),
     /// The configuration
@@ -99,7 +99,7 @@ struct Encrypt {
     /// Key that wraps the database encryption key: `NAME` in the keystore, or `PROVIDER:KEY`
     #[arg(long, value_name = "NAME")]
     protector: Option<String>,
-    /// Bytes per page, instead of the source's
+    /// Page size in bytes [default: as in SRC]
     #[arg(long, value_name = "N", value_parser = page_size)]
     page_size: Option<u32>,
 }
@@ -120,10 +120,10 @@ struct Copy {
     /// The only protector to open SRC through
     #[arg(long, value_name = "NAME")]
     through: Option<String>,
-    /// A protector that the copy does not get; may be given several times
+    /// A protector to leave out of the copy; may be given several times
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
-    /// Bytes of a page; as in SRC unless said
+    /// Page size in bytes [default: as in SRC]
     #[arg(long, value_name = "BYTES", value_parser = page_size)]
     page_size: Option<u32>,
 }
@@ -159,8 +159,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// No core dump of this process, and no debugger on it but the superuser's. Where the system
-/// refuses, the work is done all the same.
+/// Forbids core dumps of this process, and debuggers except the superuser's. If the system refuses,
+/// the command runs all the same.
 fn stay_private() {
     #[cfg(unix)]
     {
@@ -236,7 +236,7 @@ fn with_protector(options: OpenOptions, name: Option<String>) -> OpenOptions {
     }
 }
 
-/// Built in memory first: clap_complete panics where a write fails.
+/// Built in memory first: clap_complete panics if a write fails.
 fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "sqlite-tde", &mut script);

@@ -1,5 +1,4 @@
-//! Bars and spinners, for long work and people who watch. indicatif draws nothing where stderr is
-//! no terminal.
+//! Progress bars and spinners. indicatif draws nothing if stderr is no terminal.
 
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};

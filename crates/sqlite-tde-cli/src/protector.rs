@@ -1,4 +1,4 @@
-//! `protector`: who may open a database.
+//! `protector`: the protectors of a database.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -22,10 +22,10 @@ pub enum Protector {
         database: Database,
         /// `KEY` of the keystore, or `PROVIDER:KEY`
         name: String,
-        /// Whoever opens the database through it may only read
+        /// Allow only reads through it
         #[arg(long)]
         read_only: bool,
-        /// When it ends: 2027-01-31, or 2027-01-31T12:00:00Z
+        /// Time of its end: 2027-01-31, or 2027-01-31T12:00:00Z
         #[arg(long, value_name = "TIME", value_parser = seconds)]
         not_after: Option<u64>,
     },
@@ -36,11 +36,11 @@ pub enum Protector {
         /// The protector to re-wrap, or another key for it: `KEY` or `PROVIDER:KEY`
         #[arg(long, value_name = "NAME")]
         to: Option<String>,
-        /// The protector whose place another key takes; the first unless said
+        /// Protector to replace [default: the first]
         #[arg(long, value_name = "NAME", requires = "to")]
         replace: Option<String>,
     },
-    /// Remove a protector, and what it wrapped from the file
+    /// Remove a protector and its wrapped key from the file
     Remove {
         #[command(flatten)]
         database: Database,
@@ -74,7 +74,7 @@ pub struct Database {
     json: bool,
 }
 
-/// Runs the verb; the answer is the exit code.
+/// Runs the verb; returns the exit code.
 pub fn run(verb: Protector) -> Result<u8, Failure> {
     let main = "main";
     match verb {
@@ -129,7 +129,7 @@ impl Database {
         let connection = self.open(flags)?;
         let change = self.about(change(&connection))?;
         for skipped in &change.skipped {
-            say(format!("warning: {} is as it was: {}\n", skipped.name, skipped.reason));
+            say(format!("warning: {} is unchanged: {}\n", skipped.name, skipped.reason));
         }
         for warning in &change.warnings {
             say(format!("warning: {warning}\n"));

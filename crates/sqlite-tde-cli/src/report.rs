@@ -11,7 +11,7 @@ use crate::copy::{file_len, read_only, with_suffix};
 use crate::failure::{DAMAGED, DONE, Failure, say};
 use crate::progress::Pages;
 
-/// Prints what is known about the encryption of `db`.
+/// Prints the encryption settings and keys of `db`.
 pub fn status(db: &Path, json: bool) -> Result<(), Failure> {
     let connection = open(db)?;
     let status = sqlite_tde::status(&connection, "main").map_err(|e| Failure::from(e).about(db))?;
@@ -52,7 +52,7 @@ fn print_status(status: &Status) -> Result<(), Failure> {
         )?;
     }
     for copy in &status.faulty_envelope_copies {
-        let words = "is damaged or older than the other: `sqlite-tde verify` tells";
+        let words = "is damaged or older than the other: see `sqlite-tde verify`";
         writeln!(out, "{:<12} {copy} {words}", "envelope")?;
     }
     Ok(())
@@ -61,13 +61,14 @@ fn print_status(status: &Status) -> Result<(), Failure> {
 #[derive(Serialize)]
 struct Report {
     clean: bool,
-    /// Whether the file has no pages, or fewer than its first one says. Those may all be good.
+    /// Whether the file has no pages, or fewer than its first one counts; the present ones may all
+    /// be good.
     truncated: bool,
     #[serde(flatten)]
     found: Verification,
 }
 
-/// Prints what is damaged in `db`; the answer is the exit code.
+/// Prints the damage in `db`; returns the exit code.
 pub fn verify(db: &Path, json: bool) -> Result<u8, Failure> {
     let connection = open(db)?;
     let bar = Pages::new();
@@ -104,10 +105,7 @@ fn print_report(report: &Report) -> Result<(), Failure> {
         writeln!(out, "envelope copy {copy} failed authentication")?;
     }
     for copy in &report.found.stale_envelope_copies {
-        writeln!(
-            out,
-            "envelope copy {copy} is older than the other: a change of protectors was cut off"
-        )?;
+        writeln!(out, "envelope copy {copy} is older: a change of protectors was interrupted")?;
     }
     if let Some(refused) = &report.found.refused {
         writeln!(out, "{refused}")?;

@@ -1,5 +1,4 @@
-//! The configuration as this program uses it: who is asked, which keystore is meant, and what the
-//! audit log is told of what is done here.
+//! The configuration as this program uses it: prompts, the keystore, and audit events.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -21,19 +20,19 @@ pub fn load() -> Result<Config, Failure> {
     Ok(config)
 }
 
-/// The keystore that `KEY` means. One that stands under a passphrase is asked for at the terminal,
-/// where nothing else says where to find it.
+/// The keystore of `KEY`. Its passphrase, if any, is asked for at the terminal unless another
+/// source is configured.
 pub fn keystore(config: &Config) -> Result<Keystore, Failure> {
     let keystore = config.keystore()?;
-    // What is wrong with the file is said by whoever reads it next.
+    // The next reader of the file reports its error.
     if io::stdin().is_terminal() && keystore.needs_passphrase().unwrap_or(false) {
         return Ok(keystore.passphrase(prompt::old()));
     }
     Ok(keystore)
 }
 
-/// Does `work` and tells the audit log of it, before and after. Where the log cannot be told
-/// before, nothing is done, unless the configuration lets it go on.
+/// Runs `work` with audit events before and after. If the first cannot be recorded, `work` does not
+/// run, unless the configuration allows it.
 pub fn audited<T>(
     config: &Config,
     kind: EventKind,

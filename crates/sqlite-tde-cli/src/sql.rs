@@ -13,20 +13,20 @@ use sqlite_tde::OpenOptions;
 use crate::copy::{file_len, read_only};
 use crate::failure::{Failure, OTHER};
 
-/// What to run, on what.
+/// Arguments of `sql`.
 #[derive(Args)]
 pub struct Arguments {
     /// The database
     db: PathBuf,
-    /// SQL to run, each of one or more statements; from standard input where there is none
+    /// SQL statements [default: standard input]
     statements: Vec<String>,
-    /// How rows are printed
+    /// Output format of rows
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
     /// Refuse to write
     #[arg(long)]
     read_only: bool,
-    /// Create the database if it is not there
+    /// Create the database if it does not exist
     #[arg(long, conflicts_with = "read_only")]
     create: bool,
 }

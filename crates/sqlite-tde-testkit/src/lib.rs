@@ -1,4 +1,4 @@
-//! What the tests of sqlite-tde share.
+//! Shared code of sqlite-tde's tests.
 //!
 //! | module | has |
 //! |---|---|

@@ -339,7 +339,7 @@ fn a_look_that_meets_a_change_looks_again() {
         // The keys were locked, and are asked for again in the middle of a change.
         let genuine = Changing { states: vec![after.clone()], reads: Cell::new(0) };
         let mut db = open(&genuine, "new").unwrap();
-        db.keyring().unwrap().lock(crate::key::access::Loss::Request);
+        db.keyring().unwrap().lock(crate::key::access::RevokeReason::Request);
         let base = Changing { states: vec![torn, after.clone()], reads: Cell::new(0) };
         db.begin(&base).unwrap_or_else(|error| panic!("from {from}: {error}"));
     }
@@ -363,7 +363,7 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
     }
     let keyring = Arc::clone(first.keyring().unwrap());
     for round in 0..2 {
-        keyring.lock(crate::key::access::Loss::Request);
+        keyring.lock(crate::key::access::RevokeReason::Request);
         first.begin(&a).unwrap();
         // The provider of the other one is asked for its own record.
         second.session_mut().unwrap().set_providers(Protectors::default());

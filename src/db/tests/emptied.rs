@@ -34,7 +34,7 @@ fn an_emptied_file_is_an_empty_database_only_where_its_creation_may_have_been_ro
             step(&mut db, &base);
             db.lock_changed(true);
             base.truncate(cut as u64).unwrap();
-            let looked = db.look(&base);
+            let looked = db.probe(&base);
             let size = looked.and_then(|()| db.size(&base));
             if knows || cut > 0 {
                 let error = size.unwrap_err();
@@ -71,7 +71,7 @@ fn a_handle_that_committed_the_creation_knows_unless_its_end_is_open() {
             db.lock_changed(*last);
         }
         base.truncate(0).unwrap();
-        let size = db.look(&base).and_then(|()| db.size(&base));
+        let size = db.probe(&base).and_then(|()| db.size(&base));
         assert_eq!(size.is_err(), knows, "{what}: {size:?}");
     }
 }
@@ -194,7 +194,7 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
         assert!(db.is_plain());
         base.truncate(0).unwrap();
         if empty_when_seen {
-            db.look(&base).unwrap();
+            db.probe(&base).unwrap();
             assert!(db.is_unmade() && !db.is_plain());
             db.prepare().unwrap();
             write(&mut db, &base, &page_1(1024, 48), 0).unwrap();
@@ -204,14 +204,14 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
         let mut other = open(&base);
         write(&mut other, &base, &page_1(1024, 48), 0).unwrap();
         other.before_commit(&base).unwrap();
-        db.look(&base).unwrap();
+        db.probe(&base).unwrap();
         assert_eq!((db.is_plain(), db.size(&base).unwrap()), (false, 1024));
     }
     // A plaintext page 1 that a crash tore stays one, for its journal to mend.
     let base = Memory(plain.clone().into());
     let mut db = Main::open(&base, setup()).unwrap();
     base.0.borrow_mut()[..512].fill(0);
-    db.look(&base).unwrap();
+    db.probe(&base).unwrap();
     assert!(db.is_plain());
     // Encrypted before, and plaintext now.
     for has_pages in [false, true] {
@@ -221,7 +221,7 @@ fn a_file_that_was_created_anew_is_looked_at_anew() {
         }
         let mut db = Main::open(&base, setup()).unwrap();
         *base.0.borrow_mut() = plain.clone();
-        db.look(&base).unwrap();
+        db.probe(&base).unwrap();
         assert_eq!((db.is_plain(), db.size(&base).unwrap()), (true, 1024), "{has_pages}");
     }
 }

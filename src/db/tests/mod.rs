@@ -270,7 +270,7 @@ fn another_connection_creates_with_another_page_size() {
         write(&mut second, &base, &page_1(1024, 48), 0).unwrap();
         for other in [&mut first, &mut seen] {
             other.lock_changed(true);
-            other.look(&base).unwrap();
+            other.probe(&base).unwrap();
             assert_eq!(other.read(&base, &mut [0; 1024], 0).unwrap(), Filled::Full);
             assert!(!other.is_unmade());
         }
@@ -284,7 +284,7 @@ fn a_creation_that_was_seen_and_given_up_is_forgotten() {
     let mut seen = Main::open(&base, setup()).unwrap();
     first.truncate(&base, 0, &mut || Ok(None)).unwrap();
     seen.lock_changed(true);
-    seen.look(&base).unwrap();
+    seen.probe(&base).unwrap();
     assert!(seen.is_unmade());
     write(&mut seen, &base, &page_1(1024, 48), 0).unwrap();
     seen.before_commit(&base).unwrap();

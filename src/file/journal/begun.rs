@@ -5,21 +5,20 @@
 //! 0      4
 //! | kind | SQLite's bytes 24 to 39 of page 1: change counter 4, pages 4, free pages 8 |
 //! ```
-//! Kind 1: there was no page 1; the first four bytes are the change counter that the connection saw
-//! last, and the others zeros. Kind 2: as they stood in page 1. No journal is begun beside a page 1
-//! that is damaged.
+//! Kind 1: no page 1; the first four bytes are the change counter that the connection saw last, the
+//! others zeros. Kind 2: as in page 1. No journal is begun beside a page 1 that is damaged.
 //!
 //! SQLite raises the change counter by one when a transaction commits, and page 1 stays in its
 //! cache until then. Only a rollback to a savepoint, or of a statement, writes page 1 earlier: with
 //! its counter as it was, and with numbers of pages from within the transaction. Under
 //! `locking_mode=EXCLUSIVE` a commit need not write page 1 at all. So for as long as the journal
-//! may be needed, the counter is as it was or one higher; the other bytes tell nothing. A new
+//! may be needed, the counter is as it was or one higher; the other bytes prove nothing. A new
 //! database begins with the counter that the connection saw last, which counts creations that
 //! failed; page 1 within its first transaction may have 0.
 
 use crate::error::Error;
 
-/// Bytes of page 1 that SQLite compares to see whether its cache still holds.
+/// Bytes of page 1 by which SQLite checks whether its cache is valid.
 pub(crate) type Counters = [u8; 16];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +58,7 @@ impl Begun {
     }
 
     /// Refuses a playback over `now` of a journal that was begun on `self`. A page 1 that is
-    /// missing, or that does not authenticate (`None`), tells nothing: the journal restores it.
+    /// missing, or that does not authenticate (`None`), proves nothing: the journal restores it.
     ///
     /// # Errors
     /// [`Error::JournalOutdated`].

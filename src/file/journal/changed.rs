@@ -1,4 +1,4 @@
-//! What a write to the journal changes of records that are there already, so that it can be undone.
+//! The existing records that a write to the journal changes, kept so that it can be undone.
 
 /// Records as they were before a write that changes part of them: at most its first and its last.
 #[derive(Default)]

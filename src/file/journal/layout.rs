@@ -1,4 +1,4 @@
-//! Where the records of a journal lie in its file, and the header before them.
+//! Offsets of a journal's records in its file, and the header before them.
 
 use super::begun::Begun;
 use crate::error::Result;
@@ -17,7 +17,7 @@ const FILE_ID_AT: usize = SALT_AT + ID_LEN;
 const GRAIN_AT: usize = FILE_ID_AT + ID_LEN;
 const BEGUN_AT: usize = GRAIN_AT + size_of::<u32>();
 pub(super) const HEADER_LEN: usize = SECTOR;
-/// SQLite's smallest sector, which it takes where the VFS reports powersafe overwrite.
+/// SQLite's smallest sector, which it uses if the VFS reports powersafe overwrite.
 pub(super) const SECTOR: usize = 512;
 const LARGEST_SECTOR: usize = 65536;
 
@@ -25,8 +25,8 @@ const _: () = assert!(BEGUN_AT + Begun::LEN <= HEADER_LEN);
 const _: () = assert!(ID_LEN + Begun::LEN == size_of::<JournalSalt>());
 const _: () = assert!(MAGIC[0] == 0 && MAGIC.len() == crate::file::beside::START);
 
-/// What the header of a journal says. It is authenticated by the records alone, whose key depends
-/// on version, salt and `begun`.
+/// The fields of a journal's header. Only the records authenticate it, whose key depends on
+/// version, salt and `begun`.
 pub(super) struct Header {
     pub(super) version: KeyVersion,
     pub(super) salt: FileId,
@@ -49,7 +49,7 @@ impl Header {
         header
     }
 
-    /// What the key of the records is derived from.
+    /// Input to the derivation of the records' key.
     pub(super) fn key_salt(&self) -> JournalSalt {
         let mut salt = [0; size_of::<JournalSalt>()];
         salt[..ID_LEN].copy_from_slice(&self.salt);
@@ -57,7 +57,7 @@ impl Header {
         salt
     }
 
-    /// The header of a journal of this format, which may be torn or anybody's.
+    /// The header of a journal of this format; it may be torn or forged.
     pub(super) fn decode(header: &[u8; HEADER_LEN]) -> Option<Self> {
         let number = |at: usize| {
             let mut bytes = [0; size_of::<u32>()];
@@ -87,7 +87,7 @@ impl Header {
     }
 }
 
-/// Whether a file that begins with `bytes` calls itself a journal of ours.
+/// Whether a file that begins with `bytes` has the magic of our journals.
 pub(in crate::file) fn is_ours(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
@@ -102,7 +102,7 @@ pub(super) struct Extent {
     pub(super) name: u64,
 }
 
-/// Where records lie.
+/// The layout of the records.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub(super) grain: usize,
@@ -133,12 +133,12 @@ impl Layout {
     }
 
     /// How many bytes follow the last record of a journal of `size` bytes: as many as SQLite's
-    /// journal has in that record. They only say where it ends.
+    /// journal has in that record. They only mark its end.
     fn end_mark(self, size: u64) -> usize {
         ((size - 1) % self.sector() as u64) as usize + 1
     }
 
-    /// Where a journal of `size` bytes ends, more than none.
+    /// End of a journal of `size` bytes, which is not 0.
     pub(super) fn physical_size(self, size: u64) -> u64 {
         self.position(size.div_ceil(self.sector() as u64)) + self.end_mark(size) as u64
     }
@@ -156,7 +156,7 @@ impl Layout {
     }
 }
 
-/// Records, and what is before and after them, as they lie in the file from `position` on.
+/// Records with the bytes before and after them, as in the file from `position` on.
 #[derive(Default)]
 pub(super) struct Image {
     pub(super) position: u64,
@@ -181,8 +181,8 @@ impl Image {
         seal(&mut self.bytes[at..])
     }
 
-    /// Adds what tells that SQLite's journal is `size` bytes long. No later write touches the
-    /// sectors of the last record: the next one starts after it.
+    /// Adds the end mark for a journal of `size` bytes. No later write touches the sectors of the
+    /// last record: the next one starts after it.
     pub(super) fn end(&mut self, layout: Layout, size: u64) {
         self.bytes.resize((layout.physical_size(size) - self.position) as usize, 0);
     }

@@ -9,17 +9,16 @@
 //! ```
 //! SQLite's journal, cut into sectors, each sealed as a block of its own: SQLite starts every
 //! synced part of a journal on a sector, so writing one part never rewrites bytes that an earlier
-//! sync made durable. A sector is 512 bytes where the base overwrites powersafely, and else what a
-//! torn write spoils, the base's own: then no two records share one either. `grain` is 1 or that
-//! sector, and `stride` is the length of a record, a multiple of `grain`. The salt is new for each
-//! journal, also where PERSIST reuses the file, and so is the key: old records cannot pass as new
-//! ones. `begun` is the state of the database that the journal restores ([`begun`]). The key
+//! sync made durable. A sector is 512 bytes if the base has powersafe overwrite, else the base's
+//! own, the unit that a torn write may spoil: then no two records share one either. `grain` is 1 or
+//! that sector, and `stride` is the length of a record, a multiple of `grain`. The salt is new for
+//! each journal, also where PERSIST reuses the file, and so is the key: old records cannot pass as
+//! new ones. `begun` is the state of the database that the journal restores ([`begun`]). The key
 //! depends on it, too.
 //!
-//! The first byte is zero, whatever the journal holds: SQLite without the library leaves such a
-//! journal alone, and any other it takes for hot, finds nothing in it that it could play back, and
-//! deletes. Where the transaction is one over several databases, the journal ends with the name of
-//! the super-journal as it is ([`name`]).
+//! The first byte is always zero: SQLite without the library leaves such a journal alone. It takes
+//! any other for hot, finds nothing to play back, and deletes it. For a transaction over several
+//! databases, the journal ends with the name of the super-journal as it is ([`name`]).
 //!
 //! Records are always whole, for SQLite may go on at the next sector and never come back to the one
 //! it left half filled. After the last record come as many zeros, 1 to 512, as that record holds of
@@ -34,25 +33,25 @@
 //! To the handle that wrote the record it is an error, and so is an older version of it
 //! ([`newest`]): no crash explains either, and SQLite would roll back half of the transaction.
 //!
-//! # What is gathered
+//! # The write buffer
 //!
 //! SQLite writes a page in three pieces. They are gathered in plaintext ([`tail`]), and each record
 //! is sealed once. They are in the base
 //! 1. when a sync of the journal returns;
 //! 2. before anything of the database file is written or cut ([`Journal::flush`]), whether SQLite
-//!    syncs or not. What a killed process loses is therefore of pages that the database still has
-//!    as they were: the journal then ends with a record before them, and one that was never flushed
+//!    syncs or not. A killed process therefore loses only records of pages that are unchanged in
+//!    the database: the journal then ends with a record before them, and one that was never flushed
 //!    is a file as it was before, empty or with the zeros of PERSIST at its start, which SQLite
 //!    does not play back;
 //! 3. when SQLite returns from writing a field of the first header, zeros there that commit among
 //!    them, or the end of a super-journal's name: other files count on those;
-//! 4. where they are more than [`tail::GATHERED`].
+//! 4. when they exceed [`tail::GATHERED`].
 //!
-//! An emptied file is empty at once. Whoever reads through this handle gets what it wrote, in the
-//! base or not. Bytes that could not be flushed stay here, are tried again each time that they are
-//! needed there, and are read in the rollback; the database was not touched after them. A journal
-//! that is closed is done with, or is what the next one to open the database plays back: of pages
-//! that were written, all is in the base.
+//! An emptied file is empty at once. Reads through this handle return all its writes, in the base
+//! or not. Bytes that could not be flushed stay in the buffer, are tried again whenever the base
+//! needs them, and are read in the rollback; the database was not touched after them. A closed
+//! journal is either no longer needed, or the next connection plays it back: the records of all
+//! pages that were written are in the base.
 
 mod begun;
 mod changed;
@@ -82,11 +81,11 @@ use crate::key::keyring::{FileId, Keyring};
 use crate::secret::fill_random;
 use crate::settings::Tuning;
 
-/// The smallest page; whatever is shorter is a field.
+/// The smallest page; any shorter read is of a field.
 const SMALLEST_PAGE: usize = 1024;
-/// What a playback reads at once.
+/// Bytes that a playback reads ahead.
 const READ_AHEAD: usize = 32 << 10;
-/// What SQLite's headers begin with, and the name of a super-journal ends with.
+/// SQLite's magic, at the start of a header and at the end of a super-journal's name.
 pub(super) const SQLITE_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 
 /// A failed write that has to be undone.
@@ -115,7 +114,7 @@ pub(crate) struct Journal {
     /// Size of the file, while a journal that this handle started is the only thing that changes
     /// it.
     extent: Option<Extent>,
-    /// The state on which a journal was begun that this handle found.
+    /// The state of the database at the begin of a journal that this handle found.
     found: Option<Begun>,
     /// SQLite was told that the journal does not reach the disk, and is rolling back.
     given_up: bool,
@@ -134,8 +133,8 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// A journal of the database that `keyring` opens, on storage of which a torn write spoils
-    /// `grain` bytes. Without a keyring it can only be looked at, and holds nothing: no database
-    /// was ever created beside it.
+    /// `grain` bytes. Without a keyring it can only be read, and is empty: no database was ever
+    /// created beside it.
     pub(crate) fn open(
         base: &impl Storage,
         keyring: Option<Arc<Keyring>>,
@@ -165,12 +164,12 @@ impl Journal {
             newest: Newest::default(),
         };
         journal.set_layout(grain);
-        journal.look(base)?;
+        journal.load_header(base)?;
         Ok(journal)
     }
 
-    /// Reads the header in the file, where that was not done yet.
-    fn look(&mut self, base: &impl Storage) -> Result<()> {
+    /// Reads the header in the file, once.
+    fn load_header(&mut self, base: &impl Storage) -> Result<()> {
         if !self.unread {
             return Ok(());
         }
@@ -182,7 +181,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Other connections may have written the file: what this handle knows of it is of the past.
+    /// Other connections may have written the file: this handle's knowledge of it is outdated.
     pub(crate) fn take_anew(&mut self) {
         self.forget();
         self.set_layout(self.grain);
@@ -196,8 +195,8 @@ impl Journal {
         self.held = None;
     }
 
-    /// Finds the key. The torn or foreign header of a journal that holds nothing for this database
-    /// leads to none.
+    /// Finds the key; `None` for a torn or foreign header, whose journal holds nothing for this
+    /// database.
     fn read_header(&mut self, header: &[u8; HEADER_LEN]) -> Result<()> {
         let Some(keyring) = &self.keyring else { return Ok(()) };
         let Some(header) = Header::decode(header) else {
@@ -217,7 +216,7 @@ impl Journal {
     fn begins(&self, bytes: &[u8], at: u64) -> bool {
         // A whole sector at the start is the header of a new journal; fields of it are rewritten in
         // shorter pieces.
-        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() && !voids(bytes, at)
+        at == 0 && bytes.len() >= SECTOR || self.cipher.is_none() && !invalidates(bytes, at)
     }
 
     /// Whether SQLite begins to play a journal back by a read of `len` bytes at `at`. Then
@@ -228,7 +227,7 @@ impl Journal {
         len: usize,
         at: u64,
     ) -> Result<bool> {
-        self.look(base)?;
+        self.load_header(base)?;
         Ok(at == 0 && len == SQLITE_MAGIC.len() && self.found.is_some())
     }
 
@@ -264,7 +263,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Nothing of the journal is left, in the base or here.
+    /// The journal is empty, in the base and in memory.
     fn forget(&mut self) {
         self.cipher = None;
         self.header = None;
@@ -272,16 +271,16 @@ impl Journal {
         self.newest.forget();
         self.written = 0;
         self.spoilt = None;
-        self.rest();
+        self.end_transaction();
     }
 
     pub(crate) fn size(&mut self, base: &impl Storage) -> Result<u64> {
-        self.look(base)?;
+        self.load_header(base)?;
         let extent = self.extent.map_or_else(|| self.measure(base), Ok)?;
         Ok(self.layout.logical_size(extent).max(self.tail.end()))
     }
 
-    /// `begun_on` tells the state of the database, where this write starts a new journal.
+    /// `begun_on` returns the state of the database if this write starts a new journal.
     pub(crate) fn write(
         &mut self,
         base: &impl Storage,
@@ -289,12 +288,13 @@ impl Journal {
         at: u64,
         begun_on: impl FnOnce() -> Result<Begun>,
     ) -> Result<()> {
-        self.look(base)?;
+        self.load_header(base)?;
         if self.begins(bytes, at) {
             self.begin(begun_on()?)?;
         }
-        // Who writes to a journal does not play it back as one that somebody else has left. With
-        // journal_mode=OFF, SQLite before 3.40 writes to one that is void, and reads its header.
+        // A handle that writes to a journal does not play it back as a hot one. With
+        // journal_mode=OFF, SQLite before 3.40 writes to an invalidated journal, and reads its
+        // header.
         self.found = None;
         self.put(base, bytes, at)?;
         if ends_name(bytes, at) { self.show_name(base, at + bytes.len() as u64) } else { Ok(()) }
@@ -302,8 +302,8 @@ impl Journal {
 
     fn put(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         self.given_up = false;
-        if voids(bytes, at) {
-            return self.void(base, bytes);
+        if invalidates(bytes, at) {
+            return self.invalidate(base, bytes);
         }
         if self.tail.is_full(bytes.len()) {
             self.flush_records(base)?;
@@ -319,23 +319,23 @@ impl Journal {
         self.flush(base).inspect_err(|_| self.tail.cut(end))
     }
 
-    /// SQLite ends the transaction with zeros over the first header. What was gathered is of no use
-    /// any more: a rollback on a full disk comes here as well.
-    fn void(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
+    /// SQLite ends the transaction with zeros over the first header. The buffered bytes are no
+    /// longer needed; a rollback on a full disk comes here as well.
+    fn invalidate(&mut self, base: &impl Storage, zeros: &[u8]) -> Result<()> {
         if self.header.is_some() || self.cipher.is_none() {
-            // Nothing of this journal is in the base, or nothing that could be played back.
+            // The base has nothing of this journal that could be played back.
             self.forget();
             return Ok(());
         }
         self.tail.cut(self.tail.clean_end());
         self.rewrite(base, zeros, 0)?;
         self.hide_name(base)?;
-        self.rest();
+        self.end_transaction();
         Ok(())
     }
 
-    /// The transaction is over, and its journal void.
-    fn rest(&mut self) {
+    /// The transaction is over, and its journal invalid.
+    fn end_transaction(&mut self) {
         self.given_up = false;
         self.held = None;
         self.extent = None;
@@ -344,23 +344,22 @@ impl Journal {
         self.ahead.forget();
     }
 
-    /// Brings everything that was written to the base.
+    /// Flushes the buffer to the base.
     ///
     /// # Errors
-    /// Those of the base. Then all of it stays here, to be read, and the base has what it had
-    /// before.
+    /// Those of the base. The buffer is then kept and readable, and the base is unchanged.
     pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
         self.flush_until(base, self.tail.end())
     }
 
-    /// The journal is synced, or the database file about to be written: everything is brought to
-    /// the base, as with [`Journal::flush`].
+    /// Before a sync of the journal or a write to the database file: flushes the buffer, as
+    /// [`Journal::flush`].
     ///
     /// After an error of these calls that SQLite takes for one of the disk, it writes to the
-    /// database only to roll the whole transaction back (`pager_error`, `sqlite3VdbeHalt`). What is
-    /// still here is of pages that the database has as they were, and where it syncs, SQLite leaves
-    /// alone those whose records it could not (`isSynced` in `pager_playback_one_page`). So a
-    /// rollback that is cut off can do without it, and it must be able to where the disk is full.
+    /// database only to roll the whole transaction back (`pager_error`, `sqlite3VdbeHalt`). The
+    /// buffered records are of pages that are unchanged in the database, and if it syncs, SQLite
+    /// leaves alone those whose records it could not (`isSynced` in `pager_playback_one_page`). So
+    /// an interrupted rollback does not need them, and on a full disk it must not.
     pub(crate) fn require(&mut self, base: &impl Storage) -> Result<()> {
         if self.given_up {
             return Ok(());
@@ -376,13 +375,13 @@ impl Journal {
         self.given_up
     }
 
-    /// Whether bytes wait that the base must have before the database file changes.
+    /// Whether the buffer holds bytes that the base must have before the database file changes.
     pub(crate) fn owes(&self) -> bool {
         let waits = self.tail.clean_end() < self.tail.end() || self.header.is_some();
         waits && !self.given_up
     }
 
-    /// Makes room: brings all records but one that SQLite goes on with to the base.
+    /// Makes room: writes all records to the base, except one that SQLite may continue.
     fn flush_records(&mut self, base: &impl Storage) -> Result<()> {
         let end = self.tail.end();
         let whole = end - self.layout.locate(end).1 as u64;
@@ -392,7 +391,7 @@ impl Journal {
     }
 
     fn flush_until(&mut self, base: &impl Storage, end: u64) -> Result<()> {
-        self.mend(base)?;
+        self.retry_undo(base)?;
         let clean = self.tail.clean_end();
         if clean >= end && self.header.is_none() {
             return Ok(());
@@ -425,10 +424,10 @@ impl Journal {
         Ok(())
     }
 
-    /// Changes what is in the base already, or what another handle wrote.
+    /// Changes bytes that are in the base already, or that another handle wrote.
     fn rewrite(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         self.flush(base)?;
-        self.mend(base)?;
+        self.retry_undo(base)?;
         let mut had = self.know_extent(base)?;
         if at + bytes.len() as u64 > self.layout.logical_size(had) {
             had = self.hide_name(base)?;
@@ -464,8 +463,8 @@ impl Journal {
         self.image.push(self.layout, record, |sealed| cipher.seal(record, plain, sealed))
     }
 
-    /// Writes the image, which holds `records` and with which SQLite's journal has bytes up to
-    /// `end`, to a file that `had` this extent.
+    /// Writes the image, which holds `records` and extends SQLite's journal to `end`, to a file
+    /// that `had` this extent.
     fn put_image(
         &mut self,
         base: &impl Storage,
@@ -507,8 +506,8 @@ impl Journal {
         Ok(extent)
     }
 
-    /// Puts back what a failed write may have torn: SQLite goes on reading the journal of the
-    /// transaction that it now rolls back, and bytes before the write must be as they were.
+    /// Restores the bytes that a failed write may have torn: SQLite goes on reading the journal of
+    /// the transaction that it now rolls back, and bytes before the write must be as they were.
     fn undo(&mut self, base: &impl Storage, size: u64) -> Result<()> {
         let Some(cipher) = &self.cipher else { return Ok(()) };
         let plain = self.changed.plain.chunks_exact(self.layout.sector());
@@ -521,7 +520,7 @@ impl Journal {
     }
 
     /// Undoes a failed write that could not be undone at once; the disk may work again.
-    fn mend(&mut self, base: &impl Storage) -> Result<()> {
+    fn retry_undo(&mut self, base: &impl Storage) -> Result<()> {
         let Some(Spoilt { code, size }) = self.spoilt else { return Ok(()) };
         self.undo(base, size).map_err(|_| Error::Base(code))?;
         self.spoilt = None;
@@ -529,9 +528,9 @@ impl Journal {
     }
 
     pub(crate) fn truncate(&mut self, base: &impl Storage, size: u64) -> Result<()> {
-        self.look(base)?;
+        self.load_header(base)?;
         if size == 0 {
-            // Where that fails, SQLite rolls back with what is here.
+            // If that fails, SQLite rolls back from the buffer.
             base.truncate(0)?;
             self.forget();
             return Ok(());
@@ -541,14 +540,14 @@ impl Journal {
         if extent.name > 0 && size == self.layout.logical_size(extent) {
             return Ok(());
         }
-        self.rest();
+        self.end_transaction();
         self.written = self.written.min(size);
         base.truncate(self.layout.physical_size(size))
     }
 }
 
 /// Whether this write ends a transaction under PERSIST: zeros in place of the first header's magic.
-fn voids(bytes: &[u8], at: u64) -> bool {
+fn invalidates(bytes: &[u8], at: u64) -> bool {
     at == 0 && bytes.len() < SECTOR && bytes.first() == Some(&0)
 }
 

@@ -3,10 +3,10 @@
 //! ```text
 //! ... | end mark | name | length 4 | checksum 4 | SQLite's magic 8 |
 //! ```
-//! SQLite deletes a super-journal as soon as none of the journals that it lists says in its last
-//! bytes that it belongs to it. The journal of another database is read for that by the VFS of
-//! whoever looks, with or without the library and the key. So the end of SQLite's journal, which is
-//! sealed like the rest of it, is also there as it is. Its name stands in the super-journal anyway.
+//! SQLite deletes a super-journal as soon as none of the journals that it lists ends with its name.
+//! Any connection reads the journals of the other databases for that through its own VFS, with or
+//! without the library and the key. So the end of SQLite's journal, which is sealed like the rest
+//! of it, is also there as it is. Its name stands in the super-journal anyway.
 //!
 //! The bytes are written when SQLite's write of the name's last part comes, before it syncs the
 //! journal and long before it deletes the super-journal. A playback takes the sealed name only
@@ -24,8 +24,8 @@ const FIXED: usize = 16;
 /// More than any VFS's longest path.
 const LONGEST: u32 = 1 << 17;
 
-/// Bytes that the name at the end of a journal has, with what follows it, where `fixed` are the
-/// last bytes of `all`; 0 where they are no name's.
+/// Length of the name at the end of a journal with the fields after it, where `fixed` are the last
+/// bytes of `all`; 0 without a name.
 fn name_len(fixed: &[u8; FIXED], all: u64) -> u64 {
     let len = fixed.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
     let whole = u64::from(len) + FIXED as u64;
@@ -34,7 +34,7 @@ fn name_len(fixed: &[u8; FIXED], all: u64) -> u64 {
 }
 
 impl Journal {
-    /// Looks how long the file is, and how long the name at its end.
+    /// Finds the length of the file, and of the name at its end.
     pub(super) fn measure(&self, base: &impl Storage) -> Result<Extent> {
         let size = base.size()?;
         let mut fixed = [0; FIXED];
@@ -76,7 +76,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes the name of a super-journal off the file: what follows belongs to no such transaction.
+    /// Removes the name of a super-journal from the file: the next transaction has none.
     pub(super) fn hide_name(&mut self, base: &impl Storage) -> Result<Extent> {
         let Extent { size, name } = self.know_extent(base)?;
         if name > 0 {

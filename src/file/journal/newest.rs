@@ -1,4 +1,4 @@
-//! Which version of a record the base must have, as the handle that wrote it knows.
+//! The newest version of each record, known to the handle that wrote it.
 //!
 //! Most records are sealed once: under their key no other version of them exists. Sealed again are
 //! the header of each part of a journal, when SQLite writes how many pages follow it, and the
@@ -7,7 +7,8 @@
 //! stay. So of these records, and of no others, a part of the newest tag is kept: 16 bytes for a
 //! page or more.
 //!
-//! Only the handle that wrote a journal knows its tags. The next process plays back what it finds.
+//! Only the handle that wrote a journal knows its tags. The next process plays back the file as it
+//! finds it.
 
 use crate::page::{KeyVersion, RESERVE};
 use crate::suite::SuiteId;
@@ -15,7 +16,7 @@ use crate::suite::SuiteId;
 /// Bytes of a tag. Each of the few versions of a record has others.
 type TagPart = [u8; 8];
 
-/// Where they lie before the end of a sealed block, whatever its suite.
+/// Their distance from the end of a sealed block, in every suite.
 const TAG_BEFORE_END: usize = 20;
 
 const fn is_in_tag(suite: SuiteId) -> bool {
@@ -39,7 +40,7 @@ pub(super) struct Newest {
 }
 
 impl Newest {
-    /// A journal begins, or what is known of this one is of the past.
+    /// A journal begins, or this handle's knowledge is outdated.
     pub(super) fn forget(&mut self) {
         self.sealed = 0;
         self.tags.clear();
@@ -66,7 +67,7 @@ impl Newest {
         }
     }
 
-    /// Whether `sealed`, which is authentic, may be what the base has of `record`.
+    /// Whether `sealed`, which is authentic, can be the newest version of `record`.
     pub(super) fn admits(&self, record: u64, sealed: &[u8]) -> bool {
         match self.tags.binary_search_by_key(&record, |(record, _)| *record) {
             Ok(at) => self.tags[at].1 == tag_part(sealed),

@@ -1,4 +1,4 @@
-//! Reading a journal: what SQLite's playback gets, and the records that a write changes in part.
+//! Reading a journal: for SQLite's playback, and the records that a write changes in part.
 
 use super::layout::{MAGIC_LEN, is_ours};
 use super::{Image, Journal, READ_AHEAD, SMALLEST_PAGE, SQLITE_MAGIC};
@@ -7,7 +7,7 @@ use crate::io::{Filled, Storage};
 
 impl Journal {
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {
-        self.look(base)?;
+        self.load_header(base)?;
         if at == 0 && buf.len() == 1 && self.is_foreign(base)? {
             return Ok(if base.read(buf, 0)? { Filled::Full } else { Filled::Short });
         }
@@ -20,7 +20,7 @@ impl Journal {
         self.read_inside(base, buf, at)
     }
 
-    /// [`Journal::read`], whatever the file says of a super-journal.
+    /// [`Journal::read`] without the check of a super-journal's name.
     pub(super) fn read_inside(
         &mut self,
         base: &impl Storage,
@@ -53,20 +53,20 @@ impl Journal {
         Ok(if inside == buf.len() { Filled::Full } else { Filled::Short })
     }
 
-    /// Whether the file does not begin as a journal of ours. Its first byte is what SQLite looks at
-    /// to tell a hot journal: it finds nothing to play back in a foreign one, and deletes it.
+    /// Whether the file does not begin as a journal of ours. By its first byte SQLite recognises a
+    /// hot journal: in a foreign one it finds nothing to play back, and deletes it.
     fn is_foreign(&self, base: &impl Storage) -> Result<bool> {
         let mut magic = [0; MAGIC_LEN];
         Ok(self.cipher.is_none() && base.read(&mut magic, 0)? && !is_ours(&magic))
     }
 
-    /// Puts `record` into `plain`, as the base has it; `false` where it does not authenticate, or
-    /// is not as this handle wrote it last. `on` tells that those after it will be asked for.
+    /// Puts `record` into `plain`, as the base has it; `false` if it does not authenticate, or
+    /// is not as this handle wrote it last. `on`: the records after it will be read next.
     fn load(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
         if self.held == Some(record) {
             return Ok(true);
         }
-        self.mend(base)?;
+        self.retry_undo(base)?;
         self.held = None;
         if self.cipher.is_none() || !self.fetch(base, record, on)? {
             return Ok(false);
@@ -80,7 +80,7 @@ impl Journal {
         Ok(opened)
     }
 
-    /// Has `record` read from the base, where it is all there.
+    /// Reads `record` from the base, if it is whole there.
     fn fetch(&mut self, base: &impl Storage, record: u64, on: bool) -> Result<bool> {
         let (at, len) = (self.layout.position(record), self.layout.record());
         let Image { position, bytes } = &mut self.ahead;
@@ -112,7 +112,7 @@ impl Journal {
         base.read_whole(bytes, *position)
     }
 
-    /// Puts what `record` holds into `plain`: zeros, and `false`, where this journal has not
+    /// Loads the content of `record` into `plain`: zeros, and `false`, if this journal has not
     /// reached it yet.
     pub(super) fn load_for_change(&mut self, base: &impl Storage, record: u64) -> Result<bool> {
         let at = record * self.layout.sector() as u64;

@@ -5,17 +5,17 @@
 //!                                  ^ from           ^ not in the base  ^ end
 //! ```
 //! Invariants: `from` is where a record begins; `clean` bytes, and no others, are in the base,
-//! sealed in records that hold zeros behind them. What is clean is never sealed again, but for the
-//! record that the gathered bytes go on with.
+//! sealed in records that hold zeros behind them. Clean bytes are never sealed again, except in the
+//! record that the gathered bytes continue.
 
-/// Bytes that are gathered before they are written: records of 64 KiB, with what is around them.
+/// Bytes that are gathered before they are written: records of 64 KiB with their overhead.
 pub(super) const GATHERED: usize = 56 << 10;
 /// Allocations that an idle journal keeps.
 const KEPT: usize = 16 << 10;
 
 #[derive(Default)]
 pub(super) struct Tail {
-    /// Nothing where this handle did not write the end of the journal.
+    /// Empty if this handle did not write the end of the journal.
     from: Option<u64>,
     plain: Vec<u8>,
     clean: usize,
@@ -42,23 +42,23 @@ impl Tail {
         self.plain.capacity()
     }
 
-    /// Where SQLite's journal ends, as far as this handle wrote it.
+    /// End of SQLite's journal, as written by this handle.
     pub(super) fn end(&self) -> u64 {
         self.from.unwrap_or_default() + self.plain.len() as u64
     }
 
-    /// Up to where the base has it.
+    /// End of the part that the base has.
     pub(super) fn clean_end(&self) -> u64 {
         self.from.unwrap_or_default() + self.clean as u64
     }
 
-    /// Whether a write at `at` touches nothing that is in the base but the record it goes on with.
+    /// Whether a write at `at` touches, of the records in the base, only the one that it continues.
     pub(super) fn takes(&self, at: u64, sector: usize) -> bool {
         self.from.is_some()
             && (self.clean_end()..=self.end().next_multiple_of(sector as u64)).contains(&at)
     }
 
-    /// Whether `more` bytes are too many to be gathered with what there is.
+    /// Whether `more` bytes exceed the capacity of the buffer.
     pub(super) fn is_full(&self, more: usize) -> bool {
         !self.plain.is_empty() && self.plain.len() + more > GATHERED
     }
@@ -76,7 +76,7 @@ impl Tail {
         self.plain.extend_from_slice(&bytes[old..]);
     }
 
-    /// Takes back what was put behind `end` and is not in the base.
+    /// Drops the bytes behind `end` that are not in the base.
     pub(super) fn cut(&mut self, end: u64) {
         let end = (end - self.from.unwrap_or_default()) as usize;
         self.plain.truncate(end);
@@ -111,7 +111,7 @@ impl Tail {
         self.from = Some(from + gone as u64);
     }
 
-    /// Fills `buf` with what stands at `at`, zeros behind the end; `false` where it is not here.
+    /// Fills `buf` with the bytes at `at`, zeros behind the end; `false` if they are not in memory.
     pub(super) fn read(&self, buf: &mut [u8], at: u64) -> bool {
         match self.from {
             Some(from) if from <= at && at < self.end() => {
@@ -122,7 +122,7 @@ impl Tail {
         }
     }
 
-    /// As [`Tail::read`], of what the base has.
+    /// As [`Tail::read`], of the part that the base has.
     pub(super) fn read_clean(&self, buf: &mut [u8], at: u64) -> bool {
         match self.from {
             Some(from) if from <= at && at < self.clean_end() => {

@@ -1,4 +1,4 @@
-//! Where SQLite's bytes lie in the file; the picture is in the parent module.
+//! Mapping of SQLite's offsets to the file; the picture is in the parent module.
 
 use crate::key::envelope::ENVELOPE_LEN;
 

@@ -1,4 +1,4 @@
-//! The pages of a main database file: sealing, opening, filling up, and mending after a crash.
+//! The pages of a main database file: sealing, opening, filling up, and repair after a crash.
 //!
 //! ```text
 //! 0               8 KiB           16 KiB                     0x3fff4000  0x40004000
@@ -29,7 +29,7 @@ pub(crate) const SQLITE_HEADER: usize = 100;
 const PAGE_SIZE_AT: usize = 16;
 const RESERVE_AT: usize = 20;
 const FORMAT_AT: usize = 18;
-/// Changes so far, pages of the database, and for which change that number holds.
+/// Change counter, pages of the database, and the change counter at which that number is valid.
 const CHANGES_AT: usize = 24;
 const COUNT_AT: usize = 28;
 const VALID_FOR_AT: usize = 92;
@@ -41,8 +41,7 @@ const FORMAT_WAL: u8 = 2;
 /// Smallest and largest page: 512 would leave 464 of the 480 usable bytes that SQLite needs.
 const PAGE_SIZES: std::ops::RangeInclusive<u32> = 1024..=65536;
 
-/// Tells what the log demands of the file; `None` where there is no log. It may take a look at the
-/// whole log.
+/// The log's requirements on the file; `None` without a log. May scan the whole log.
 pub(crate) type DemandOfLog<'a> = &'a mut dyn FnMut() -> Result<Option<Demand>>;
 
 /// The pages of an encrypted file.
@@ -56,8 +55,8 @@ pub(crate) struct Pages {
     sealed: Vec<u8>,
 }
 
-/// Page 1 as it was when last read, sealed and open; nothing where it was bad. It is asked for when
-/// a database is opened, by most transactions and by each journal, and mostly nobody changed it.
+/// Page 1 as last read, sealed and open; empty if it was bad. It is read when a database is opened,
+/// by most transactions and by each journal, and is mostly unchanged.
 #[derive(Default)]
 struct First {
     sealed: Vec<u8>,
@@ -158,8 +157,8 @@ impl Pages {
         Ok(Some(Filled::Full))
     }
 
-    /// The page in which SQLite's byte `at` lies, and where in it. A page's size is a power of two,
-    /// and a shift is what a read can afford.
+    /// The page in which SQLite's byte `at` lies, and the offset in it. The page size is a power of
+    /// two, and reads are frequent, so this is a shift.
     fn locate(&self, at: u64) -> (u64, usize) {
         let page = (at >> self.page_size.trailing_zeros()) + 1;
         (page, at as usize & (self.page_size - 1))
@@ -230,9 +229,9 @@ impl Pages {
         Ok(self.load(base, page)? == Found::Good && self.plain[..usable] == bytes[..usable])
     }
 
-    /// Answers SQLite's looks at the header before a hot journal or a log could restore a torn
-    /// first page. It takes the page size and the reserve bytes from it, and whether its cache is
-    /// of another time; everything else it takes from page 1 once that reads well.
+    /// Answers SQLite's reads of the header before a hot journal or log could restore a torn first
+    /// page. SQLite takes the page size, the reserve bytes and the validity of its cache from it;
+    /// everything else comes from page 1 once that reads well.
     fn made_up_header(&self, buf: &mut [u8], at: usize) {
         let mut header = [0; SQLITE_HEADER];
         header[..SQLITE_MAGIC.len()].copy_from_slice(SQLITE_MAGIC);
@@ -252,12 +251,12 @@ impl Pages {
         u32::try_from(size / self.page_size as u64).unwrap_or(u32::MAX)
     }
 
-    /// Pages in the file, also where the last one is not whole.
+    /// Pages in the file, including a partial last one.
     pub(crate) fn count(&self, base: &impl Storage) -> Result<u64> {
         Ok(logical_size(base.size()?).div_ceil(self.page_size as u64))
     }
 
-    /// Refuses a file with fewer pages than its log allows. What the log demands.
+    /// Refuses a file with fewer pages than its log requires; returns the log's requirements.
     pub(crate) fn check_size(
         &self,
         base: &impl Storage,
@@ -280,9 +279,8 @@ impl Pages {
     }
 
     /// A rollback gives the file the size that it had before. SQLite writes zeros as the last page,
-    /// and what the journal has over all of them later; of the others it needs none. They stay
-    /// holes, so that nobody takes a page that was cut off for one of zeros; see
-    /// [`Self::seal_free`].
+    /// later the journal's pages over their places; it needs no others. These stay holes, so that a
+    /// page that was cut off is never read as zeros; see [`Self::seal_free`].
     pub(crate) fn regrow(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
         if bytes.iter().all(|&byte| byte == 0) {
             base.truncate(physical_size(at + bytes.len() as u64))
@@ -291,7 +289,7 @@ impl Pages {
         }
     }
 
-    /// Writes a page to a file that ends at `size`. What it skips is filled up.
+    /// Writes a page to a file that ends at `size`; the gap before it is filled with sealed zeros.
     pub(crate) fn put(
         &mut self,
         base: &impl Storage,
@@ -307,8 +305,8 @@ impl Pages {
         self.store(base, bytes, at, may_wait)
     }
 
-    /// Seals zeros from `size`, the end of the file, up to `to`. A page that is there in part is
-    /// replaced where the log has it or nobody wrote it: an interrupted checkpoint leaves one.
+    /// Seals zeros from `size`, the end of the file, up to `to`. A partial page is replaced if the
+    /// log has it or it was never written: an interrupted checkpoint leaves one.
     pub(crate) fn fill(
         &mut self,
         base: &impl Storage,
@@ -348,9 +346,9 @@ impl Pages {
         Ok(())
     }
 
-    /// Seals zeros over each bad page that is free: past the end of the database, where a shorter
-    /// one was committed and the file not yet cut, or a leaf of the freelist, whose content means
-    /// nothing. Whatever says so is authentic; where it is not, SQLite meets that by itself.
+    /// Seals zeros over each bad page that is free: past the end of the database, if a shorter one
+    /// was committed and the file not yet cut, or a leaf of the freelist, whose content has no
+    /// meaning. Only authentic pages are believed; SQLite meets a bad one by itself.
     pub(crate) fn seal_free(&mut self, base: &impl Storage, known: Option<u64>) -> Result<()> {
         let count = self.count(base)?;
         let count = known.map_or(count, |known| known.min(count));
@@ -362,7 +360,7 @@ impl Pages {
         for page in used.map_or(count, u64::from) + 1..=count {
             self.seal_if_bad(base, page)?;
         }
-        // However trunks point to each other: a file has no more free pages than pages.
+        // A bound in case trunks form a loop: a file has no more free pages than pages.
         let mut left = count;
         while trunk != 0 && left > 0 && self.load(base, trunk)? == Found::Good {
             let mut words = self.plain.chunks_exact(4).map(be_u32);
@@ -385,8 +383,8 @@ impl Pages {
         counts.then(|| at(COUNT_AT))
     }
 
-    /// Seals `bytes` as the page at `at` and writes it, with what waits before it. Where it
-    /// `may_wait` itself, that is when what follows does not fit to it.
+    /// Seals `bytes` as the page at `at` and writes it, with the buffered pages before it. If it
+    /// `may_wait`, it is only buffered, until a page comes that does not follow it.
     pub(crate) fn store(
         &mut self,
         base: &impl Storage,
@@ -416,7 +414,7 @@ impl Pages {
         self.plain.starts_with(SQLITE_MAGIC)
     }
 
-    /// What SQLite compares of page 1, which is in `plain`, to see whether its cache still holds.
+    /// The bytes of page 1, which is in `plain`, by which SQLite checks whether its cache is valid.
     pub(crate) fn counters(&self) -> Counters {
         counters_in(&self.plain)
     }
@@ -432,7 +430,7 @@ impl Pages {
     }
 }
 
-/// What SQLite compares of page 1 to see whether its cache still holds.
+/// The bytes of page 1 by which SQLite checks whether its cache is valid.
 pub(crate) fn counters_in(page_1: &[u8]) -> Counters {
     let mut counters = Counters::default();
     let len = counters.len();
@@ -440,7 +438,7 @@ pub(crate) fn counters_in(page_1: &[u8]) -> Counters {
     counters
 }
 
-/// Whether a read of `buf` at `at` is one of SQLite's looks at the header of page 1.
+/// Whether a read of `buf` at `at` is one of SQLite's reads of the header of page 1.
 pub(crate) fn is_header(at: u64, buf: &[u8]) -> bool {
     at + buf.len() as u64 <= SQLITE_HEADER as u64
 }

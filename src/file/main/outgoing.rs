@@ -1,11 +1,11 @@
-//! Sealed pages of a checkpoint that follow each other, on their way to the file in one write.
+//! Write buffer: adjacent sealed pages of a checkpoint, written in one call.
 //!
 //! The log has each of them until the checkpoint is over, so none is kept after an error.
 
 use crate::error::Result;
 use crate::io::Storage;
 
-/// The most that waits: beyond it a system call costs little against copying.
+/// Capacity in bytes; beyond it a system call costs little against copying.
 const MOST: usize = 64 * 1024;
 
 #[derive(Default)]
@@ -20,19 +20,18 @@ impl Outgoing {
         self.bytes.is_empty()
     }
 
-    /// Where the file ends at least, once all is written; 0 where nothing waits.
+    /// Minimum end of the file after the flush; 0 if the buffer is empty.
     pub(crate) fn end(&self) -> u64 {
         if self.is_empty() { 0 } else { self.at + self.bytes.len() as u64 }
     }
 
-    /// The `len` bytes at `at` of the file, if they wait.
+    /// The `len` bytes at `at` of the file, if they are buffered.
     pub(crate) fn get(&self, at: u64, len: usize) -> Option<&[u8]> {
         let from = usize::try_from(at.checked_sub(self.at)?).ok()?;
         self.bytes.get(from..)?.get(..len)
     }
 
-    /// Room for `len` bytes at `at` of the file. What waits and does not end there is written
-    /// first.
+    /// Room for `len` bytes at `at` of the file. A buffer that does not end there is flushed first.
     pub(crate) fn room(&mut self, base: &impl Storage, at: u64, len: usize) -> Result<&mut [u8]> {
         if self.end() != at || self.bytes.len() + len > MOST {
             self.flush(base)?;
@@ -51,12 +50,12 @@ impl Outgoing {
         self.bytes.truncate(self.bytes.len() - len);
     }
 
-    /// Forgets what lies at `end` of the file or behind it.
+    /// Drops the buffered bytes from `end` of the file on.
     pub(crate) fn cut(&mut self, end: u64) {
         self.bytes.truncate(end.saturating_sub(self.at).try_into().unwrap_or(usize::MAX));
     }
 
-    /// Writes what waits. Nothing waits afterwards, also after an error.
+    /// Flushes the buffer, which is empty afterwards, even after an error.
     pub(crate) fn flush(&mut self, base: &impl Storage) -> Result<()> {
         if self.is_empty() {
             return Ok(());

@@ -1,18 +1,19 @@
-//! Where the trailers of a scratch file's blocks are.
+//! The trailers of a scratch file's blocks.
 //!
 //! ```text
 //! 0           84 blocks        85 blocks    169 blocks
 //! | blocks .. | trailers       | blocks ..  | trailers       | ...
 //!             | 48 * 84, zeros, trailer of their own |  = one block
 //! ```
-//! A trailer of zeros is that of a block never written. The trailers of recently used groups are at
-//! hand; those of others are sealed and written when their place is needed, under a number of their
-//! own that is used once in the life of the file. Memory keeps that number for each group, so
-//! whoever can write the file cannot put an older block back with its older trailer: a sorter or a
-//! savepoint that is fed old rows would write them into the database as new ones.
+//! A trailer of zeros is that of a block never written. The trailers of recently used groups are
+//! cached; those of others are sealed and written when their place is needed, under a number of
+//! their own that is used once in the life of the file. Memory keeps that number for each group, so
+//! an attacker who can write the file cannot put an older block back with its older trailer: a
+//! sorter or a savepoint that is fed old rows would write them into the database as new ones.
 //!
 //! Invariants
-//! 1. What is at hand is right. What is not has the number in `sealed_as`, or no trailer at all.
+//! 1. Cached trailers are current. Those of other groups have the number in `sealed_as`, or are all
+//!    zeros.
 //! 2. No trailers leave memory before they are written; after an error they stay.
 
 use super::BLOCK;
@@ -25,20 +26,19 @@ pub(super) const PER_GROUP: u64 = 84;
 const TRAILERS: usize = PER_GROUP as usize * RESERVE;
 /// Bytes that are sealed as the trailers of a group.
 const PLAIN: usize = BLOCK - RESERVE;
-/// Groups at hand: 22 MB of the file, at 4 KiB each. A merge of the sorter reads 16 places in
-/// turns.
+/// Cached groups: 22 MB of the file, at 4 KiB each. A merge of the sorter reads 16 places in turns.
 const AT_HAND: usize = 64;
 /// Numbers of trailers are no numbers of blocks.
 const OF_TRAILERS: u64 = 1 << 63;
 
 const _: () = assert!(TRAILERS <= PLAIN);
 
-/// Where in the file `block` lies, and where the file ends that has as many blocks.
+/// Offset of `block` in the file, and the end of a file of as many blocks.
 pub(super) fn position(block: u64) -> u64 {
     (block + block / PER_GROUP) * BLOCK as u64
 }
 
-/// Where the trailers of `group` lie.
+/// Offset of the trailers of `group`.
 fn position_of_trailers(group: u64) -> u64 {
     position((group + 1) * PER_GROUP) - BLOCK as u64
 }
@@ -48,13 +48,13 @@ pub(super) struct Group {
     number: u64,
     /// When it was used last.
     used: u64,
-    /// Whether it differs from what is in the file.
+    /// Whether it differs from the file.
     changed: bool,
     trailers: Box<[u8]>,
 }
 
 impl Group {
-    /// Takes the trailers of the blocks from `first` on.
+    /// Sets the trailers of the blocks from `first` on.
     pub(super) fn set(&mut self, first: u64, trailers: &[[u8; RESERVE]]) {
         let from = (first % PER_GROUP) as usize * RESERVE;
         self.trailers[from..from + trailers.len() * RESERVE]
@@ -89,7 +89,7 @@ impl Default for Groups {
 }
 
 impl Groups {
-    /// Of which at most `most` are at hand.
+    /// A cache of at most `most` groups.
     pub(super) fn with(most: usize) -> Self {
         let sealed = vec![0; BLOCK].into();
         Self { at_hand: Vec::new(), most, sealed_as: Vec::new(), last: 0, clock: 0, sealed }
@@ -105,7 +105,7 @@ impl Groups {
         Ok(self.load(base, cipher, block)?.trailer(block))
     }
 
-    /// Has the group of `block` at hand.
+    /// Brings the group of `block` into the cache.
     pub(super) fn load(
         &mut self,
         base: &impl Storage,
@@ -127,7 +127,7 @@ impl Groups {
         Ok(group)
     }
 
-    /// Leaves room for one more at hand: writes the trailers used longest ago.
+    /// Makes room for one more group: writes the trailers used longest ago.
     fn make_room(&mut self, base: &impl Storage, cipher: &mut PageCipher) -> Result<()> {
         while self.at_hand.len() >= self.most {
             let groups = self.at_hand.iter().enumerate();
@@ -138,7 +138,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Reads the trailers of group `number`, and tells their place.
+    /// Reads the trailers of group `number`; returns their place in the cache.
     fn fetch(
         &mut self,
         base: &impl Storage,
@@ -175,8 +175,8 @@ impl Groups {
         Ok(())
     }
 
-    /// The file is about to be cut to `blocks`: the group that this cuts in two is at hand then,
-    /// for what the file has of its trailers goes. Nothing is written for it: a rollback on a full
+    /// The file is about to be cut to `blocks`: the group that this cuts in two is cached first,
+    /// because its trailers in the file are lost. Nothing is written for it: a rollback on a full
     /// disk comes here.
     pub(super) fn before_cut(
         &mut self,

@@ -4,14 +4,14 @@
 //! | 84 blocks | their trailers | 84 blocks | their trailers | ...
 //! ```
 //! Blocks have [`BLOCK`] bytes of ciphertext; their trailers lie behind each group of them, see
-//! [`groups`]. The key is random and in memory only, and so is the size: nobody reopens such a
-//! file. A block never written reads as zeros, as a hole of a plain file does. What memory has of
-//! the file is bounded, but for 8 bytes a group: 2.4 MB for 100 GB.
+//! [`groups`]. The key is random and in memory only, and so is the size: such a file is never
+//! reopened. A block never written reads as zeros, as a hole of a plain file does. Memory use is
+//! bounded, except for 8 bytes a group: 2.4 MB for 100 GB.
 //!
-//! Nobody else looks into such a file, and it need not survive anything. So up to [`GATHERED`]
-//! bytes of neighbouring blocks are gathered in plaintext, sealed and written at once. What could
-//! not be written stays here, is read from here, and the call that tried gets the error; so does
-//! each that tries again.
+//! No other handle reads such a file, and it need not survive a crash. So up to [`GATHERED`] bytes
+//! of neighbouring blocks are gathered in plaintext, sealed and written at once. After a failed
+//! write the buffer is kept and read from, and the call that tried gets the error; so does each
+//! that tries again.
 
 mod groups;
 
@@ -31,18 +31,18 @@ const GATHERED: usize = 16 * BLOCK;
 pub(crate) struct Scratch {
     tuning: Tuning,
     cipher: PageCipher,
-    /// The trailers of what is in the base.
+    /// The trailers of the blocks in the base.
     groups: Groups,
     size: u64,
     /// Blocks from `first` on that are newer than the base.
     gathered: Vec<u8>,
     first: u64,
-    /// Blocks that were cut within and not written since: what is behind reads as zeros.
+    /// Blocks that a truncation cut within and that were not written since: the rest reads as
+    /// zeros.
     cut: BTreeMap<u64, usize>,
     /// The gathered blocks in sealed form, and room for one trailer.
     image: Vec<u8>,
-    /// The plaintext of one block that is in the base, and its number: what small reads in a row
-    /// ask for.
+    /// The plaintext of one block in the base, and its number: serves small sequential reads.
     held: Option<u64>,
     plain: Box<[u8]>,
     sealed: Box<[u8]>,
@@ -122,18 +122,18 @@ impl Scratch {
         Ok(())
     }
 
-    /// Where nothing is gathered, each call writes what it changed.
+    /// Without `gather_writes`, each call writes its changes at once.
     fn settle(&mut self, base: &impl Storage) -> Result<()> {
         if self.tuning.gather_writes { Ok(()) } else { self.flush(base) }
     }
 
-    /// Where `block` is among what is gathered.
+    /// Position of `block` among the gathered blocks.
     fn place(&self, block: u64) -> Option<usize> {
         let place = usize::try_from(block.checked_sub(self.first)?).ok()?.checked_mul(BLOCK)?;
         (place < self.gathered.len()).then_some(place)
     }
 
-    /// Has `block` gathered, to be changed there: all of it if `whole`, else as it was.
+    /// Gathers `block`, to be changed: empty if `whole`, else with its content.
     fn gather(&mut self, base: &impl Storage, block: u64, whole: bool) -> Result<usize> {
         if let Some(place) = self.place(block) {
             return Ok(place);
@@ -149,7 +149,7 @@ impl Scratch {
             self.first = block;
         }
         let place = self.gathered.len();
-        // If `whole`, whatever is in it is overwritten at once.
+        // If `whole`, the caller overwrites all of it at once.
         self.gathered.extend_from_slice(&self.plain);
         self.cut.remove(&block);
         if self.held == Some(block) {
@@ -172,7 +172,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Puts what the base has of `block` into `plain`.
+    /// Loads `block` from the base into `plain`.
     fn open(&mut self, base: &impl Storage, block: u64, plain: &mut [u8]) -> Result<()> {
         let Some(trailer) = self.groups.trailer(base, &mut self.cipher, block)? else {
             plain.fill(0);
@@ -189,7 +189,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Seals and writes what is gathered, one write for each group that it lies in.
+    /// Seals and writes the gathered blocks, one write for each group.
     fn flush(&mut self, base: &impl Storage) -> Result<()> {
         let (mut first, end) = (self.first, self.first + (self.gathered.len() / BLOCK) as u64);
         while first < end {

@@ -1,9 +1,9 @@
 //! SQLite's own checksums, which run through its log from the header on.
 //!
 //! They are public, so they authenticate nothing: each record does that for itself. But a record
-//! may be one of a transaction that was rolled back, and what was written over its beginning since
-//! breaks the chain. So it tells which authentic frames were committed, without the wal-index,
-//! which anybody can change.
+//! may be one of a transaction that was rolled back, and later writes over its beginning break the
+//! chain. So the chain shows which authentic frames were committed, without the wal-index, which is
+//! not authenticated.
 
 use super::{FRAME_HEADER, SALTS_AT, Start, WAL_HEADER};
 
@@ -27,8 +27,8 @@ pub(super) struct Chain {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Whole,
-    /// SQLite before 3.50 commits frames without checksums, and what follows fits to nothing: each
-    /// commit counts.
+    /// SQLite before 3.50 commits frames without checksums, so the frames after them do not
+    /// continue the chain: each commit counts.
     Unsure,
     /// Frames of transactions that were rolled back follow.
     Broken,
@@ -45,8 +45,8 @@ impl Chain {
         }
     }
 
-    /// Whether `frame`, header and page, was written after the one that was shown before, as far as
-    /// that can be told.
+    /// Whether `frame`, header and page, was written right after the previous one, as far as that
+    /// is known.
     pub(super) fn goes_on(&mut self, frame: &[u8]) -> bool {
         if self.state == State::Whole {
             let (header, page) = frame.split_at(FRAME_HEADER);
@@ -62,7 +62,7 @@ impl Chain {
         self.state != State::Broken
     }
 
-    /// As [`Chain::goes_on`], where the checksums tell.
+    /// As [`Chain::goes_on`], for a log whose checksums continue.
     pub(super) fn is_sure(&mut self, frame: &[u8]) -> bool {
         self.goes_on(frame) && self.state == State::Whole
     }

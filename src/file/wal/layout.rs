@@ -1,4 +1,4 @@
-//! Where the records of a log lie, and the header that says so; the picture is in the owner
+//! Offsets of a log's records, and the header that determines them; the picture is in the parent
 //! module.
 
 use super::{FRAME_HEADER, RECORD_0, WAL_HEADER};
@@ -19,7 +19,7 @@ const USED: usize = LOG_ID_AT + size_of::<LogId>();
 
 const _: () = assert!(USED <= HEADER_LEN);
 
-/// What a log's header says: where records lie, and which log they are of.
+/// The header of a log: the layout of its records, and the id of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) page_size: usize,
@@ -48,7 +48,7 @@ impl Layout {
         2 * self.sector() as u64 + u64::from(frame - 1) * self.stride() as u64
     }
 
-    /// The place of record 0 as a block. Its number says the layout, and no frame has it: the grain
+    /// The place of record 0 as a block. Its number encodes the layout and is no frame's: the grain
     /// is at least 1, and a frame's number below 2^32.
     pub(super) fn record_0(self) -> Place {
         Place { number: (self.grain as u64) << 32 | self.page_size as u64, log: Some(self.log) }
@@ -130,8 +130,7 @@ impl Layout {
     }
 }
 
-/// Whether this is what fills up the header and record 0, of which no byte can be changed
-/// unnoticed.
+/// Whether these are the zeros after the header and record 0, of which every byte is checked.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
 }

@@ -12,64 +12,63 @@
 //! ```
 //! Each record is sealed as a block of its own, numbered as its frame, record 0 as grain * 2^32 +
 //! page size, which no frame is, and bound to the log id; SQLite's bytes are kept as they are,
-//! because its checksums cover them. `grain` is what a torn write spoils: 1 byte where the base
-//! overwrites powersafely, else the base's sector, and then no two records share one. `sector` is
+//! because its checksums cover them. `grain` is the unit that a torn write may spoil: 1 byte if the
+//! base has powersafe overwrite, else the base's sector, which no two records share. `sector` is
 //! `grain`, at least 512; `stride` is the length of a frame's record, a multiple of `grain`.
 //!
 //! The log id is drawn at random each time SQLite begins a log, and is in the associated data of
-//! every record: what an earlier log left in the file, and a copy of the file that goes its own way
-//! from then on, authenticates nowhere. It is in the associated data and not the salt of a key, as
-//! a journal's is, because a log's records may be under several DEKs, and because a key for each
-//! log would cost each reader a key derivation for each log.
+//! every record: records of an earlier log in the file, or of a copy of the file that was written
+//! to since, authenticate nowhere. It is in the associated data and not the salt of a key, as a
+//! journal's is, because a log's records may be under several DEKs, and because a key for each log
+//! would cost each reader a key derivation for each log.
 //!
-//! The origin is what the database file had when the log was begun: its size, SQLite's bytes 24 to
+//! The origin describes the database file at the begin of the log: its size, SQLite's bytes 24 to
 //! 39 of page 1, and the state that its slots name. A log is played back only over a file that is
 //! in that state, or in one that checkpoints of this very log have left (`origin`). Any other log
-//! is refused if it holds a commit, and else counts as empty. Where SQLite recovers nothing,
-//! because it believes the wal-index, each handle looks before it touches a frame of a log that is
-//! new to it.
+//! is refused if it holds a commit, and else counts as empty. If SQLite recovers nothing, because
+//! it trusts the wal-index, each handle checks a log that is new to it before it touches a frame.
 //!
 //! Header and record 0 are written anew in one write whenever a log begins. A crash may leave
 //! either of them old or spoilt. Record 0 then fails, and the log is empty, or both are old, and
 //! the log is the earlier one, of which the write touches no frame. Neither loses anything, since
-//! SQLite begins a log only where the database has all of the earlier one, synced, and syncs the
+//! SQLite begins a log only after the database has all of the earlier one, synced, and syncs the
 //! header before it writes a frame.
 //!
 //! SQLite writes a frame as header and page, sometimes cut in two at a sync. Both are gathered here
 //! and sealed with the write that completes them: until then no reader can take the frame for a
-//! valid one. Later it may overwrite the page, or the header after it read the frame.
+//! valid one. SQLite may later overwrite the page, or the header after a read of the frame.
 //!
 //! Records of frames that follow each other are gathered in `outgoing`, and reach the base in one
 //! write: with the frame that commits, whose xWrite reports an error; before a sync; when there are
-//! many. Before the commit nobody but this handle can ask for those frames, and it gets them from
-//! memory. Taken back as a whole, they are forgotten: another handle may have written frames in
-//! their places since, and the lock for which [`Owner::locks`] counts comes before whatever this
-//! handle does next.
+//! many. Before the commit only this handle can ask for those frames, and it gets them from memory.
+//! Taken back as a whole, they are forgotten: another handle may have written frames in their
+//! places since, and the lock for which [`Owner::locks`] counts comes before the next call of this
+//! handle.
 //!
-//! Reads are served from a window where they follow each other ([`crate::io::read_ahead`]). SQLite
-//! asks for a frame only if it was committed when the transaction at hand took its lock, or if this
-//! handle wrote it since. The first kind stays as it is for as long as that lock is held: frames
-//! are only added behind, and a log starts over only where nobody reads it. So what was read since
-//! then is the frame, whether or not it was asked for yet; and the window is forgotten with each
-//! lock taken, each own write over it, and each new layout. A record that fails is read again by
-//! itself, before it counts.
+//! Sequential reads are served from a window ([`crate::io::read_ahead`]). SQLite asks for a frame
+//! only if it was committed when the transaction at hand took its lock, or if this handle wrote it
+//! since. The first kind stays as it is for as long as that lock is held: frames are only added
+//! behind, and a log starts over only while it has no reader. So bytes read since then are valid,
+//! whether or not they were asked for yet; and the window is dropped with each lock taken, each own
+//! write over it, and each new layout. A record that fails is read again by itself, before it
+//! counts.
 //!
 //! Invariants
 //! 1. A record is sealed and written whole, under a nonce of its own.
 //! 2. A read that starts with a frame or with the WAL header comes from recovery, and answers zeros
-//!    where the record does not authenticate: the end of the log, as a bad checksum would be. Any
-//!    other read is of a frame that SQLite believes in, and fails; so does one of a frame that this
-//!    handle wrote in the transaction at hand.
+//!    if the record does not authenticate: the end of the log, as a bad checksum would be. Any
+//!    other read is of a frame that SQLite takes for valid, and fails; so does one of a frame that
+//!    this handle wrote in the transaction at hand.
 //! 3. A page is handed out only if its frame header has the page number that the wal-index has for
 //!    the frame: records of a transaction that was rolled back authenticate at the same place.
-//!    SQLite's salts and checksums are not looked at. Recovery looks at them, and SQLite before
-//!    3.50 commits frames without any, for which the wal-index alone vouches. A wal-index in the
-//!    heap cannot be asked; then no other process has the log open.
+//!    SQLite's salts and checksums are not checked. Recovery checks them, and SQLite before 3.50
+//!    commits frames without any, for which the wal-index alone vouches. A wal-index in the heap
+//!    cannot be asked; then no other process has the log open.
 //! 4. The header is a property of the file, authenticated with record 0: without that no frame is
-//!    read or written. It changes only with SQLite's salts: where those are the same again, nothing
-//!    was committed, and the file stays as it is. So a handle that sees the salts of its record 0
-//!    in the wal-index has the right header.
-//! 5. What is outgoing are frames of the transaction at hand, none of them lost. Nothing is
+//!    read or written. It changes only with SQLite's salts: if those are the same again, nothing
+//!    was committed, and the file is left unchanged. So a handle that sees the salts of its record
+//!    0 in the wal-index has the right header.
+//! 5. The outgoing frames belong to the current transaction, and none of them is lost. Nothing is
 //!    outgoing after a frame that commits, after a sync, after a lock was given back, or without
 //!    record 0. A frame that could not be written is an error to read, and no frame follows it,
 //!    until SQLite has taken it back.
@@ -121,27 +120,27 @@ const _: () = assert!(RECORD_0 + RESERVE <= HEADER_LEN, "record 0 fits in a sect
 /// SQLite's salts of one log, as bytes: every frame repeats them.
 pub(crate) type Salts = [u8; 8];
 
-/// What a log asks of the database that it belongs to.
+/// The services that a log needs from its database.
 pub(crate) trait Owner {
     /// Counts the locks that were taken on the wal-index: others may have written in between.
     fn locks(&self) -> u64;
-    /// The salts in the wal-index; `None` where there is none in shared memory.
+    /// The salts in the wal-index; `None` without shared memory.
     fn salts(&self) -> Option<Salts>;
-    /// The frame of the last commit by the wal-index; `None` where there is none in shared memory.
+    /// The frame of the last commit by the wal-index; `None` without shared memory.
     fn last_frame(&self) -> Option<u32>;
-    /// The page that the wal-index has for `frame`; `None` where there is none in shared memory.
+    /// The page that the wal-index has for `frame`; `None` without shared memory.
     fn page_of(&self, frame: u32) -> Option<u32>;
-    /// Refuses a commit to the log of a database file that nobody could open any more.
+    /// Refuses a commit to the log of a database file that can no longer be opened.
     fn check_envelope(&self) -> Result<()>;
     /// The state of the database file, for a log that begins.
     fn origin(&self) -> Result<Origin>;
-    /// How the log `log`, begun on `state`, fits the database file as it is.
+    /// The relation of the log `log`, begun on `state`, to the current database file.
     fn fit(&self, log: &LogId, state: &StateId) -> Result<Fit>;
-    /// SQLite's bytes 24 to 39 of page 1 in the database file; `None` where that is bad or missing.
+    /// SQLite's bytes 24 to 39 of page 1 in the database file; `None` if that is bad or missing.
     fn counters(&self) -> Result<Option<Counters>>;
 }
 
-/// What the database file was when a log was begun.
+/// The state of the database file at the begin of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Origin {
     /// Pages that it had.
@@ -150,19 +149,19 @@ pub(crate) struct Origin {
     pub(crate) state: StateId,
 }
 
-/// What a recovery read of the sizes that the database had, in pages.
+/// Sizes of the database in the recovered commits, in pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Recovered {
-    /// The smallest that the file may have been cut to.
+    /// The smallest size that the file may have been cut to.
     pub(crate) least: u32,
-    /// That of the last commit; 0 where there is none.
+    /// The size at the last commit; 0 without a commit.
     pub(crate) last: u32,
 }
 
-/// What the log holds of the database.
+/// The log's share of the database.
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
-    /// Pages that are in it. What the database file has of them need not be whole.
+    /// Pages in the log; their copies in the database file need not be whole.
     pub(crate) pages: BTreeSet<u32>,
     /// Frames that failed authentication.
     pub(crate) bad: Vec<u32>,
@@ -173,8 +172,8 @@ pub(crate) struct Frames {
 struct Pending {
     frame: u32,
     filled: usize,
-    /// It was begun under another lock. Only its very rest can still come, from a VFS above that
-    /// held it back; else it was taken back.
+    /// It was begun under an earlier lock. Only its exact rest is accepted, which a VFS above may
+    /// have delayed; otherwise SQLite has taken it back.
     left_over: bool,
 }
 
@@ -217,9 +216,9 @@ pub(crate) struct Wal {
     grain: usize,
     tuning: Tuning,
     layout: Option<Layout>,
-    /// Record 0; `None` where it does not authenticate, and then neither does the layout.
+    /// Record 0; `None` if it does not authenticate, and then neither does the layout.
     start: Option<Start>,
-    /// What a recovery has read, until somebody has taken note of it.
+    /// Results of a recovery, until the database has taken them.
     pub(crate) recovered: Option<Recovered>,
     /// A log that belongs to another state of the database and has no commit: it counts as empty.
     void: Option<LogId>,
@@ -230,23 +229,23 @@ pub(crate) struct Wal {
     /// The last frame that was committed, by a recovery through this handle or as the wal-index
     /// once said of this log: no transaction may write over it.
     published: u32,
-    /// The last frame that was committed when this handle last looked, or committed itself.
+    /// The last committed frame, as of this handle's last check or own commit.
     seen: u32,
-    /// [`Owner::locks`] when this handle last looked.
+    /// [`Owner::locks`] at this handle's last check.
     locks: u64,
-    /// Record 0 was compared with the wal-index, or read, since then.
+    /// Record 0 was compared with the wal-index, or read, since that check.
     current: bool,
     pending: Option<Pending>,
     transaction: Transaction,
     outgoing: Outgoing,
     ahead: Ahead,
-    /// What there is of the pending frame.
+    /// The bytes of the pending frame so far.
     gathered: Vec<u8>,
-    /// The frame whose plaintext is in `plain`, as it is in the file or outgoing.
+    /// Number of the frame in `plain`, equal to its record in the file or outgoing.
     held: Option<u32>,
-    /// A frame, with room for its trailer while it is sealed.
+    /// The plaintext of a frame, with room for its trailer while it is sealed.
     plain: Vec<u8>,
-    /// A record that is written by itself.
+    /// Buffer for a record that is written by itself.
     sealed: Vec<u8>,
 }
 
@@ -304,8 +303,8 @@ impl Wal {
         let file_id = *keyring.file_id();
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: 0 })?;
         if self.start.is_some_and(|start| start.header() == header) {
-            // Whoever began this log committed nothing in it. What record 0 says of the database is
-            // still so, and other handles know the log by its salts. Frames that a savepoint of
+            // The connection that began this log committed nothing in it. Record 0 still describes
+            // the database, and other handles know the log by its salts. Frames that a savepoint of
             // this transaction took back go to the file, where SQLite has them: before 3.50 it
             // reads the checksum of one when it commits.
             if let Some(layout) = self.layout {
@@ -317,8 +316,8 @@ impl Wal {
         }
         let kept = self.layout.filter(|_| self.start.is_some());
         // The same log once more: the transaction that began it was rolled back, and another
-        // connection writes its own count of checkpoints into the header. Whoever knows the log by
-        // its salts has its layout.
+        // connection writes its own count of checkpoints into the header. A handle that knows the
+        // log by its salts has its layout.
         let again = self.start.filter(|_| kept.is_some_and(|kept| kept.page_size == page_size));
         let again = again.filter(|start| start.salts() == salts_in(header));
         let (start, layout) = match (again, kept) {
@@ -340,7 +339,7 @@ impl Wal {
         image[..HEADER_LEN].copy_from_slice(&layout.encode(&file_id));
         let record_0 = layout.sector()..layout.sector() + RECORD_0 + RESERVE;
         cipher.seal(layout.record_0(), &start.0, &mut image[record_0])?;
-        // What is outgoing was taken back, or SQLite would not begin anew.
+        // SQLite has taken the outgoing frames back, or it would not begin anew.
         self.forget_transaction();
         (self.layout, self.start, self.published) = (None, None, 0);
         base.write(&image, 0)?;
@@ -354,15 +353,15 @@ impl Wal {
         self.start.as_ref().map(Start::salts)
     }
 
-    /// Pages that the database file had when the log was begun; 0 where there is none.
+    /// Pages of the database file at the begin of the log; 0 without a log.
     fn pages(&self) -> u32 {
         self.start.as_ref().map_or(0, |start| start.origin().pages)
     }
 
-    /// Record 0; `None` where it does not authenticate.
+    /// Record 0; `None` if it does not authenticate.
     fn load_start(&self, base: &impl Storage, layout: Layout) -> Result<Option<Start>> {
         let (mut sector, at) = ([0; HEADER_LEN], layout.sector() as u64);
-        // What the file does not reach reads as zeros, and so does what fills the sector up.
+        // Bytes past the end of the file read as zeros, as does the rest of the sector.
         let whole = base.read(&mut sector, at)?
             || base.read_whole(&mut sector[..RECORD_0 + RESERVE], at)?;
         if whole { self.open_start(layout, &sector) } else { Ok(None) }
@@ -377,28 +376,29 @@ impl Wal {
         Ok(good.then_some(Start(record)))
     }
 
-    /// Looks at the file again if another handle may have begun a log in it; whether it did.
+    /// Reads the header again if another handle may have begun a log; returns whether one did.
     fn refresh(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<bool> {
         self.notice_locks(owner);
         if self.current && self.layout.is_some() {
             return Ok(false);
         }
-        // Where nothing is in shared memory, only the file can tell.
+        // Without shared memory only the file can tell.
         let known = self.start.is_some() && self.salts() == owner.salts();
         if !known {
             self.load_layout(base)?;
         }
         if let Some(last) = self.last_in_index(owner) {
             if last < self.published {
-                // By right, only after a recovery that ended the log earlier: SQLite before 3.50
-                // commits frames without checksums, and takes none of them for valid then.
+                // This is legitimate only after a recovery that ended the log earlier: SQLite
+                // before 3.50 commits frames without checksums, and takes none of them for valid
+                // then.
                 let in_chain = self.last_in_chain(base)?;
                 if in_chain > last {
                     return Err(Error::FrameAuthentication { frame: last + 1 });
                 }
             }
             if last != self.seen {
-                // Others committed, or put an older log in place: it is looked at again.
+                // Others committed, or an older log was put in place: check it again.
                 self.fits = None;
             }
             (self.published, self.seen) = (last, last);
@@ -407,15 +407,15 @@ impl Wal {
         Ok(!known)
     }
 
-    /// The frame of the last commit by the wal-index, where that is about this log.
+    /// The frame of the last commit by the wal-index, if that describes this log.
     fn last_in_index(&self, owner: &impl Owner) -> Option<u32> {
         let last = owner.last_frame()?;
-        // Read afterwards, they tell also of a log that was begun meanwhile.
+        // Read after the frame, the salts also reveal a log that was begun meanwhile.
         (self.start.is_some() && self.salts() == owner.salts()).then_some(last)
     }
 
-    /// A transaction begins. Others may have committed since the last one, or put an older log in
-    /// place: then it is looked at again before a frame of it counts.
+    /// A transaction begins. Others may have committed since the last one, or an older log was put
+    /// in place: then it is checked again before a frame of it counts.
     pub(crate) fn transaction_begins(&mut self, owner: &impl Owner) {
         let last = self.last_in_index(owner);
         if last != Some(self.seen) {
@@ -426,8 +426,8 @@ impl Wal {
         }
     }
 
-    /// With another lock there is another transaction: what was not committed was taken back, and
-    /// others may have written.
+    /// A new lock means a new transaction: uncommitted frames were taken back, and others may have
+    /// written.
     fn notice_locks(&mut self, owner: &impl Owner) {
         let locks = owner.locks();
         if self.locks != locks {
@@ -436,8 +436,8 @@ impl Wal {
         }
     }
 
-    /// SQLite gave back the lock under which it writes the log: what it did not commit is taken
-    /// back, and what it did is in the wal-index.
+    /// SQLite released its write lock on the log: uncommitted frames are taken back, and committed
+    /// ones are in the wal-index.
     pub(crate) fn lock_given_back(&mut self, owner: &impl Owner) {
         if let Some(last) = self.last_in_index(owner) {
             self.published = self.published.max(last);
@@ -446,7 +446,8 @@ impl Wal {
         self.check();
     }
 
-    /// Invariant 5, at a return to SQLite. It is of what this handle does, whatever the disk says.
+    /// Invariant 5, at a return to SQLite. It depends on this handle's actions only, not on the
+    /// disk.
     fn check(&self) {
         let (Some(first), Some(last)) = (self.outgoing.first(), self.outgoing.last()) else {
             return;
@@ -456,7 +457,7 @@ impl Wal {
         debug_assert!(!self.transaction.has_lost(last), "frame {last} is lost and outgoing");
     }
 
-    /// Invariant 5, where nothing may be outgoing.
+    /// Invariant 5, when nothing may be outgoing.
     fn check_nothing_outgoing(&self, after: &str) {
         let first = self.outgoing.first();
         debug_assert!(first.is_none(), "{first:?} and on are outgoing after {after}");

@@ -9,21 +9,21 @@ use crate::io::Storage;
 use crate::key::envelope::slot::{Fit, LastFrame, StateId};
 use crate::page::{LogId, RESERVE};
 
-/// Looks at a log that others begin anew meanwhile: SQLite recovers without locks where it may not
-/// write the wal-index.
+/// Attempts at a log that others may begin anew meanwhile: SQLite recovers without locks if it may
+/// not write the wal-index.
 const ATTEMPTS: usize = 5;
-/// How many frames of page 1 are tried before every frame is, from the last one on.
+/// Number of frames of page 1 to try, from the last one on, before every frame is tried.
 const TOLD: usize = 64;
-/// Where SQLite's bytes 24 to 39 of a page are in its frame.
+/// Range of SQLite's bytes 24 to 39 of a page within its frame.
 const COUNTERS: std::ops::Range<usize> =
     FRAME_HEADER + 24..FRAME_HEADER + 24 + size_of::<Counters>();
 
-/// How closely to look.
+/// Depth of a check.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Look {
     AtAll,
-    /// The log is in use. While it is brought to the file, page 1 there may be any of its versions,
-    /// and to find which takes as long as a recovery.
+    /// The log is in use. During its checkpoint, page 1 in the file may be any of its versions, and
+    /// finding out which takes as long as a recovery.
     InUse,
 }
 
@@ -53,11 +53,10 @@ impl Wal {
     }
 
     /// Before a frame of the log is read or written: the same check, unless this handle has made it
-    /// and nobody has committed since. SQLite may have believed the wal-index, and recovered
-    /// nothing.
+    /// and no commit has followed. SQLite may have trusted the wal-index, and recovered nothing.
     ///
     /// # Errors
-    /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] where the
+    /// [`Error::LogOutdated`], [`Error::LogCut`]; [`Error::FrameAuthentication`] if the
     /// wal-index is about another log.
     pub(super) fn check_new(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<()> {
         let (Some(layout), Some(start)) = (self.layout, self.start) else { return Ok(()) };
@@ -93,7 +92,7 @@ impl Wal {
                 Some(counters) if counters == origin.counters => true,
                 // A checkpoint may have brought page 1 from the log.
                 Some(counters) => self.has_page_1(base, owner, Some(counters))?,
-                // It may have been cut off while it wrote page 1.
+                // The checkpoint may have been interrupted while it wrote page 1.
                 None if self.has_page_1(base, owner, None)? => true,
                 None => return Err(Error::PageAuthentication { page: 1 }),
             },
@@ -131,7 +130,7 @@ impl Wal {
         self.survey(base, 0, brought, |wal, frame, good| {
             let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
             let mut goes_on = |chain: &mut Chain| good && chain.goes_on(&wal.plain[..length]);
-            // In use, others may have written over what a recovery dropped.
+            // Others may have overwritten the frames that a recovery dropped.
             if good && (look == Look::InUse || chain.as_mut().is_some_and(&mut goes_on)) {
                 there = frame;
             }
@@ -164,19 +163,19 @@ impl Wal {
     }
 
     /// After a recovery: the log, the state on which it was begun and the last frame that counts,
-    /// by the wal-index where there is one in shared memory.
+    /// by the wal-index if it is in shared memory.
     pub(crate) fn recovered_end(&self, in_index: Option<u32>) -> Option<((LogId, StateId), u32)> {
         let (layout, start) = self.layout.zip(self.start)?;
         Some(((layout.log, start.origin().state), in_index.or(self.end)?))
     }
 
-    /// The frames that a checkpoint at hand may bring to the file, by the wal-index or by what this
-    /// handle knows.
+    /// The frames that the current checkpoint may copy to the file, by the wal-index or by this
+    /// handle's own knowledge.
     pub(crate) fn brought(&self, attempted: Option<u32>) -> u32 {
         attempted.or(self.end).unwrap_or(0)
     }
 
-    /// The last one of those frames, where that is known.
+    /// The last one of those frames, if known.
     pub(crate) fn last_frame(
         &self,
         base: &impl Storage,
@@ -188,8 +187,8 @@ impl Wal {
         Ok(base.read_whole(&mut trailer, at)?.then_some((brought, trailer)))
     }
 
-    /// Whether page 1 is in the log, with these counters or with any. Looks where the wal-index has
-    /// page 1 first: a look at every frame takes as long as a recovery.
+    /// Whether page 1 is in the log, with these counters or with any. Tries the wal-index's frame
+    /// of page 1 first: reading every frame takes as long as a recovery.
     fn has_page_1(
         &mut self,
         base: &impl Storage,

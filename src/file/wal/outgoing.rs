@@ -1,14 +1,14 @@
-//! Records on their way to the base: those of frames that follow each other leave in one write.
+//! Write buffer of the log: adjacent records leave in one write.
 //!
-//! A record's gap up to the next one is filled with zeros where another follows. That spoils
-//! nothing: no other record lies in what a torn write of it may spoil.
+//! The gap between two adjacent records is filled with zeros. That is harmless: no other record
+//! lies within the reach of a torn write.
 
 use super::layout::Layout;
 
-/// Bytes that are gathered at most, unless one record is longer.
+/// Capacity in bytes, unless one record is longer.
 const LIMIT: usize = 65536;
 
-/// Sealed records of frames that follow each other. Allocates as it is filled.
+/// Adjacent sealed records. Allocates as it is filled.
 #[derive(Default)]
 pub(super) struct Outgoing {
     bytes: Vec<u8>,
@@ -43,8 +43,7 @@ impl Outgoing {
         Some(&self.bytes[at..at + layout.record()])
     }
 
-    /// Where to seal the record of `frame`, which it takes. It counts once [`Outgoing::took`] says
-    /// so.
+    /// Room to seal the record of `frame`; the record counts once [`Outgoing::took`] is called.
     pub(super) fn place(&mut self, layout: Layout, frame: u32) -> &mut [u8] {
         let index = if self.count == 0 { 0 } else { (frame - self.first) as usize };
         let at = index * layout.stride();
@@ -62,7 +61,7 @@ impl Outgoing {
         self.count = self.count.max(frame - self.first + 1);
     }
 
-    /// All that is to be written, from the first record to the end of the last.
+    /// The bytes to write, from the first record to the end of the last.
     pub(super) fn records(&self, layout: Layout) -> &[u8] {
         match (self.count as usize).checked_sub(1) {
             None => &[],
@@ -70,7 +69,7 @@ impl Outgoing {
         }
     }
 
-    /// Where the file ends at least, once all is written.
+    /// Minimum end of the file after the flush.
     pub(super) fn end(&self, layout: Layout) -> Option<u64> {
         Some(layout.position(self.first()?) + self.records(layout).len() as u64)
     }

@@ -36,7 +36,7 @@ impl Wal {
         at: u64,
     ) -> Result<Filled> {
         self.refresh(base, owner)?;
-        self.settle(base)?;
+        self.resolve_partial_frame(base)?;
         let Some(layout) = self.layout else {
             buf.fill(0);
             return Ok(Filled::Short);
@@ -84,7 +84,7 @@ impl Wal {
 
     /// Reads of SQLite's WAL header: the whole in recovery, its checksum when a transaction that
     /// started the log has overwritten frames. Recovery may come after another handle began a log,
-    /// and before the wal-index says so.
+    /// and before the wal-index shows it.
     fn read_header(
         &mut self,
         base: &impl Storage,
@@ -125,7 +125,7 @@ impl Wal {
         (pages > 0).then_some(pages)
     }
 
-    /// Takes note of a commit that SQLite recovers. It ends the log at a frame without its salts.
+    /// Notes a commit that SQLite recovers. SQLite ends the log at a frame without its salts.
     fn note_commit(&mut self, frame: u32) {
         let Some(pages) = self.commit() else { return };
         let recovers = self.salts().is_some_and(|salts| self.plain[SALTS_AT..].starts_with(&salts));
@@ -152,7 +152,7 @@ impl Wal {
         owner.page_of(frame).is_none_or(|expected| expected == page)
     }
 
-    /// Puts `frame` into `plain`, from memory or from its record; `false` where that does not
+    /// Puts `frame` into `plain`, from memory or from its record; `false` if that does not
     /// authenticate.
     pub(super) fn load(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<bool> {
         self.held = None;

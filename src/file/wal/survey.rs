@@ -1,6 +1,6 @@
-//! What others ask of the whole log. They do so under any lock or none, so nothing that was read
-//! ahead for SQLite counts, and only frames that are in the file. A frame of this log counts also
-//! without SQLite's salts: those that it commits without them are read and checkpointed as others.
+//! Questions about the whole log. They come under any lock or none, so they use only frames in the
+//! file, and no window that was read ahead for SQLite. A frame of this log counts even without
+//! SQLite's salts: such frames are read and checkpointed like others.
 
 use std::collections::BTreeSet;
 
@@ -10,44 +10,44 @@ use super::{COMMIT_AT, FRAME_HEADER, Frames, Owner, Salts, Wal, number};
 use crate::error::{Error, Result};
 use crate::io::Storage;
 
-/// What a log demands of the file of its database.
+/// A log's requirements on the file of its database.
 #[derive(Debug, Default)]
 pub(crate) struct Demand {
-    /// The smallest size in pages that the file may have: what it had when the log was begun, or
-    /// what a checkpoint cut it to since; and each page that checkpoints have brought there, unless
-    /// a later commit made the database smaller. A checkpoint that a reader holds back skips a page
-    /// of which a later frame is in the log, though it counts the earlier one as brought.
+    /// Minimum valid size in pages: the size at the begin of the log, or the size that a checkpoint
+    /// cut it to since; and each page that checkpoints have copied there, unless a later commit
+    /// made the database smaller. A checkpoint that a reader holds back skips a page of which a
+    /// later frame is in the log, though it counts the earlier one as brought.
     pub(crate) pages: u32,
     /// Pages that committed frames have, as far as no later commit made the database smaller. A
-    /// checkpoint brings them to the file, or has done so: none of them is one that nobody wrote.
+    /// checkpoint copies them to the file, or has done so: each of them was written by SQLite.
     pub(crate) logged: BTreeSet<u32>,
     /// Those of them that the reader at hand finds in the log, unless they are in the file.
     pub(crate) visible: BTreeSet<u32>,
 }
 
-/// What the wal-index says of the log, or this handle knows. It is not authenticated, and serves
-/// only to demand more.
+/// Values from the wal-index, or from this handle's own knowledge. They are not authenticated, and
+/// serve only to require more.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct View {
     /// Checkpoints have brought the frames up to this one to the database file.
     pub(crate) in_file: u32,
-    /// The frame of the last commit and by the wal-index the pages of the database after it.
+    /// The frame of the last commit, and the pages of the database after it by the wal-index.
     pub(crate) end: Option<(u32, Option<u32>)>,
     /// The reader at hand sees the frames up to this one.
     pub(crate) mark: u32,
-    /// The salts of the log that the wal-index is about.
+    /// The salts of the log that the wal-index describes.
     pub(crate) salts: Option<Salts>,
 }
 
 impl Wal {
-    /// What the log demands by its own records, and by what is known of them from elsewhere.
+    /// The requirements of the log, from its own records and from `known`.
     ///
     /// # Errors
-    /// [`Error::FrameAuthentication`] where the frame of the last commit is no such commit.
+    /// [`Error::FrameAuthentication`] if the frame of the last commit is no such commit.
     pub(crate) fn demand(&mut self, base: &impl Storage, view: View) -> Result<Demand> {
         self.load_layout(base)?;
         let mut least = self.pages();
-        // SQLite begins a log where all of the one before is in the database, and says so in the
+        // SQLite begins a log once all of the one before is in the database, and marks that in the
         // wal-index before it writes the first frame.
         let is_over = view.salts.is_some() && self.salts().is_some() && view.salts != self.salts();
         let View { in_file, end, mark, .. } = if is_over { View::default() } else { view };
@@ -83,7 +83,7 @@ impl Wal {
                 least = least.min(pages);
                 written.split_off(&pages.saturating_add(1));
             }
-            // The wal-index may deny commits: the log knows of them by itself.
+            // The wal-index may hide commits: the log proves them by itself.
             if frame > last && goes_on {
                 pending.push(page);
                 if size > 0 {
@@ -103,7 +103,7 @@ impl Wal {
         Ok(demand)
     }
 
-    /// The frame of the last commit for which SQLite's checksums vouch; 0 where there is none.
+    /// The frame of the last commit that SQLite's checksums confirm; 0 without one.
     pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<u32> {
         let (mut last, mut chain) = (0, self.start.as_ref().map(Chain::new));
         self.survey(base, 0, u32::MAX, |wal, frame, good| {
@@ -135,15 +135,16 @@ impl Wal {
                 frames.bad.push(frame);
             }
         })?;
-        // The wal-index may say anything: a log that is shorter lacks one frame, whatever it says.
+        // The wal-index is not trusted: a shorter log counts as lacking one frame, whatever its
+        // numbers.
         if self.layout.is_some() && there < last {
             frames.bad.push(there + 1);
         }
         Ok(frames)
     }
 
-    /// The frame of the last commit, where no wal-index is in shared memory: the one that this
-    /// handle recovered or wrote, or else the last one in the file.
+    /// The frame of the last commit without a wal-index in shared memory: the one that this handle
+    /// recovered or wrote, or else the last one in the file.
     pub(crate) fn last_commit(&mut self, base: &impl Storage) -> Result<u32> {
         self.load_layout(base)?;
         if let Some(end) = self.end {
@@ -183,7 +184,7 @@ impl Wal {
         })
     }
 
-    /// As [`Wal::survey`], until `see` has seen enough and answers `false`.
+    /// As [`Wal::survey`], until `see` returns `false`.
     fn survey_while(
         &mut self,
         base: &impl Storage,
@@ -201,7 +202,7 @@ impl Wal {
         seen
     }
 
-    /// Whether one of these frames is what `is` looks for.
+    /// Whether `is` holds for one of these frames.
     pub(super) fn find(
         &mut self,
         base: &impl Storage,

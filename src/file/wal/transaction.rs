@@ -1,11 +1,11 @@
-//! What a handle knows of the frames that it writes before they are committed.
+//! A handle's record of the frames that it writes before they are committed.
 
 use super::FRAME_HEADER;
 
 /// Frame headers that are kept, of 24 bytes each: however many frames a transaction has, they take
 /// 192 KiB. A frame past them is read where its page is overwritten.
 const HEADERS: usize = 1 << 13;
-/// Headers for which there stays room between transactions.
+/// Capacity in headers that is kept between transactions.
 const KEPT: usize = 1 << 8;
 
 /// The transaction that this handle writes.
@@ -19,8 +19,8 @@ pub(super) struct Transaction {
     committed: bool,
     /// The headers of its frames, from `first` on.
     headers: Vec<[u8; FRAME_HEADER]>,
-    /// From this frame on, SQLite takes frames for written that are not. It has been told, or is
-    /// about to be, and takes them back.
+    /// From this frame on, frames failed to be written. SQLite has been told, or is about to be,
+    /// and takes them back.
     lost: Option<u32>,
 }
 
@@ -36,7 +36,7 @@ impl Transaction {
         self.has(frame) && frame > self.end
     }
 
-    /// Whether `frame` may be one that SQLite takes for written and that is not.
+    /// Whether `frame` may be one that failed to be written.
     pub(super) fn has_lost(&self, frame: u32) -> bool {
         self.lost.is_some_and(|lost| frame >= lost)
     }
@@ -46,8 +46,8 @@ impl Transaction {
         self.headers.get(frame.checked_sub(self.first?)? as usize)
     }
 
-    /// SQLite puts `frame` at the end of its log: whatever came after it before, it has taken back.
-    /// Gives back whether a transaction before was committed and this one begins.
+    /// SQLite puts `frame` at the end of its log: later frames are taken back. Returns whether an
+    /// earlier transaction was committed and this one begins.
     pub(super) fn append(&mut self, frame: u32) -> bool {
         let begins = std::mem::take(&mut self.committed);
         if begins {
@@ -84,7 +84,7 @@ impl Transaction {
         self.headers.shrink_to(KEPT);
     }
 
-    /// From `frame` on, nothing is sure to be written.
+    /// From `frame` on, no frame is known to be written.
     pub(super) fn lose(&mut self, frame: u32) {
         self.lost = Some(self.lost.map_or(frame, |lost| lost.min(frame)));
     }

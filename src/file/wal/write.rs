@@ -1,4 +1,4 @@
-//! Writes of frames, whole and in part, and what they become on the base.
+//! Writes of frames, whole and in part, and the records they become.
 
 use crate::ffi;
 
@@ -75,10 +75,10 @@ impl Wal {
         }
     }
 
-    /// What was written survives power loss once the base syncs: nothing of it is only here.
+    /// Flushes everything, so that a sync of the base makes all writes survive power loss.
     pub(crate) fn before_sync(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<()> {
         self.notice_locks(owner);
-        self.settle(base)?;
+        self.resolve_partial_frame(base)?;
         if let Some(layout) = self.layout {
             self.flush(base, layout)?;
         }
@@ -98,7 +98,7 @@ impl Wal {
         let continues =
             self.pending.is_some_and(|have| have.frame == frame && have.filled == within);
         if !continues {
-            self.settle(base)?;
+            self.resolve_partial_frame(base)?;
         }
         let appends = continues || within == 0 && self.held != Some(frame);
         if appends {
@@ -133,9 +133,9 @@ impl Wal {
         self.store(base, layout, frame)
     }
 
-    /// SQLite writes `frame` anew, which was committed once. It does so where the wal-index, which
-    /// anybody can change, denies the commit; the page would be lost without a trace. By right it
-    /// does after a recovery that ended the log earlier.
+    /// SQLite overwrites `frame`, which was committed once. It does so if the wal-index, which is
+    /// not authenticated, hides the commit; the page would be lost without a trace. That is
+    /// legitimate only after a recovery that ended the log earlier.
     fn refuse_denial(&mut self, base: &impl Storage, frame: u32) -> Result<()> {
         if self.last_in_chain(base)? >= frame {
             return Err(Error::FrameAuthentication { frame });
@@ -144,7 +144,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Puts into `plain` what a frame has beside the bytes at `written`.
+    /// Loads into `plain` the bytes of a frame outside of `written`.
     fn load_around(
         &mut self,
         base: &impl Storage,
@@ -169,7 +169,7 @@ impl Wal {
         }
     }
 
-    /// Seals what is in `plain` as `frame` and passes it on. A commit ends the run of nonces.
+    /// Seals `plain` as `frame` and passes it on. A commit ends the run of nonces.
     fn store(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<()> {
         self.held = None;
         let commits = number(&self.plain[COMMIT_AT..]) > 0;
@@ -191,8 +191,8 @@ impl Wal {
         Ok(())
     }
 
-    /// Seals what is in `plain` as `frame`, to be written with its neighbours, or at once: where it
-    /// commits, where much is outgoing, and where the frame is one of earlier.
+    /// Seals `plain` as `frame`. It is written with its neighbours, or at once if it commits, if
+    /// the buffer is full, or if the frame is an earlier one.
     fn pass_on(
         &mut self,
         base: &impl Storage,
@@ -224,7 +224,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Writes what is outgoing.
+    /// Flushes the outgoing frames.
     pub(super) fn flush(&mut self, base: &impl Storage, layout: Layout) -> Result<()> {
         let Some(first) = self.outgoing.first() else { return Ok(()) };
         let (records, at) = (self.outgoing.records(layout), layout.position(first));
@@ -237,7 +237,7 @@ impl Wal {
         written
     }
 
-    /// What is outgoing will not be written. Most likely SQLite is told of an error right now.
+    /// The outgoing frames will not be written. In most cases SQLite is being told of an error.
     pub(super) fn lose_outgoing(&mut self) {
         if let Some(first) = self.outgoing.first() {
             self.transaction.lose(first);
@@ -246,9 +246,9 @@ impl Wal {
         self.outgoing.clear();
     }
 
-    /// Something else follows the beginning of a frame, so it was meant for the one that is there.
-    /// Where there is none, no frame was finished, and it waits for its rest.
-    pub(super) fn settle(&mut self, base: &impl Storage) -> Result<()> {
+    /// Another write follows the first bytes of a frame, so these overwrite part of the frame in
+    /// the file. If no frame is there, they wait for their rest.
+    pub(super) fn resolve_partial_frame(&mut self, base: &impl Storage) -> Result<()> {
         let (Some(pending), Some(layout)) = (self.pending, self.layout) else { return Ok(()) };
         if pending.left_over {
             self.pending = None;

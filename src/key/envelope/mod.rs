@@ -1,4 +1,4 @@
-//! The envelope: what a database file says about its keys, in 16 KiB before the first page.
+//! The envelope: the key records of a database file, in 16 KiB before the first page.
 //!
 //! ```text
 //! 0                         7680       8192                      15872      16384
@@ -27,13 +27,13 @@
 //!
 //! The current DEK comes first and has no wrapped bytes of its own: the protectors wrap it, each by
 //! itself. A retired DEK is wrapped under the current one. The MAC is HMAC-SHA-256, under the
-//! current DEK's envelope subkey, of everything before it. The slots say which log belongs to the
-//! file ([`slot`]); checkpoints write them, so whoever writes a copy leaves them as they are.
+//! current DEK's envelope subkey, of everything before it. The slots identify the log that belongs
+//! to the file ([`slot`]); checkpoints write them, and writers of a copy leave them unchanged.
 //!
 //! Invariants:
 //! 1. One meaning, one encoding: a copy that decodes is, byte for byte, what encoding gives.
 //! 2. Nothing that was not authenticated leaves this module as an [`Envelope`]: decoding gives an
-//!    [`Unverified`], which tells only what it takes to find the key.
+//!    [`Unverified`], which exposes only the fields needed to find the key.
 
 pub(crate) mod slot;
 pub(crate) mod slots;
@@ -95,7 +95,7 @@ const PAGE_SIZE_MAX: u32 = 65536;
 
 static ZEROS: [u8; COPY_LEN] = [0; COPY_LEN];
 
-/// What a copy of the envelope says, authenticated or about to be written.
+/// The content of a copy, authenticated or about to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// Counts the writes of the envelope, from 1.
@@ -110,7 +110,7 @@ pub struct Envelope {
     pub rotated: u64,
     /// When the DEK was last regenerated, in Unix seconds; 0 for never.
     pub regenerated: u64,
-    /// How far the move of old pages to the current DEK has come.
+    /// Progress of the move of old pages to the current DEK.
     pub scan_state: ScanState,
     /// The last page that the scan has done; 0 for none.
     pub scan_cursor: u32,
@@ -123,7 +123,7 @@ pub struct Envelope {
     pub current: DekRecord,
     /// DEKs that pages may still be under, at most 3, wrapped under the current one.
     pub retired: Vec<DekRecord>,
-    /// Who can unwrap the current DEK: 1 to 8, each by itself, in the order of trying.
+    /// The records that unwrap the current DEK: 1 to 8, each by itself, in the order of trying.
     pub protectors: Vec<ProtectorRecord>,
 }
 
@@ -132,7 +132,7 @@ pub struct Envelope {
 pub struct DekRecord {
     /// Key version, from 1; no two DEKs of an envelope have the same.
     pub version: u32,
-    /// What its pages are encrypted with.
+    /// The cipher suite of its pages.
     pub suite: SuiteId,
     /// 1 to 2048 bytes, wrapped under the current DEK; none for the current DEK itself.
     pub wrapped: Vec<u8>,
@@ -143,15 +143,15 @@ pub struct DekRecord {
 pub struct ProtectorRecord {
     /// The protector's name in this database: 1 to 255 bytes, unique.
     pub name: String,
-    /// The provider's name, at most 255 bytes; what it means is the configuration's to say.
+    /// The provider's name, at most 255 bytes; the configuration gives it a meaning.
     pub provider: String,
-    /// The key in the provider's words.
+    /// The provider's name of the key.
     pub key_id: String,
     /// The DEK, wrapped: a blob of 1 to 2048 bytes.
     pub wrapped: Wrapped,
     /// When the protector key ends, in Unix seconds; 0 for never.
     pub not_after: u64,
-    /// Whether who opens through this protector may only read.
+    /// Whether an opening through this protector allows only reads.
     pub read_only: bool,
 }
 
@@ -201,7 +201,7 @@ impl Envelope {
     /// One copy, [`COPY_LEN`] bytes, authenticated with the current DEK's envelope subkey.
     ///
     /// # Errors
-    /// [`Error::Usage`] naming the part that is out of bounds, or that all does not fit.
+    /// [`Error::Usage`] naming the part that is out of bounds, or the excess length.
     pub fn encode(&self, mac_key: &Secret) -> Result<Vec<u8>> {
         let usage = |reason: String| Error::Usage(format!("envelope: {reason}"));
         self.check().map_err(usage)?;
@@ -260,7 +260,7 @@ impl Envelope {
         std::iter::once(&self.current).chain(&self.retired)
     }
 
-    /// The rules that hold for what is written and for what is read; `Err` names the broken one.
+    /// The rules for encoding and decoding; `Err` names the broken one.
     fn check(&self) -> Result<(), String> {
         let rule = |holds: bool, reason: &str| holds.then_some(()).ok_or_else(|| reason.to_owned());
         let is_wrapped = |bytes: &[u8]| (1..=WRAPPED_MAX_LEN).contains(&bytes.len());
@@ -283,8 +283,8 @@ impl Envelope {
     }
 }
 
-/// A copy whose structure is sound and whose MAC nobody has checked: whoever can write the file may
-/// have made it up. It tells only what it takes to find the key.
+/// A copy of sound structure whose MAC is unchecked: an attacker may have written it. It exposes
+/// only the fields needed to find the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unverified {
     envelope: Envelope,
@@ -333,19 +333,19 @@ impl Unverified {
         Ok(Self { envelope, authenticated: authenticated.to_vec(), tag: *tag })
     }
 
-    /// How many times the envelope was written, as it says.
+    /// The generation, unverified.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.envelope.generation
     }
 
-    /// Which database it is, as it says.
+    /// The file id, unverified.
     #[must_use]
     pub fn file_id(&self) -> [u8; FILE_ID_LEN] {
         self.envelope.file_id
     }
 
-    /// The ways to the current DEK: 1 to 8.
+    /// The protector records: 1 to 8.
     #[must_use]
     pub fn protectors(&self) -> &[ProtectorRecord] {
         &self.envelope.protectors
@@ -360,7 +360,7 @@ impl Unverified {
     /// The envelope, if the holder of `mac_key` wrote it.
     ///
     /// # Errors
-    /// [`Error::EnvelopeDamaged`] where the MAC is another.
+    /// [`Error::EnvelopeDamaged`] if the MAC does not match.
     pub fn verify(&self, mac_key: &Secret) -> Result<Envelope> {
         mac(mac_key, &self.authenticated)
             .filter(|tag| bool::from(tag.ct_eq(&self.tag)))
@@ -369,14 +369,14 @@ impl Unverified {
     }
 }
 
-/// The copies that parse, highest generation first, and one of two that are the same; never empty.
+/// The copies that parse, highest generation first, without duplicates; never empty.
 ///
-/// `header` is the first [`ENVELOPE_LEN`] bytes of a file, or all where it has fewer. Copies that
-/// disagree on the file id are both given: only the MAC can tell which of them is of this database.
+/// `header` is the first [`ENVELOPE_LEN`] bytes of a file, or all where it has fewer. Copies with
+/// different file ids are both returned: only the MAC can tell which belongs to this database.
 ///
 /// # Errors
-/// Where no copy parses: [`Error::FormatTooNew`] if either says so, [`Error::NotADatabase`] if
-/// neither has the magic, else [`Error::EnvelopeDamaged`] naming what is wrong with each.
+/// If no copy parses: [`Error::FormatTooNew`] if either does, [`Error::NotADatabase`] if neither
+/// has the magic, else [`Error::EnvelopeDamaged`] naming the fault of each.
 pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
     let (a, b) = copies(header);
     let first = Unverified::decode(a);
@@ -398,18 +398,18 @@ pub fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
     }
 }
 
-/// Whether a file of `file_len` bytes that starts with `header` can only be what a crash left of a
-/// database's creation, so that nothing was ever stored in it.
+/// Whether a file of `file_len` bytes that starts with `header` can only be the rest of an
+/// interrupted creation, so that nothing was ever stored in it.
 ///
 /// Creation writes copy A, syncs it, writes pages, and at the first commit copy B, syncs that, and
-/// copy A again. Both then say that there are pages, and the pages are on disk. So this is so where
+/// copy A again. Both then mark that there are pages, and the pages are on disk. Conditions:
 /// 1. the file has no page: it ends with the envelope or before, at a multiple of a sector;
 /// 2. copy A, whole or torn, is of no later format and says that there are no pages, or is zeros
 ///    and so is all that follows;
 /// 3. copy B is zeros, or begins as one.
 ///
-/// Nothing here is authenticated: whoever can write the file can empty it, too. What this tells
-/// apart is a crash, and a file that was cut.
+/// Nothing here is authenticated: an attacker who can write the file can empty it, too. The check
+/// tells a crash from a file that was cut.
 #[must_use]
 pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     // A header shorter than the file leaves bytes unseen; a longer one was filled up by its reader.
@@ -433,13 +433,13 @@ pub fn is_unfinished(header: &[u8], file_len: u64) -> bool {
     }
 }
 
-/// Bytes of a copy that tell [`Envelope::begins`] which database it is of.
+/// Bytes of a copy from which [`Envelope::begins`] identifies its database.
 pub(crate) const ID_END: usize = CREATED_AT;
 
 impl Envelope {
     /// Whether a copy of this database's envelope begins with `start`: magic, file id and page size
-    /// stay as they are. Nothing here is authenticated: it tells whether an envelope lies there at
-    /// all, at the cost of one short read.
+    /// stay as they are. Nothing here is authenticated: one short read shows whether an envelope is
+    /// there at all.
     pub(crate) fn begins(&self, start: &[u8; ID_END]) -> bool {
         start.starts_with(MAGIC)
             && start[FILE_ID_AT..PAGE_SIZE_AT] == self.file_id
@@ -453,7 +453,7 @@ pub(crate) fn copies_are_equal(header: &[u8]) -> bool {
     a == b
 }
 
-/// Copies A and B, as far as `header` has them.
+/// Copies A and B, as far as `header` reaches.
 fn copies(header: &[u8]) -> (&[u8], &[u8]) {
     let header = header.get(..ENVELOPE_LEN).unwrap_or(header);
     let (a, b) = header.split_at_checked(REGION_LEN).unwrap_or((header, &[]));
@@ -499,7 +499,7 @@ fn put_long(out: &mut Vec<u8>, bytes: &[u8], field: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// What the fields say, whether or not it keeps the rules of [`Envelope::check`].
+/// The fields, not yet checked by [`Envelope::check`].
 fn parse_fields(head: &[u8], records: &[u8]) -> Result<Envelope, String> {
     for (at, len, field) in [(SCAN_ZERO_AT, 3, "scan state"), (FLAGS_ZERO_AT, 1, "flags")] {
         if !head.get(at..at + len).is_some_and(is_zero) {

@@ -1,4 +1,4 @@
-//! A slot: which log may be played back over the database file.
+//! A slot: identifies the log that may be played back over the database file.
 //!
 //! ```text
 //! 0       16       20         28      44    60       64        68    100     512
@@ -9,13 +9,13 @@
 //! under the envelope subkey; its magic tells it from that of a copy.
 //!
 //! `state` names the content that the file had after the last checkpoint that brought a whole log
-//! to it. It follows from what was brought: the first 16 bytes of HMAC-SHA-256 under the envelope
-//! subkey of `"sqlite-tde state"`, the state on which that log was begun, its id, the number of its
-//! last frame (4) and that frame's trailer (48). So the same logs, brought to a copy of the file
-//! one after another, lead to the same states. A state that nothing leads to is random. `log` is
-//! the id of a log, or zeros: where `partly` is 0, that very log; where it is 1, one that was begun
-//! on `state` and of which a checkpoint has begun to bring pages to the file since. Its frames from
-//! 1 to `brought` may be there: without each of them the file has half of what was committed.
+//! to it. It is derived from the frames brought: the first 16 bytes of HMAC-SHA-256 under the
+//! envelope subkey of `"sqlite-tde state"`, the state on which that log was begun, its id, the
+//! number of its last frame (4) and that frame's trailer (48). So the same logs, brought to a copy
+//! of the file one after another, lead to the same states. An initial state is random. `log` is the
+//! id of a log, or zeros: where `partly` is 0, that very log; where it is 1, one that was begun on
+//! `state` and of which a checkpoint has begun to bring pages to the file since. Its frames from 1
+//! to `brought` may be there: without each of them the file has half of what was committed.
 
 use subtle::ConstantTimeEq;
 
@@ -45,7 +45,7 @@ pub(crate) const SLOT_LEN: usize = SECTOR_LEN;
 
 const _: () = assert!(USED <= SLOT_LEN);
 
-/// What a slot says.
+/// The content of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) sequence: u64,
@@ -59,25 +59,25 @@ pub(crate) struct Slot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fit {
     No,
-    /// The file is in the state on which it was begun.
+    /// The file is in the state on which the log was begun.
     Begun,
     /// Checkpoints have brought its frames to the file up to this one, or some of their pages.
     Brought {
         frames: u32,
-        /// It has more of them, or may have.
+        /// The file has, or may have, more of its frames.
         partly: bool,
     },
 }
 
 impl Slot {
-    /// The slot of a file in a state that nothing led to.
+    /// The slot of a file in an initial state.
     pub(crate) fn anew(sequence: u64) -> crate::Result<Self> {
         let mut state = StateId::default();
         fill_random(&mut state)?;
         Ok(Self { sequence, state, log: LogId::default(), partly: false, brought: 0 })
     }
 
-    /// How a log fits that has the id `log` and was begun on `state`.
+    /// The fit of the log with id `log` that was begun on `state`.
     pub(crate) fn fit(&self, log: &LogId, state: &StateId) -> Fit {
         if self.log == *log {
             Fit::Brought { frames: self.brought, partly: self.partly }
@@ -115,7 +115,7 @@ impl Slot {
         Some(bytes)
     }
 
-    /// What `bytes` say, if the holder of `mac_key` wrote them as slot `number`.
+    /// `bytes` decoded, if the holder of `mac_key` wrote them as slot `number`.
     pub(crate) fn decode(bytes: &[u8], number: u32, mac_key: &Secret) -> Option<Self> {
         let known = bytes.len() == SLOT_LEN
             && bytes.starts_with(MAGIC)

@@ -1,25 +1,25 @@
-//! The slots of the file as it is on disk: which log belongs to it, and how that changes.
+//! The slots of the file as it is on disk: the log that belongs to it, and the changes of that.
 //!
 //! ```text
 //!   log begins        checkpoint's first page   its last, then SQLite's truncation and sync
 //!   state S, twice    S, the log, partly        the state after the log, the log
 //! ```
 //! A log notes the state on which it is begun. So it fits over that state, for as long as
-//! checkpoints bring nothing but its own pages there, and over what its last checkpoint left, where
-//! all of it is in the file already. A file that was restored has an older state, of which a later
-//! log knows nothing. Transactions with a rollback journal leave the slots alone: they change the
-//! counters in page 1, which the log notes, too.
+//! checkpoints bring only its own pages there, and over the state after its last checkpoint, when
+//! the file has all of it. A restored file has an older state, which no later log names.
+//! Transactions with a rollback journal leave the slots alone: they change the counters in page 1,
+//! which the log notes, too.
 //!
 //! Invariants
 //! 1. Nothing here needs a sync of its own: SQLite syncs the file after the truncation that ends a
 //!    checkpoint, and begins a log only after that. While pages of a log come to the file, the
 //!    other slot is written, once or more, never the one with the state on which that log was
-//!    begun: whatever power loss leaves of the former, the latter admits the log.
-//! 2. Where a log of which pages are in the file was lost, the next log would not fit; where a slot
-//!    is damaged, the other one may be an older one. Before a log begins there, a slot is written
-//!    and synced.
+//!    begun: if a power loss tears the former, the latter still admits the log.
+//! 2. If a log was lost after some of its pages reached the file, the next log would not fit; if a
+//!    slot is damaged, the other one may be older. Before a log begins there, a slot is written and
+//!    synced.
 //! 3. When a log begins, both slots are made to name the state on which it does: if one of them is
-//!    damaged later, the log still belongs to the file.
+//!    damaged later, the log still fits the file.
 
 use super::slot::{SLOT_LEN, Slot, StateId};
 use super::{COPY_LEN, ENVELOPE_LEN, REGION_LEN};
@@ -27,23 +27,22 @@ use crate::error::Result;
 use crate::io::Storage;
 use crate::key::keyring::Keyring;
 
-/// That of the slot of a database that is created.
+/// Sequence of the slot of a new database.
 pub(crate) const FIRST_SEQUENCE: u64 = 1;
-/// Where the slots are.
+/// Offsets of the slots.
 const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
 
 /// Both slots, as they were read.
 pub(crate) struct Slots {
     valid: [Option<Slot>; 2],
-    /// It was written, and not by the holder of the key, or not to its end.
+    /// Not written by the holder of the key, or torn.
     bad: [bool; 2],
 }
 
 impl Slots {
     pub(crate) fn read(base: &impl Storage, keyring: &Keyring) -> Result<Self> {
         let mut header = [0; ENVELOPE_LEN];
-        // A slot that is there and was not read must not count as none: the next would be written
-        // over the one that counts.
+        // An unread slot must not count as missing: the next write would hit the valid one.
         base.read_whole(&mut header[COPY_LEN..], COPY_LEN as u64)?;
         Self::decode(keyring, &header)
     }
@@ -78,7 +77,7 @@ impl Slots {
         self.newest().is_none()
     }
 
-    /// Empties a damaged slot; where none is valid, the other one names the state of the file.
+    /// Empties a damaged slot; if none is valid, the other one is set to the state of the file.
     pub(crate) fn mend(&self, base: &impl Storage, keyring: &Keyring) -> Result<()> {
         if !self.any_is_bad() {
             return Ok(());
@@ -94,12 +93,12 @@ impl Slots {
         Ok(())
     }
 
-    /// The slot that counts.
+    /// The slot in force.
     pub(crate) fn newest(&self) -> Option<&Slot> {
         self.valid.iter().flatten().max_by_key(|slot| slot.sequence)
     }
 
-    /// Whether they tell of a log, which is begun only after a transaction was committed with a
+    /// Whether they name a log, which is begun only after a transaction was committed with a
     /// rollback journal.
     pub(crate) fn a_log_was_begun(&self) -> bool {
         self.newest().is_some_and(|slot| slot.sequence > FIRST_SEQUENCE)
@@ -113,7 +112,7 @@ impl Slots {
         self.newest().map_or(FIRST_SEQUENCE, |slot| slot.sequence.saturating_add(1))
     }
 
-    /// Which slot to write while a log is brought to the file that was begun on `state`.
+    /// The slot to write during a checkpoint of a log that was begun on `state`.
     fn free_for(&self, state: &StateId) -> usize {
         let [Some(a), Some(b)] = &self.valid else { return usize::from(self.valid[0].is_some()) };
         let newer = usize::from(b.sequence > a.sequence);

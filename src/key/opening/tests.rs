@@ -167,7 +167,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             },
             None,
             4,
-            "not tried: 4 (it asks for 1048576 KiB, 1 iterations, 1 lanes: [access.derivation]",
+            "not tried: 4 (needs 1048576 KiB, 1 iterations, 1 lanes; raise [access] derivation",
         ),
         (
             "eight of one name's key, and it is named",
@@ -192,7 +192,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             |_| vec![record("v0", "k", "0", blob(99, GIB + 1, 1, 0))],
             None,
             0,
-            "each protector costs more than is allowed; not tried: 0",
+            "every protector exceeds the derivation budget; not tried: 0",
         ),
         (
             "the most that can be said",
@@ -203,7 +203,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             },
             None,
             0,
-            "not tried: 0 (it asks for",
+            "not tried: 0 (needs",
         ),
         (
             "names that a terminal would obey",
@@ -420,7 +420,7 @@ fn another_key_does_not_pass_for_a_database() {
         let held = open(&protectors, None, std::slice::from_ref(&genuine)).unwrap();
         for locked in [false, true] {
             if locked {
-                held.keyring.lock(super::super::access::Loss::Request);
+                held.keyring.lock(super::super::access::RevokeReason::Request);
             }
             let refused = open(&protectors, None, std::slice::from_ref(&made_up)).map(|_| ());
             assert_eq!(refused.is_err(), same_id, "{what}, locked: {locked}");
@@ -444,7 +444,7 @@ fn a_policy_and_pins_hold_on_opening() {
     for held in [None, open(&protectors, Some("a"), &copies).ok()] {
         let mut strict = protectors.clone();
         strict.settings_mut().policy.allowed_providers = Some(vec!["v1".to_owned()]);
-        assert_eq!(open(&strict, None, &copies).unwrap().through, "b");
+        assert_eq!(open(&strict, None, &copies).unwrap().protector_name, "b");
         vault.calls();
         let refused = open(&strict, None, &only_first).map(|_| ()).unwrap_err();
         assert!(matches!(&refused, Error::KeyDisabled(_)), "{refused}");
@@ -481,7 +481,11 @@ fn a_policy_and_pins_hold_on_opening() {
         }
     }
     protectors.settings_mut().pins = pins("v0:key", &[other]);
-    assert_eq!(open(&protectors, None, &copies).unwrap().through, "b", "the other one is free");
+    assert_eq!(
+        open(&protectors, None, &copies).unwrap().protector_name,
+        "b",
+        "the other one is free"
+    );
     let new = Keyring::create(&protectors, Some("v0:key"), SuiteId::Aes256Gcm, 1).map(|_| ());
     assert!(matches!(new, Err(Error::WrongFile { .. })), "{new:?}");
 }
@@ -514,7 +518,7 @@ fn what_is_open_already_does_not_change_the_rights() {
         drop(keyring);
         let may_only_read = |opened: &Opened| {
             let mut all = opened.envelope.protectors.iter();
-            all.any(|record| record.name == opened.through && record.read_only)
+            all.any(|record| record.name == opened.protector_name && record.read_only)
         };
         let alone = may_only_read(&open(&protectors, None, &copies).unwrap());
         let _other = open(&protectors, Some(held), &copies).unwrap();
@@ -530,9 +534,9 @@ fn what_is_open_already_does_not_change_the_rights() {
     drop(keyring);
     let _other = open(&protectors, Some("1"), &copies).unwrap();
     vault.refuse(Some(ProviderError::Unreachable("down".into())));
-    assert_eq!(open(&protectors, None, &copies).unwrap().through, "1");
+    assert_eq!(open(&protectors, None, &copies).unwrap().protector_name, "1");
     vault.refuse(None);
-    assert_eq!(open(&protectors, None, &copies).unwrap().through, "0");
+    assert_eq!(open(&protectors, None, &copies).unwrap().protector_name, "0");
 }
 
 /// Whoever can write the file chose the names: a terminal must not obey them.

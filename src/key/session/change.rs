@@ -8,7 +8,7 @@ use crate::key::auditor::about;
 use crate::key::envelope::{PROTECTORS_MAX, ProtectorRecord};
 use crate::key::protector::{may_write, now};
 
-/// One step of a change: from a record as it was seen to what is to be.
+/// One step of a change: from a record as read to its replacement.
 pub(crate) enum Step {
     Replace(ProtectorRecord, ProtectorRecord),
     Add(ProtectorRecord),
@@ -18,7 +18,7 @@ pub(crate) enum Step {
     Order(Vec<String>),
 }
 
-/// What `steps` make of the protectors `before`.
+/// The protectors `before` after these `steps`.
 pub(crate) fn after(before: &[ProtectorRecord], steps: &[Step]) -> Vec<ProtectorRecord> {
     let mut all = before.to_vec();
     for step in steps {
@@ -37,15 +37,15 @@ pub(crate) fn after(before: &[ProtectorRecord], steps: &[Step]) -> Vec<Protector
     all
 }
 
-/// What a background check wrapped under newer keys, to be put into the envelope.
+/// Records that a background check wrapped under newer keys, to be put into the envelope.
 pub(crate) struct Pending {
     records: Vec<(ProtectorRecord, ProtectorRecord)>,
     pub(crate) steps: Vec<Step>,
 }
 
 impl Session {
-    /// What a background check left to be written, if this session may write it. The audit log is
-    /// told that it begins.
+    /// Records left by a background check, if this session may write them. Records the begin in the
+    /// audit log.
     pub(crate) fn take_pending(&mut self, base: &impl Storage) -> Result<Option<Pending>> {
         let records = self.keyring().take_pending();
         if records.is_empty() || self.check_writable().is_err() {
@@ -60,7 +60,7 @@ impl Session {
         Ok(Some(Pending { records, steps }))
     }
 
-    /// What came of writing it: if others were in the way, it stays for later.
+    /// The outcome of writing them: if another connection held the locks, they are kept for later.
     pub(crate) fn pending_done(&self, pending: Pending, done: Result<bool>) -> Result<()> {
         let _ = self.record(&pending.steps, "ends; by itself", &done);
         if let Err(Error::Busy(_)) = done {
@@ -70,25 +70,25 @@ impl Session {
         done.map(|_| ())
     }
 
-    /// Refuses to call a change done that is in one copy of the envelope only, while the other one
-    /// still has what it was to remove. What was only added or set is there all the same.
+    /// Returns an error for a change that is in one copy of the envelope only, while the other
+    /// still has the protector to be removed. Additions and settings are complete with one copy.
     pub(crate) fn finished(&self, steps: &[Step], done: bool) -> Result<bool> {
         let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
         if done && self.copies_differ() && steps.iter().any(removes) {
             return Err(Error::Unfinished(
-                "the change stands, but one copy of the envelope could not be written and still has \
-                 what was before: say it again once the disk works, or open the database for writing"
+                "changed, but one envelope copy is still old: repeat the command when the disk \
+                 works, or open for writing"
                     .into(),
             ));
         }
         Ok(done)
     }
 
-    /// Tells the audit log of each step.
+    /// Records each step in the audit log.
     pub(crate) fn record(&self, steps: &[Step], detail: &str, done: &Result<bool>) -> Result<()> {
         let words = match done {
             Ok(true) => None,
-            Ok(false) => Some("others changed the protectors: begins anew".to_owned()),
+            Ok(false) => Some("others changed the protectors: begins again".to_owned()),
             Err(error) => Some(error.to_string()),
         };
         for step in steps {
@@ -97,7 +97,7 @@ impl Session {
                 Step::Add(new) => about(EventKind::AddProtector, new),
                 Step::Remove(old) => about(EventKind::RemoveProtector, old),
                 Step::AutoRotate(_) => Event::new(EventKind::Rotate),
-                // It comes with steps that are told.
+                // It comes with steps that are recorded.
                 Step::Order(_) => continue,
             };
             let detail = match step {
@@ -119,7 +119,7 @@ impl Session {
         Ok(())
     }
 
-    /// Tells the audit log of a change that is not allowed.
+    /// Records a forbidden change in the audit log.
     pub(crate) fn refused(&self, error: &Error) {
         if matches!(error, Error::Usage(_) | Error::ReadOnly(_)) {
             self.auditor().note(&Event {
@@ -130,8 +130,8 @@ impl Session {
         }
     }
 
-    /// Takes the steps if each still starts from what is there, and leaves what has to be left;
-    /// `false` where one does not. Planned anew, the change then says why.
+    /// Applies the steps if each still starts from the record in the envelope; otherwise returns
+    /// `false`, and the change is planned anew.
     pub(crate) fn commit(&mut self, base: &impl Storage, steps: &[Step]) -> Result<bool> {
         let before = self.refresh_envelope(base)?.protectors.clone();
         let fits = |step: &Step| match step {

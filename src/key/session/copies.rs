@@ -3,9 +3,9 @@
 //! ```text
 //!   the copy not in use <- new, sync;   the copy in use <- new, sync
 //! ```
-//! At each moment one copy is whole: the one before or the one after. The second write removes what
-//! is left of a protector that was removed. If a crash came between the two, the newer copy is in
-//! force, and [`Session::mend`] writes it over the other one as soon as the database is opened for
+//! At each moment one copy is whole: the one before or the one after. The second write removes the
+//! last record of a removed protector. If a crash came between the two, the newer copy is in force,
+//! and [`Session::mend`] writes it over the other one as soon as the database is opened for
 //! writing.
 
 use std::time::Duration;
@@ -24,9 +24,9 @@ use crate::key::envelope::{
 use crate::key::keyring::Keyring;
 use crate::provider::Context;
 
-/// Reads that meet a copy while it is written find the other one; this many in a row never happen.
+/// Attempts at reading. A read that meets a copy in the middle of its write finds the other one.
 pub(crate) const ATTEMPTS: usize = 5;
-/// Between two of them.
+/// Pause between two attempts.
 pub(crate) const PAUSE: Duration = Duration::from_millis(1);
 
 impl Session {
@@ -38,7 +38,7 @@ impl Session {
         Ok(&self.envelope)
     }
 
-    /// The envelope in force, which is not older than what was seen before.
+    /// The envelope in force, which is not older than the newest one seen.
     pub(super) fn in_force(&self, base: &impl Storage) -> Result<InForce> {
         let known = self.newest.known();
         let found = in_force(base, &self.keyring)?;
@@ -51,15 +51,15 @@ impl Session {
         self.copies_differ
     }
 
-    /// Whether the copies were not equal when last read, and this session may mend that.
+    /// Whether the copies were not equal when last read, and this session may repair them.
     pub(crate) fn wants_mending(&self) -> bool {
         // Before the first commit they are not equal, and that commit writes both.
         self.envelope.has_pages && self.copies_differ && self.check_writable().is_ok()
     }
 
-    /// Writes the envelope in force over the other copy, if that is another one: a change of
-    /// protectors was cut off, or the copy was damaged. The caller has shut out all others who
-    /// write the envelope. `has_log` tells whether the database may have a log.
+    /// Writes the envelope in force over the other copy, if that differs: a change of protectors
+    /// was interrupted, or the copy was damaged. The caller excludes all other envelope writers.
+    /// `has_log`: the database may have a log.
     pub(crate) fn mend(
         &mut self,
         base: &impl Storage,
@@ -67,7 +67,7 @@ impl Session {
     ) -> Result<()> {
         let found = self.in_force(base)?;
         let slots = Slots::decode(&self.keyring, &found.header)?;
-        // If a log may be in use, only its begin or checkpoint may say what belongs to it.
+        // If a log may be in use, only its begin or checkpoint may set its state.
         if !(slots.all_are_bad() && has_log()?) {
             slots.mend(base, &self.keyring)?;
         }
@@ -78,7 +78,7 @@ impl Session {
         }
         let stale = found.other_copy();
         if let Err(Error::FormatTooNew { .. }) = stale {
-            // Not ours to judge.
+            // Not for this session to judge.
             return Ok(());
         }
         self.copies_differ = true;
@@ -98,18 +98,15 @@ impl Session {
         let names = |record: &ProtectorRecord| in_force.iter().any(|new| new.name == record.name);
         self.finished.extend(gone.into_iter().filter(|record| !names(record)));
         self.envelope = found.envelope;
-        log(
-            ffi::SQLITE_NOTICE,
-            "sqlite-tde: the copies of the envelope differed, and are equal again",
-        );
+        log(ffi::SQLITE_NOTICE, "sqlite-tde: repaired: the envelope copies differed");
         Ok(())
     }
 
-    /// Changes the envelope on disk. The caller has shut out all others who may.
+    /// Changes the envelope on disk. The caller excludes all other envelope writers.
     ///
     /// # Errors
     /// Those of `change` and of the base VFS; nothing has changed then. [`Error::Unfinished`] if
-    /// that cannot be told.
+    /// that is unknown.
     pub(crate) fn change_envelope<T>(
         &mut self,
         base: &impl Storage,
@@ -119,7 +116,7 @@ impl Session {
         let mut envelope = before.clone();
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
-        // After an error they may.
+        // After an error the copies may differ.
         self.copies_differ = true;
         let written = write(base, &self.keyring, (&before, in_use), &envelope)?;
         self.copies_differ = written == Written::One;
@@ -131,7 +128,7 @@ impl Session {
         Ok(answer)
     }
 
-    /// Tells, before the first commit, that the database has pages. The sync that follows is
+    /// Marks, before the first commit, that the database has pages. The sync that follows is
     /// SQLite's own, if it syncs at all.
     pub(crate) fn commit_creation(&mut self, base: &impl Storage) -> Result<()> {
         // If a crash left it so, another connection may have changed the protectors since.
@@ -203,8 +200,7 @@ impl Session {
     }
 }
 
-/// The protectors as the file names them, and what their wrapping is bound to. Nothing of it is
-/// authenticated.
+/// The protectors as the file names them, and their context. Nothing of it is authenticated.
 pub(crate) fn unverified(base: &impl Storage) -> Result<(Vec<ProtectorRecord>, Context)> {
     let copies = envelope::candidates(&read_copies(base)?)?;
     let copy = copies.first().ok_or(Error::NotEncrypted)?;
@@ -218,9 +214,9 @@ fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
     Ok(header)
 }
 
-/// Answers what `look` finds in the first [`ENVELOPE_LEN`] bytes of the file, or all where it has
-/// fewer, and the length of the file. Another process may be writing the envelope: where `look`
-/// fails, it gets another try for as long as the bytes change.
+/// Runs `look` on the first [`ENVELOPE_LEN`] bytes of the file, or all if it has fewer, and the
+/// length of the file. Another process may be writing the envelope, so a failing `look` is repeated
+/// for as long as the bytes change.
 pub(crate) fn steadily<T>(
     base: &impl Storage,
     mut look: impl FnMut(&[u8], u64) -> Result<T>,
@@ -248,7 +244,7 @@ pub(crate) fn steadily<T>(
 /// The envelope in force.
 pub(super) struct InForce {
     pub(super) envelope: Envelope,
-    /// Where its copy begins.
+    /// Offset of its copy.
     at: usize,
     /// Both copies, as they were read.
     header: Vec<u8>,
@@ -265,7 +261,7 @@ impl InForce {
         Unverified::decode(&self.header[other..other + COPY_LEN])
     }
 
-    /// The protectors of `copy` that the envelope in force has not.
+    /// The protectors of `copy` that are missing in the envelope in force.
     fn only_in(&self, copy: Result<Envelope>) -> Vec<ProtectorRecord> {
         let all = copy.into_iter().flat_map(|copy| copy.protectors);
         let here = |record: &ProtectorRecord| {
@@ -295,7 +291,7 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
         if let Some((envelope, at)) = best {
             return Ok(InForce { envelope, at, header });
         }
-        // Nobody is writing: it stays as bad as it is.
+        // No writer is active: the copy stays bad.
         if header == before {
             break;
         }
@@ -305,11 +301,11 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     Err(Error::EnvelopeDamaged("neither copy is this database's".into()))
 }
 
-/// Where a new envelope went.
+/// The copies that a new envelope was written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Written {
     Both,
-    /// The other copy still has what was before.
+    /// The other copy still has the envelope from before.
     One,
 }
 
@@ -318,10 +314,10 @@ fn put(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
 }
 
 /// Writes both copies of `new`, the one not in use first. After an error it takes the change back,
-/// so that nothing has changed. `before` is the envelope in force, and where its copy begins.
+/// so that nothing has changed. `before` is the envelope in force, and the offset of its copy.
 ///
 /// # Errors
-/// [`Error::Unfinished`] where the disk lets it neither complete the change nor take it back.
+/// [`Error::Unfinished`] if the disk lets it neither complete the change nor take it back.
 fn write(
     base: &impl Storage,
     keyring: &Keyring,
@@ -330,8 +326,8 @@ fn write(
 ) -> Result<Written> {
     let (old, in_use) = before;
     let copy = keyring.encode(new)?;
-    // Once both copies were written others may have seen the new envelope, and take one with a
-    // smaller number for an older one that was put back.
+    // Once both copies were written others may have seen the new envelope, and take one of a lower
+    // generation for a replay.
     let undo = Envelope { generation: new.generation + 1, ..old.clone() };
     let undo = keyring.encode(&undo)?;
     let (first, second) = (REGION_LEN - in_use, in_use);
@@ -351,12 +347,12 @@ fn write(
     }
 }
 
-/// Writes the first copy of a change. After an error it puts back what was there: only this copy
-/// ever had another number.
+/// Writes the first copy of a change. After an error it restores the copy: no other copy ever had
+/// the new generation.
 fn write_first(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
     let before = read_copies(base)?;
     let written = base.write(copy, at as u64);
-    // What a failed sync has left on the disk cannot be read; a failed write is seen.
+    // The effect of a failed sync cannot be read back; that of a failed write can.
     let was_written = written.is_ok();
     let Err(error) = written.and_then(|()| base.sync()) else { return Ok(()) };
     if put(base, &before[at..at + COPY_LEN], at).is_ok() {
@@ -366,10 +362,10 @@ fn write_first(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
     Err(if !was_written && is_as_before { error } else { unfinished(&error) })
 }
 
-/// That a change failed, and nobody can tell whether it stands.
+/// The error: a change failed, and its state on disk is unknown.
 fn unfinished(error: &Error) -> Error {
     Error::Unfinished(format!(
-        "the change may stand or not, for it could be neither completed nor taken back ({error}): \
-         keep the old keys and the new ones, and say it again once the disk works"
+        "unknown whether the change took effect ({error}): keep old and new keys; repeat the \
+         command when the disk works"
     ))
 }

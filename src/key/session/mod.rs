@@ -18,7 +18,7 @@ pub(crate) use self::copies::{ATTEMPTS, PAUSE, steadily, unverified};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::io::Storage;
-use crate::key::access::{Loss, Standing};
+use crate::key::access::{LeaseState, RevokeReason};
 use crate::key::auditor::Auditor;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
 use crate::key::keyring::Keyring;
@@ -58,7 +58,7 @@ pub(crate) struct Session {
     setup: Arc<Setup>,
     keyring: Arc<Keyring>,
     envelope: Envelope,
-    /// What this process has seen of the envelope.
+    /// The newest envelope that this process has seen.
     newest: Arc<Newest>,
     /// The protector that gave the keys.
     protector_name: String,
@@ -66,8 +66,8 @@ pub(crate) struct Session {
     lockings: Cell<u64>,
     /// The same count when the current transaction began.
     began: u64,
-    /// The count of confirmations when this session last looked whether that protector is still in
-    /// the envelope.
+    /// The count of confirmations at this session's last check that the protector is still in the
+    /// envelope.
     settled: u64,
     /// The transaction that created the database was committed: a file without pages was cut.
     committed: bool,
@@ -79,11 +79,11 @@ pub(crate) struct Session {
     finished: Vec<ProtectorRecord>,
 }
 
-/// Who asks the providers.
+/// The caller of the providers.
 #[derive(Clone, Copy)]
 enum Asker {
     MayWait,
-    /// Others may wait for locks that it holds.
+    /// A transaction: other connections may wait for its locks.
     HoldsLocks,
 }
 
@@ -94,7 +94,7 @@ impl Session {
         newest: Arc<Newest>,
         copies_differ: bool,
     ) -> Self {
-        let Opened { keyring, envelope, through } = opened;
+        let Opened { keyring, envelope, protector_name } = opened;
         Self {
             setup,
             lockings: Cell::new(keyring.lockings()),
@@ -104,7 +104,7 @@ impl Session {
             envelope,
             committed: newest.is_committed(),
             newest,
-            protector_name: through,
+            protector_name,
             copies_differ,
             removed: Vec::new(),
             finished: Vec::new(),
@@ -116,8 +116,9 @@ impl Session {
         keyring.share();
         let newest = keyring.newest(setup.file);
         newest.start_over();
-        let through = envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
-        Self::new(setup, Opened { keyring, envelope, through }, newest, false)
+        let protector_name =
+            envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
+        Self::new(setup, Opened { keyring, envelope, protector_name }, newest, false)
     }
 
     /// Goes on with other providers.
@@ -156,23 +157,23 @@ impl Session {
         &self.setup.protectors.auditor
     }
 
-    /// Looks, before a transaction begins, whether there are keys for it. If they were locked, the
-    /// provider is asked for them now; if it is time to ask whether it still consents, that is done
-    /// beside the transaction.
+    /// Checks, before a transaction begins, whether its keys are present. If they were locked, the
+    /// provider is asked for them now; a periodic check of its consent, if due, runs beside the
+    /// transaction.
     ///
     /// # Errors
-    /// [`Error::Inaccessible`] while the provider's refusal stands, or what it says now.
+    /// [`Error::Inaccessible`] while the provider's refusal stands, or the provider's new error.
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let setup = Arc::clone(&self.setup);
-        match self.keyring.standing(&setup.protectors.settings.access, setup.wanted())? {
+        match self.keyring.lease_state(&setup.protectors.settings.access, setup.wanted())? {
             // Somebody else's protector gave the keys back after they were locked.
-            Standing::Good if !self.is_open() => self.unlock(base, setup.wanted()),
-            Standing::Good => self.settle(base),
-            Standing::Due => {
+            LeaseState::Good if !self.is_open() => self.unlock(base, setup.wanted()),
+            LeaseState::Good => self.settle(base),
+            LeaseState::Due => {
                 self.ask(base, Asker::MayWait);
                 self.settle(base)
             }
-            Standing::Locked => {
+            LeaseState::Locked => {
                 self.unlock(base, setup.wanted())?;
                 self.auditor().note(&Event {
                     file_id: Some(self.keyring.file_id()),
@@ -204,18 +205,18 @@ impl Session {
 
     #[cold]
     fn look_closer(&self, base: &impl Storage) -> Result<()> {
-        // Once the keys are locked, this transaction has no part in who asks for them next.
+        // Once the keys are locked, this transaction does not ask for them again.
         self.check_transaction()?;
         let access = &self.setup.protectors.settings.access;
-        if self.keyring.standing(access, self.setup.wanted())? == Standing::Due {
+        if self.keyring.lease_state(access, self.setup.wanted())? == LeaseState::Due {
             self.ask(base, Asker::HoldsLocks);
             return self.check_transaction();
         }
         Ok(())
     }
 
-    /// Refuses to go on with a transaction that began before the keys were locked, whoever got them
-    /// back since.
+    /// Refuses to continue a transaction that began before the keys were locked, even if they are
+    /// back.
     ///
     /// # Errors
     /// [`Error::Inaccessible`].
@@ -224,20 +225,18 @@ impl Session {
             return Ok(());
         }
         Err(Error::Inaccessible(self.keyring.access.loss().unwrap_or_else(|| {
-            "its keys were locked since this transaction began, and are back: roll it back, and \
-             begin anew"
-                .into()
+            "keys were locked during this transaction; roll back and retry".into()
         })))
     }
 
-    /// Once after each confirmation of the keys: goes by the protectors in force from now on. Those
-    /// that this file was opened under may have been removed or limited since.
+    /// Runs once after each confirmation of the keys, and applies the protectors now in force: the
+    /// one that this file was opened through may have been removed or limited since.
     fn settle(&mut self, base: &impl Storage) -> Result<()> {
         let confirmations = self.keyring.confirmations();
         if self.settled == confirmations {
             return Ok(());
         }
-        // An envelope that is damaged or older says nothing of protectors. Rows are still read.
+        // A damaged or older envelope proves nothing about protectors. Reads go on.
         if self.refresh_envelope(base).is_err() {
             return Ok(());
         }
@@ -247,8 +246,8 @@ impl Session {
     }
 
     /// Finds out through which protector this file is open now, if its own was removed, has ended,
-    /// or was wrapped anew by somebody else. It takes any that gives the keys, as they are in use
-    /// already.
+    /// or was wrapped anew by another connection. It takes any that gives the keys, as they are in
+    /// use already.
     pub(crate) fn settle_protector(&mut self, base: &impl Storage) -> Result<()> {
         self.refresh_envelope(base)?;
         if self.serves() { Ok(()) } else { self.unlock(base, None) }
@@ -303,7 +302,7 @@ impl Session {
         }
     }
 
-    /// Asks the provider for the keys that were locked: that of the protector `wanted`, or any.
+    /// Asks a provider for the locked keys: that of the protector `wanted`, or any.
     fn unlock(&mut self, base: &impl Storage, wanted: Option<&str>) -> Result<()> {
         let lockings = self.keyring.lockings();
         let setup = Arc::clone(&self.setup);
@@ -321,19 +320,19 @@ impl Session {
         let opened =
             steadily(base, open).map_err(|error| self.keyring.access.refused(error, wanted))?;
         self.envelope = opened.envelope;
-        self.protector_name = opened.through;
+        self.protector_name = opened.protector_name;
         self.lockings.set(lockings);
         Ok(())
     }
 
-    /// Looks for newer versions of the protectors' keys.
+    /// Checks for newer versions of the protectors' keys.
     pub(crate) fn look_for_newer(&self) {
         self.keyring.look_for_newer(&self.setup.protectors, &self.envelope);
     }
 
     /// Forgets the keys in this process: the next transaction asks the provider for them.
     pub(crate) fn lock_keys(&self) -> Result<()> {
-        self.keyring.lock(Loss::Request);
+        self.keyring.lock(RevokeReason::Request);
         let forgotten = self.setup.protectors.forget();
         let file_id = Some(self.keyring.file_id());
         self.auditor().note(&Event { file_id, ..Event::new(EventKind::Lock) });
@@ -381,15 +380,15 @@ impl Session {
         self.check_rights()
     }
 
-    /// Refuses to change what may only be read. SQLite knows that of a file that was opened so; the
-    /// protector that gives the keys after they were locked may be another one.
+    /// Refuses to change a database that may only be read. SQLite knows that of a file opened so;
+    /// but after a lock of the keys, another protector may have given them back.
     ///
     /// # Errors
     /// [`Error::ReadOnly`].
     pub(crate) fn check_rights(&self) -> Result<()> {
         if self.is_read_only() {
             return Err(Error::ReadOnly(format!(
-                "the database is open through protector {}, which may only read",
+                "opened through read-only protector {}",
                 self.protector_name.escape_debug()
             )));
         }
@@ -409,7 +408,7 @@ impl Session {
         }
     }
 
-    /// The lock under which this session told of the creation was given up: another connection may
+    /// The lock under which this session marked the creation was released: another connection may
     /// roll it back.
     pub(crate) fn doubt_creation(&mut self) {
         self.committed = false;
@@ -426,8 +425,7 @@ impl Session {
         Ok(false)
     }
 
-    /// Refuses to write to a file that has no envelope of this database: nobody could read it
-    /// later.
+    /// Refuses to write to a file without an envelope of this database: it could never be read.
     ///
     /// # Errors
     /// [`Error::DamagedInUse`].

@@ -1,8 +1,8 @@
 //! A provider that is a command: `age`, `gpg`, `systemd-creds`, the tool of a key service, a
 //! script.
 //!
-//! The command comes from the application or the user's own configuration. Of a database file only
-//! the key's id and version reach it, in letters, digits and `._-@`, never as the program's name.
+//! The command comes from the application or the user's own configuration. From a database file it
+//! gets only the key's id and version, in letters, digits and `._-@`, never as the program's name.
 //! A key is never in an argument or a variable, which other processes can see.
 
 mod process;
@@ -41,11 +41,11 @@ const DENIED: i32 = 77;
 /// | unwrap | the wrapped key | the key, exactly 32 bytes |
 /// | newest | nothing | the newest version of the key, in text |
 ///
-/// What is said of the key is in the environment and replaces placeholders in arguments:
+/// Data of the key are in the environment and replace placeholders in arguments:
 ///
 /// | variable | placeholder | |
 /// |---|---|---|
-/// | `SQLITE_TDE_KEY_ID` | `{key_id}` | which key |
+/// | `SQLITE_TDE_KEY_ID` | `{key_id}` | the key's id |
 /// | `SQLITE_TDE_KEY_VERSION` | `{key_version}` | its version, `1` without a `newest` command |
 /// | `SQLITE_TDE_CONTEXT` | `{context}` | [`Context::encode`] in hexadecimal, as associated data |
 ///
@@ -61,17 +61,17 @@ const DENIED: i32 = 77;
 /// | 77 | [`ProviderError::Denied`]: the key is there and may not be used |
 /// | another, a signal, no end in time | [`ProviderError::Unreachable`] |
 ///
-/// The codes are those of `sysexits.h`, which no tool gives by accident: 1 and 2 are what shells
-/// and tools end with for any reason. Whatever the command writes to standard error is shown in the
-/// error, 400 bytes of it: it must not write keys there.
+/// The codes are those of `sysexits.h`, which no tool gives by accident: shells and tools use 1 and
+/// 2 for any failure. The first 400 bytes of standard error are shown in the error: the command
+/// must not write keys there.
 ///
 /// The command inherits the environment and the working directory. It runs in a process group of
 /// its own, which is killed when the time is up and when the command has ended; so it cannot ask at
 /// the terminal, and leaves no process behind unless that left the group.
 ///
-/// What is wrapped is the key alone. The context need not be bound by the command: a blob put into
-/// another database gives a key to which that database's envelope does not fit. To wrap context and
-/// key together would only say the same twice, and no tool could give the key out by itself.
+/// Only the key is wrapped. The command need not bind the context: a blob put into another database
+/// gives a key that does not match that database's envelope. A blob of context and key together
+/// would be redundant, and no tool could return the key alone.
 #[derive(Debug, Clone)]
 pub struct Command {
     wrap: Vec<OsString>,
@@ -90,13 +90,13 @@ impl Command {
         Self { wrap: argv(wrap), unwrap: argv(unwrap), newest: None, time: TIME }
     }
 
-    /// The command that says which version of a key is the newest. Without it there is only `1`.
+    /// The command that prints the newest version of a key. Without it the only version is `1`.
     #[must_use]
     pub fn newest(self, newest: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         Self { newest: Some(argv(newest)), ..self }
     }
 
-    /// How long a command may take; 10 seconds unless said. No call takes longer than
+    /// Time limit of a command; 10 seconds by default. No call takes longer than
     /// [`crate::AccessPolicy::time_out`], either.
     #[must_use]
     pub fn timeout(self, time: Duration) -> Self {
@@ -176,7 +176,7 @@ impl KeyProvider for Command {
     }
 }
 
-/// Refuses what could be taken for an option, a path elsewhere, or a word of a shell's.
+/// Refuses names that could pass for an option, a path elsewhere, or shell syntax.
 fn check_name(what: &str, name: &str) -> Result<(), ProviderError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
     let sound = (1..=NAME_MAX_LEN).contains(&name.len())
@@ -192,7 +192,7 @@ fn check_name(what: &str, name: &str) -> Result<(), ProviderError> {
     )))
 }
 
-/// One command with what it is to know.
+/// One command with its arguments and environment.
 struct Run<'a> {
     what: &'a str,
     argv: Vec<OsString>,
@@ -231,7 +231,7 @@ impl<'a> Run<'a> {
         Self { what, argv, variables, time: command.time }
     }
 
-    /// What it printed, if it ended well.
+    /// Its output, if it succeeded.
     fn output(
         &self,
         deadline: Deadline,
@@ -239,7 +239,7 @@ impl<'a> Run<'a> {
         output_max_len: usize,
     ) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         let (argv, variables) = (&self.argv, &self.variables);
-        // It ends before the caller has given up.
+        // It ends before the caller's deadline.
         let time = deadline.patience().min(self.time);
         let call = Call { argv, variables, input, output_max_len, time };
         match call.run() {

@@ -1,11 +1,11 @@
-//! One run of a command: in bounds of time and output, and with nothing of it left behind.
+//! One run of a command: bounded in time and output, without leftover processes.
 //!
 //! 1. The input is in the pipe before the process starts. It fits there whole, so writing never
-//!    waits, and the reading end is still ours, so no signal comes of a command that reads nothing.
+//!    waits, and the reading end is still ours, so a command that reads nothing causes no signal.
 //! 2. The process leads a group of its own, and it is not reaped before that group was killed:
 //!    until then no other group can have its number.
-//! 3. It is done when it ends. What it wrote until then is in the pipes; who else holds them open
-//!    is not waited for.
+//! 3. It is done when it ends. Its output is then in the pipes; other holders of them are not
+//!    waited for.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,15 +21,15 @@ use zeroize::Zeroizing;
 
 use crate::provider::Deadline;
 
-/// Every system's pipes hold so much.
+/// Capacity of a pipe on every system.
 const INPUT_MAX_LEN: usize = 4096;
 const COMPLAINT_MAX_LEN: usize = 400;
 const PIECE_LEN: usize = 1024;
-/// How long the end of the process may go unnoticed, while it writes and when it has stopped to.
+/// Polling intervals for the end of the process, while it writes and when it is idle.
 const SLICE: Duration = Duration::from_millis(20);
 const LAST_SLICE: Duration = Duration::from_millis(1);
 
-/// What to run.
+/// The command to run.
 pub(super) struct Call<'a> {
     pub(super) argv: &'a [OsString],
     pub(super) variables: &'a [(&'a str, String)],
@@ -38,15 +38,15 @@ pub(super) struct Call<'a> {
     pub(super) time: Duration,
 }
 
-/// How it ended.
+/// Its exit status.
 pub(super) struct Outcome {
     pub(super) status: ExitStatus,
     pub(super) output: Zeroizing<Vec<u8>>,
-    /// What it wrote to standard error, in one line of printable text.
+    /// Its standard error, as one line of printable text.
     pub(super) complaint: String,
 }
 
-/// Why it did not end by itself, or never began.
+/// The reason why it did not end by itself, or never began.
 pub(super) enum Failure {
     TimedOut,
     OutputTooLong,
@@ -66,7 +66,7 @@ impl Call<'_> {
         let mut output = Stream::new(running.child.stdout.take(), self.output_max_len);
         let mut errors = Stream::new(running.child.stderr.take(), COMPLAINT_MAX_LEN);
         loop {
-            // Before reading: what it wrote is then all there.
+            // Checked before reading: its output is then complete.
             let ended = running.has_ended();
             let read = read_ready([&mut output, &mut errors], ended)?;
             if output.is_too_long() {
@@ -120,7 +120,7 @@ impl Running {
 
     fn end(&mut self) -> io::Result<ExitStatus> {
         if let Some(group) = self.group.take() {
-            // Fails where nobody is left, which is what is wanted.
+            // Fails if the group is empty, which is fine.
             let _ = kill_process_group(group, Signal::KILL);
         }
         self.child.wait()
@@ -133,7 +133,7 @@ impl Drop for Running {
     }
 }
 
-/// The reading end of a pipe, and the start of what came out of it.
+/// The reading end of a pipe, and the first bytes from it.
 struct Stream {
     pipe: Option<File>,
     kept: Zeroizing<Vec<u8>>,
@@ -184,7 +184,7 @@ fn read_ready(streams: [&mut Stream; 2], ended: bool) -> io::Result<bool> {
     Ok(read)
 }
 
-/// Which of the streams have something to read, or their end.
+/// The streams that have data or have ended.
 fn wait_for(streams: &[&mut Stream], wait: Duration) -> io::Result<Vec<bool>> {
     let pipes = streams.iter().filter_map(|stream| stream.pipe.as_ref());
     let mut polled: Vec<_> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
@@ -196,7 +196,7 @@ fn wait_for(streams: &[&mut Stream], wait: Duration) -> io::Result<Vec<bool>> {
     Ok(polled.iter().map(|polled| !polled.revents().is_empty()).collect())
 }
 
-/// Words without what would move a terminal's cursor or change its colours.
+/// Text without characters that move a terminal's cursor or change its colours.
 fn printable(bytes: &[u8]) -> String {
     let shown = |c: char| c.is_alphanumeric() || c.is_ascii_graphic();
     let text = String::from_utf8_lossy(bytes);

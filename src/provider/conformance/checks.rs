@@ -19,11 +19,11 @@ const THREADS: usize = 4;
 const ROUNDS: usize = 8;
 const CONTEXT: Context = Context { file_id: [0xa5; 16], dek_version: 1 };
 
-/// The kinds of refusal that are right where a blob was altered, and where its names were.
+/// The correct kinds of refusal for an altered blob, and for altered names.
 const OF_A_BLOB: &[&str] = &["wrong key", "damaged"];
 const OF_A_NAME: &[&str] = &["wrong key", "damaged", "not here"];
 
-/// How a check stops before its end.
+/// Early end of a check.
 enum Stop {
     Failed(String),
     NotRun(&'static str),
@@ -31,7 +31,7 @@ enum Stop {
 
 type Checked = Result<(), Stop>;
 
-/// In this order: the last ones change the key.
+/// Order matters: the last ones change the key.
 const CHECKS: [(&str, fn(&Run) -> Checked); 20] = [
     ("unwraps what it wrapped", unwraps_what_it_wrapped),
     ("kind, version, mechanism and blob are in bounds", stays_in_bounds),
@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// An altered blob must be refused, or what was altered in it means nothing.
+    /// An altered blob must be refused, or the altered part must have no meaning.
     fn refuses(&self, what: &str, blob: Vec<u8>) -> Checked {
         let altered = Wrapped { blob, ..self.wrapped.clone() };
         match self.unwrap(self.key_id(), &altered, &CONTEXT) {
@@ -131,7 +131,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// What the envelope binds, too, must be refused or change nothing.
+    /// Altered names that the envelope binds, too, must be refused or have no effect.
     fn binds(&self, what: &str, key_id: &str, wrapped: &Wrapped, context: &Context) -> Checked {
         match self.unwrap(key_id, wrapped, context) {
             Unwrapped::Key if self.of.envelope_binds => Ok(()),
@@ -173,9 +173,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What must hold between the two hooks, and that all is well after the second.
+    /// The state between the two hooks, and the recovery after the second.
     fn between(&self, [begin, end]: &[Hook<'_>; 2], expected: &str) -> Checked {
-        // What is kept in memory may serve on meanwhile; the provider itself is asked here.
+        // Caches may still answer meanwhile, so the provider itself is asked here.
         self.of.provider.forget();
         begin();
         let checked = self.all_end_in(expected, self.key_id());
@@ -186,7 +186,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What a provider made of a blob.
+/// A provider's answer to a blob.
 enum Unwrapped {
     Key,
     AnotherKey,
@@ -330,8 +330,8 @@ fn serves_threads(run: &Run) -> Checked {
     Ok(())
 }
 
-/// It is asked with a deadline that is over, and with one that comes soon, while it is cut
-/// off if it can be. It answers in time or little later, whatever it answers.
+/// It is asked with a deadline that is over, and with one that comes soon, while it is cut off if
+/// it can be. Any answer is accepted, in time or shortly after.
 fn keeps_the_deadline(run: &Run) -> Checked {
     const LEEWAY: Duration = Duration::from_secs(2);
     if run.of.provider.waits_for() == WaitsFor::Person {
@@ -360,7 +360,7 @@ fn keeps_the_deadline(run: &Run) -> Checked {
     run.serves("after a deadline", &run.wrapped)
 }
 
-/// Names and blobs come from a file that anybody may have written.
+/// Names and blobs come from an untrusted file.
 fn bears_odd_names(run: &Run) -> Checked {
     let long = "k".repeat(NAME_MAX_LEN);
     for name in ["", "..", "-", "a\nb", "\u{202e}", "k;k", "{key_id}", "%s%n", &long] {
@@ -434,7 +434,7 @@ fn shows_no_key(run: &Run) -> Checked {
     Ok(())
 }
 
-/// How a secret could be in a text: the start of each, so that part of it counts, too.
+/// The encodings of a secret in a text, by their start, so that a part counts, too.
 fn encodings(secret: &[u8]) -> Vec<String> {
     let hex = base16ct::lower::encode_string(secret);
     let list = format!("{secret:?}");

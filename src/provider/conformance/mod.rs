@@ -1,4 +1,4 @@
-//! What every [`KeyProvider`] has to do, as a suite that any can be run through.
+//! The contract of a [`KeyProvider`], as a test suite for any provider.
 //!
 //! ```
 //! # use sqlite_tde::provider::Keystore;
@@ -15,10 +15,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! It wraps random keys of its own and touches no database. A check that needs something that it
-//! was not given, such as a way to disable the key, is reported as not run. Giving it a key whose
-//! use costs money or counts failures is not wise: it makes some hundred calls, most of them to be
-//! refused.
+//! It wraps random keys of its own and touches no database. A check without its prerequisite, such
+//! as a way to disable the key, is reported as not run. Do not use a key whose use costs money or
+//! counts failures: the suite makes some hundred calls, most of which are refused.
 
 mod checks;
 
@@ -73,7 +72,7 @@ impl<P: KeyProvider + ?Sized> Direct for P {}
 /// Changes the outside world between two checks.
 type Hook<'a> = Box<dyn Fn() + 'a>;
 
-/// A provider, a key of its that works, and what else is known of it.
+/// A provider, one of its working keys, and optional hooks and properties.
 #[must_use]
 pub struct Conformance<'a> {
     provider: &'a dyn KeyProvider,
@@ -140,8 +139,8 @@ impl<'a> Conformance<'a> {
         self
     }
 
-    /// The provider has no associated data: context, key id and key version are bound by the
-    /// envelope's MAC alone. It may unwrap with others, but never to another key.
+    /// The provider has no associated data: only the envelope's MAC binds context, key id and key
+    /// version. With others it may unwrap, but never to another key.
     pub fn envelope_binds(self) -> Self {
         Self { envelope_binds: true, ..self }
     }
@@ -152,8 +151,7 @@ impl<'a> Conformance<'a> {
         Self { malleable: true, ..self }
     }
 
-    /// The mechanism does not say why it refuses a blob, so that any kind of error is accepted
-    /// there.
+    /// The mechanism refuses a blob without a reason, so any kind of error is accepted there.
     pub fn vague(self) -> Self {
         Self { vague: true, ..self }
     }
@@ -169,7 +167,7 @@ impl<'a> Conformance<'a> {
     }
 }
 
-/// What a suite found.
+/// Results of a suite.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Report {
@@ -180,20 +178,20 @@ pub struct Report {
 /// One check of the suite.
 #[derive(Debug, Clone)]
 pub struct Check {
-    /// What is demanded, in a few words.
+    /// The requirement, in a few words.
     pub name: &'static str,
-    /// What was found.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// How a check ended.
+/// Outcome of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The provider does it.
+    /// The provider meets the requirement.
     Passed,
-    /// The provider does not; with what it did instead.
+    /// The provider fails the requirement; with its behaviour.
     Failed(String),
-    /// The suite was not given what it takes; with what that is.
+    /// The suite lacks a prerequisite, named here.
     NotRun(&'static str),
 }
 
@@ -219,10 +217,10 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the suite, for tests. Answers the report, which says what was not run.
+/// Runs the suite, for tests. Returns the report, which lists the checks that were not run.
 ///
 /// # Panics
-/// With the report, where a check failed.
+/// With the report, if a check failed.
 #[allow(clippy::needless_pass_by_value)] // it reads as one sentence in a test
 pub fn assert_conforms(conformance: Conformance<'_>) -> Report {
     let report = conformance.run();

@@ -1,4 +1,4 @@
-//! Keys as other software hands them over: 32 bytes, 64 hexadecimal digits, or PEM.
+//! Exchange formats of keys: 32 bytes, 64 hexadecimal digits, or PEM.
 
 use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
@@ -6,13 +6,13 @@ use zeroize::Zeroizing;
 use crate::error::{Error, Result};
 use crate::secret::{KEY_LEN, Secret};
 
-/// The label of what [`KeyFormat::encode`] writes.
+/// The PEM label that [`KeyFormat::encode`] writes.
 const LABEL: &str = "SQLITE-TDE KEY";
 const BEGIN: &str = "-----BEGIN ";
 const DASHES: &str = "-----";
 const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
 
-/// In the label of what is no 256-bit key: asymmetric, encrypted, or no key at all.
+/// Words in the labels of blocks without a 256-bit key: asymmetric, encrypted, or no key at all.
 const OTHER_LABELS: [&str; 10] = [
     "PRIVATE",
     "PUBLIC",
@@ -26,7 +26,7 @@ const OTHER_LABELS: [&str; 10] = [
     "PGP",
 ];
 
-/// How a key is written outside the keystore.
+/// The format of a key outside the keystore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyFormat {
@@ -58,7 +58,7 @@ impl KeyFormat {
     /// The key in `text`. Wiping that stays with the caller.
     ///
     /// # Errors
-    /// [`Error::Usage`] where it is not one key of 256 bits in this format.
+    /// [`Error::Usage`] if it is not one key of 256 bits in this format.
     pub fn decode(self, text: &[u8]) -> Result<Secret> {
         match self {
             Self::Raw => Secret::from_slice(text).ok_or_else(|| {
@@ -102,7 +102,7 @@ fn from_pem(text: &[u8]) -> Result<Secret> {
         Error::Usage(text)
     })?;
     let symmetric = !OTHER_LABELS.iter().any(|other| label.contains(other));
-    // Headers are what older formats say of an encrypted key, such as "DEK-Info: AES-256-CBC".
+    // Headers mark an encrypted key in older formats, such as "DEK-Info: AES-256-CBC".
     if !symmetric || body.contains(':') {
         return Err(Error::Usage(format!(
             "the PEM block {label:?} holds no plain 256-bit key: give 32 bytes in base64, as \

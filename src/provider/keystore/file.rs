@@ -1,10 +1,10 @@
-//! The keystore's file on disk: how it is found, read, replaced and locked.
+//! The keystore's file on disk: finding, reading, replacing and locking it.
 //!
 //! Invariants:
 //! 1. `keystore.json` is only ever replaced whole, by renaming a synced file over it. Readers take
 //!    no lock and see the old keys or the new ones.
-//! 2. Who replaces it holds `keystore.lock`, from before reading to after the last sync.
-//! 3. Text that would not be read back is never written.
+//! 2. Its writer holds `keystore.lock`, from before reading to after the last sync.
+//! 3. Text that could not be read back is never written.
 //! 4. A file or directory that others may read is not used.
 
 use std::fs::{self, File, OpenOptions};
@@ -33,11 +33,11 @@ pub(super) fn path(dir: &Path) -> PathBuf {
     dir.join(NAME)
 }
 
-/// The text of the file in the directory `dir`; `None` where there is none yet. Creates nothing.
+/// The text of the file in the directory `dir`; `None` before its creation. Creates nothing.
 ///
 /// # Errors
-/// [`ProviderError::LoosePermissions`], [`ProviderError::Damaged`] where it is far too long, or
-/// [`ProviderError::Unreachable`] for what else the file system said.
+/// [`ProviderError::LoosePermissions`], [`ProviderError::Damaged`] if it is far too long, or
+/// [`ProviderError::Unreachable`] for other errors of the file system.
 pub(super) fn read(dir: &Path) -> Result<Option<Zeroizing<Vec<u8>>>> {
     let path = path(dir);
     let Some(dir_meta) = if_found(fs::metadata(dir)).map_err(unreachable(dir))? else {
@@ -71,8 +71,8 @@ fn if_found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 /// Replaces the file in `dir`. The caller holds [`lock`].
 ///
 /// # Errors
-/// [`ProviderError::Unreachable`]. The old file is in place then, except where the very last sync
-/// failed: the new one is, and a power loss may undo it.
+/// [`ProviderError::Unreachable`]. The old file is in place then, unless the very last sync failed:
+/// then the new one is, and a power loss may undo it.
 pub(super) fn write(dir: &Path, store: &Store) -> Result<()> {
     let path = path(dir);
     let text = encode(store).map_err(io::Error::from).map_err(unreachable(&path))?;
@@ -85,7 +85,7 @@ pub(super) fn write(dir: &Path, store: &Store) -> Result<()> {
 }
 
 fn replace(dir: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
-    // One name for all writers, so that what a killed one left is gone with the next.
+    // One name for all writers, so that the next one replaces the file of a killed one.
     if_found(fs::remove_file(dir.join(NEW_NAME)))?;
     let mut new = tempfile::Builder::new().prefix(NEW_NAME).rand_bytes(0).tempfile_in(dir)?;
     new.write_all(text)?;
@@ -109,7 +109,7 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     }
 }
 
-/// Held by whoever changes the file, among threads and processes.
+/// The lock of the file's writer, among threads and processes.
 pub(super) struct Lock(File);
 
 impl Drop for Lock {
@@ -119,7 +119,7 @@ impl Drop for Lock {
     }
 }
 
-/// Waits for the lock of `dir`, which it creates if it is not there.
+/// Waits for the lock of `dir`, which it creates if missing.
 ///
 /// # Errors
 /// [`ProviderError::LoosePermissions`] of the directory, or [`ProviderError::Unreachable`].

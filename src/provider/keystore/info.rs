@@ -1,4 +1,4 @@
-//! What may be shown and said of a key: everything but its bytes.
+//! The public properties of a key: everything but its bytes.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// The last second that can be written as a date: the 30th of December 9999, 22:00 UTC.
 const LAST_SECOND: u64 = 253_402_207_200;
 
-/// What may be shown of a key.
+/// Public properties of a key.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct KeyInfo {
     /// 1 to 64 of `[A-Za-z0-9._-]`.
@@ -16,15 +16,15 @@ pub struct KeyInfo {
     pub created: u64,
     /// Whether any of its versions wraps or unwraps.
     pub enabled: bool,
-    /// What it may be used for, at least one.
+    /// Its allowed operations, at least one.
     pub operations: BTreeSet<Operation>,
-    /// When it is gone for good, in seconds since 1970, where it is scheduled for deletion.
+    /// Time of its deletion, in seconds since 1970, if it is scheduled for deletion.
     pub purged_at: Option<u64>,
     /// Oldest first, at least one.
     pub versions: Vec<KeyVersionInfo>,
 }
 
-/// What may be shown of one version of a key.
+/// Public properties of one version of a key.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct KeyVersionInfo {
     /// Counted from 1.
@@ -33,13 +33,13 @@ pub struct KeyVersionInfo {
     pub created: u64,
     /// Whether it wraps and unwraps.
     pub enabled: bool,
-    /// The first second in which it may be used, where there is one.
+    /// The first second in which it may be used, if limited.
     pub not_before: Option<u64>,
-    /// The first second in which it may not be used any more, where there is one.
+    /// The first second in which it may no longer be used, if limited.
     pub not_after: Option<u64>,
 }
 
-/// What a key may be used for.
+/// An operation of a key.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -52,7 +52,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Both: what a key may do unless it was told otherwise.
+    /// Both, the default of a key.
     #[must_use]
     pub fn all() -> BTreeSet<Self> {
         BTreeSet::from([Self::Wrap, Self::Unwrap])
@@ -89,19 +89,19 @@ impl KeyRules {
         self
     }
 
-    /// The first second in which a version may not be used any more; `None` lifts the rule.
+    /// The first second in which a version may no longer be used; `None` lifts the rule.
     pub fn not_after(mut self, seconds: Option<u64>) -> Self {
         self.not_after = Some(seconds);
         self
     }
 
-    /// What the whole key may be used for.
+    /// The allowed operations of the whole key.
     pub fn operations(mut self, operations: impl IntoIterator<Item = Operation>) -> Self {
         self.operations = Some(operations.into_iter().collect());
         self
     }
 
-    /// Refuses what no key can follow.
+    /// Refuses rules that no key can follow.
     pub(super) fn check(&self) -> Result<()> {
         if self.operations.as_ref().is_some_and(BTreeSet::is_empty) {
             let text = "a key must be allowed to wrap, to unwrap, or both: to stop all use of it, \

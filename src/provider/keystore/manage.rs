@@ -1,4 +1,4 @@
-//! What changes the keystore: each call is one replacement of its file, all of it or nothing.
+//! Changes of the keystore: each call replaces its file completely or not at all.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::provider::{ProviderError, SecretSource};
 use crate::secret::Secret;
 
-/// For how many days a deleted key can be brought back, unless it is said.
+/// Default recovery period of a deleted key, in days.
 pub const RECOVERY_DAYS: u32 = 30;
 
 const DAYS: std::ops::RangeInclusive<u32> = 1..=3650;
@@ -24,10 +24,10 @@ impl Keystore {
     ///
     /// # Errors
     /// [`Error::Usage`] for a name that is not 1 to 64 of `[A-Za-z0-9._-]`, [`Error::KeyExists`],
-    /// [`Error::Random`], and those of reading and replacing the file:
-    /// [`Error::LoosePermissions`], [`Error::ProviderDamaged`], [`Error::ProviderUnreachable`], and
-    /// of its passphrase: [`Error::NoKey`] where none is given, [`Error::WrongKey`].
-    /// No key has changed then; only where the last sync is what failed may the new one be there.
+    /// [`Error::Random`], and those of reading and replacing the file: [`Error::LoosePermissions`],
+    /// [`Error::ProviderDamaged`], [`Error::ProviderUnreachable`], and of its passphrase:
+    /// [`Error::NoKey`] if none is given, [`Error::WrongKey`]. No key has changed then; only if the
+    /// last sync failed may the new one exist.
     pub fn create(&self, name: &str) -> Result<KeyInfo> {
         self.create_with(name, &KeyRules::new())
     }
@@ -40,7 +40,7 @@ impl Keystore {
         self.add(name, Secret::random()?, rules)
     }
 
-    /// Adds a key whose first version is `key`, which somebody else made.
+    /// Adds a key whose first version is the imported `key`.
     ///
     /// # Errors
     /// As [`Keystore::create`]; [`Error::Usage`] for 32 zero bytes, which are no key.
@@ -68,17 +68,17 @@ impl Keystore {
     /// Adds a random version to a key, which wraps from then on. Older versions go on unwrapping.
     ///
     /// # Errors
-    /// [`Error::NoKey`] where there is no such key, [`Error::KeyDisabled`] where it is scheduled
-    /// for deletion; else as [`Keystore::create`].
+    /// [`Error::NoKey`] for an unknown key, [`Error::KeyDisabled`] if it is scheduled for deletion;
+    /// else as [`Keystore::create`].
     pub fn rotate(&self, name: &str) -> Result<KeyInfo> {
         self.add_version(name, Secret::random()?)
     }
 
-    /// Adds `key`, which somebody else made, as a version to a key that is there.
+    /// Adds the imported `key` as a version of an existing key.
     ///
     /// # Errors
-    /// As [`Keystore::rotate`]; [`Error::Usage`] for 32 zero bytes, and where `key` is a version of
-    /// it already.
+    /// As [`Keystore::rotate`]; [`Error::Usage`] for 32 zero bytes, and if `key` is a version of it
+    /// already.
     pub fn import_version(&self, name: &str, key: Secret) -> Result<KeyInfo> {
         check_imported(&key)?;
         self.add_version(name, key)
@@ -108,7 +108,7 @@ impl Keystore {
     /// again.
     ///
     /// # Errors
-    /// [`Error::NoKey`] where there is no such key or version; else as [`Keystore::rotate`].
+    /// [`Error::NoKey`] for an unknown key or version; else as [`Keystore::rotate`].
     pub fn set_enabled(&self, name: &str, version: u32, enabled: bool) -> Result<()> {
         self.change(|store| {
             let found = self.live_mut(store, name)?.version_mut(Some(version));
@@ -117,7 +117,7 @@ impl Keystore {
         })
     }
 
-    /// Allows or refuses the use of a whole key; what its versions say by themselves stays.
+    /// Allows or refuses the use of a whole key; the settings of its versions stay.
     ///
     /// # Errors
     /// As [`Keystore::rotate`].
@@ -147,11 +147,11 @@ impl Keystore {
         })
     }
 
-    /// The bytes of a version, or of the newest one, also where its use is refused. Whoever sees
-    /// them opens every database that they protect, so `reveal` must say that this is wanted.
+    /// The bytes of a version, or of the newest one, even if its use is refused. They open every
+    /// database that they protect, so `reveal` must confirm the call.
     ///
     /// # Errors
-    /// [`Error::Usage`] where `reveal` is false; else as [`Keystore::set_enabled`].
+    /// [`Error::Usage`] if `reveal` is false; else as [`Keystore::set_enabled`].
     pub fn export(&self, name: &str, version: Option<u32>, reveal: bool) -> Result<Secret> {
         if !reveal {
             return Err(Error::Usage(format!(
@@ -167,7 +167,7 @@ impl Keystore {
     }
 
     /// Schedules a key for deletion: its use is refused, and after `days` it is gone for good.
-    /// Gives back when that is, in seconds since 1970.
+    /// Returns the time of that, in seconds since 1970.
     ///
     /// # Errors
     /// [`Error::Usage`] for days that are not 1 to 3650; else as [`Keystore::rotate`].
@@ -186,7 +186,7 @@ impl Keystore {
     /// Brings back a key that is scheduled for deletion, as it was.
     ///
     /// # Errors
-    /// [`Error::Usage`] where it is not scheduled; else as [`Keystore::rotate`].
+    /// [`Error::Usage`] if it is not scheduled; else as [`Keystore::rotate`].
     pub fn undelete(&self, name: &str) -> Result<()> {
         self.change(|store| {
             let key = store.find_mut(name).ok_or_else(|| self.no_key(name))?;
@@ -196,16 +196,16 @@ impl Keystore {
         })
     }
 
-    /// Deletes a key for good, at once. What it alone protects can then be read by nobody, so
-    /// `force` must say that this is wanted.
+    /// Deletes a key irreversibly, at once. Data protected only by it is lost, so `force` must
+    /// confirm the call.
     ///
     /// # Errors
-    /// [`Error::Usage`] where `force` is false; else as [`Keystore::create`], and [`Error::NoKey`].
+    /// [`Error::Usage`] if `force` is false; else as [`Keystore::create`], and [`Error::NoKey`].
     pub fn purge(&self, name: &str, force: bool) -> Result<()> {
         if !force {
             return Err(Error::Usage(format!(
-                "purging key {name:?} cannot be undone, and what it alone protects can then be \
-                 read by nobody; deleting it leaves time to bring it back"
+                "purging key {name:?} is irreversible; data protected only by it is lost. delete \
+                 keeps a recovery period"
             )));
         }
         self.change(|store| {
@@ -219,7 +219,7 @@ impl Keystore {
     /// This value and its clones go on with it; later ones need [`Keystore::passphrase`].
     ///
     /// # Errors
-    /// [`Error::Usage`] where it has a passphrase; those of [`SecretSource::read`]; else as
+    /// [`Error::Usage`] if it has a passphrase; those of [`SecretSource::read`]; else as
     /// [`Keystore::create`].
     pub fn set_passphrase(&self, source: &SecretSource) -> Result<()> {
         let unlocked = self.derive(source)?;
@@ -238,7 +238,7 @@ impl Keystore {
     /// Seals a keystore that has a passphrase under another one, that of `source`.
     ///
     /// # Errors
-    /// [`Error::Usage`] where it has no passphrase; else as [`Keystore::set_passphrase`].
+    /// [`Error::Usage`] if it has no passphrase; else as [`Keystore::set_passphrase`].
     pub fn change_passphrase(&self, source: &SecretSource) -> Result<()> {
         self.unlock_protected()?;
         let unlocked = self.derive(source)?;
@@ -249,7 +249,7 @@ impl Keystore {
     /// Writes the keys of a keystore that has a passphrase in the clear.
     ///
     /// # Errors
-    /// [`Error::Usage`] where it has no passphrase; else as [`Keystore::create`].
+    /// [`Error::Usage`] if it has no passphrase; else as [`Keystore::create`].
     pub fn remove_passphrase(&self) -> Result<()> {
         self.unlock_protected()?;
         let _lock = file::lock(self.dir())?;
@@ -270,7 +270,7 @@ impl Keystore {
         Ok(())
     }
 
-    /// One change to the keystore that is there; none is created.
+    /// One change to an existing keystore; none is created.
     fn change<T>(&self, change: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
         self.read()?;
         self.update(change)
@@ -281,7 +281,8 @@ impl Keystore {
         &self,
         change: impl FnOnce(&mut Store) -> Result<T, E>,
     ) -> Result<T, E> {
-        // Whatever a passphrase takes, it takes before others have to wait for the lock.
+        // The passphrase is read and derived before the lock is taken, so that others do not wait
+        // for it.
         let new = match self.load()? {
             Some(_) => None,
             None => Some(self.empty()?),

@@ -38,7 +38,7 @@ impl Serialize for Material {
     }
 }
 
-/// The length of the text tells which it is.
+/// The length of the text distinguishes them.
 impl<'de> Deserialize<'de> for Material {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Borrowed, not copied: base64 has no escapes that serde_json would have to undo elsewhere.

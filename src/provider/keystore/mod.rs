@@ -1,12 +1,13 @@
-//! The embedded key provider: versioned 256-bit keys in a local file, for want of a key service.
+//! The embedded key provider: versioned 256-bit keys in a local file, for use without a key
+//! service.
 //!
 //! The file is `keystore.json` in `$SQLITE_TDE_HOME`, or else in `sqlite-tde` under the platform's
 //! data directory. It protects a database whose files travel without it: backups, disks, copies.
-//! Without a passphrase it holds its keys in the clear, and nothing but its permissions guards it;
-//! those are checked at each use. With one it is worth what the passphrase is.
+//! Without a passphrase it holds its keys in the clear, protected only by its permissions, which
+//! are checked at each use. With one it is as strong as the passphrase.
 //!
-//! `store` is what it holds, `format` its text, `file` its place on disk, `passphrase` what seals
-//! it, `manage` what changes it, `exchange` how keys come in and go out.
+//! `store`: content; `format`: text; `file`: the file on disk; `passphrase`: sealing; `manage`:
+//! changes; `exchange`: import and export.
 
 mod exchange;
 mod file;
@@ -50,14 +51,14 @@ const HOME_VARIABLE: &str = "SQLITE_TDE_HOME";
 const FILE_VARIABLE: &str = "SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE";
 const DESCRIPTOR_VARIABLE: &str = "SQLITE_TDE_KEYSTORE_PASSPHRASE_FD";
 
-/// What to ask a person for.
+/// The name of the secret in a prompt.
 const PASSPHRASE: &str = "passphrase of the keystore";
 
 /// A directory with a keystore file, which need not be there yet.
 ///
 /// Any number of processes and threads may use one directory at once. Each call reads the file;
-/// nothing is kept in memory between calls but the keys that a passphrase led to, which this value
-/// and its clones share. Reading never creates anything.
+/// between calls only the keys derived from a passphrase stay in memory; this value and its clones
+/// share them. Reading never creates anything.
 #[derive(Debug, Clone)]
 pub struct Keystore {
     dir: PathBuf,
@@ -71,10 +72,10 @@ impl Keystore {
     /// the platform's data directory. A relative one is taken from the directory in which the
     /// process was when it was first asked for. Its passphrase is read from the file that
     /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE` names, or from the open descriptor whose number is in
-    /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FD`, where one of them is set. Creates and reads nothing.
+    /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FD`, if one of them is set. Creates and reads nothing.
     ///
     /// # Errors
-    /// [`Error::Usage`] where the variable is unset and the user has no home directory, and for a
+    /// [`Error::Usage`] if the variable is unset and the user has no home directory, and for a
     /// descriptor that is no number.
     pub fn open_default() -> Result<Self> {
         let variable = |name| process::variable(name).filter(|value| !value.is_empty());
@@ -105,16 +106,16 @@ impl Keystore {
         Self { dir, source: None, cost: Cost::default(), unlocked: Arc::default() }
     }
 
-    /// Reads the passphrase from `source` when it is first needed, and again when it has changed.
-    /// A keystore that is not there yet is created under it; one without a passphrase is refused,
-    /// since whoever put it there could have chosen its keys.
+    /// Reads the passphrase from `source` when it is first needed, and again when it has changed. A
+    /// missing keystore is created under it; one without a passphrase is refused, since an attacker
+    /// could have planted it with keys of his choice.
     #[must_use]
     pub fn passphrase(self, source: SecretSource) -> Self {
         Self { source: Some(source), unlocked: Arc::default(), ..self }
     }
 
-    /// What a passphrase that is set from now on costs to guess: 8 MiB to 1 GiB, 1 to 64
-    /// iterations, 1 to 16 lanes, and memory times iterations up to 4 GiB.
+    /// The derivation cost of passphrases set from now on: 8 MiB to 1 GiB, 1 to 64 iterations, 1 to
+    /// 16 lanes, and memory times iterations up to 4 GiB.
     #[must_use]
     pub fn cost(self, cost: Cost) -> Self {
         Self { cost, ..self }
@@ -140,7 +141,7 @@ impl Keystore {
         Ok(self.decode_file()?.is_some_and(|(_, found)| found.passphrase().is_some()))
     }
 
-    /// Whether the file has a passphrase, and this value nothing that could give it.
+    /// Whether the file has a passphrase that this value has no source for.
     ///
     /// # Errors
     /// As [`Keystore::has_passphrase`].
@@ -148,11 +149,11 @@ impl Keystore {
         Ok(self.source.is_none() && self.has_passphrase()?)
     }
 
-    /// The keys, in the order in which they were created; none where there is no file.
+    /// The keys, in the order in which they were created; none without a file.
     ///
     /// # Errors
     /// [`Error::LoosePermissions`], [`Error::ProviderDamaged`], [`Error::ProviderUnreachable`];
-    /// [`Error::NoKey`] where the passphrase is missing, [`Error::WrongKey`] where it is wrong.
+    /// [`Error::NoKey`] if the passphrase is missing, [`Error::WrongKey`] if it is wrong.
     pub fn list(&self) -> Result<Vec<KeyInfo>> {
         let store = self.load()?.unwrap_or_default();
         Ok(store.keys.iter().map(store::StoredKey::info).collect())
@@ -173,7 +174,7 @@ impl Keystore {
         Ok(Some((text, found)))
     }
 
-    /// What the keystore holds now; `None` where there is none yet.
+    /// The current content of the keystore; `None` before its creation.
     fn load(&self) -> Result<Option<Store>, ProviderError> {
         let Some((text, found)) = self.decode_file()? else { return Ok(None) };
         let unlocked = match found.passphrase() {
@@ -300,14 +301,14 @@ impl Keystore {
 
     fn unprotected(&self) -> ProviderError {
         ProviderError::wrong_key(format!(
-            "keystore {} has no passphrase, though one was given: see who put it there, then set \
-             it with `sqlite-tde key passphrase set`, or give none",
+            "keystore {} has no passphrase, but one was given: check its origin, then set it with \
+             `sqlite-tde key passphrase set`, or give none",
             self.path().display()
         ))
     }
 }
 
-/// Where the environment says that the passphrase is.
+/// The passphrase source named by the environment.
 fn source(file: Option<OsString>, descriptor: Option<OsString>) -> Result<Option<SecretSource>> {
     match (file, descriptor) {
         (Some(_), Some(_)) => {
@@ -341,7 +342,7 @@ impl KeyProvider for Keystore {
         }
         let store = self.read()?;
         let version = self.newest(&store, key_id)?;
-        // Whoever wrote this version may have died before its last sync. It must outlive the DEK.
+        // The writer of this version may have died before its last sync. It must outlive the DEK.
         file::sync_dir(&self.dir)?;
         let aad = wrap::aad(context, key_id, version.version);
         let blob = wrap::seal(&store.open(key_id, version)?, &aad, dek)?;

@@ -1,4 +1,4 @@
-//! A passphrase over the keystore: what it seals and authenticates the file with.
+//! A passphrase over the keystore: the keys that seal and authenticate the file.
 //!
 //! ```text
 //! passphrase --Argon2id(salt, cost)--> 32 bytes
@@ -8,8 +8,8 @@
 //! authenticates the whole file. The check stands in the file and tells a wrong passphrase from an
 //! altered file; it helps a guesser no more than the MAC does.
 //!
-//! Argon2id (RFC 9106) is made to be slow and to need memory. [`Unlocked`] is what it leads to, to
-//! be kept; the passphrase itself is not.
+//! Argon2id (RFC 9106) is made to be slow and to need memory. [`Unlocked`] is its result, which is
+//! cached; the passphrase itself is not.
 
 use argon2::{Algorithm, Argon2, Version};
 use hmac::{Hmac, KeyInit, Mac};
@@ -32,7 +32,7 @@ const CHECK: &[u8] = b"sqlite-tde v1 keystore check";
 const SALT_LEN: usize = 16;
 const TAG_LEN: usize = 32;
 
-/// What a file may ask for. More would let a file that someone altered take all memory, or minutes.
+/// Bounds of the cost in a file. More would let an altered file take all memory, or minutes.
 const MEMORY_KIB: std::ops::RangeInclusive<u32> = 8 << 10..=1 << 20;
 const ITERATIONS: std::ops::RangeInclusive<u32> = 1..=64;
 const LANES: std::ops::RangeInclusive<u32> = 1..=16;
@@ -40,7 +40,7 @@ const LANES: std::ops::RangeInclusive<u32> = 1..=16;
 const WORK_MAX_KIB: u64 = 4 << 20;
 const _: () = assert!(*MEMORY_KIB.start() >= 8 * *LANES.end(), "RFC 9106: 8 blocks for each lane");
 
-/// What the file says of its passphrase.
+/// The passphrase's parameters in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Params {
@@ -55,7 +55,7 @@ pub(super) struct Params {
 const KDF: &str = "argon2id";
 
 impl Params {
-    /// Whether this software derives keys so, within bounds.
+    /// Whether this software supports these parameters, within bounds.
     pub(super) fn is_sound(&self) -> bool {
         self.kdf == KDF && is_bounded(self.cost())
     }
@@ -85,8 +85,8 @@ impl Unlocked {
     /// Keys for a file that gets this passphrase, with a salt of their own.
     ///
     /// # Errors
-    /// [`ProviderError::Denied`] for a cost that would not be read back, and
-    /// [`ProviderError::Unreachable`] where the system has no random bytes or too little memory.
+    /// [`ProviderError::Denied`] for a cost out of bounds, and [`ProviderError::Unreachable`] if
+    /// the system has no random bytes or too little memory.
     pub(super) fn create(passphrase: &[u8], cost: Cost) -> Result<Self, ProviderError> {
         if !is_bounded(cost) {
             let text = format!("keystore: a cost of {cost} is out of bounds: set another");
@@ -101,10 +101,10 @@ impl Unlocked {
         Ok(Self { params, seal, mac })
     }
 
-    /// The keys of a file that says `params`; `None` where it has another passphrase.
+    /// The keys of a file with `params`; `None` if it has another passphrase.
     ///
     /// # Errors
-    /// [`ProviderError::Unreachable`] where the system has too little memory.
+    /// [`ProviderError::Unreachable`] if the system has too little memory.
     pub(super) fn unlock(
         passphrase: &[u8],
         params: &Params,
@@ -153,7 +153,8 @@ fn derive(
     Ok([SEAL, MAC, CHECK].map(|label| hkdf::derive(&key, salt, &[label])))
 }
 
-/// What a sealed key is bound to. A name's length comes first, so that no name runs into a version.
+/// The associated data of a sealed key. A name's length comes first, so that no name runs into a
+/// version.
 fn binding(name: &str, version: u32) -> Vec<u8> {
     [KEY, &[name.len() as u8], name.as_bytes(), &version.to_be_bytes()].concat()
 }

@@ -1,4 +1,4 @@
-//! What the keystore holds, and which of its keys may be used when.
+//! The content of the keystore, and the rules for the use of its keys.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::secret::Secret;
 
 const NAME_MAX_LEN: usize = 64;
 
-/// What the file holds.
+/// The content of the file.
 #[derive(Default)]
 pub(super) struct Store {
     pub(super) keys: Vec<StoredKey>,
-    /// What seals the keys, where a passphrase protects them.
+    /// The passphrase's parameters, if one protects the keys.
     pub(super) unlocked: Option<Arc<Unlocked>>,
 }
 
@@ -98,7 +98,7 @@ impl Store {
         Ok(&mut self.keys[at])
     }
 
-    /// What the file keeps of `secret`.
+    /// `secret` in the form of the file.
     pub(super) fn material(
         &self,
         name: &str,
@@ -151,7 +151,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Whether its keys keep the rules of the format, and are sealed where they should be.
+    /// Whether its keys keep the rules of the format, and are sealed if there is a passphrase.
     pub(super) fn is_sound(keys: &[StoredKey], sealed: bool) -> bool {
         let names: BTreeSet<&str> = keys.iter().map(|key| key.name.as_str()).collect();
         names.len() == keys.len()
@@ -160,7 +160,7 @@ impl Store {
 }
 
 impl StoredKey {
-    /// Whether it says something that the first format had no words for.
+    /// Whether it needs the second format.
     pub(super) fn has_rules(&self) -> bool {
         let windowed = |v: &StoredVersion| v.not_before.is_some() || v.not_after.is_some();
         !self.enabled
@@ -187,7 +187,7 @@ impl StoredKey {
         ))
     }
 
-    /// Why no version of this key may be used for `operation`; `None` where one might be.
+    /// The reason why no version of this key may be used for `operation`; `None` if one might be.
     pub(super) fn refusal(&self, operation: Operation) -> Option<String> {
         if self.purged_at.is_some() {
             return self.scheduled();
@@ -238,7 +238,7 @@ impl StoredVersion {
         Self { version, created: now, enabled: true, not_before: None, not_after: None, key }
     }
 
-    /// Takes over the window that `rules` name.
+    /// Sets the window of `rules`.
     pub(super) fn apply(&mut self, rules: &KeyRules) -> Result<()> {
         self.not_before = rules.not_before.unwrap_or(self.not_before);
         self.not_after = rules.not_after.unwrap_or(self.not_after);
@@ -255,7 +255,7 @@ impl StoredVersion {
         }
     }
 
-    /// Why this version may not be used at `now`; `None` where it may.
+    /// The reason why this version may not be used at `now`; `None` if it may.
     pub(super) fn refusal(&self, now: u64) -> Option<String> {
         if !self.enabled {
             return Some("is disabled".into());

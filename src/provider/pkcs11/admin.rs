@@ -1,4 +1,4 @@
-//! Making protector keys on a token. What a token's own tools make serves as well.
+//! Making protector keys on a token. Keys made with a token's own tools work as well.
 
 use cryptoki::mechanism::Mechanism;
 use cryptoki::object::Attribute;
@@ -10,7 +10,7 @@ use super::session::Call;
 use crate::error::{Error, Result};
 use crate::provider::ProviderError;
 
-/// What may be shown of one version of a key on a token.
+/// Public properties of one version of a key on a token.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TokenKey {
     /// Its CKA_LABEL, which is the key's id.
@@ -23,7 +23,7 @@ pub struct TokenKey {
     pub wraps: bool,
     /// Whether it may unwrap.
     pub unwraps: bool,
-    /// Whether the token gives it to whoever is logged in. A protector key should not be so.
+    /// Whether the token reveals it to a logged-in user. A protector key should not be extractable.
     pub extractable: bool,
 }
 
@@ -31,12 +31,12 @@ impl Pkcs11 {
     /// Makes an AES-256 key on the token: it stays there, cannot be read, and encrypts and
     /// decrypts.
     ///
-    /// It may not wrap or unwrap other keys. A key that may decrypt and wrap gives every
-    /// extractable key on the token to whoever is logged in.
+    /// It may not wrap or unwrap other keys. A key that may decrypt and wrap reveals every
+    /// extractable key on the token to a logged-in user.
     ///
     /// # Errors
-    /// [`Error::KeyExists`] where the token has a key of that label, and those of a
-    /// [`ProviderError`]. Nothing has changed then.
+    /// [`Error::KeyExists`] if the token has a key of that label, and those of a [`ProviderError`].
+    /// Nothing has changed then.
     pub fn create(&self, label: &str) -> Result<TokenKey> {
         match self.access.read(|call| keys::some_versions(call, label).map(drop)) {
             Err(ProviderError::NotHere(_)) => {}
@@ -50,8 +50,8 @@ impl Pkcs11 {
     /// from then on. Older versions go on unwrapping, as long as they are on the token.
     ///
     /// # Errors
-    /// [`Error::NoKey`] where there is no such key, and those of another [`ProviderError`]. Nothing
-    /// has changed then.
+    /// [`Error::NoKey`] for an unknown key, and those of another [`ProviderError`]. Nothing has
+    /// changed then.
     pub fn rotate(&self, label: &str) -> Result<TokenKey> {
         Ok(self.access.write(|call| {
             let versions = keys::some_versions(call, label)?;
@@ -97,10 +97,10 @@ impl Pkcs11 {
         match versions.iter().find(is_made) {
             Some(version) if versions.len() == 1 => Ok(shown(version)),
             _ => {
-                // A token has no lock to hold meanwhile. Two of one name would be of use to nobody.
+                // A token has no lock for this, and two keys of one name would be unusable.
                 call.session.destroy_object(made)?;
                 Err(ProviderError::denied(format!(
-                    "key {label:?} on {} was made by somebody else at the same moment: try again",
+                    "key {label:?} on {} was created concurrently; retry",
                     self.access
                 ))
                 .into())

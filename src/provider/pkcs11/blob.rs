@@ -1,4 +1,4 @@
-//! What a protector record keeps of a DEK that a token wrapped.
+//! The blob in a protector record of a DEK that a token wrapped.
 //!
 //! ```text
 //! 0                                   len - 32   len
@@ -13,9 +13,9 @@
 //! ```
 //! Each of the five goes after its length in 4 bytes, big-endian.
 //!
-//! Only one of the mechanisms has associated data, and tokens answer a blob that was tampered with
-//! by whatever code they like, an outage's included. So the check binds it all, by a key that only
-//! who has the DEK can derive: what passes it is the DEK that was wrapped, here and for this.
+//! Only one of the mechanisms has associated data, and tokens answer a tampered blob with any code,
+//! even that of an outage. So the check binds it all, by a key that only a holder of the DEK can
+//! derive: a DEK that passes is the one that was wrapped for this place.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -28,7 +28,7 @@ use crate::suite::hkdf;
 const CHECK: &[u8] = b"sqlite-tde v1 pkcs11 check";
 const CHECK_LEN: usize = 32;
 
-/// What a blob belongs to.
+/// The data that a blob is bound to.
 pub(super) struct Binding<'a> {
     pub(super) mechanism: Mechanism,
     pub(super) key_id: &'a str,
@@ -37,7 +37,7 @@ pub(super) struct Binding<'a> {
 }
 
 impl Binding<'_> {
-    /// The blob of what the token `sealed`.
+    /// The blob for the token's output `sealed`.
     pub(super) fn close(&self, dek: &Secret, mut sealed: Vec<u8>) -> Vec<u8> {
         if let Some(mac) = self.mac(dek, &sealed) {
             sealed.extend_from_slice(&mac.finalize().into_bytes());
@@ -69,7 +69,7 @@ impl Binding<'_> {
     }
 }
 
-/// What the token sealed, and the check; `None` for a blob too short to have both.
+/// The token's output, and the check; `None` for a blob too short to have both.
 pub(super) fn split(blob: &[u8]) -> Option<(&[u8], &[u8])> {
     blob.split_at_checked(blob.len().checked_sub(CHECK_LEN)?)
 }

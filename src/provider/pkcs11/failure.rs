@@ -6,13 +6,13 @@ use cryptoki::error::{Error, RvError};
 
 use crate::provider::ProviderError;
 
-/// What ended a call before it was known whom to tell.
+/// An error of a call, before the key and token are named.
 pub(super) enum Failure {
-    /// The token said so.
+    /// An error of the token.
     Token(Error),
     /// There is no such token.
     Absent(String),
-    /// All is said.
+    /// An error that needs no more context.
     Known(ProviderError),
 }
 
@@ -28,7 +28,7 @@ impl From<ProviderError> for Failure {
     }
 }
 
-/// What a code of the token's is worth.
+/// The meaning of a token's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     /// The blob was not made by this key and mechanism.
@@ -39,7 +39,7 @@ pub(super) enum Cause {
     NotOffered,
     /// Session, login or handle are gone; with new ones it may work.
     Lost,
-    /// It may be the blob, the token or the way to it.
+    /// The blob, the token or the connection to it may be the cause.
     Unclear,
 }
 
@@ -80,7 +80,7 @@ pub(super) fn cause(error: &Error) -> Cause {
 }
 
 impl Failure {
-    /// Whether new sessions might mend it.
+    /// Whether new sessions may help.
     pub(super) fn is_worth_a_new_session(&self) -> bool {
         match self {
             Self::Token(error) => matches!(cause(error), Cause::Lost | Cause::Unclear),

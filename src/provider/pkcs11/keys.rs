@@ -15,10 +15,10 @@ use crate::provider::ProviderError;
 pub(super) const AES_LEN: usize = 32;
 /// Shorter RSA keys do not count: 2048 bits.
 const RSA_MIN_LEN: usize = 256;
-/// What a version with an empty CKA_ID is called.
+/// The name of a version with an empty CKA_ID.
 const NO_ID: &str = "-";
 
-/// What kind of key.
+/// The kind of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Algorithm {
     Rsa,
@@ -31,9 +31,9 @@ pub(super) struct Version {
     pub(super) label: Vec<u8>,
     pub(super) id: Vec<u8>,
     pub(super) algorithm: Algorithm,
-    /// What encrypts: the secret key itself, or the public key where the token has it.
+    /// The encrypting object: the secret key, or the public key if the token has it.
     pub(super) encrypts: Option<ObjectHandle>,
-    /// What decrypts: the secret key, or the private one.
+    /// The decrypting object: the secret key, or the private one.
     pub(super) decrypts: Option<ObjectHandle>,
     pub(super) extractable: bool,
 }
@@ -47,8 +47,8 @@ impl Version {
         }
     }
 
-    /// What encrypts and what decrypts. A DEK wrapped under a key that could not unwrap it is lost,
-    /// so both must be there.
+    /// The encrypting and the decrypting object. A DEK wrapped under a key that could not unwrap it
+    /// is lost, so both must be there.
     pub(super) fn both(&self) -> Option<(ObjectHandle, ObjectHandle)> {
         self.encrypts.zip(self.decrypts)
     }
@@ -105,7 +105,7 @@ pub(super) fn versions(session: &Session, label: Option<&str>) -> Result<Vec<Ver
 /// The versions of a key, of which there is at least one.
 ///
 /// # Errors
-/// [`ProviderError::NotHere`] where there is none.
+/// [`ProviderError::NotHere`] if there is none.
 pub(super) fn some_versions(call: &Call, label: &str) -> Result<Vec<Version>, Failure> {
     let found = versions(&call.session, Some(label))?;
     if !found.is_empty() {
@@ -123,8 +123,8 @@ pub(super) fn some_versions(call: &Call, label: &str) -> Result<Vec<Version>, Fa
 /// The version that a protector record names.
 ///
 /// # Errors
-/// [`ProviderError::NotHere`] where it is not there, [`ProviderError::Damaged`] where it is there
-/// more than once.
+/// [`ProviderError::NotHere`] if it is missing, [`ProviderError::Damaged`] if it exists more than
+/// once.
 pub(super) fn version(
     call: &Call,
     label: &str,
@@ -147,8 +147,8 @@ pub(super) fn version(
 /// The newest version that may encrypt and decrypt.
 ///
 /// # Errors
-/// [`ProviderError::NotHere`] where there is no such key, [`ProviderError::Denied`] where no
-/// version of it may do both, [`ProviderError::Damaged`] where it is there more than once.
+/// [`ProviderError::NotHere`] for an unknown key, [`ProviderError::Denied`] if no version of it may
+/// do both, [`ProviderError::Damaged`] if it exists more than once.
 pub(super) fn newest(call: &Call, label: &str) -> Result<Version, Failure> {
     let mut found = some_versions(call, label)?;
     found.retain(|version| version.both().is_some());
@@ -175,7 +175,7 @@ fn twins(call: &Call, label: &str, name: &str) -> ProviderError {
     ))
 }
 
-/// What is asked of an object.
+/// The attributes read from an object.
 struct Found {
     handle: ObjectHandle,
     label: Vec<u8>,

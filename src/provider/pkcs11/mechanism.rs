@@ -2,7 +2,7 @@
 //!
 //! All by C_Encrypt and C_Decrypt, never by C_WrapKey and C_UnwrapKey. With those the DEK would be
 //! an object in the token; reading it back takes templates on which tokens do not agree, and leaves
-//! copies in memory that nobody wipes.
+//! copies in memory that are never wiped.
 
 use cryptoki::error::Result;
 use cryptoki::mechanism::aead::GcmParams;
@@ -65,7 +65,7 @@ impl Mechanism {
         }
     }
 
-    /// `dek` as the token seals it. `nonce` is fresh; only AES-GCM has a use for it.
+    /// `dek` as the token seals it. `nonce` is fresh; only AES-GCM uses it.
     pub(super) fn encrypt(
         self,
         session: &Session,
@@ -83,7 +83,7 @@ impl Mechanism {
         Ok([nonce.as_slice(), &sealed].concat())
     }
 
-    /// The DEK in `sealed`; `None` where what comes out is not as long as one.
+    /// The DEK in `sealed`; `None` if the plaintext has another length.
     pub(super) fn decrypt(
         self,
         session: &Session,

@@ -18,7 +18,7 @@
 //! ```
 //!
 //! `module` loads libraries and logs in, `session` finds the token, `keys` the key; `mechanism`
-//! wraps, `blob` is what is kept, `failure` makes sense of what tokens answer, `admin` makes keys.
+//! wraps, `blob` is the record's format, `failure` interprets a token's errors, `admin` makes keys.
 
 mod admin;
 mod blob;
@@ -45,7 +45,7 @@ use super::{
 };
 use crate::secret::{Secret, fill_random};
 
-/// Which token of a module.
+/// One of a module's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Token {
     /// The one with this label.
@@ -56,7 +56,7 @@ pub enum Token {
 
 /// A token that holds protector keys. A key's id is the label of its objects.
 ///
-/// Nothing is loaded, and nobody logged in, before the first use.
+/// The module is loaded, and the login made, at the first use.
 pub struct Pkcs11 {
     access: Access,
     mechanisms: Vec<Mechanism>,
@@ -65,8 +65,8 @@ pub struct Pkcs11 {
 impl Pkcs11 {
     /// The token `token` of the library `module_path`, entered with `pin`.
     ///
-    /// The PIN is read when the process first logs in, and again where it has to log in again:
-    /// after a fork, or after the token was away.
+    /// The PIN is read when the process first logs in, and at each later login: after a fork, or
+    /// after the token was away.
     #[must_use]
     pub fn new(module_path: impl Into<PathBuf>, token: Token, pin: SecretSource) -> Self {
         let mechanisms = vec![Mechanism::AesGcm, Mechanism::AesKeyWrap, Mechanism::RsaOaepSha256];
@@ -74,18 +74,17 @@ impl Pkcs11 {
     }
 
     /// The mechanisms to wrap with, the preferred one first, instead of `aes-gcm`, `aes-key-wrap`,
-    /// `rsa-oaep-sha256`. Each DEK is unwrapped by the mechanism that wrapped it, whatever stands
-    /// here.
+    /// `rsa-oaep-sha256`. A DEK is always unwrapped by the mechanism that wrapped it.
     #[must_use]
     pub fn mechanisms(mut self, mechanisms: &[Mechanism]) -> Self {
         self.mechanisms = mechanisms.to_vec();
         self
     }
 
-    /// Says that this process uses the module through this crate alone. A token that went away is
-    /// then looked for by finalizing the module and initialising it again, which some modules need
-    /// to find it once it is back: SoftHSM2 is one. Not so by default,
-    /// since it would pull the module from under another user's feet.
+    /// Declares that this process uses the module only through this crate. A token that went away
+    /// is then looked for by finalizing the module and initialising it again, which some modules
+    /// need to find it once it is back: SoftHSM2 is one. Not so by default, since it would pull the
+    /// module from under another user's feet.
     #[must_use]
     pub fn only_user(mut self, is_only_user: bool) -> Self {
         self.access.set_only_ours(is_only_user);
@@ -100,7 +99,7 @@ impl Pkcs11 {
             let info = library.get_mechanism_info(call.slot, mechanism.kind());
             mechanism.algorithm() == version.algorithm
                 && listed.contains(&mechanism.kind())
-                // Where it does not say what a mechanism is for, it is tried.
+                // A mechanism without stated uses is tried.
                 && info.map_or(true, |info| info.encrypt() && info.decrypt())
         };
         Ok(self.mechanisms.iter().copied().filter(serves).collect())
@@ -171,7 +170,7 @@ impl Pkcs11 {
     }
 }
 
-/// `dek` sealed by the token, and opened again: what a token wraps and cannot unwrap is lost.
+/// `dek` sealed by the token, and opened again: a DEK that the token cannot unwrap would be lost.
 fn seal(
     call: &Call,
     version: &Version,
@@ -201,13 +200,13 @@ fn is_same(a: &Secret, b: &Secret) -> bool {
     subtle::ConstantTimeEq::ct_eq(a.expose().as_slice(), b.expose()).into()
 }
 
-/// What the token opens; `None` where `sealed` is not of this key.
+/// The token's plaintext; `None` if `sealed` is not of this key.
 ///
 /// Codes do not tell a changed blob from a token in trouble: SoftHSM2 answers CKR_GENERAL_ERROR for
-/// other associated data, and others CKR_DEVICE_ERROR. To take the one for the other either way
-/// would be bad: a database would be given up for an outage, or waited for that never opens. So the
-/// token is asked to wrap and unwrap a random value with the same key and mechanism. If that works,
-/// and the blob fails again after it, then it is the blob.
+/// other associated data, and others CKR_DEVICE_ERROR. Either confusion is harmful: a database
+/// would be given up for an outage, or waited for in vain. So the token is asked to wrap and unwrap
+/// a random value with the same key and mechanism. If that works, and the blob fails again after
+/// it, then it is the blob.
 fn open(
     call: &Call,
     version: &Version,
@@ -243,7 +242,7 @@ impl KeyProvider for Pkcs11 {
         "pkcs11"
     }
 
-    /// A token is a device, even where it is a program; a prompt for its PIN is a person.
+    /// A token is a device, even a token in software; a prompt for its PIN is a person.
     fn waits_for(&self) -> WaitsFor {
         match self.access.waits_for() {
             WaitsFor::Nothing => WaitsFor::Service,
@@ -276,7 +275,7 @@ impl KeyProvider for Pkcs11 {
         self.access.read(newest).map(Answer::from)
     }
 
-    /// Logs out; the next use reads the PIN again. That a PIN was refused is not forgotten.
+    /// Logs out; the next use reads the PIN again. A refused PIN stays recorded.
     fn forget(&self) {
         self.access.leave();
     }

@@ -1,9 +1,9 @@
-//! The libraries that speak PKCS#11: each is loaded and initialised once in a process, whoever
-//! asks.
+//! The libraries that speak PKCS#11: each is loaded and initialised once in a process, for all
+//! providers.
 //!
 //! Invariants:
-//! 1. None is ever unloaded. One is finalized only if it was initialised here, and the application
-//!    said that nobody else uses it, and no call of ours is under way.
+//! 1. None is ever unloaded. One is finalized only if it was initialised here, the application
+//!    declared that it has no other users, and no call of ours is in progress.
 //! 2. A forked child initialises it again, as the standard demands, before anything else.
 //! 3. A PIN that a token refused is not shown to that token again by this process: after a few
 //!    wrong ones a token locks. It is remembered here, not in a provider, of which there can be
@@ -33,7 +33,7 @@ struct Refused {
 pub(super) struct Module {
     library: Library,
     state: Mutex<State>,
-    /// Held by every call, and alone by who finalizes the library.
+    /// Shared by calls, exclusive for finalizing the library.
     calls: RwLock<()>,
     refused: Mutex<Vec<Refused>>,
 }
@@ -46,18 +46,18 @@ struct State {
     is_ours: bool,
     /// Whether it may have been finalized since.
     is_doubted: bool,
-    /// Counts initialisations: sessions and logins of an earlier one are void.
+    /// Counts initialisations: sessions and logins of an earlier one are invalid.
     epoch: u64,
 }
 
-/// What came of an attempt to log in.
+/// Outcome of an attempt to log in.
 pub(super) enum Login {
     Done,
     /// The token knows this PIN not to be the right one, now or from an earlier attempt.
     WrongPin,
     /// Too many wrong ones: the token takes none any more.
     Locked,
-    /// It takes none for another reason.
+    /// It refuses the login for another reason.
     Refused(Error),
 }
 
@@ -70,8 +70,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The library at `path`, loaded if it was not.
 ///
 /// # Errors
-/// [`ProviderError::NotHere`] where there is none, [`ProviderError::Damaged`] where it is another
-/// kind of file.
+/// [`ProviderError::NotHere`] if it is missing, [`ProviderError::Damaged`] if it is another kind of
+/// file.
 pub(super) fn load(path: &Path) -> Result<Arc<Module>, ProviderError> {
     let name = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let mut modules = lock(&MODULES);
@@ -113,7 +113,7 @@ impl Module {
         if !is_known || state.is_doubted {
             let arguments = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
             state.is_ours = match self.library.initialize(arguments) {
-                // By the host, by us, or by the parent where the library takes no notice of forks.
+                // By the host, by us, or by the parent if the library ignores forks.
                 Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {
                     is_known && state.is_ours
                 }
@@ -138,8 +138,8 @@ impl Module {
     }
 
     /// Initialises the library again when it is next used, unless that was done since `epoch`: the
-    /// host may have finalized it. Where nobody but us uses it, it is finalized, too: some find a
-    /// token that was away only then. The caller holds no [`Module::hold`].
+    /// host may have finalized it. If we are its only user, it is finalized, too: some libraries
+    /// find a returned token only then. The caller holds no [`Module::hold`].
     pub(super) fn renew(&self, epoch: u64, is_only_ours: bool) {
         let _alone = self.calls.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = lock(&self.state);

@@ -1,8 +1,8 @@
 //! From a module, a token and a PIN to a session that is logged in.
 //!
-//! Each call has a session of its own. One more, the anchor, is kept open for nothing but the
-//! login: a token logs the process out when its last session closes, and the PIN would have to be
-//! asked for again.
+//! Each call has a session of its own. One more, the anchor, is kept open for the login alone: a
+//! token logs the process out when its last session closes, and the PIN would have to be asked for
+//! again.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use super::failure::{Failure, words};
 use super::module::{self, Login, Module, lock};
 use crate::provider::{ProviderError, SecretSource, WaitsFor};
 
-/// A token, and how to get into it.
+/// A token with its module and PIN.
 pub(super) struct Access {
     module_path: PathBuf,
     token: Token,
@@ -46,11 +46,11 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Whether nothing found means that nothing is there. A token hides its keys from who is not
-    /// logged in, and one that was taken away may answer as if it were empty.
+    /// Whether an empty result is reliable. A token hides its keys without a login, and a removed
+    /// one may answer as if it were empty.
     ///
     /// # Errors
-    /// What says that the token is away, or the login is gone.
+    /// Errors that show that the token is away or the login is lost.
     pub(super) fn is_in(&self) -> Result<(), Failure> {
         // An answer that cannot be read is one.
         if let Err(error @ Error::Pkcs11(..)) = self.module.library()?.get_token_info(self.slot) {
@@ -72,12 +72,12 @@ impl Access {
         self.is_only_ours = is_only_ours;
     }
 
-    /// What reading the PIN may have to wait for.
+    /// The kind of wait for the PIN.
     pub(super) fn waits_for(&self) -> WaitsFor {
         self.pin.waits_for()
     }
 
-    /// Gives up the login, unless others in the process still need it.
+    /// Logs out, unless others in the process still need the login.
     pub(super) fn leave(&self) {
         let Some(open) = lock(&self.open).take() else { return };
         // Not one of the parent's, in a forked child, and not one of an earlier initialisation.
@@ -86,7 +86,7 @@ impl Access {
         }
     }
 
-    /// Runs `job` with a session, and once more with everything opened anew where the first one was
+    /// Runs `job` with a session, and once more with everything opened anew if the first one was
     /// lost: the token may have been away for a while, or the host have finalized the module.
     pub(super) fn read<T>(
         &self,
@@ -117,7 +117,7 @@ impl Access {
         &self,
         job: impl Fn(&Call) -> Result<T, Failure>,
     ) -> Result<T, ProviderError> {
-        // What was lost before is found by a job that changes nothing.
+        // An earlier loss is found by a job that changes nothing.
         self.read(|call| call.is_in())?;
         let module = module::load(&self.module_path)?;
         self.attempt(&module, true, &job).map_err(|failure| failure.at(self))
@@ -162,8 +162,8 @@ impl Access {
         let refused = match module.log_in(session, slot.id(), pin)? {
             Login::Done => return Ok(()),
             Login::WrongPin => format!(
-                "{self} refuses the PIN from {}, which is not tried again, since a few wrong ones \
-                 lock a token: put the right PIN there",
+                "{self} rejected the PIN from {}; not retried, to avoid locking the token: put the \
+                 right PIN there",
                 self.pin
             ),
             Login::Locked => format!(
@@ -177,7 +177,7 @@ impl Access {
 
     fn slot(&self, module: &Module) -> Result<Slot, Failure> {
         match &self.token {
-            // Without a look at the token: there are modules whose answers cannot be read.
+            // Without a check of the token: the answers of some modules cannot be read.
             Token::Slot(number) => Ok(Slot::try_from(*number)?),
             Token::Label(label) => self.slot_of(module, label),
         }
@@ -214,7 +214,7 @@ impl Drop for Access {
     }
 }
 
-/// Whether a look at a handle just found says that it is gone.
+/// Whether reading a handle just found shows that it is gone.
 pub(super) fn is_gone(error: &Error) -> bool {
     matches!(error, Error::Pkcs11(RvError::ObjectHandleInvalid, _))
 }

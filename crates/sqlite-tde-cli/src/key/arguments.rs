@@ -1,4 +1,4 @@
-//! What can be said to `key`, and what it means to the library.
+//! Arguments of `key`, and their meaning to the library.
 
 use std::path::PathBuf;
 
@@ -43,13 +43,13 @@ pub enum Key {
     /// back
     Delete {
         name: String,
-        /// For how many days, 1 to 3650
+        /// Days until the deletion, 1 to 3650
         #[arg(long, value_name = "N", default_value_t = RECOVERY_DAYS)]
         days: u32,
     },
     /// Bring back a key that is scheduled for deletion
     Undelete { name: String },
-    /// Delete a key for good, at once: what it alone protects can then be read by nobody
+    /// Delete a key permanently; data protected only by it is lost
     Purge {
         name: String,
         /// Do it
@@ -62,7 +62,7 @@ pub enum Key {
 }
 
 impl Key {
-    /// How the audit log has it: what kind of event, on which key, by which verb.
+    /// The audit event: its kind, key and verb.
     pub fn describe(&self) -> (EventKind, Option<&str>, &'static str) {
         let (name, verb) = match self {
             Self::Create { name, .. } => (name, "create"),
@@ -95,25 +95,25 @@ pub enum Passphrase {
 #[derive(Args)]
 pub struct Which {
     pub name: String,
-    /// Only this version; for times, the newest one unless said
+    /// Only this version (times: the newest by default)
     #[arg(long, value_name = "N")]
     pub version: Option<u32>,
 }
 
 #[derive(Args)]
 pub struct Rules {
-    /// From when on the version may be used: 2027-01-31, or 2027-01-31T12:00:00Z, or `none`
+    /// First time at which the version may be used: 2027-01-31, or 2027-01-31T12:00:00Z, or `none`
     #[arg(long, value_name = "TIME", value_parser = limit)]
     not_before: Option<Limit>,
-    /// From when on it may not be used any more; a date is its first second, in UTC
+    /// Time from which it may no longer be used; a date is its first second, in UTC
     #[arg(long, value_name = "TIME", value_parser = limit)]
     not_after: Option<Limit>,
-    /// What the key may be used for
+    /// Allowed operations of the key
     #[arg(long, value_name = "OPS", value_delimiter = ',')]
     ops: Option<Vec<Op>>,
 }
 
-/// A time, or that there is none.
+/// A time, or `None`.
 #[derive(Clone, Copy)]
 pub struct Limit(Option<u64>);
 
@@ -123,11 +123,11 @@ pub enum Op {
     Unwrap,
 }
 
-/// Where a secret is.
+/// The source of a secret.
 #[derive(Args)]
 #[group(multiple = false)]
 pub struct Place {
-    /// A file that nobody else may read
+    /// A file that only its owner may read
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// An open descriptor
@@ -143,10 +143,10 @@ pub struct Import {
     pub name: String,
     #[command(flatten)]
     pub place: Place,
-    /// How the key is written; found out unless said
+    /// Key format [default: detected]
     #[arg(long)]
     pub format: Option<Format>,
-    /// Add it as a version of a key that is there
+    /// Add it as a version of an existing key
     #[arg(long)]
     pub new_version: bool,
 }
@@ -155,10 +155,10 @@ pub struct Import {
 pub struct Export {
     #[command(flatten)]
     pub which: Which,
-    /// Show the key to whoever reads the output
+    /// Confirm that the key is shown in the output
     #[arg(long)]
     pub reveal: bool,
-    /// How to write it
+    /// Output format
     #[arg(long, default_value = "pem")]
     pub format: Format,
     /// A new file, with mode 0600, instead of standard output
@@ -172,7 +172,7 @@ pub enum Format {
     Raw,
     /// 64 hexadecimal digits
     Hex,
-    /// Base64 between lines that say what it is
+    /// PEM: base64 between lines with a label
     Pem,
 }
 
@@ -225,7 +225,7 @@ impl Format {
 }
 
 impl Place {
-    /// Where the secret is, if it was said.
+    /// The source of the secret, if given.
     pub fn source(&self) -> Option<SecretSource> {
         let Self { file, fd, env } = self;
         let file = file.clone().map(SecretSource::File);

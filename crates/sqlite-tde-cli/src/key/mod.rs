@@ -1,6 +1,6 @@
 //! The verbs of `key`: the keys of the local keystore, and its passphrase.
 //!
-//! `arguments` is what can be said, `text` reads and writes keys.
+//! `arguments` parses, `text` reads and writes keys.
 
 mod arguments;
 mod text;
@@ -21,7 +21,7 @@ use crate::prompt;
 use crate::report::print_json;
 use crate::settings;
 
-/// Does what was asked with the keys of the local keystore.
+/// Runs a verb on the keys of the local keystore.
 pub fn run(key: Key) -> Result<(), Failure> {
     let config = settings::load()?;
     let keystore = settings::keystore(&config)?;
@@ -67,7 +67,7 @@ fn create(keystore: &Keystore, name: &str, rules: &Rules) -> Result<(), Failure>
     done(&format!("created key {name} in {}", keystore.path().display()))
 }
 
-/// What was done to which version of a key.
+/// The message after a change of a key's version.
 fn describe(key: &KeyInfo, what: &str) -> String {
     let newest = key.versions.last().map_or(0, |version| version.version);
     format!("{what} key {}: its newest version is {newest}", key.name)

@@ -13,7 +13,7 @@ use crate::failure::{Failure, KEY, USAGE};
 /// No key is written in more bytes.
 const MAX_LEN: usize = 4096;
 
-/// Every byte that is there, since a key may end like a line does.
+/// Every byte, since a key may end like a line does.
 pub fn read(place: &Place) -> Result<Zeroizing<Vec<u8>>, Failure> {
     if let Some(path) = &place.file {
         let file = File::open(path).map_err(|error| Failure::at(path, &error))?;
@@ -36,12 +36,12 @@ pub fn read(place: &Place) -> Result<Zeroizing<Vec<u8>>, Failure> {
     read_all(name, unbuffered(io::stdin()).map_err(|error| Failure::at(name, &error))?)
 }
 
-/// Writes to standard output, or tells why not.
+/// Writes to standard output.
 pub fn print(text: &[u8]) -> Result<(), Failure> {
     Ok(unbuffered(io::stdout()).and_then(|mut out| out.write_all(text))?)
 }
 
-/// The stream without the buffer of the standard library, which nobody would wipe.
+/// The stream without the buffer of the standard library, which is never wiped.
 #[cfg(unix)]
 fn unbuffered(stream: impl std::os::fd::AsFd) -> io::Result<File> {
     Ok(stream.as_fd().try_clone_to_owned()?.into())
@@ -80,7 +80,7 @@ fn check_mode(_: &Path, _: &File) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a file that was not there, or none.
+/// Writes a new file; an existing one is kept.
 pub fn write_new(path: &Path, text: &[u8]) -> Result<(), Failure> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

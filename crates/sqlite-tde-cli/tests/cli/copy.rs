@@ -126,7 +126,7 @@ fn what_cannot_be_copied_is_said_before_anything_is_made() {
     // Nor is a copy made under another passphrase than the one that its source is known by.
     fs::write(place.path("home/phrase"), "battery staple").unwrap();
     for line in ["copy app.db copy.db", "copy app.db copy.db --without default"] {
-        place.fails(line, 3, "protector paper:recovery was made with another secret");
+        place.fails(line, 3, "protector paper:recovery was created with a different secret");
         place.fails(line, 3, "--without 'paper:recovery' leaves it out");
         assert!(!place.path("copy.db").exists(), "{line}");
     }

@@ -240,7 +240,7 @@ fn refusals_change_nothing() {
         ("delete gone", 3, "scheduled for deletion"),
         ("undelete k", 2, "is not scheduled for deletion"),
         ("undelete absent", 3, "no key \"absent\""),
-        ("purge k", 2, "cannot be undone"),
+        ("purge k", 2, "is irreversible"),
         ("purge k", 2, "hint: `sqlite-tde key delete k`, or --force"),
         ("purge absent --force", 3, "no key \"absent\""),
         ("passphrase change --env HOME", 2, "has no passphrase"),

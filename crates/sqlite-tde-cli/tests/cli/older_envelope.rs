@@ -139,7 +139,7 @@ fn both_copies_put_back_are_refused() {
             let path = home.path("a.db");
             put(&path, &old, 0);
             let refused = operation(&db).expect_err(&at).to_string();
-            assert!(refused.contains("older envelope was put back"), "{at}: {refused}");
+            assert!(refused.contains("older envelope restored"), "{at}: {refused}");
             assert!(envelope(&path) == old, "{at}: something was written");
             // The rows are none of its business.
             db.execute_batch("INSERT INTO t VALUES(2); SELECT * FROM t").unwrap();
@@ -150,7 +150,7 @@ fn both_copies_put_back_are_refused() {
             // Nor does this process open the file through it, as long as it knows better.
             let opened = sqlite_tde::open_with(&path, &home.options().protector("b")).map(drop);
             let opened = opened.expect_err(&at).to_string();
-            assert!(opened.contains("older envelope was put back"), "{at}: {opened}");
+            assert!(opened.contains("older envelope restored"), "{at}: {opened}");
             let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
             assert_eq!(found.stale_envelope_copies, ['A', 'B'], "{at}");
 
@@ -195,7 +195,7 @@ fn another_envelope_of_the_same_generation_is_refused() {
         let other = envelope(&path);
         for (what, operation) in OPERATIONS {
             let refused = operation(&db).expect_err(what).to_string();
-            assert!(refused.contains("older envelope was put back"), "{mode}, {what}: {refused}");
+            assert!(refused.contains("older envelope restored"), "{mode}, {what}: {refused}");
             assert!(envelope(&path) == other, "{mode}, {what}");
         }
         put(&path, &new, 0);
@@ -213,7 +213,7 @@ fn a_locked_database_does_not_unlock_through_an_older_envelope() {
         sqlite_tde::lock(&db, "main").unwrap();
         let read = |db: &Connection| db.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
         let refused = Error::from(read(&db).unwrap_err()).to_string();
-        assert!(refused.contains("older envelope was put back"), "{mode}: {refused}");
+        assert!(refused.contains("older envelope restored"), "{mode}: {refused}");
         put(&path, &new, 0);
         read(&db).unwrap();
     }
@@ -309,7 +309,7 @@ fn an_older_envelope_is_no_answer_of_a_provider() {
             read().err()
         });
         let refused = Error::from(refused.expect(mode)).to_string();
-        assert!(refused.contains("older envelope was put back"), "{mode}: {refused}");
+        assert!(refused.contains("older envelope restored"), "{mode}: {refused}");
         put(&path, &new, 0);
         let healed = (0..1000).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(5));

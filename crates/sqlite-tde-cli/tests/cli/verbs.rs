@@ -405,7 +405,7 @@ fn keys() {
 
     place.home = "keys-missing";
     for line in ["verify enc.db", "status enc.db", "sql enc.db VACUUM", "decrypt enc.db no.db"] {
-        place.fails(line, 3, "hint: keys are looked for in");
+        place.fails(line, 3, "hint: keys are read from");
     }
     place.fails("encrypt enc.db no.db", 4, "already encrypted");
     assert!(!place.path("keys-missing").exists(), "reading creates no keystore");

@@ -15,11 +15,11 @@
 //!
 //! `name` is 1 to 64 of `[A-Za-z0-9._-]` and unique; `version` counts 1, 2, 3 ..; `created` is in
 //! seconds since 1970 (UTC); `key` is 32 bytes in base64. The seal holds the SHA-256 of every byte
-//! before it, so a change of any byte is noticed. It is no MAC: who can write the file owns its
-//! keys, unless there is a passphrase.
+//! before it, so a change of any byte is noticed. It is no MAC: without a passphrase a writer of
+//! the file owns its keys.
 //!
-//! Format 2 is the same with more to say. It is written only where something of it is said, so that
-//! software that knows format 1 alone refuses what it would not obey:
+//! Format 2 has additional fields. It is written only if one of them is set, so that software that
+//! knows only format 1 refuses rules that it would not obey:
 //!
 //! ```text
 //! +-------------------------------------+---------------------------------+-------------+
@@ -34,8 +34,8 @@
 //! ```
 //!
 //! All of that may be absent: a key is enabled, may `"wrap"` and `"unwrap"`, is not scheduled for
-//! deletion, its versions have no limits in time, and there is no passphrase. Where there is one,
-//! the MAC covers every byte before it, and each `key` is 72 bytes in base64: the key sealed with
+//! deletion, its versions have no limits in time, and there is no passphrase. With one, the MAC
+//! covers every byte before it, and each `key` is 72 bytes in base64: the key sealed with
 //! XAES-256-GCM as in `wrap.rs`, bound to a label, its name's length and name, and its version. See
 //! `passphrase.rs` for the derivation.
 //!
@@ -74,7 +74,7 @@ struct Body<'s> {
     keys: &'s [StoredKey],
 }
 
-/// Text whose seal is intact, and whose keys are for no use before [`Unverified::verify`].
+/// Text whose seal is intact; its keys must not be used before [`Unverified::verify`].
 #[derive(Deserialize)]
 pub(super) struct Unverified {
     format: u32,
@@ -143,15 +143,14 @@ fn push_hex(text: &mut String, bytes: &[u8]) {
     text.push_str(&base16ct::lower::encode_string(bytes));
 }
 
-/// The keys in `text`, which was read from `path`. What serde says of an error stays unsaid: it
-/// may quote the text.
+/// The keys in `text`, which was read from `path`. The text of serde's errors is dropped: it may
+/// quote the file.
 pub(super) fn decode(path: &Path, text: &[u8]) -> Result<Unverified, ProviderError> {
     let found = if is_sealed(text) { serde_json::from_slice(text).ok() } else { None };
     found.filter(Unverified::is_sound).ok_or_else(|| refusal(path, text))
 }
 
-/// Why `text` is not what this software writes. A later format may have other fields and another
-/// seal.
+/// The reason why `text` does not parse. A later format may have other fields and another seal.
 fn refusal(path: &Path, text: &[u8]) -> ProviderError {
     #[derive(Deserialize)]
     struct Probe {
@@ -173,7 +172,7 @@ fn split_end(text: &[u8], len: usize) -> Option<(&[u8], &[u8])> {
 }
 
 impl Unverified {
-    /// What to derive the file's keys with, where it has a passphrase.
+    /// The parameters to derive the file's keys, if it has a passphrase.
     pub(super) fn passphrase(&self) -> Option<&Params> {
         self.passphrase.as_ref()
     }
@@ -185,8 +184,8 @@ impl Unverified {
             && Store::is_sound(&self.keys, has_passphrase)
     }
 
-    /// The keys of `text`, which this was decoded from, if its passphrase is the one of `unlocked`
-    /// and nobody else wrote it.
+    /// The keys of `text`, which this was decoded from, if `unlocked` has its passphrase and its
+    /// MAC matches.
     pub(super) fn verify(
         self,
         path: &Path,

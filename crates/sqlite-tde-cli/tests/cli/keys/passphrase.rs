@@ -73,7 +73,7 @@ fn it_is_changed_and_removed_by_who_has_it() {
     place.shell("$tde key passphrase change --fd 3 3< pass");
     let place = given(place, FILE, "pass");
     assert!(place.ok("key passphrase remove").contains("its keys in the clear"));
-    place.fails("sql enc.db VACUUM", 3, "has no passphrase, though one was given");
+    place.fails("sql enc.db VACUUM", 3, "has no passphrase, but one was given");
     let mut place = place;
     place.variables.clear();
     place.ok("sql enc.db VACUUM");
