@@ -1,4 +1,4 @@
-//! `sqlite-tde protector`, as a shell sees it: what is done, and which exit code and words follow.
+//! `sqlite-tde protector`, from a shell: arguments, expected exit code and words.
 
 use std::time::Duration;
 
