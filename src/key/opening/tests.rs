@@ -177,7 +177,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             },
             Some("v0:k"),
             4,
-            "[access.derivation] in config.toml allows more",
+            "raise [access] derivation in config.toml",
         ),
         (
             "one of them is named",
