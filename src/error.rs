@@ -162,8 +162,8 @@ pub enum Error {
     /// A log of plain SQLite lies beside an encrypted database.
     #[error(
         "{0} is the log of an unencrypted database; a program without sqlite-tde would copy it \
-         over the pages of this encrypted one, so writing is refused. Remove or move it away; \
-         mode=ro can still read"
+         over the pages of this encrypted one, so writing is refused. Move it away, or remove it \
+         if nothing in it is needed; mode=ro can still read"
     )]
     PlainLog(String),
     /// A page size that leaves SQLite too few usable bytes, or none that SQLite knows.

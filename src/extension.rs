@@ -1,4 +1,4 @@
-//! The work of an entry point of a loadable library. The crate `sqlite-tde-extension` is such a
+//! What an entry point of a loadable library does. The crate `sqlite-tde-extension` is such a
 //! library; an application can build one with providers of its own.
 //!
 //! SQLite is then reached through the table that the host passes. It has to be 3.37 or later.
@@ -31,7 +31,7 @@ const OK_LOAD_PERMANENTLY: c_int = 256;
 /// also after `sqlite3_shutdown` and another call without it.
 ///
 /// The arguments are those of an entry point: `sqlite3 *db, char **message, const
-/// sqlite3_api_routines *table`. The answer is an SQLite code, with a message for an error.
+/// sqlite3_api_routines *table`. The answer is an SQLite code, with a message where it is an error.
 ///
 /// # Safety
 /// A host passed the first three arguments to an entry point.

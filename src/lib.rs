@@ -20,9 +20,9 @@
 //! # The map
 //!
 //! [`register`] makes the VFS known, with [`Options`] or a [`config`]. [`open`] opens a database
-//! through it; [`status`], [`protectors`], [`rotate_protector`] and their neighbours query and
-//! change its protectors. [`provider`] has the holders of protector keys, and how to write another;
-//! [`audit`] the log of their use.
+//! through it; [`status`], [`protectors`], [`rotate_protector`] and their neighbours ask about its
+//! keys and change who may open it. [`provider`] has what holds protector keys, and how to write
+//! another; [`audit`] the log of what is done with them.
 //!
 //! # Features
 //!
@@ -45,7 +45,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(missing_docs, unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::expect_used)]
-// Parts of the API that need rusqlite are not called in a build without it.
+// What only rusqlite's connections can ask for is not called in a build without them.
 #![cfg_attr(not(feature = "rusqlite"), allow(dead_code))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -55,7 +55,7 @@ pub mod config;
 mod db;
 pub mod error;
 #[cfg(feature = "extension")]
-#[allow(unsafe_code)] // the entry points for a host
+#[allow(unsafe_code)] // what a host calls
 pub mod extension;
 mod ffi;
 mod file;

@@ -24,7 +24,7 @@ fn a_wrong_pin_is_shown_to_a_token_once() {
         place.write_pin("wrong", "wrong-1234");
         let wrong = place.spied(SecretSource::File(place.path("wrong")));
         for _ in 0..MANY {
-            wrap_fails(&wrong, "k", "denied", "not tried again");
+            wrap_fails(&wrong, "k", "denied", "not retried");
         }
         place.assert_logins(1);
 
@@ -36,14 +36,14 @@ fn a_wrong_pin_is_shown_to_a_token_once() {
             count.fetch_add(1, Ordering::SeqCst);
             Ok(String::from("wrong-1234").into())
         }));
-        wrap_fails(&place.spied(prompt), "k", "denied", "not tried again");
+        wrap_fails(&place.spied(prompt), "k", "denied", "not retried");
         assert!(asked.load(Ordering::SeqCst) > 0);
         place.assert_logins(1);
 
         // Another PIN is another matter, and so is the right one in the same place.
         place.write_pin("other", "wrong-5678");
         let other = place.spied(SecretSource::File(place.path("other")));
-        wrap_fails(&other, "k", "denied", "not tried again");
+        wrap_fails(&other, "k", "denied", "not retried");
         place.assert_logins(2);
         place.write_pin("wrong", &format!("{PIN}\n"));
         let dek = Secret::random().unwrap();
@@ -407,7 +407,7 @@ fn a_database_is_protected_by_a_token() {
         let refused = start("wrong");
         assert_eq!(refused.status.code(), Some(CODE), "{refused:?}");
         let said = String::from_utf8_lossy(&refused.stderr);
-        assert!(said.contains("key disabled: ") && said.contains("not tried again"), "{said}");
+        assert!(said.contains("key disabled: ") && said.contains("not retried"), "{said}");
         assert!(!said.contains("wrong-1234"), "{said}");
         let db = open(place, "pin").unwrap();
         assert_eq!(db.query_row(SUM, [], |row| row.get::<_, i64>(0)).unwrap(), 7);

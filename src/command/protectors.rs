@@ -355,7 +355,8 @@ fn wrapped_for_party(
     let warning = match refusal {
         None => None,
         Some(refusal @ (ProviderError::NotHere(_) | ProviderError::Denied(_))) => Some(format!(
-            "protector {} added untested: its key does not unwrap here ({refusal})",
+            "protector {} added untested: its key does not unwrap here ({refusal}); open the \
+             database through it where it does",
             record.name.escape_debug()
         )),
         Some(refusal) => return Err(refusal.into()),

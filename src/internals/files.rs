@@ -41,7 +41,7 @@ fn keyring() -> Option<Arc<Keyring>> {
     Some(Keyring::new([1; 16], current, Vec::new()))
 }
 
-/// The kind of a file.
+/// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The log of a database under a fixed key.
@@ -52,7 +52,7 @@ pub enum Kind {
     Database,
 }
 
-/// A file in memory. Its calls answer `None` for an error.
+/// A file in memory. Its calls answer `None` where there is an error.
 pub struct File {
     kind: Kind,
     base: Memory,
@@ -66,7 +66,7 @@ enum Open {
     Database(Box<Main>),
 }
 
-/// The part of a wal-index that a log reads.
+/// The wal-index beside a log, as far as a log asks for it.
 #[derive(Default)]
 pub struct Index {
     /// Changes with each lock.
@@ -75,7 +75,7 @@ pub struct Index {
     pub salts: Option<[u8; 8]>,
     /// The page of each frame.
     pub pages: Vec<u32>,
-    /// The database is in another state than the log's origin.
+    /// The database is in another state than the log says.
     pub other_state: bool,
 }
 
@@ -149,7 +149,7 @@ impl File {
         &mut self.index
     }
 
-    /// Reads `len` bytes at SQLite's offset `at`.
+    /// Reads `len` bytes at `at` of what SQLite has in the file.
     pub fn read(&mut self, len: usize, at: u64) -> Option<Vec<u8>> {
         let mut buf = vec![1; len];
         match self.open.as_mut()? {
@@ -191,8 +191,7 @@ impl File {
         .ok()
     }
 
-    /// The other readers of the whole file: a sync, the end of a recovery or rollback,
-    /// verification.
+    /// What else looks at the whole file: a sync, the end of a recovery or rollback, verification.
     pub fn survey(&mut self) {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {

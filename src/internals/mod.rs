@@ -1,4 +1,5 @@
-//! Internals for benchmarks and fuzzers. Not part of the API: they may change in any release.
+//! What benchmarks and fuzzers reach of the crate's inside. Not part of the API: it may change in
+//! any release.
 
 #[cfg(feature = "fuzzing")]
 mod files;
@@ -24,7 +25,7 @@ impl Pages {
     /// Ready for pages of `page_size` bytes.
     ///
     /// # Errors
-    /// If the operating system has no random bytes.
+    /// Where the operating system has no random bytes.
     pub fn new(suite: SuiteId, page_size: usize) -> Result<Self> {
         // As where a VFS is registered.
         crate::vfs::forks::watch();
@@ -40,12 +41,12 @@ impl Pages {
     /// Seals a page of SQLite's as page `number`.
     ///
     /// # Errors
-    /// If the operating system has no random bytes.
+    /// Where the operating system has no random bytes.
     pub fn seal(&mut self, number: u64, page: &[u8]) -> Result<()> {
         self.cipher.seal(number, &page[..page.len() - RESERVE], &mut self.block)
     }
 
-    /// Opens the last sealed page into `page`; whether it authenticated.
+    /// Opens what was sealed last into `page`; whether it authenticated.
     pub fn open(&mut self, number: u64, page: &mut [u8]) -> bool {
         let len = page.len() - RESERVE;
         self.cipher.open(number, &self.block, &mut page[..len]).is_ok()

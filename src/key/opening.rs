@@ -260,7 +260,7 @@ fn not_tried(left: &[String]) -> String {
     )
 }
 
-/// The error: the protector `through` is only in a copy older than the envelope in force.
+/// The error: the protector `protector_name` is only in a copy older than the envelope in force.
 pub(super) fn replaced(envelope: &Envelope, protector_name: &str) -> Error {
     Error::from(ProviderError::wrong_key(format!(
         "protector {} was removed or replaced; current protectors: {}",

@@ -165,8 +165,8 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
         ),
         ("PRAGMA tde_remove_protector", "needs the name"),
         ("PRAGMA tde_add_protector", "needs the name"),
-        ("PRAGMA tde_add_protector='nobody:key'", "no key provider called nobody"),
-        ("PRAGMA tde_rotate_protector='nobody:key'", "no key provider called nobody"),
+        ("PRAGMA tde_add_protector='nobody:key'", "key provider nobody is not set up"),
+        ("PRAGMA tde_rotate_protector='nobody:key'", "key provider nobody is not set up"),
         ("PRAGMA tde_auto_rotate=maybe", "expected ON or OFF"),
         ("PRAGMA tde_status=1", "no PRAGMA tde_status that takes a value"),
         ("PRAGMA tde_nonsense", "no PRAGMA tde_nonsense"),
@@ -288,7 +288,7 @@ fn a_protector_may_only_read_or_end() {
                 "PRAGMA tde_remove_protector='first:key'",
                 "PRAGMA tde_auto_rotate=OFF",
             ] {
-                assert!(fails(&reader, sql).contains("may only read"), "{mode}: {sql}");
+                assert!(fails(&reader, sql).contains("read-only protector"), "{mode}: {sql}");
             }
             // What it keeps others from is nothing.
             if let Some(db) = beside {

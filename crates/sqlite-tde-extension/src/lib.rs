@@ -6,7 +6,7 @@
 //!   plaintext databases pass through; temporary files are encrypted.
 //!
 //! Both read `config.toml` in `$SQLITE_TDE_HOME`, or in the platform's data directory, if it
-//! exists; with a mistake in it the library does not load.
+//! exists; a mistake in it is the reason why the library does not load.
 //!
 //! Both can be called again, also after `sqlite3_shutdown`, which drops what was registered. Once a
 //! process has asked for the default, the first one gives it the default too: an application must

@@ -1,4 +1,4 @@
-//! Shared code of sqlite-tde's tests.
+//! What the tests of sqlite-tde share.
 //!
 //! | module | has |
 //! |---|---|

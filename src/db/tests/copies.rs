@@ -104,7 +104,7 @@ fn with_two() -> Vec<u8> {
 
 type Change = fn(&mut Vec<ProtectorRecord>);
 
-/// What is done to the protectors `key` and `two`, and the keys that open afterwards.
+/// A change of the protectors `key` and `two`, and the keys that open afterwards.
 const CHANGES: [(&str, Change, [&str; 2]); 3] = [
     ("add", |all| all.push(renamed(&all[0], "three")), ["key", "three"]),
     ("remove", |all| _ = all.remove(1), ["key", "key"]),
@@ -131,9 +131,9 @@ fn change(db: &mut Main, base: &impl Storage, change: Change) -> Result<()> {
     })
 }
 
-/// A change is cut off at each write and sync, each write torn behind each sector. Then those who
-/// opened before open, or those who should now; whoever opens for writing makes the copies equal,
-/// and may be cut off, too; whoever only reads changes nothing.
+/// A change is interrupted at each write and sync, each write torn behind each sector. Then either
+/// the old or the new set of keys opens the database; an opening for writing makes the copies
+/// equal, and may be interrupted, too; one for reading changes nothing.
 #[test]
 fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
     let before = with_two();
@@ -236,7 +236,7 @@ fn a_change_after_one_that_was_cut_off_leaves_nothing_of_it() {
     }
 }
 
-/// What `verify` says of the copies: which is damaged, and which is older.
+/// The findings of `verify` about the copies: which is damaged, and which is older.
 #[test]
 fn verify_names_the_copy_that_is_older() {
     let before = with_two();
@@ -479,8 +479,8 @@ impl Storage for OneSyncFails {
     }
 }
 
-/// Others may have seen a change that could not be synced and was undone. What they find then, and
-/// after the next change, is no older envelope that was put back.
+/// Others may have seen a change that could not be synced and was undone. Neither then nor after
+/// the next change do they take the envelope for a replay.
 #[test]
 fn an_undone_change_is_not_taken_for_an_older_envelope() {
     for at in [0, 1] {

@@ -14,7 +14,7 @@ fn open(base: &Memory) -> Main {
     Main::open(base, setup()).unwrap()
 }
 
-/// What makes a handle know that the creation was committed, and what does not.
+/// Events from which a handle knows that the creation was committed, and others.
 #[test]
 fn an_emptied_file_is_an_empty_database_only_where_its_creation_may_have_been_rolled_back() {
     type Step = fn(&mut Main, &Memory);
@@ -137,7 +137,7 @@ fn connections_without_locks_do_not_create_over_each_other() {
     assert!(!first.is_unmade());
 }
 
-/// What others append while a journal is played back is no page of the database.
+/// Bytes that others append during a playback are no page of the database.
 #[test]
 fn a_rollback_seals_nothing_beyond_the_end_that_it_knows() {
     let (base, mut db) = with_free_pages(10);

@@ -1,4 +1,4 @@
-//! What the bytes of a main database mean, on storage in memory.
+//! The format of a main database, on storage in memory.
 
 mod copies;
 mod emptied;
@@ -172,7 +172,7 @@ fn a_kept_page_1_is_what_lies_in_the_file() {
     }
 }
 
-/// What was deciphered once is given to nobody after the keys were locked.
+/// Cached plaintext is not handed out after the keys were locked.
 #[test]
 fn page_1_is_kept_for_those_who_have_keys() {
     let (base, mut db) = created(4096);
@@ -189,8 +189,8 @@ fn page_1_is_kept_for_those_who_have_keys() {
     }
 }
 
-/// What each step of a creation leaves on disk is an empty database until the first page, and a
-/// database that another handle completes from then on.
+/// After each step of a creation the file is an empty database until the first page, and from then
+/// on a database that another handle completes.
 #[test]
 fn a_creation_cut_off_is_begun_anew_or_completed() {
     let (base, mut db) = created(4096);
@@ -277,7 +277,7 @@ fn another_connection_creates_with_another_page_size() {
     }
 }
 
-/// What is on disk while a first transaction is under way is not taken for good.
+/// The content of the file during a first transaction is not taken for committed.
 #[test]
 fn a_creation_that_was_seen_and_given_up_is_forgotten() {
     let (base, mut first) = created(4096);
@@ -309,7 +309,7 @@ fn a_torn_first_page_opens_and_does_not_read() {
     }
 }
 
-/// What a write skips must read as authentic zeros.
+/// The gap before a write must read as authentic zeros.
 #[test]
 fn holes_are_sealed() {
     let (base, mut db) = created(1024);

@@ -57,7 +57,7 @@ impl Disk {
         (disk, db)
     }
 
-    /// What power loss may leave: of each write since the sync all, nothing, or rubbish.
+    /// The effects of a power loss: each write since the sync is complete, missing, or garbage.
     fn images(&self) -> Vec<Vec<u8>> {
         let unsynced = self.unsynced.borrow();
         (0..3_usize.pow(unsynced.len() as u32))
@@ -87,7 +87,7 @@ fn begin(db: &Main, disk: &Disk, number: u8) -> (LogId, Origin) {
     ([number; 16], db.log_origin(disk, None).unwrap())
 }
 
-/// What checkpoints do with a log, `S` for SQLite's sync: a page, the end, or both again.
+/// The writes of checkpoints of a log, `S` for SQLite's sync: a page, the end, or both again.
 const LIVES: [&str; 8] = ["pES", "EpES", "pppES", "pEpES", "ESpES", "pESES", "pESpESpES", "ES"];
 
 #[test]

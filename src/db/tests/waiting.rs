@@ -94,7 +94,7 @@ fn neighbours_are_written_at_once() {
     }
     db.flush(&base).unwrap();
     assert_eq!(base.writes.get(), 299_u32.div_ceil(64), "64 KiB at a time");
-    // What follows does not fit: 7, then 9, then 8, and 9 again.
+    // Pages that do not follow each other: 7, then 9, then 8, and 9 again.
     base.writes.set(0);
     for number in [7, 9, 8, 9] {
         put(&mut db, &base, number, 5, true).unwrap();
@@ -119,7 +119,7 @@ fn reads_in_sequence_are_few_and_right() {
     }
 }
 
-/// What somebody else wrote is seen after each event that may let it happen.
+/// Another connection's writes are seen after each event that allows them.
 #[test]
 fn a_new_transaction_reads_anew() {
     type Event = fn(&mut Main, &Failing);
@@ -166,8 +166,8 @@ fn a_bad_page_in_the_window_is_read_again() {
     }
 }
 
-/// Each call of the base fails, once or for good: what SQLite was told was written is written, or
-/// the error is said before the transaction is over.
+/// Each call of the base fails, once or for good: every write reported as done is done, or the
+/// error is reported before the transaction is over.
 #[test]
 fn an_error_is_told_before_anybody_counts_on_the_page() {
     for for_good in [false, true] {
@@ -185,7 +185,7 @@ fn an_error_is_told_before_anybody_counts_on_the_page() {
                     }
                     Err(_) => told = true,
                 }
-                // What is read meanwhile is what was written, or an error.
+                // Reads meanwhile return the written bytes, or an error.
                 if let Ok(got) = get(&mut db, &base, 4)
                     && !told
                 {
@@ -242,7 +242,7 @@ fn a_rollback_finds_nothing_to_flush() {
             base.for_good = for_good;
             let size = db.size(&base).unwrap();
             base.left.set(call);
-            // What it skips is filled up.
+            // The gap is filled up.
             let written = put(&mut db, &base, 16, 99, false);
             assert!(written.is_err() || call > 7, "call {call}");
             base.left.set(0);
@@ -256,7 +256,7 @@ fn a_rollback_finds_nothing_to_flush() {
     }
 }
 
-/// What is cut off the file under locks that keep others away does not become zeros, by any road.
+/// A part cut off the file under locks that exclude others never becomes zeros.
 #[test]
 fn a_page_cut_off_under_a_lock_is_an_error() {
     type Event = fn(&mut Main, &Failing) -> Result<()>;

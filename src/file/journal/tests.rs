@@ -1,4 +1,5 @@
-//! Reads as a plain file does, whatever fails; what a crash or an attacker leaves is not taken.
+//! Reads equal those of a plain file through any failure; records damaged by a crash or an attacker
+//! are refused.
 
 mod replay;
 
@@ -29,7 +30,7 @@ impl Journal {
     }
 }
 
-/// What a failing disk does.
+/// Behaviour of a failing disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fails {
     Never,
@@ -101,7 +102,7 @@ impl Storage for Disk {
     }
 }
 
-/// What SQLite does to a journal.
+/// SQLite's operations on a journal.
 #[derive(Debug, Clone)]
 enum Step {
     Append(usize, u8),
@@ -198,7 +199,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// What a plain file that holds `model` answers.
+/// The answer of a plain file that holds `model`.
 fn expected(model: &[u8], at: u64, len: usize) -> (Vec<u8>, Filled) {
     let from = model.len().min(at as usize);
     let inside = len.min(model.len() - from);
@@ -238,9 +239,9 @@ proptest! {
         }
     }
 
-    /// A call fails, once or with all later ones. What SQLite was told is written can be read by it
-    /// until the transaction ends, is flushed when the disk works again, and what was flushed
-    /// before is in the base all the time.
+    /// A call fails, once or with all later ones. Writes reported as done are readable until the
+    /// transaction ends, and are flushed when the disk works again; earlier flushed bytes stay in
+    /// the base throughout.
     #[test]
     fn a_failing_disk_spoils_nothing(
         steps in proptest::collection::vec(step(), 1..60),
@@ -289,7 +290,7 @@ proptest! {
             disk.after.take();
             pair.take(step).unwrap();
             let new = std::mem::replace(&mut pair.flushed, flushed);
-            // A field of a header is old or new; what it is at the end is checked elsewhere.
+            // A field of a header is old or new; its final value is checked elsewhere.
             if !matches!(step, Step::Field(_)) {
                 for image in disk.after.take() {
                     check_prefix(&Memory(RefCell::new(image)), &keyring, &pair);
@@ -300,8 +301,8 @@ proptest! {
     }
 }
 
-/// What the next process to open the journal reads, a page at a time: as much as was flushed and
-/// perhaps more, all of it as it was written.
+/// The next process's reads of the journal, a page at a time: at least the flushed bytes, all as
+/// written.
 fn check_prefix(base: &Memory, keyring: &Arc<Keyring>, pair: &Pair<'_>) {
     let mut journal = open(base, keyring);
     let size = journal.size(base).unwrap() as usize;
@@ -312,7 +313,7 @@ fn check_prefix(base: &Memory, keyring: &Arc<Keyring>, pair: &Pair<'_>) {
     assert_eq!(filled == Filled::Full, size >= SMALLEST_PAGE);
 }
 
-/// What was synced is not written again: a power loss would tear it.
+/// Synced bytes are not written again: a power loss would tear them.
 #[test]
 fn the_part_after_a_sync_leaves_what_was_synced_alone() {
     for (grain, tuning) in [(1, 0), (512, 0), (4096, 0), (1, 1), (4096, 1)] {
@@ -389,8 +390,8 @@ fn pages_reach_the_base_in_few_writes() {
     }
 }
 
-/// What a file under PERSIST holds, and what it looks like to others before anything of the next
-/// transaction is flushed: nothing to play back.
+/// The content of a file under PERSIST before the first flush of the next transaction: nothing to
+/// play back.
 #[test]
 fn a_transaction_that_was_never_flushed_leaves_no_hot_journal() {
     let (base, keyring) = (Memory::default(), keyring());
@@ -435,7 +436,7 @@ fn an_idle_journal_holds_little_memory() {
     }
 }
 
-/// What a crash or an attacker left in record 1, and what the reads of SQLite's playback get.
+/// Damage to record 1 by a crash or an attacker, and the results of SQLite's playback.
 #[test]
 fn a_bad_record_ends_the_journal() {
     let keyring = keyring();

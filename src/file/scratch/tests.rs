@@ -1,4 +1,5 @@
-//! A scratch file beside a plain one, on disks that fail, under whoever changes it, and its memory.
+//! A scratch file compared with a plain one, on failing disks and under tampering, and its memory
+//! use.
 
 use super::*;
 use crate::io::memory::Memory;
@@ -205,7 +206,7 @@ fn a_truncation_writes_nothing() {
         assert!(base.base.0.borrow()[..] == whole[..len], "cut at {at}");
         assert_eq!(scratch.size(), at as u64);
     }
-    // What was cut off within a block reads as zeros once the file is longer again.
+    // The part cut off within a block reads as zeros once the file is longer again.
     scratch.write(&base, &[2; BLOCK], 0).unwrap();
     scratch.truncate(&base, 2 * BLOCK as u64 + 7).unwrap();
     scratch.write(&base, &[3], 9 * BLOCK as u64).unwrap();
@@ -214,7 +215,7 @@ fn a_truncation_writes_nothing() {
     assert!(got[..7] == [1; 7] && got[7..].iter().all(|&byte| byte == 0));
 }
 
-/// Whoever can write the file changes nothing that goes unnoticed, and puts nothing older back.
+/// No change by an attacker who can write the file goes unnoticed, nor a replay of older blocks.
 #[test]
 fn neither_blocks_nor_trailers_can_be_put_back() {
     let block = |number: u64| position(number) as usize..position(number) as usize + BLOCK;

@@ -131,7 +131,7 @@ proptest! {
         let _ = is_unfinished(&bytes, bytes.len() as u64);
     }
 
-    /// Whoever writes the file can write this; even with a right MAC it must be canonical.
+    /// An attacker can write this; even with a valid MAC it must be canonical.
     #[test]
     fn a_mutated_copy_fails_or_means_what_it_says(
         changes in vec((0..600usize, any::<u8>()), 1..6),
@@ -222,7 +222,7 @@ const BLOB_AT: usize = FLAGS_AT + 1 + 2;
 
 type Attack = (&'static str, fn(&mut Vec<u8>), &'static str);
 
-/// What was done to a copy that the key's holder wrote, and the words that must follow.
+/// A change of a copy that the key's holder wrote, and the expected message.
 const FORGED: [Attack; 9] = [
     ("generation raised", |c| c[GENERATION_AT + 7] += 1, "MAC"),
     ("file id of another database", |c| c[FILE_ID_AT] ^= 1, "MAC"),

@@ -1,5 +1,4 @@
-//! Envelopes that somebody made up, and what opening them may cost; which copy and which record
-//! count.
+//! Forged envelopes and the bounds of their cost; which copy and which record are in force.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -127,7 +126,7 @@ fn open(
 fn made_up_envelopes_cost_a_bounded_time() {
     type Records = fn(u8) -> Vec<ProtectorRecord>;
     const GIB: u16 = 1024;
-    // What the file says, the protector that the caller names, calls, and words.
+    // The records of the file, the protector that the caller names, calls, and words of the error.
     let rows: [(&str, Records, Option<&str>, usize, &str); 9] = [
         (
             "eight of one provider at the highest cost, others in the other copy",
@@ -178,7 +177,7 @@ fn made_up_envelopes_cost_a_bounded_time() {
             },
             Some("v0:k"),
             4,
-            "[access.derivation] in config.toml allows more",
+            "raise [access] derivation in config.toml",
         ),
         (
             "one of them is named",
@@ -369,7 +368,7 @@ fn torn(envelope: &Envelope, protectors: &[ProtectorRecord]) -> Unverified {
     Unverified::decode(&other.encode(&Secret::random().unwrap()).unwrap()).unwrap()
 }
 
-/// Somebody who can wrap any key, as with a public key, cannot take another database's file id.
+/// An attacker who can wrap any key, as with a public key, cannot take another database's file id.
 #[test]
 fn another_key_does_not_pass_for_a_database() {
     let (protectors, vault) = place(Vault::default());
@@ -539,7 +538,7 @@ fn what_is_open_already_does_not_change_the_rights() {
     assert_eq!(open(&protectors, None, &copies).unwrap().protector_name, "0");
 }
 
-/// Whoever can write the file chose the names: a terminal must not obey them.
+/// An attacker may have chosen the names: a terminal must not obey them.
 #[test]
 fn names_are_escaped() {
     const NAME: &str = "\u{1b}[2J";

@@ -1,4 +1,4 @@
-//! Real processes: what they are told, what their ends mean, and that none is left.
+//! Real processes: their input, the meaning of their exit, and that none is left.
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ fn wrapped(blob: &[u8]) -> Wrapped {
     Wrapped { key_version: "1".into(), mechanism: MECHANISM.into(), blob: blob.to_vec() }
 }
 
-/// The process called `pid` is gone, or dead and not yet reaped by whoever has to.
+/// The process called `pid` is gone, or dead and not yet reaped by its parent.
 fn wait_for_the_end_of(pid: &str, what: &str) {
     let until = Instant::now() + LONG;
     let stat = PathBuf::from(format!("/proc/{pid}/stat"));
@@ -199,7 +199,7 @@ fn blobs_are_bounded() {
     assert!(!marker.exists(), "nothing was run");
 }
 
-/// What a database file names reaches a command only in letters that mean nothing to anybody.
+/// Names from a database file reach a command only in harmless letters.
 #[test]
 fn nothing_runs_for_names_that_could_mean_more() {
     let dir = tempfile::tempdir().unwrap();

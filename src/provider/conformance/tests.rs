@@ -104,7 +104,7 @@ impl Sound {
         Wrapped { blob, ..wrapped.clone() }
     }
 
-    /// What was wrapped to `blob`, or to one that differs in its first byte.
+    /// The key that was wrapped to `blob`, or to one that differs in its first byte.
     fn like(&self, blob: &[u8]) -> Option<Wrapped> {
         let seen = self.seen.lock().unwrap();
         let mut wrapped = seen.iter().map(|(_, wrapped)| wrapped);

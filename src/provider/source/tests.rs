@@ -126,7 +126,7 @@ fn files_that_others_may_use_are_refused() {
     }
 }
 
-/// The same for a file of somebody else's, whom only root can make an owner.
+/// The same for a file of another user, which only root can create.
 #[cfg(unix)]
 #[test]
 fn a_group_that_is_not_roots_may_not_read() {

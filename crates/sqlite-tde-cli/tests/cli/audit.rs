@@ -86,7 +86,7 @@ fn the_command_shows_and_verifies() {
     let config = format!("[audit]\ndir = {elsewhere:?}\nkey = {{ file = {key:?} }}\n");
     fs::write(home.path().join("config.toml"), config).unwrap();
     assert_eq!(cli(home.path(), "audit verify").0, 0, "as configured");
-    // What is no entry is named, and the rest is shown.
+    // A line that is no entry is named, and the rest is shown.
     fs::write(elsewhere.join(LOG), format!("{text}hello\n")).unwrap();
     let (code, out, err) = cli(home.path(), "audit show");
     assert_eq!((code, seqs(&out)), (1, vec![1, 2, 3, 4]));

@@ -1,4 +1,4 @@
-//! What `config.toml` says, seen through the command: providers, policy and audit log.
+//! The effect of `config.toml` on the command: providers, policy and audit log.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ fn place(config: &str) -> Place {
     place
 }
 
-/// A file that nobody else may read.
+/// A file that only its owner may read.
 fn private(place: &Place, name: &str, content: &str) {
     fs::write(place.path(name), content).unwrap();
     fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o600)).unwrap();

@@ -120,7 +120,7 @@ fn what_cannot_be_copied_is_said_before_anything_is_made() {
     }
     place.ok("protector add app.db paper:recovery");
     place.ok("protector add app.db env:key");
-    // A passphrase from a file asks nobody.
+    // A passphrase from a file needs no prompt.
     place.ok("copy app.db all.db");
     place.ok("protector list all.db --through paper:recovery");
     // Nor is a copy made under another passphrase than the one that its source is known by.

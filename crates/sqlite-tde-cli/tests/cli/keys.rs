@@ -46,7 +46,7 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// Makes a file that nobody else may read.
+    /// Makes a file that only its owner may read.
     fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         fs::write(self.path(name), bytes).unwrap();
         self.set_mode(name, 0o600);
@@ -91,7 +91,7 @@ impl Place {
         String::from_utf8(answer.out).unwrap()
     }
 
-    /// What a line of the shell writes; `$tde` is the command.
+    /// The output of a line of the shell; `$tde` is the command.
     fn shell(&self, line: &str) -> Vec<u8> {
         let mut shell = self.prepare(Command::new("sh"));
         shell.arg("-ec").arg(line).env("tde", env!("CARGO_BIN_EXE_sqlite-tde"));
@@ -130,8 +130,8 @@ impl From<Output> for Answer {
 fn each_verb_does_what_it_says() {
     let place = Place::new();
     let all = ["wrap", "unwrap"].as_slice();
-    // What is said, words of the answer, and then: key enabled, its operations, the newest
-    // version's number, whether it is enabled, its limits.
+    // Arguments, words of the answer, and then: key enabled, its operations, the newest version's
+    // number, whether it is enabled, its limits.
     for (line, words, enabled, operations, version, version_enabled, limits) in [
         ("create k", "created key k in ", true, all, 1, true, [None, None]),
         ("rotate k", "newest version is 2", true, all, 2, true, [None, None]),
@@ -454,7 +454,7 @@ fn writers_in_many_processes_lose_nothing() {
     assert_eq!(place.keystore_names(), ["keystore.json", "keystore.lock"]);
 }
 
-/// What a writer leaves that was killed: before its new file was whole, and before it was renamed.
+/// Remains of a killed writer: before its new file was whole, and before it was renamed.
 #[test]
 fn what_killed_writers_left_is_no_keystore() {
     let place = Place::new();

@@ -62,7 +62,7 @@ fn sql(db: &Connection, sql: &str) -> Result<(), Error> {
     Ok(db.query_row(sql, [], |_| Ok(()))?)
 }
 
-/// What changes the envelope, then what only looks at it.
+/// Commands that change the envelope, then commands that only read it.
 const OPERATIONS: [(&str, Operation); 15] = [
     ("add", |db| sqlite_tde::add_protector(db, "main", NewProtector::new("c")).map(drop)),
     ("remove", |db| sqlite_tde::remove_protector(db, "main", "d").map(drop)),
@@ -163,7 +163,7 @@ fn both_copies_put_back_are_refused() {
     }
 }
 
-/// What a crash in the middle of a change leaves, too: the newer copy counts.
+/// The same state as after a crash in the middle of a change: the newer copy is in force.
 #[test]
 fn one_copy_put_back_is_overwritten() {
     for (number, (what, operation)) in OPERATIONS.into_iter().enumerate() {
@@ -285,7 +285,7 @@ fn a_creation_that_is_given_up_is_forgotten() {
     }
 }
 
-/// Through an older envelope nobody consents: the keys are lost when the grace period is over.
+/// An older envelope gives no consent: the keys are lost when the grace period is over.
 #[test]
 fn an_older_envelope_is_no_answer_of_a_provider() {
     let mut policy = sqlite_tde::AccessPolicy::default();

@@ -1,4 +1,4 @@
-//! What other processes may see of the command while it runs.
+//! The command's state that other processes may see while it runs.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sqlite_tde_testkit::process::as_nobody;
 
-/// A process that may not be dumped belongs to root, whoever runs it.
+/// A process that may not be dumped belongs to root, for any user.
 #[test]
 fn the_command_line_may_be_neither_dumped_nor_traced() {
     let dir = tempfile::tempdir().unwrap();

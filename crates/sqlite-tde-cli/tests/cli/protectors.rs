@@ -1,4 +1,4 @@
-//! `sqlite-tde protector`, as a shell sees it: what is done, and which exit code and words follow.
+//! `sqlite-tde protector`, from a shell: arguments, expected exit code and words.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ fn a_protector_for_another_party() {
     place.ok("protector add app.db spare --read-only --not-after 2100-01-01T12:00:00Z");
     let listed = place.ok("protector list app.db");
     assert!(listed.contains("2100-01-01T12:00:00Z") && listed.contains("| read"), "{listed}");
-    place.fails("protector rotate app.db --through spare", 5, "may only read");
+    place.fails("protector rotate app.db --through spare", 5, "read-only protector");
     place.fails("protector remove app.db default", 2, "the last protector that may write");
     place.ok("protector list app.db --through spare");
     place.ok("protector remove app.db spare");
@@ -71,7 +71,7 @@ fn what_goes_wrong_is_said_and_changes_nothing() {
         ("protector remove app.db default", 2, "the last protector"),
         ("protector remove app.db nobody", 2, "there is no protector nobody; there is default"),
         ("protector add app.db nobody", 3, "no key \"nobody\""),
-        ("protector add app.db vault:key", 3, "no key provider called vault"),
+        ("protector add app.db vault:key", 3, "key provider vault is not set up"),
         ("protector add app.db spare --not-after tomorrow", 2, "expected 2027-01-31"),
         ("protector rotate app.db --to nobody", 3, "no key \"nobody\""),
         ("protector rotate app.db --to spare --replace nobody", 2, "there is no protector nobody"),

@@ -110,7 +110,7 @@ fn headers_and_boundaries_are_refused_in_an_older_version() {
     }
 }
 
-/// What is kept of tags is little, in a transaction that outgrows SQLite's cache by far.
+/// Few tags are kept, even in a transaction much larger than SQLite's cache.
 #[test]
 fn tags_are_kept_of_few_records() {
     for (tuning, synced, most) in [(0, true, 2), (0, false, 1), (1, true, 4), (1, false, 3)] {

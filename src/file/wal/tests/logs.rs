@@ -151,7 +151,7 @@ fn a_recovery_finds_the_log_that_is_there() {
     }
 }
 
-/// What SQLite before 3.50 leaves: frame 3 has neither salts nor checksum, and is committed or
+/// A log of SQLite before 3.50: frame 3 has neither salts nor checksum, and is committed or
 /// followed by a commit.
 fn without_salts(commit: u32) -> (Memory, Arc<Keyring>, Wal) {
     let (base, keyring, mut wal) = two_frames(1);

@@ -1,4 +1,4 @@
-//! What the bytes of a write-ahead log mean, on storage in memory.
+//! The format of a write-ahead log, on storage in memory.
 
 mod logs;
 mod origins;
@@ -178,7 +178,7 @@ fn another_handle_reads_what_was_written() {
     }
 }
 
-/// A process that opens a log whose layout was changed would write where nobody looks.
+/// A process that opens a log whose layout was changed would write at offsets that are never read.
 #[test]
 fn a_changed_layout_is_the_end_of_the_log_and_takes_no_frame() {
     for (what, at_byte, value) in [
@@ -343,7 +343,7 @@ impl Storage for Stingy<'_> {
     }
 }
 
-/// A fault of the disk must not pass for the end of the log: what was committed would be gone.
+/// A fault of the disk must not pass for the end of the log: committed transactions would be lost.
 #[test]
 fn a_short_read_of_a_long_file_is_an_error() {
     let log = [&wal_header(5)[..], &frame(3, 0, 5, 0xaa), &frame(4, 9, 5, 0xbb)].concat();
@@ -366,7 +366,7 @@ fn a_short_read_of_a_long_file_is_an_error() {
 
 type Change = Box<dyn Fn(&mut Vec<u8>)>;
 
-/// What is done to a closed log, and what recovery and a page read then see of frame 2.
+/// A change of a closed log, and the results of recovery and of a read of frame 2.
 #[test]
 fn what_does_not_authenticate_is_the_end_of_the_log_or_an_error() {
     let (good, keyring, _) = two_frames(1);

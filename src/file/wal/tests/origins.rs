@@ -163,7 +163,7 @@ fn a_wal_index_does_not_go_back_to_an_earlier_commit() {
     }
 }
 
-/// The same under whoever committed last, and gave its lock back.
+/// The same for the connection that committed last and released its lock.
 #[test]
 fn a_wal_index_does_not_take_back_what_this_handle_committed() {
     let (header, log) = log_of(5, &[(3, 9, 1), (4, 9, 2)]);

@@ -95,7 +95,7 @@ struct World {
     salt: u8,
     /// The frames that are committed.
     committed: Vec<Vec<u8>>,
-    /// What a commit that failed would have made of them.
+    /// The pages as a failed commit would have left them.
     attempted: Option<Vec<Vec<u8>>>,
     writers: Vec<Writer>,
 }
@@ -139,7 +139,7 @@ impl World {
         }
     }
 
-    /// Whoever else is writing gives its lock back.
+    /// Any other writer releases its lock.
     fn begin(&mut self, who: usize) {
         if !self.writers[who].writing {
             (0..self.writers.len()).for_each(|other| self.roll_back(other));
@@ -163,7 +163,7 @@ impl World {
         (self.committed.len() + self.writers[who].own.len()) as u64
     }
 
-    /// What `frame`, from 1, is to writer `who`.
+    /// The content of `frame`, from 1, for writer `who`.
     fn frame(&mut self, who: usize, frame: u64) -> &mut Vec<u8> {
         let index = frame as usize - 1;
         match index.checked_sub(self.committed.len()) {
@@ -351,7 +351,7 @@ impl World {
         done
     }
 
-    /// What a process that opens the log after a crash finds committed.
+    /// The committed state for a process that opens the log after a crash.
     fn check_recovery(&self, what: &dyn std::fmt::Debug) {
         let fails = self.disk.fails.take();
         let (salt, frames) = self.recover();
@@ -400,7 +400,7 @@ fn valid_before_commit(salt: u8, frames: &[Vec<u8>]) -> usize {
     frames.len()
 }
 
-/// What recovery makes of a log with these frames.
+/// The result of recovering a log with these frames.
 fn valid(salt: u8, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut frames = frames[..valid_before_commit(salt, frames)].to_vec();
     let last = frames.iter().rposition(|frame| frame[4..8] != [0; 4]);

@@ -115,7 +115,7 @@ fn the_second_format_is_what_its_words_say() {
     assert_eq!(*encode(&store).unwrap(), SECOND.as_bytes());
 }
 
-/// What each altered byte of `text` leads to, with its seal left alone.
+/// The result of each altered byte of `text`, with its seal unchanged.
 fn alter_all(text: &[u8], unlocked: Option<Arc<Unlocked>>) {
     for at in 0..text.len() {
         assert!(is_damaged(read(&text[..at], unlocked.clone())), "cut to {at} bytes");
@@ -134,7 +134,7 @@ fn every_altered_byte_and_every_length_is_damage() {
     alter_all(&encode(&protected()).unwrap(), Some(unlocked()));
 }
 
-/// Whoever alters a file can also repair its seal, and cannot repair its MAC.
+/// An attacker can repair a file's seal, but not its MAC.
 #[test]
 fn no_byte_under_a_passphrase_can_be_altered_without_it() {
     let text = encode(&protected()).unwrap();
@@ -166,7 +166,7 @@ fn no_byte_under_a_passphrase_can_be_altered_without_it() {
     }
 }
 
-/// What somebody without the passphrase would like to do.
+/// Attacks without the passphrase.
 #[test]
 fn forgeries_are_refused() {
     let text = encode(&protected()).unwrap();

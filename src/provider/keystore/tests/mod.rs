@@ -1,4 +1,4 @@
-//! What the provider answers, as tables; the file and the blob have their own.
+//! The provider's answers, as tables; the file and the blob have their own.
 
 use std::fs;
 use std::path::Path;

@@ -148,7 +148,7 @@ fn a_wrong_passphrase_is_asked_for_once_a_call_and_not_kept() {
     }
 }
 
-/// Whoever can write the directory could put a keystore there whose keys he knows.
+/// An attacker who can write the directory could plant a keystore whose keys he knows.
 #[test]
 fn a_keystore_put_in_place_is_refused() {
     let (_dir, mine) = keystore();

@@ -24,8 +24,8 @@ fn key(byte: u8) -> Secret {
 fn rules_decide_who_wraps_and_who_unwraps() {
     type Change = fn(&Keystore) -> Result<()>;
     const BOTH: [&str; 2] = ["ok", "ok"];
-    // What is done to a key of two versions, which version wraps then, and what unwrapping says of
-    // what versions 1 and 2 wrapped before.
+    // A change of a key with two versions, the version that wraps then, and the results of
+    // unwrapping earlier blobs of versions 1 and 2.
     let rows: [(&str, Change, &str, [&str; 2]); 13] = [
         ("nothing", |_| Ok(()), "2", BOTH),
         ("newest disabled", |s| s.set_enabled("k", 2, false), "1", ["ok", "is disabled"]),
@@ -230,7 +230,7 @@ fn imported_keys_wrap_and_come_out_again() {
     let newest = store.export("k", None, true).unwrap();
     assert_eq!(newest.expose(), store.export("k", Some(3), true).unwrap().expose());
 
-    // What one keystore wrapped, another with the same key under the same name unwraps.
+    // A blob of one keystore unwraps in another with the same key under the same name.
     let wrapped = store.wrap_key("k", &dek, &CONTEXT).unwrap();
     let (_other_dir, other) = super::keystore();
     for version in 1..=3 {

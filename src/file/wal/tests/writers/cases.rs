@@ -36,8 +36,8 @@ const SCRIPT: [Step; 30] = [
     (11, 1, 0),
 ];
 
-/// Each call of the base fails once. SQLite is told of it before its commit is over, or
-/// it does not matter; what it then does works.
+/// Each call of the base fails once. SQLite is told of it before its commit is over, or the failure
+/// has no effect; SQLite's next calls work.
 #[test]
 fn each_call_fails_once() {
     for tuning in TUNINGS {
@@ -88,7 +88,7 @@ fn a_transaction_is_one_write_or_one_for_each_64_kib() {
     }
 }
 
-/// What it takes to overwrite pages of a transaction, and to chain its checksums anew.
+/// The calls that overwrite pages of a transaction and chain its checksums anew.
 #[test]
 fn overwriting_a_page_reads_nothing_and_checksums_are_rewritten_in_long_pieces() {
     let mut world = World::new(keyring(), 1, Tuning::default(), false);
@@ -123,7 +123,7 @@ fn what_is_overwritten_was_not_read_ahead() {
 fn a_frame_that_could_not_be_written_is_an_error_until_it_is_taken_back() {
     for tuning in TUNINGS {
         let mut world = World::new(keyring(), 1, tuning, false);
-        // What lies there looks right: the frames of a transaction that was rolled back.
+        // The old frames look valid: those of a transaction that was rolled back.
         world.commit(0, 1).unwrap();
         (0..10).for_each(|page| world.append(0, page, 0, 2).unwrap());
         let Writer { wal, db, .. } = &mut world.writers[0];
@@ -149,7 +149,7 @@ fn a_frame_that_could_not_be_written_is_an_error_until_it_is_taken_back() {
             let write = wal.write(&world.disk, db, &[3; PAGE], at(number) + 24);
             assert_eq!(write.is_err(), number >= lost, "{tuning:?}: frame {number} written");
         }
-        // What was overwritten above is not of a transaction: mend it.
+        // The frame overwritten above belongs to no transaction: restore it.
         let Writer { wal, db, .. } = &mut world.writers[0];
         let first = world.committed[0].clone();
         wal.write(&world.disk, db, &first[24..], at(1) + 24).unwrap();
