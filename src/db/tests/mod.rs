@@ -23,7 +23,6 @@ use crate::provider::{
 };
 use crate::secret::Secret;
 use crate::suite::SuiteId;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// A provider that keeps wrapped keys in the blob, for tests of everything but wrapping.
