@@ -8,7 +8,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use rusqlite::Connection;
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{Error, Options};
+use sqlite_tde::{Error, Options, RotateProtector, TdeConnection};
 
 const MB: u64 = 1_000_000;
 
@@ -42,7 +42,10 @@ fn rotations(c: &mut Criterion) {
         let mut keys = ["b", "a"].into_iter().cycle();
         group.bench_function(format!("{} MB", bytes / MB), |bencher| {
             bencher.iter(|| {
-                let change = sqlite_tde::rotate_protector(&db, "main", keys.next(), None);
+                let change = db.tde_rotate_protector(
+                    "main",
+                    RotateProtector::to(keys.next().expect("a cycle")),
+                );
                 assert!(black_box(change).expect("a rotation").changed);
             });
         });

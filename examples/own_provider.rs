@@ -15,7 +15,7 @@ use sqlite_tde::provider::{
     WrapRequest, Wrapped,
 };
 use sqlite_tde::secret::{KEY_LEN, Secret};
-use sqlite_tde::{OpenOptions, Options, open_with, register, status};
+use sqlite_tde::{OpenOptions, Options, TdeConnection, open_with, register};
 use zeroize::Zeroizing;
 
 const MECHANISM: &str = "aes-256-gcm";
@@ -162,7 +162,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let open = || open_with(&path, &OpenOptions::new());
     let db = open()?;
     db.execute_batch("CREATE TABLE note(text); INSERT INTO note VALUES('hush')")?;
-    let protector = &status(&db, "main")?.protectors[0];
+    let protector = &db.tde_status("main")?.protectors[0];
     println!("   {} version {} ({})", protector.name, protector.key_version, protector.mechanism);
     drop(db);
 

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::path::Path;
 
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{Options, open, register, status, verify};
+use sqlite_tde::{Options, TdeConnection, open, register};
 
 const SECRET: &str = "the treasure is under the old oak";
 /// Offset of page 2, behind the envelope of 16 KiB and page 1 of 4 KiB.
@@ -48,10 +48,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         Ok(text) => return Err(format!("a tampered page was read: {text}").into()),
         Err(error) => println!("   reading it is refused: {}", sqlite_tde::Error::from(error)),
     }
-    println!("   verify names the bad pages: {:?}", verify(&damaged, "main", |_, _| ())?.bad_pages);
+    println!(
+        "   verify names the bad pages: {:?}",
+        damaged.tde_verify("main", |_, _| ())?.bad_pages
+    );
 
     println!("4. What is known about its encryption, none of which is secret");
-    let status = status(&db, "main")?;
+    let status = db.tde_status("main")?;
     println!("   cipher {}, {} pages of {} bytes", status.cipher, status.pages, status.page_size);
     for protector in &status.protectors {
         println!(

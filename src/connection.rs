@@ -1,16 +1,14 @@
-//! For rusqlite applications: connections, and questions to the database behind one.
+//! For rusqlite applications: opening connections.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 
-use crate::command::{Verification, Verifier};
 use crate::error::{Error, Result, clear_last, take_last};
 use crate::settings::identity::FileId;
 use crate::settings::{Layer, uri};
 use crate::suite::SuiteId;
-use crate::vfs::connection::with_database;
 use crate::vfs::refuse_foreign;
 
 /// How to open a database.
@@ -86,9 +84,9 @@ impl OpenOptions {
     /// The URI that says the same to any host: `file:PATH?vfs=tde&...`.
     ///
     /// # Errors
-    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has, where
-    /// anything holds a NUL byte, and for a parameter without a name or one that is given twice, such
-    /// as `vfs`: SQLite takes the first of two, whatever the other says.
+    /// [`Error::Usage`] where `path` is not UTF-8, the only encoding of names that SQLite has,
+    /// where anything holds a NUL byte, and for a parameter without a name or one that is given
+    /// twice, such as `vfs`: SQLite takes the first of two, whatever the other says.
     pub fn uri(&self, path: impl AsRef<Path>) -> Result<String> {
         let path = path.as_ref();
         let text = path.to_str().ok_or_else(|| {
@@ -149,67 +147,4 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
     clear_last();
     Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
         .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))
-}
-
-/// The value of `result`; `None` where the database is damaged, or the journal or log beside it is
-/// refused, and then `refused` says why.
-fn unless_damaged<T>(
-    result: rusqlite::Result<T>,
-    refused: &mut Option<String>,
-) -> Result<Option<T>> {
-    // A connection that may only read plays no journal back, and creates no wal-index.
-    use ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase, ReadOnly};
-    let damaged = |code| matches!(code, DatabaseCorrupt | NotADatabase | ReadOnly | CannotOpen);
-    match result.map_err(Error::from) {
-        Ok(value) => Ok(Some(value)),
-        Err(Error::PageAuthentication { .. } | Error::FrameAuthentication { .. }) => Ok(None),
-        Err(Error::Sqlite(error)) if error.sqlite_error_code().is_some_and(damaged) => Ok(None),
-        Err(
-            error @ (Error::JournalOutdated { .. } | Error::LogOutdated | Error::LogCut { .. }),
-        ) => {
-            *refused = Some(error.to_string());
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Authenticates every page, both copies of the envelope and the committed frames of the
-/// write-ahead log of the database attached to `connection` as `schema`, within a read transaction.
-/// `progress` gets the pages done and those there are, each time some are done. It may use the
-/// connection; nothing of the database is held but the read transaction.
-///
-/// # Errors
-/// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
-/// reading failed; whatever keeps a transaction from beginning, such as a lock or an authorizer.
-/// Bad pages are no error but an answer, and so is a journal or log that is refused.
-pub fn verify(
-    connection: &Connection,
-    schema: &str,
-    mut progress: impl FnMut(u64, u64),
-) -> Result<Verification> {
-    // A statement that is not done keeps its read transaction: a journal is rolled back or a log
-    // recovered for it first, and the log stays as it is. If damage makes it fail, the pages tell.
-    let name = schema.replace('"', "\"\"");
-    let hold = format!("SELECT count(*) FROM \"{name}\".sqlite_schema UNION ALL SELECT 0");
-    let mut refused = None;
-    let mut statement = unless_damaged(connection.prepare(&hold), &mut refused)?;
-    let mut rows = match &mut statement {
-        Some(statement) => unless_damaged(statement.query([]), &mut refused)?,
-        None => None,
-    };
-    if let Some(rows) = &mut rows {
-        unless_damaged(rows.next().map(|_| ()), &mut refused)?;
-    }
-    let mut verifier = Verifier::default();
-    loop {
-        let is_done = with_database(connection, schema, |db| verifier.step(db))?;
-        let (done, all) = verifier.progress();
-        if all > 0 {
-            progress(done, all);
-        }
-        if is_done {
-            return Ok(verifier.finish(refused));
-        }
-    }
 }

@@ -352,8 +352,8 @@ pub(crate) fn set_last(error: Error) {
     let _ = LAST.try_with(|place| place.replace(Some(last)));
 }
 
-/// Forgets the newest error of this thread as the one behind `code`, which the base VFS answered with.
-/// Its words stay.
+/// Forgets the newest error of this thread as the one behind `code`, which the base VFS answered
+/// with. Its words stay.
 pub(crate) fn forget_last(code: c_int) {
     let _ = LAST.try_with(|place| {
         if let Some(last) = place.borrow_mut().as_mut() {

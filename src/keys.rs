@@ -1,150 +1,232 @@
-//! For rusqlite applications: who may open the database behind a connection, and with which key.
+//! For rusqlite applications: who may open the database behind a connection, with which key, and
+//! whether all of it authenticates.
 //!
-//! Nothing here touches a page, so the time it takes does not depend on the size of the database.
-//! Other connections and processes go on. An error other than [`Error::Unfinished`] means that
-//! nothing has changed.
+//! Nothing but a verification touches a page, so the time it takes does not depend on the size of
+//! the database. Other connections and processes go on.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use crate::command::{
-    Answer, Change, Command, NewProtector, ProtectorCheck, ProtectorStatus, Status,
+    Answer, Change, Command, NewProtector, ProtectorCheck, ProtectorStatus, RotateProtector,
+    Status, Verification, Verifier,
 };
 use crate::error::{Error, Result};
-use crate::vfs::connection::run_command;
+use crate::vfs::connection::{run_command, with_database};
 
-/// What is known about the keys of the database attached to `connection` as `schema` (`"main"` for
-/// the one it was opened with).
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for rusqlite::Connection {}
+}
+
+/// What a connection of rusqlite to an encrypted database can be asked, beside SQL.
 ///
-/// # Errors
-/// [`Error::NotEncrypted`]; [`Error::Inaccessible`]; [`Error::Usage`] where there is no such
-/// schema.
-pub fn status(connection: &Connection, schema: &str) -> Result<Status> {
-    match run_command(connection, schema, &Command::Status)? {
-        Answer::Status(status) => Ok(*status),
-        _ => Err(Error::NotEncrypted),
+/// An error of a change, other than [`Error::Unfinished`], means that nothing has changed.
+pub trait TdeConnection: sealed::Sealed {
+    /// What is known about the keys of the database attached as `schema` (`"main"` for the one that
+    /// the connection was opened with).
+    ///
+    /// # Errors
+    /// [`Error::NotEncrypted`]; [`Error::Inaccessible`]; [`Error::Usage`] where there is no such
+    /// schema.
+    fn tde_status(&self, schema: &str) -> Result<Status>;
+
+    /// The protectors of a database, in the order in which they are tried.
+    ///
+    /// # Errors
+    /// As [`TdeConnection::tde_status`].
+    fn tde_protectors(&self, schema: &str) -> Result<Vec<ProtectorStatus>>;
+
+    /// Wraps the database encryption key anew, as `request` says.
+    ///
+    /// # Errors
+    /// Those of the providers; [`Error::Busy`] where another connection writes for longer than 5
+    /// seconds; [`Error::ReadOnly`]; [`Error::Usage`] within a transaction. Nothing has changed
+    /// then. [`Error::Unfinished`] where the disk failed in the middle.
+    fn tde_rotate_protector(&self, schema: &str, request: RotateProtector) -> Result<Change>;
+
+    /// Adds a protector: another key that opens the database by itself. There can be 8. It has to
+    /// give the key back once, unless its provider says that the key is not here or denied, as with
+    /// the public key of another party. A warning then says so.
+    ///
+    /// # Errors
+    /// As [`TdeConnection::tde_rotate_protector`].
+    fn tde_add_protector(&self, schema: &str, new: NewProtector) -> Result<Change>;
+
+    /// Makes these the protectors of a database, in this order where all are new, and none else.
+    /// Each wraps the database encryption key anew, and all of them are written in one step: it is
+    /// how a copy of a database gets the protectors of another one.
+    ///
+    /// # Errors
+    /// As [`TdeConnection::tde_rotate_protector`]; [`Error::Usage`] where none of them may write
+    /// and gives the key back, or where the policy asks for more.
+    fn tde_set_protectors(&self, schema: &str, protectors: Vec<NewProtector>) -> Result<Change>;
+
+    /// Removes a protector, and what it wrapped from the file. The last one stays, and so does the
+    /// last one that may write and gives the keys here: where no other one has done so in this
+    /// process, they are asked. Whoever opened the database through it may go on until its keys are
+    /// re-validated; copies of the file from before are opened by it as before. Where a crash cut
+    /// off an earlier removal of the same protector, this finishes it, and a warning says so.
+    ///
+    /// # Errors
+    /// As [`TdeConnection::tde_rotate_protector`].
+    fn tde_remove_protector(&self, schema: &str, name: &str) -> Result<Change>;
+
+    /// Says whether protectors of this database are re-wrapped by themselves when their provider
+    /// has a newer version of their key.
+    ///
+    /// # Errors
+    /// As [`TdeConnection::tde_rotate_protector`].
+    fn tde_set_auto_rotate(&self, schema: &str, on: bool) -> Result<Change>;
+
+    /// Asks each protector's provider for the key: is it configured, reachable, does it have the
+    /// key, does that unwrap, and is what it gives the key in use?
+    ///
+    /// # Errors
+    /// As [`TdeConnection::tde_status`]; what is wrong with a protector is no error but an answer.
+    fn tde_check_protectors(&self, schema: &str) -> Result<Vec<ProtectorCheck>>;
+
+    /// Refuses a protector whose provider has another secret by now, such as another passphrase,
+    /// than the one that the protector was made with. What its provider does not unwrap for us
+    /// otherwise, such as a key of another party, is no error here:
+    /// [`TdeConnection::tde_check_protectors`] says more.
+    ///
+    /// # Errors
+    /// [`Error::WrongKey`] where it is another one; otherwise as [`TdeConnection::tde_status`].
+    fn tde_check_secret(&self, schema: &str, protector: &str) -> Result<()>;
+
+    /// Refuses a copy without the protectors called `without` where the policy asks for more than are
+    /// left, or gives a warning where it asks for that.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where it is refused; otherwise as [`TdeConnection::tde_status`].
+    fn tde_check_copy(&self, schema: &str, without: &[String]) -> Result<Option<String>>;
+
+    /// Wipes the keys of the database in this process, for all its connections. The next transaction
+    /// asks the provider for them.
+    ///
+    /// # Errors
+    /// As [`TdeConnection::tde_status`].
+    fn tde_lock(&self, schema: &str) -> Result<()>;
+
+    /// Authenticates every page, both copies of the envelope and the committed frames of the
+    /// write-ahead log of the database attached as `schema`, within a read transaction.
+    /// `progress` gets the pages done and those there are, each time some are done. It may use the
+    /// connection; nothing of the database is held but the read transaction.
+    ///
+    /// # Errors
+    /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
+    /// reading failed; whatever keeps a transaction from beginning, such as a lock or an authorizer.
+    /// Bad pages are no error but an answer, and so is a journal or log that is refused.
+    fn tde_verify(&self, schema: &str, progress: impl FnMut(u64, u64)) -> Result<Verification>;
+}
+
+impl TdeConnection for Connection {
+    fn tde_status(&self, schema: &str) -> Result<Status> {
+        match run_command(self, schema, &Command::Status)? {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn tde_protectors(&self, schema: &str) -> Result<Vec<ProtectorStatus>> {
+        match run_command(self, schema, &Command::Protectors)? {
+            Answer::Protectors(protectors) => Ok(protectors),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn tde_rotate_protector(&self, schema: &str, request: RotateProtector) -> Result<Change> {
+        let RotateProtector { to, replace } = request;
+        change(self, schema, &Command::Rotate { to, replace })
+    }
+
+    fn tde_add_protector(&self, schema: &str, new: NewProtector) -> Result<Change> {
+        change(self, schema, &Command::Add(new))
+    }
+
+    fn tde_set_protectors(&self, schema: &str, protectors: Vec<NewProtector>) -> Result<Change> {
+        change(self, schema, &Command::Set(protectors))
+    }
+
+    fn tde_remove_protector(&self, schema: &str, name: &str) -> Result<Change> {
+        change(self, schema, &Command::Remove(name.to_owned()))
+    }
+
+    fn tde_set_auto_rotate(&self, schema: &str, on: bool) -> Result<Change> {
+        change(self, schema, &Command::AutoRotate(Some(on)))
+    }
+
+    fn tde_check_protectors(&self, schema: &str) -> Result<Vec<ProtectorCheck>> {
+        match run_command(self, schema, &Command::CheckProtectors)? {
+            Answer::Checks(checks) => Ok(checks),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn tde_check_secret(&self, schema: &str, protector: &str) -> Result<()> {
+        run_command(self, schema, &Command::CheckSecret(protector.to_owned())).map(|_| ())
+    }
+
+    fn tde_check_copy(&self, schema: &str, without: &[String]) -> Result<Option<String>> {
+        match run_command(self, schema, &Command::CheckCopy(without.to_vec()))? {
+            Answer::Text(warning) => Ok(Some(warning).filter(|warning| !warning.is_empty())),
+            _ => Err(Error::NotEncrypted),
+        }
+    }
+
+    fn tde_lock(&self, schema: &str) -> Result<()> {
+        run_command(self, schema, &Command::Lock).map(|_| ())
+    }
+
+    fn tde_verify(&self, schema: &str, mut progress: impl FnMut(u64, u64)) -> Result<Verification> {
+        // A statement that is not done keeps its read transaction: a journal is rolled back or a log
+        // recovered for it first, and the log stays as it is. If damage makes it fail, the pages tell.
+        let name = schema.replace('"', "\"\"");
+        let hold = format!("SELECT count(*) FROM \"{name}\".sqlite_schema UNION ALL SELECT 0");
+        let mut refused = None;
+        let mut statement = unless_damaged(self.prepare(&hold), &mut refused)?;
+        let mut rows = match &mut statement {
+            Some(statement) => unless_damaged(statement.query([]), &mut refused)?,
+            None => None,
+        };
+        if let Some(rows) = &mut rows {
+            unless_damaged(rows.next().map(|_| ()), &mut refused)?;
+        }
+        let mut verifier = Verifier::default();
+        loop {
+            let is_done = with_database(self, schema, |db| verifier.step(db))?;
+            let (done, all) = verifier.progress();
+            if all > 0 {
+                progress(done, all);
+            }
+            if is_done {
+                return Ok(verifier.finish(refused));
+            }
+        }
     }
 }
 
-/// The protectors of a database, in the order in which they are tried.
-///
-/// # Errors
-/// As [`status`].
-pub fn protectors(connection: &Connection, schema: &str) -> Result<Vec<ProtectorStatus>> {
-    match run_command(connection, schema, &Command::Protectors)? {
-        Answer::Protectors(protectors) => Ok(protectors),
-        _ => Err(Error::NotEncrypted),
+/// The value of `result`; `None` where the database is damaged, or the journal or log beside it is
+/// refused, and then `refused` says why.
+fn unless_damaged<T>(
+    result: rusqlite::Result<T>,
+    refused: &mut Option<String>,
+) -> Result<Option<T>> {
+    // A connection that may only read plays no journal back, and creates no wal-index.
+    use ErrorCode::{CannotOpen, DatabaseCorrupt, NotADatabase, ReadOnly};
+    let damaged = |code| matches!(code, DatabaseCorrupt | NotADatabase | ReadOnly | CannotOpen);
+    match result.map_err(Error::from) {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::PageAuthentication { .. } | Error::FrameAuthentication { .. }) => Ok(None),
+        Err(Error::Sqlite(error)) if error.sqlite_error_code().is_some_and(damaged) => Ok(None),
+        Err(
+            error @ (Error::JournalOutdated { .. } | Error::LogOutdated | Error::LogCut { .. }),
+        ) => {
+            *refused = Some(error.to_string());
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
-}
-
-/// Wraps the database encryption key anew. Without a name, every protector whose provider has a
-/// newer version of its key is re-wrapped under that. With the name of a protector, that one is.
-/// With another name, that key takes the place of `replace`, or of the first protector.
-///
-/// # Errors
-/// Those of the providers; [`Error::Busy`] where another connection writes for longer than 5
-/// seconds; [`Error::ReadOnly`]; [`Error::Usage`] within a transaction. Nothing has changed then.
-/// [`Error::Unfinished`] where the disk failed in the middle.
-pub fn rotate_protector(
-    connection: &Connection,
-    schema: &str,
-    to: Option<&str>,
-    replace: Option<&str>,
-) -> Result<Change> {
-    let own = |name: Option<&str>| name.map(str::to_owned);
-    change(connection, schema, &Command::Rotate { to: own(to), replace: own(replace) })
-}
-
-/// Adds a protector: another key that opens the database by itself. There can be 8. It has to give
-/// the key back once, unless its provider says that the key is not here or denied, as with the
-/// public key of another party. A warning then says so.
-///
-/// # Errors
-/// As [`rotate_protector`].
-pub fn add_protector(connection: &Connection, schema: &str, new: NewProtector) -> Result<Change> {
-    change(connection, schema, &Command::Add(new))
-}
-
-/// Makes these the protectors of a database, in this order where all are new, and none else. Each
-/// wraps the database encryption key anew, and all of them are written in one step: it is how a
-/// copy of a database gets the protectors of another one.
-///
-/// # Errors
-/// As [`rotate_protector`]; [`Error::Usage`] where none of them may write and gives the key back,
-/// or where the policy asks for more.
-pub fn set_protectors(
-    connection: &Connection,
-    schema: &str,
-    protectors: Vec<NewProtector>,
-) -> Result<Change> {
-    change(connection, schema, &Command::Set(protectors))
-}
-
-/// Removes a protector, and what it wrapped from the file. The last one stays, and so does the last
-/// one that may write and gives the keys here: where no other one has done so in this process, they
-/// are asked. Whoever opened the database through it may go on until its keys are re-validated;
-/// copies of the file from before are opened by it as before. Where a crash cut off an earlier
-/// removal of the same protector, this finishes it, and a warning says so.
-///
-/// # Errors
-/// As [`rotate_protector`].
-pub fn remove_protector(connection: &Connection, schema: &str, name: &str) -> Result<Change> {
-    change(connection, schema, &Command::Remove(name.to_owned()))
-}
-
-/// Says whether protectors of this database are re-wrapped by themselves when their provider has a
-/// newer version of their key.
-///
-/// # Errors
-/// As [`rotate_protector`].
-pub fn set_auto_rotate(connection: &Connection, schema: &str, on: bool) -> Result<Change> {
-    change(connection, schema, &Command::AutoRotate(Some(on)))
-}
-
-/// Asks each protector's provider for the key: is it configured, reachable, does it have the key,
-/// does that unwrap, and is what it gives the key in use?
-///
-/// # Errors
-/// As [`status`]; what is wrong with a protector is no error but an answer.
-pub fn check_protectors(connection: &Connection, schema: &str) -> Result<Vec<ProtectorCheck>> {
-    match run_command(connection, schema, &Command::CheckProtectors)? {
-        Answer::Checks(checks) => Ok(checks),
-        _ => Err(Error::NotEncrypted),
-    }
-}
-
-/// Refuses a protector whose provider has another secret by now, such as another passphrase, than
-/// the one that the protector was made with. What its provider does not unwrap for us otherwise,
-/// such as a key of another party, is no error here: [`check_protectors`] says more.
-///
-/// # Errors
-/// [`Error::WrongKey`] where it is another one; otherwise as [`status`].
-pub fn check_secret(connection: &Connection, schema: &str, protector: &str) -> Result<()> {
-    run_command(connection, schema, &Command::CheckSecret(protector.to_owned())).map(|_| ())
-}
-
-/// Refuses a copy without the protectors called `without` where the policy asks for more than are
-/// left, or gives a warning where it asks for that.
-///
-/// # Errors
-/// [`Error::Usage`] where it is refused; otherwise as [`status`].
-pub fn check_copy(
-    connection: &Connection,
-    schema: &str,
-    without: &[String],
-) -> Result<Option<String>> {
-    match run_command(connection, schema, &Command::CheckCopy(without.to_vec()))? {
-        Answer::Text(warning) => Ok(Some(warning).filter(|warning| !warning.is_empty())),
-        _ => Err(Error::NotEncrypted),
-    }
-}
-
-/// Wipes the keys of the database in this process, for all its connections. The next transaction
-/// asks the provider for them.
-///
-/// # Errors
-/// As [`status`].
-pub fn lock(connection: &Connection, schema: &str) -> Result<()> {
-    run_command(connection, schema, &Command::Lock).map(|_| ())
 }
 
 fn change(connection: &Connection, schema: &str, command: &Command) -> Result<Change> {

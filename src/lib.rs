@@ -20,8 +20,7 @@
 //! # The map
 //!
 //! [`register`] makes the VFS known, with [`Options`] or a [`config`]. [`open`] opens a database
-//! through it; [`status`], [`protectors`], [`rotate_protector`] and their neighbours ask about its
-//! keys and change who may open it. [`provider`] has what holds protector keys, and how to write
+//! through it; [`TdeConnection`] asks about its keys, changes who may open it and verifies it. [`provider`] has what holds protector keys, and how to write
 //! another; [`audit`] the log of what is done with them.
 //!
 //! # Features
@@ -81,17 +80,15 @@ mod connection;
 mod keys;
 
 pub use command::{
-    Change, NewProtector, ProtectorCheck, ProtectorStatus, Skipped, Status, Verification,
+    Change, NewProtector, ProtectorCheck, ProtectorStatus, RotateProtector, Skipped, Status,
+    Verification,
 };
 #[cfg(feature = "rusqlite")]
-pub use connection::{OpenOptions, open, open_with, verify};
+pub use connection::{OpenOptions, open, open_with};
 pub use error::{Error, Result, last_error};
 pub use file::beside::FILES_BESIDE;
 #[cfg(feature = "rusqlite")]
-pub use keys::{
-    add_protector, check_copy, check_protectors, check_secret, lock, protectors, remove_protector,
-    rotate_protector, set_auto_rotate, set_protectors, status,
-};
+pub use keys::TdeConnection;
 pub use options::{Options, register};
 pub use page::RESERVE;
 #[cfg(feature = "rusqlite")]

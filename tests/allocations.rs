@@ -6,6 +6,7 @@ use std::cell::Cell;
 
 use rusqlite::Connection;
 use rusqlite::ffi::{self, SQLITE_DBSTATUS_CACHE_MISS, SQLITE_DBSTATUS_CACHE_WRITE};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::Home;
 
 /// Counts the allocations of threads that ask for it.
@@ -145,7 +146,7 @@ fn rewriting_a_page_allocates_nothing() {
         assert!(written >= ROWS * 9 / 10, "only {written} were written");
         assert_eq!(counted, 0, "{}: {ROWS} pages rewritten", cipher.name());
         db.execute_batch("COMMIT").unwrap();
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean());
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean());
     }
 }
 

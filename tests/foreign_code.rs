@@ -19,7 +19,9 @@ use sqlite_tde::provider::{
     VersionRequest, WaitsFor, WrapRequest, Wrapped,
 };
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{AccessPolicy, AuditPolicy, Error, NewProtector, Options};
+use sqlite_tde::{
+    AccessPolicy, AuditPolicy, Error, NewProtector, Options, RotateProtector, TdeConnection,
+};
 use sqlite_tde_testkit::Home;
 use zeroize::Zeroizing;
 
@@ -220,11 +222,9 @@ fn foreign_code_does_not_reach_the_connection_that_waits_for_it() {
     let words = |answer: Result<(), Error>| answer.map_err(|error| error.to_string());
     type Deed = fn(&Home, &Connection, &Intruder) -> Result<(), Error>;
     let rows: [(&str, Deed); 12] = [
-        ("add", |_, db, _| {
-            sqlite_tde::add_protector(db, "aux", NewProtector::new("intruder:b")).map(drop)
-        }),
+        ("add", |_, db, _| db.tde_add_protector("aux", NewProtector::new("intruder:b")).map(drop)),
         ("add, asking a person", |_, db, _| {
-            sqlite_tde::add_protector(db, "aux", NewProtector::new("person:b")).map(drop)
+            db.tde_add_protector("aux", NewProtector::new("person:b")).map(drop)
         }),
         ("add in SQL", |_, db, _| {
             let sql = "SELECT tde_add_protector('intruder:c', 'aux')";
@@ -232,17 +232,17 @@ fn foreign_code_does_not_reach_the_connection_that_waits_for_it() {
         }),
         ("rotate", |_, db, intruder| {
             intruder.newest.fetch_add(1, Ordering::SeqCst);
-            sqlite_tde::rotate_protector(db, "aux", None, None).map(drop)
+            db.tde_rotate_protector("aux", RotateProtector::all()).map(drop)
         }),
-        ("status", |_, db, _| sqlite_tde::status(db, "aux").map(drop)),
-        ("check", |_, db, _| sqlite_tde::check_protectors(db, "aux").map(drop)),
+        ("status", |_, db, _| db.tde_status("aux").map(drop)),
+        ("check", |_, db, _| db.tde_check_protectors("aux").map(drop)),
         ("check again beside a read", |_, db, _| read(db).map(drop).map_err(Error::from)),
         ("lock, and ask in xLock", |_, db, _| {
-            sqlite_tde::lock(db, "aux")?;
+            db.tde_lock("aux")?;
             read(db).map(drop).map_err(Error::from)
         }),
         ("refuse in xLock", |_, db, intruder| {
-            sqlite_tde::lock(db, "aux")?;
+            db.tde_lock("aux")?;
             intruder.state.store(DENIES, Ordering::SeqCst);
             let refused = read(db).expect_err("it denies");
             intruder.state.store(WORKS, Ordering::SeqCst);
@@ -310,9 +310,7 @@ fn a_panic_is_an_error_that_names_the_provider() {
     intruder.state.store(PANICS, Ordering::SeqCst);
     type Deed = fn(&Home, &Connection) -> Result<(), Error>;
     let rows: [(&str, Deed); 6] = [
-        ("Rust", |_, db| {
-            sqlite_tde::add_protector(db, "aux", NewProtector::new("intruder:b")).map(drop)
-        }),
+        ("Rust", |_, db| db.tde_add_protector("aux", NewProtector::new("intruder:b")).map(drop)),
         ("SQL function", |_, db| {
             let sql = "SELECT tde_add_protector('intruder:c', 'aux')";
             db.query_row(sql, [], |_| Ok(())).map_err(Error::from)
@@ -321,13 +319,15 @@ fn a_panic_is_an_error_that_names_the_provider() {
             let sql = "PRAGMA aux.tde_add_protector='intruder:d'";
             db.query_row(sql, [], |_| Ok(())).map_err(Error::from)
         }),
-        ("newest version", |_, db| sqlite_tde::rotate_protector(db, "aux", None, None).map(drop)),
+        ("newest version", |_, db| {
+            db.tde_rotate_protector("aux", RotateProtector::all()).map(drop)
+        }),
         ("open", |home, _| {
             home.try_open(&home.path("new.db"))?
                 .execute_batch("CREATE TABLE t(a)")
                 .map_err(Error::from)
         }),
-        ("forget", |_, db| sqlite_tde::lock(db, "aux")),
+        ("forget", |_, db| db.tde_lock("aux")),
     ];
     for (what, deed) in rows {
         let error = deed(&home, db).expect_err(what).to_string();
@@ -350,7 +350,7 @@ fn a_panic_in_a_check_is_an_outage_that_counts() {
         CONNECTION.set(None);
         intruder.state.store(PANICS, Ordering::SeqCst);
         if serves {
-            let outage = || sqlite_tde::status(db, "aux").unwrap().outage;
+            let outage = || db.tde_status("aux").unwrap().outage;
             let words = in_time("noted", || {
                 read(db).unwrap();
                 outage()
@@ -415,7 +415,7 @@ fn calls_that_do_not_return_are_counted_and_harm_no_other_provider() {
     hanging.set(true);
     let add = |name: &str| {
         let begun = Instant::now();
-        let added = sqlite_tde::add_protector(&db, "main", NewProtector::new(name));
+        let added = db.tde_add_protector("main", NewProtector::new(name));
         (added.map_err(|error| error.to_string()), begun.elapsed())
     };
     for call in 0..8 {
@@ -485,7 +485,7 @@ fn the_longest_times_are_no_overflow() {
     });
     let db = connect(&home, "a.db");
     assert_eq!(read(db).unwrap(), 1);
-    sqlite_tde::add_protector(db, "aux", NewProtector::new("intruder:b")).unwrap();
+    db.tde_add_protector("aux", NewProtector::new("intruder:b")).unwrap();
     assert_eq!(*intruder.patience.lock().unwrap(), None, "no clock gets so far");
     CONNECTION.set(None);
 }
@@ -515,7 +515,7 @@ fn a_request_has_a_deadline_and_a_name_that_the_audit_log_has_too() {
 
     // A refusal has them, too, and the service's own error behind it.
     intruder.state.store(DENIES, Ordering::SeqCst);
-    let refused = sqlite_tde::add_protector(db, "main", NewProtector::new("intruder:b"));
+    let refused = db.tde_add_protector("main", NewProtector::new("intruder:b"));
     let Err(Error::KeyDisabled(error)) = refused else { panic!("{refused:?}") };
     let source = std::error::Error::source(&error).unwrap();
     assert_eq!(source.to_string(), "an error of the service");
@@ -557,7 +557,7 @@ fn a_service_that_asks_for_a_pause_gets_it() {
         let db = home.open(&home.path("a.db"));
         db.execute_batch("CREATE TABLE t(a)").unwrap();
         let begun = Instant::now();
-        let added = sqlite_tde::add_protector(&db, "main", NewProtector::new("busy:key"));
+        let added = db.tde_add_protector("main", NewProtector::new("busy:key"));
         assert!(matches!(added, Err(Error::ProviderUnreachable(_))), "{added:?}");
         assert_eq!(busy.0.load(Ordering::SeqCst), calls, "{pause:?}");
         assert!(begun.elapsed() >= pause * 2 || calls == 1, "{:?}", begun.elapsed());
@@ -593,7 +593,7 @@ fn threads_of_providers_block_all_signals() {
     let before = mask();
     let db = home.open(&home.path("a.db"));
     db.execute_batch("CREATE TABLE t(a)").unwrap();
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("blocked:key")).unwrap_err();
+    db.tde_add_protector("main", NewProtector::new("blocked:key")).unwrap_err();
     assert_eq!(mask(), before, "the host's own thread");
     let found = u64::from_str_radix(&blocked.0.lock().unwrap(), 16).unwrap();
     for signal in [1, 2, 10, 14, 15, 17, 18, 20, 23, 29] {

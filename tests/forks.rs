@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
-use sqlite_tde::Cipher;
 use sqlite_tde::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
 use sqlite_tde::secret::Secret;
+use sqlite_tde::{Cipher, TdeConnection};
 use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
 use sqlite_tde_testkit::vfs::TestVfs;
 use sqlite_tde_testkit::{Home, one};
@@ -138,7 +138,7 @@ fn forks() {
     db.execute_batch(&format!("{SETTINGS}; {TABLES}; PRAGMA journal_mode={mode}")).unwrap();
     own(vfs, &home, &db, &path);
     assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
-    assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean());
+    assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean());
     inherited(vfs, &home, &db);
     report("done");
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{Cipher, OpenOptions};
+use sqlite_tde::{Cipher, OpenOptions, TdeConnection};
 use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
 use sqlite_tde_testkit::random::Random;
 use sqlite_tde_testkit::stranger::Stranger;
@@ -368,7 +368,7 @@ fn rows_of(db: &Connection, w: i64, n: i64) -> rusqlite::Result<Result<(), Strin
 fn sound(site: &Site, db: &Connection, created: bool) -> bool {
     ["main", "aux"].iter().all(|schema| {
         let checked = one(db, &format!("PRAGMA {schema}.integrity_check"));
-        let clean = || match sqlite_tde::verify(db, schema, |_, _| ()) {
+        let clean = || match db.tde_verify(schema, |_, _| ()) {
             Ok(found) => found.is_clean() || created && found.bad_pages.is_empty(),
             Err(sqlite_tde::Error::NotEncrypted) => created,
             Err(_) => false,

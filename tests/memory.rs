@@ -18,7 +18,7 @@ use sqlite_tde::provider::{
     Wrapped,
 };
 use sqlite_tde::secret::{Secret, memory};
-use sqlite_tde::{AccessPolicy, Cipher, OpenOptions, Options};
+use sqlite_tde::{AccessPolicy, Cipher, OpenOptions, Options, TdeConnection};
 use sqlite_tde_testkit::one;
 use sqlite_tde_testkit::process::as_nobody;
 use sqlite_tde_testkit::scan::{Found, Needles, scan};
@@ -147,7 +147,7 @@ fn work() {
                 open.iter().for_each(|db| drop(one(db, "SELECT count(b) FROM t")));
                 format!("{:?}", memory())
             }
-            "lock" => format!("{:?}", sqlite_tde::lock(&open[1], "main")),
+            "lock" => format!("{:?}", open[1].tde_lock("main")),
             "is denied" => loop {
                 match open[1].execute_batch("SELECT count(*) FROM t") {
                     Ok(()) => std::thread::sleep(Duration::from_millis(5)),

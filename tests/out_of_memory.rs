@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::{Home, one, rows};
 
@@ -139,7 +140,7 @@ fn without_memory_nothing_is_damaged() {
             let next = states.get(done + 1);
             assert!(states[done] == seen || next == Some(&seen), "{what}: after {done} steps");
             assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-            match sqlite_tde::verify(&db, "main", |_, _| ()) {
+            match db.tde_verify("main", |_, _| ()) {
                 Ok(found) if found.bad_pages.is_empty() => {}
                 Err(sqlite_tde::Error::NotEncrypted) if seen.is_empty() => {}
                 other => panic!("{what}: {other:?}"),

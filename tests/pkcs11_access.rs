@@ -9,10 +9,10 @@ use std::sync::{Arc, Barrier};
 
 use cryptoki::slot::Slot;
 use place::*;
-use sqlite_tde::Options;
 use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::{KeyProvider, Keystore, Pkcs11, SecretSource, Token, Wrapped};
 use sqlite_tde::secret::Secret;
+use sqlite_tde::{Options, TdeConnection};
 
 /// Three times as many wrong PINs as kryoptic takes before it locks.
 const MANY: usize = 30;
@@ -388,7 +388,7 @@ fn a_database_is_protected_by_a_token() {
         place.provider().create("payroll").unwrap();
         let db = open(place, "pin").unwrap();
         db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(2)").unwrap();
-        let status = sqlite_tde::status(&db, "main").unwrap();
+        let status = db.tde_status("main").unwrap();
         let status = serde_json::to_value(&status).unwrap();
         let protector = &status["protectors"][0];
         assert_eq!(protector["mechanism"], "aes-gcm", "{status}");

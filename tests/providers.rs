@@ -20,7 +20,7 @@ use sqlite_tde::provider::{
     Command, Context, Cost, KeyProvider, Keystore, Passphrase, ProviderError, RawKey, SecretSource,
 };
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{Error, Options};
+use sqlite_tde::{Error, Options, TdeConnection};
 use sqlite_tde_testkit::{Home, found_in_files, one};
 
 const CONTEXT: Context = Context { file_id: [7; 16], dek_version: 1 };
@@ -338,7 +338,7 @@ fn databases_open_with_the_right_key_alone() {
         let path = first.path("a.db");
         let db = first.open(&path);
         db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES('the treasure')").unwrap();
-        let protector = &sqlite_tde::status(&db, "main").unwrap().protectors[0];
+        let protector = &db.tde_status("main").unwrap().protectors[0];
         assert_eq!((&*protector.provider, &*protector.key), (what, "app"));
         drop(db);
         assert_eq!(found_in_files(first.dir.path(), b"the treasure"), None, "{what}");

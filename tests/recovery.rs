@@ -6,8 +6,8 @@ use std::process::Command;
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
-use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
+use sqlite_tde::{OpenOptions, TdeConnection};
 use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs};
 use sqlite_tde_testkit::{Home, one, rows};
@@ -76,7 +76,7 @@ fn a_hot_journal_is_rolled_back() {
             let db = connect(home.dir.path(), mode);
             assert_eq!(rows(&db, "SELECT a, hex(b) FROM t"), before, "{mode} round {round}");
             assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
-            assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
+            assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{mode}");
         }
     }
 }
@@ -94,7 +94,7 @@ fn a_torn_first_page_is_restored_from_the_journal() {
         std::fs::write(&path, &bytes).unwrap();
         let db = connect(home.dir.path(), mode);
         assert_eq!(rows(&db, "SELECT a, hex(b) FROM t"), before, "{mode}");
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{mode}");
     }
 }
 

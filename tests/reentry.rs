@@ -5,12 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rusqlite::types::Value;
-use sqlite_tde::Error;
 use sqlite_tde::provider::{
     Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
     Wrapped,
 };
 use sqlite_tde::secret::Secret;
+use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::{Home, one};
 
 /// What verifies slice by slice holds nothing between two slices but a read transaction.
@@ -30,21 +30,20 @@ fn the_progress_of_a_verification_may_use_the_connection() {
             .unwrap();
         }
         let mut calls = 0;
-        let found = sqlite_tde::verify(&db, "aux", |done, all| {
+        let found = db.tde_verify("aux", |done, all| {
             assert!(done <= all, "{done} of {all}");
             calls += 1;
             let detached = db.execute_batch("DETACH aux").unwrap_err().to_string();
             assert!(detached.contains("locked"), "{mode}: {detached}");
             db.execute("UPDATE aux.t SET b = randomblob(3000) WHERE a % 50 = ?1", [calls]).unwrap();
             assert_eq!(one(&db, "SELECT count(*) FROM aux.t"), Value::Integer(600));
-            sqlite_tde::status(&db, "aux").unwrap();
+            db.tde_status("aux").unwrap();
         });
         assert!(found.unwrap().is_clean() && calls > 5, "{mode}: {calls}");
         // A panic in it leaves no lock behind.
         let other = home.open(&home.path("main.db"));
-        let stopped = catch_unwind(AssertUnwindSafe(|| {
-            sqlite_tde::verify(&db, "main", |_, _| panic!("enough"))
-        }));
+        let stopped =
+            catch_unwind(AssertUnwindSafe(|| db.tde_verify("main", |_, _| panic!("enough"))));
         assert!(stopped.is_err());
         other.execute_batch("BEGIN EXCLUSIVE; UPDATE t SET b = 1 WHERE a = 1; COMMIT").unwrap();
         if mode == "WAL" {
@@ -60,7 +59,7 @@ fn the_progress_of_a_verification_may_use_the_connection() {
         bytes[16384 + 200] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
         let mut again = false;
-        let gone = sqlite_tde::verify(&db, "aux", |_, _| {
+        let gone = db.tde_verify("aux", |_, _| {
             if !again {
                 again = true;
                 db.execute_batch("DETACH aux").unwrap();
@@ -94,9 +93,9 @@ fn protectors_are_not_changed_while_a_statement_writes() {
             let words = refused.expect_err(sql).to_string();
             assert!(words.contains("within a transaction"), "{mode}, {sql}: {words}");
         }
-        assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 1, "{mode}");
+        assert_eq!(db.tde_protectors("main").unwrap().len(), 1, "{mode}");
         one(&db, "SELECT tde_add_protector('second')");
-        assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 2, "{mode}");
+        assert_eq!(db.tde_protectors("main").unwrap().len(), 2, "{mode}");
     }
 }
 
@@ -123,6 +122,6 @@ fn a_provider_that_panics_is_an_error_that_names_it() {
         assert!(words.contains("broken"), "{sql}: {words}");
     }
     let new = sqlite_tde::NewProtector::new("broken:key");
-    let words = sqlite_tde::add_protector(&db, "main", new).unwrap_err().to_string();
+    let words = db.tde_add_protector("main", new).unwrap_err().to_string();
     assert!(words.contains("broken"), "{words}");
 }

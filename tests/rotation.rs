@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::OpenFlags;
 use sqlite_tde::provider::Keystore;
-use sqlite_tde::{Change, NewProtector};
+use sqlite_tde::{Change, NewProtector, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::bank::{Bank, Role};
 use sqlite_tde_testkit::process::{Process, TOO_LONG, full, report};
 
@@ -62,21 +62,21 @@ fn rotates() {
             change.unwrap_or_else(|error| panic!("{what}: {error}"))
         };
         let has_own = || {
-            let all = sqlite_tde::protectors(&db, "main").unwrap();
+            let all = db.tde_protectors("main").unwrap();
             all.iter().any(|protector| protector.name == own)
         };
-        must(sqlite_tde::add_protector(&db, "main", NewProtector::new(&own)));
+        must(db.tde_add_protector("main", NewProtector::new(&own)));
         assert!(has_own(), "{what}: what was added is gone");
 
         let newest = keystore.rotate("default").unwrap().versions.len() as u64;
-        must(sqlite_tde::rotate_protector(&db, "main", Some("default"), None));
-        let all = sqlite_tde::protectors(&db, "main").unwrap();
+        must(db.tde_rotate_protector("main", RotateProtector::to("default")));
+        let all = db.tde_protectors("main").unwrap();
         let default = all.iter().find(|protector| protector.name == "default").unwrap();
         let version: u64 = default.key_version.parse().unwrap();
         assert!(version >= newest, "{what}: version {version}, and {newest} was made before");
         assert!(has_own(), "{what}: what was added is gone after a rotation");
 
-        must(sqlite_tde::remove_protector(&db, "main", &own));
+        must(db.tde_remove_protector("main", &own));
         assert!(!has_own(), "{what}: what was removed is back");
     }
     report(&format!("rotated {times}"));
@@ -101,7 +101,8 @@ fn others_go_on_while_a_protector_rotates() {
         let started = Instant::now();
         for number in 0..rotations {
             keystore.rotate("default").unwrap();
-            let change = sqlite_tde::rotate_protector(&db, "main", None, None)
+            let change = db
+                .tde_rotate_protector("main", RotateProtector::all())
                 .unwrap_or_else(|error| panic!("{mode}, rotation {number}: {error}"));
             assert!(change.changed, "{mode}, rotation {number}");
         }
@@ -118,8 +119,8 @@ fn others_go_on_while_a_protector_rotates() {
                 .sum::<u64>();
         }
         bank.check().unwrap_or_else(|error| panic!("{mode}: {error}"));
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
-        let status = sqlite_tde::status(&db, "main").unwrap();
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        let status = db.tde_status("main").unwrap();
         assert_eq!(status.protectors[0].key_version, (rotations + 1).to_string(), "{mode}");
         eprintln!("{mode}: {rotations} rotations in {took:.1?}, {done} operations beside them");
     }
@@ -140,8 +141,8 @@ fn two_who_rotate_at_once_both_get_their_way() {
         }
         let db = bank.open(OpenFlags::default()).unwrap();
         bank.check().unwrap_or_else(|error| panic!("{mode}: {error}"));
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
-        for check in sqlite_tde::check_protectors(&db, "main").unwrap() {
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        for check in db.tde_check_protectors("main").unwrap() {
             assert!(check.matches, "{mode}: {check:?}");
         }
     }

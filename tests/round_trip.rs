@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use rusqlite::Connection;
 use rusqlite::types::Value;
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::{Home, dump, one, plain, rows};
 
 const PAGE_SIZES: [u32; 7] = [1024, 2048, 4096, 8192, 16384, 32768, 65536];
@@ -43,7 +44,7 @@ fn work(db: &Connection, what: &str) {
 fn assert_sound(db: &Connection, what: &str) {
     assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
     assert!(rows(db, "PRAGMA foreign_key_check").is_empty(), "{what}");
-    let found = sqlite_tde::verify(db, "main", |_, _| ()).unwrap();
+    let found = db.tde_verify("main", |_, _| ()).unwrap();
     assert!(found.is_clean(), "{what}: {found:?}");
 }
 
@@ -180,7 +181,7 @@ fn a_new_database_of_512_byte_pages_gets_1024() {
             .unwrap();
         let size = one(&db, &format!("PRAGMA {schema}.page_size"));
         assert_eq!(size, Value::Integer(1024), "{schema}");
-        assert!(sqlite_tde::verify(&db, schema, |_, _| ()).unwrap().is_clean(), "{schema}");
+        assert!(db.tde_verify(schema, |_, _| ()).unwrap().is_clean(), "{schema}");
     }
 }
 
@@ -227,9 +228,9 @@ fn a_transaction_over_two_databases_is_one() {
     .unwrap();
     assert_eq!(rows(&db, "SELECT a FROM main.t"), rows(&db, "SELECT a FROM aux.t"));
     for schema in ["main", "aux"] {
-        assert!(sqlite_tde::verify(&db, schema, |_, _| ()).unwrap().is_clean());
+        assert!(db.tde_verify(schema, |_, _| ()).unwrap().is_clean());
     }
-    let ids = ["main", "aux"].map(|schema| sqlite_tde::status(&db, schema).unwrap().file_id);
+    let ids = ["main", "aux"].map(|schema| db.tde_status(schema).unwrap().file_id);
     assert_ne!(ids[0], ids[1], "each database has its own keys");
 }
 

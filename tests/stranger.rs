@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
-use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
+use sqlite_tde::{OpenOptions, TdeConnection};
 use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::stranger::{ACTIONS, END, Peer};
 use sqlite_tde_testkit::{one, plain, rows};
@@ -241,7 +241,7 @@ impl Site {
         let db = open(&self.path());
         let state = rows(&db, "SELECT tag, count(*), sum(length(b)) FROM t GROUP BY tag");
         assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{name}");
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{name}");
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{name}");
         db.execute_batch("CREATE TABLE IF NOT EXISTS later(a); INSERT INTO later VALUES(1)")
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         state

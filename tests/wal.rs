@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::{Home, dump, one, plain, rows};
 
 const FILL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
@@ -17,7 +18,7 @@ fn ok(db: &Connection, sql: &str) {
 
 fn assert_sound(db: &Connection, what: &str) {
     assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    let found = sqlite_tde::verify(db, "main", |_, _| ()).unwrap();
+    let found = db.tde_verify("main", |_, _| ()).unwrap();
     assert!(found.is_clean(), "{what}: {found:?}");
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::random::Random;
 
@@ -182,7 +183,7 @@ impl Pair {
         self.run_in_second(what, DUMP);
         let ours = &self.first()[0];
         if ours.is_autocommit() {
-            let found = sqlite_tde::verify(ours, "main", |_, _| ()).unwrap();
+            let found = ours.tde_verify("main", |_, _| ()).unwrap();
             assert!(found.is_clean(), "{what}: {found:?}");
         }
     }
@@ -202,7 +203,7 @@ impl Pair {
         let what = format!("{what}, after a kill");
         let both = |sql: &str| dbs.each_ref().map(|db| answer(db, sql));
         _ = assert_alike(&what, both(DUMP));
-        let found = sqlite_tde::verify(&dbs[0], "main", |_, _| ()).unwrap();
+        let found = dbs[0].tde_verify("main", |_, _| ()).unwrap();
         assert!(found.is_clean(), "{what}: {found:?}");
         for sql in ["INSERT INTO t(b) VALUES('later')", "PRAGMA wal_checkpoint(TRUNCATE)", DUMP] {
             _ = assert_alike(&format!("{what}: {sql}"), both(sql));

@@ -22,7 +22,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use check::ProtectorCheck;
-pub use protectors::{Change, NewProtector, Skipped};
+pub use protectors::{Change, NewProtector, RotateProtector, Skipped};
 #[cfg(feature = "rusqlite")]
 pub(crate) use status::Verifier;
 pub use status::{ProtectorStatus, Status, Verification};

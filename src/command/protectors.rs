@@ -92,6 +92,33 @@ impl NewProtector {
     }
 }
 
+/// Which protectors are to be wrapped anew, and under which key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub struct RotateProtector {
+    pub(crate) to: Option<String>,
+    pub(crate) replace: Option<String>,
+}
+
+impl RotateProtector {
+    /// Every protector whose provider has a newer version of its key, under that.
+    pub fn all() -> Self {
+        Self { to: None, replace: None }
+    }
+
+    /// The protector called `name`, under the newest version of its key. If there is none, that key
+    /// takes the place of the first protector.
+    pub fn to(name: impl Into<String>) -> Self {
+        Self { to: Some(name.into()), replace: None }
+    }
+
+    /// The key takes the place of the protector called `name`.
+    pub fn in_place_of(mut self, name: impl Into<String>) -> Self {
+        self.replace = Some(name.into());
+        self
+    }
+}
+
 /// Re-wraps every protector whose provider has a newer version of its key.
 pub(super) fn rotate_all(db: &mut Database<impl Host>) -> Result<Change> {
     edit(db, |session, envelope| {

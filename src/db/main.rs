@@ -655,8 +655,8 @@ impl Main {
     }
 
     /// Authenticates the next `count` pages as they are on disk, and adds to `findings` what is
-    /// wrong; both envelope copies come first. Pages in `log` are passed over: a checkpoint may have
-    /// been interrupted while it wrote them. Answers whether these were the last.
+    /// wrong; both envelope copies come first. Pages in `log` are passed over: a checkpoint may
+    /// have been interrupted while it wrote them. Answers whether these were the last.
     pub(crate) fn verify(
         &mut self,
         base: &impl Storage,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags};
-use sqlite_tde::{Error, OpenOptions};
+use sqlite_tde::{Error, OpenOptions, TdeConnection};
 use sqlite_tde_testkit::{Home, one, rows};
 
 /// What an application writes to have a pool of encrypted connections.
@@ -61,7 +61,7 @@ fn a_pool_serves_eight_threads() {
     let db = pool.get().unwrap();
     assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(THREADS * EACH));
     assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()));
-    assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean());
+    assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean());
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn reading_only() {
         assert!(db.is_readonly(MAIN_DB).unwrap(), "{what}");
         assert_eq!(one(&db, "SELECT a FROM t"), Value::Integer(1), "{what}");
         assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{what}");
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{what}");
         let error = db.execute("INSERT INTO t VALUES(2)", []).unwrap_err();
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly), "{what}: {error}");
         // Sorting and temporary tables need no permission to write.
@@ -155,10 +155,10 @@ fn databases_in_memory_stay_there() {
     assert_eq!(one(&memory, "SELECT a FROM t"), Value::Integer(1));
     assert!(!Path::new(":memory:").exists());
     for (db, schema) in [(&db, "m"), (&memory, "main")] {
-        let error = sqlite_tde::status(db, schema).unwrap_err();
+        let error = db.tde_status(schema).unwrap_err();
         assert!(matches!(error, Error::NotEncrypted), "{schema}: {error:?}");
     }
-    let error = sqlite_tde::status(&db, "nobody").unwrap_err();
+    let error = db.tde_status("nobody").unwrap_err();
     assert!(matches!(error, Error::Usage(_)), "{error:?}");
 }
 

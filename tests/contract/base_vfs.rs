@@ -22,6 +22,7 @@ enum Step {
     Stop,
 }
 use Step::{Close, CloseOne, Sql, Stop};
+use sqlite_tde::TdeConnection;
 
 struct Workload {
     name: &'static str,
@@ -304,7 +305,7 @@ fn compare(
         }
         let (found, expected) = (sealed.connection(0), plain.connection(0));
         assert_eq!(dump(found, "main"), dump(expected, "main"), "{what}");
-        let findings = sqlite_tde::verify(found, "main", |_, _| ()).unwrap();
+        let findings = found.tde_verify("main", |_, _| ()).unwrap();
         assert!(findings.is_clean(), "{what}: {findings:?}");
     }
 }
@@ -344,7 +345,7 @@ fn torn_free_pages_are_sealed_by_a_rollback_through_an_open_journal() {
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(all(&first, SUM).unwrap(), sum, "{mode}");
         assert_eq!(all(&first, CHECK).unwrap(), ["[Text(\"ok\")]"], "{mode}");
-        let found = sqlite_tde::verify(&first, "main", |_, _| ()).unwrap();
+        let found = first.tde_verify("main", |_, _| ()).unwrap();
         assert!(found.is_clean(), "{mode}: {found:?}");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
+use sqlite_tde::TdeConnection;
 use sqlite_tde::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
@@ -77,7 +78,7 @@ fn what_sqlite_writes_stays_as_it_was() {
     assert_eq!(code, ffi::SQLITE_OK);
     assert!(page.iter().all(|&byte| byte == 0xa5));
     // Pages 3 to 9 were skipped, and are pages all the same.
-    assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean());
+    assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean());
 }
 
 /// Hints must not grow the file by bytes that are no pages.
@@ -192,8 +193,8 @@ fn closing_a_second_connection_keeps_the_first_ones_lock() {
     let first = filled(&home);
     first.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES(9)").unwrap();
     let second = home.open(&home.path("a.db"));
-    sqlite_tde::status(&second, "main").unwrap();
-    assert!(sqlite_tde::verify(&second, "main", |_, _| ()).unwrap().is_clean());
+    second.tde_status("main").unwrap();
+    assert!(second.tde_verify("main", |_, _| ()).unwrap().is_clean());
     drop(second);
     let third = home.open(&home.path("a.db"));
     third.busy_timeout(std::time::Duration::ZERO).unwrap();
@@ -211,7 +212,7 @@ fn plaintext_passes_through_where_it_is_allowed() {
     let db = home.open(&path);
     db.execute_batch("PRAGMA journal_mode=WAL; INSERT INTO t VALUES(8)").unwrap();
     assert_eq!(one(&db, "SELECT sum(a) FROM t"), Value::Integer(15));
-    assert!(matches!(sqlite_tde::status(&db, "main"), Err(sqlite_tde::Error::NotEncrypted)));
+    assert!(matches!(db.tde_status("main"), Err(sqlite_tde::Error::NotEncrypted)));
     drop(db);
     assert_eq!(one(&plain(&path), "SELECT sum(a) FROM t"), Value::Integer(15));
 }
@@ -233,6 +234,6 @@ fn a_cache_flush_reaches_the_file() {
             assert!(on_disk().len() > before.len(), "{mode}, {round}: pages are in the file");
         }
         db.execute_batch("COMMIT").unwrap();
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{mode}");
     }
 }

@@ -2,6 +2,7 @@
 //! the base is longer than 64 KiB, whatever is gathered, whatever pages and sectors are.
 
 use rusqlite::types::Value;
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::vfs::TestVfs;
 use sqlite_tde_testkit::{Home, one};
 
@@ -36,7 +37,7 @@ fn no_call_on_the_base_is_longer_than_64_kib() {
                 let db = home.open(&path);
                 let sum = one(&db, "SELECT sum(length(b)) FROM t NOT INDEXED");
                 assert_eq!(sum, Value::Integer(60 * 20_001), "{what}");
-                let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+                let found = db.tde_verify("main", |_, _| ()).unwrap();
                 assert!(found.is_clean(), "{what}: {found:?}");
             }
         }

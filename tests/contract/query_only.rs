@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
-use sqlite_tde::{Error, NewProtector};
+use sqlite_tde::{Error, NewProtector, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::{Home, one};
 
 type Change = fn(&Connection) -> Result<(), Error>;
@@ -23,9 +23,9 @@ const CHANGES: [(&str, Change); 14] = [
     ("remove", |db| sql(db, "SELECT tde_remove_protector('c')")),
     ("rotate", |db| sql(db, "SELECT tde_rotate_protector()")),
     ("rules", |db| sql(db, "SELECT tde_auto_rotate('off', 'other')")),
-    ("Rust add", |db| sqlite_tde::add_protector(db, "other", NewProtector::new("b")).map(drop)),
-    ("Rust rotate", |db| sqlite_tde::rotate_protector(db, "main", None, None).map(drop)),
-    ("Rust rules", |db| sqlite_tde::set_auto_rotate(db, "main", false).map(drop)),
+    ("Rust add", |db| db.tde_add_protector("other", NewProtector::new("b")).map(drop)),
+    ("Rust rotate", |db| db.tde_rotate_protector("main", RotateProtector::all()).map(drop)),
+    ("Rust rules", |db| db.tde_set_auto_rotate("main", false).map(drop)),
 ];
 
 const QUESTIONS: [&str; 8] = [
@@ -52,7 +52,7 @@ fn protectors_are_not_changed_where_query_only_is_on() {
         db.execute("ATTACH ?1 AS other", [home.uri(&paths[1])]).unwrap();
         one(&db, &format!("PRAGMA journal_mode={mode}"));
         db.execute_batch("CREATE TABLE t(a); CREATE TABLE other.t(a)").unwrap();
-        sqlite_tde::add_protector(&db, "main", NewProtector::new("c")).unwrap();
+        db.tde_add_protector("main", NewProtector::new("c")).unwrap();
         let envelope = |n: usize| std::fs::read(&paths[n]).unwrap()[..16384].to_vec();
         let before = [envelope(0), envelope(1)];
         db.execute_batch("PRAGMA query_only=ON").unwrap();
@@ -69,7 +69,7 @@ fn protectors_are_not_changed_where_query_only_is_on() {
         for (what, change) in CHANGES.into_iter().filter(|(what, _)| what.contains("add")) {
             change(&db).unwrap_or_else(|error| panic!("{mode}, {what}: {error}"));
         }
-        assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 3);
+        assert_eq!(db.tde_protectors("main").unwrap().len(), 3);
         assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(0));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::{Home, rows};
 
 /// One thread reads and writes, others ask for keys by every road. None is in the file beside
@@ -74,7 +75,7 @@ fn asking_for_keys_waits_for_whoever_is_in_the_file() {
             over.store(true, Ordering::Relaxed);
         });
         assert_eq!(rows(&first, "PRAGMA integrity_check"), ["[Text(\"ok\")]"]);
-        assert!(sqlite_tde::verify(&first, "main", |_, _| ()).unwrap().is_clean());
+        assert!(first.tde_verify("main", |_, _| ()).unwrap().is_clean());
     }
 }
 
@@ -85,7 +86,7 @@ fn a_callback_that_uses_the_connection_gets_an_error() {
     let db = home.open(&home.path("main.db"));
     db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(zeroblob(50000))").unwrap();
     let mut refused = 0;
-    let found = sqlite_tde::verify(&db, "main", |_, _| {
+    let found = db.tde_verify("main", |_, _| {
         for sql in
             ["SELECT count(*) FROM sqlite_schema", "INSERT INTO t VALUES(1)", "SELECT tde_status()"]
         {

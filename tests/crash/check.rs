@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::{
     Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
     Wrapped,
 };
 use sqlite_tde::secret::Secret;
+use sqlite_tde::{OpenOptions, TdeConnection};
 
 use super::workloads::{By, Mode, Workload};
 use sqlite_tde_testkit::platform::{Platform, PlatformVfs};
@@ -272,7 +272,7 @@ impl<'a> Subject<'a> {
             options = options.protector(party);
         }
         let db = sqlite_tde::open_with(DATABASES[0].1, &options).map_err(|e| e.to_string())?;
-        let status = sqlite_tde::status(&db, "main").map_err(|e| e.to_string())?;
+        let status = db.tde_status("main").map_err(|e| e.to_string())?;
         let all: Vec<String> =
             status.protectors.iter().map(|p| format!("{} {}", p.name, p.key_version)).collect();
         Ok(all.join(",") + if status.auto_rotate { "on" } else { "off" })
@@ -489,7 +489,7 @@ fn is_empty(db: &Connection, schema: &str) -> Result<bool, String> {
 }
 
 fn verified(db: &Connection, schema: &str, creating: bool) -> Result<(), String> {
-    match sqlite_tde::verify(db, schema, |_, _| ()) {
+    match db.tde_verify(schema, |_, _| ()) {
         Ok(found) if found.is_clean() => Ok(()),
         Ok(found) if creating && found.bad_pages.is_empty() => Ok(()),
         // A journal that comes back takes back the first commit, and the file is empty, as it was.

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::platform::over_base;
 use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs, kind_of_file};
@@ -458,7 +459,7 @@ fn one_fault(
         if run.plain.is_some() {
             continue;
         }
-        match sqlite_tde::verify(&db, schema, |_, _| ()) {
+        match db.tde_verify(schema, |_, _| ()) {
             Ok(found) if found.is_clean() => {}
             // Creation stopped between the copies of the envelope, or before the first.
             Ok(found) if run.workload.setup.is_empty() && found.bad_pages.is_empty() => {}

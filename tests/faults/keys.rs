@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::Connection;
-use sqlite_tde::{AccessPolicy, Change, Error, NewProtector};
+use sqlite_tde::{AccessPolicy, Change, Error, NewProtector, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::service::Service;
 use sqlite_tde_testkit::vfs::{Kind, TestVfs};
@@ -21,17 +21,20 @@ type Operation = (&'static str, fn(&Connection) -> sqlite_tde::Result<Change>);
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 const OPERATIONS: [Operation; 5] = [
-    ("add", |db| sqlite_tde::add_protector(db, "main", NewProtector::new("service:new"))),
-    ("rotate", |db| sqlite_tde::rotate_protector(db, "main", None, None)),
+    ("add", |db| db.tde_add_protector("main", NewProtector::new("service:new"))),
+    ("rotate", |db| db.tde_rotate_protector("main", RotateProtector::all())),
     ("rotate to another", |db| {
-        sqlite_tde::rotate_protector(db, "main", Some("service:new"), Some("service:key"))
+        db.tde_rotate_protector(
+            "main",
+            RotateProtector::to("service:new").in_place_of("service:key"),
+        )
     }),
-    ("remove", |db| sqlite_tde::remove_protector(db, "main", "service:spare")),
-    ("by hand from now on", |db| sqlite_tde::set_auto_rotate(db, "main", false)),
+    ("remove", |db| db.tde_remove_protector("main", "service:spare")),
+    ("by hand from now on", |db| db.tde_set_auto_rotate("main", false)),
 ];
 
 fn seen(db: &Connection) -> sqlite_tde::Result<(Vec<(String, String)>, bool)> {
-    let status = sqlite_tde::status(db, "main")?;
+    let status = db.tde_status("main")?;
     let pairs = status.protectors.into_iter().map(|p| (p.name, p.key_version)).collect();
     Ok((pairs, status.auto_rotate))
 }
@@ -95,11 +98,11 @@ fn one(
     if done.is_err() != (after == before) && !unfinished {
         return Err(format!("it answered {done:?}, and the protectors are {after:?}"));
     }
-    let found = sqlite_tde::verify(&db, "main", |_, _| ()).map_err(|error| error.to_string())?;
+    let found = db.tde_verify("main", |_, _| ()).map_err(|error| error.to_string())?;
     if !found.is_clean() {
         return Err(format!("{found:?}"));
     }
-    for check in sqlite_tde::check_protectors(&db, "main").map_err(|error| error.to_string())? {
+    for check in db.tde_check_protectors("main").map_err(|error| error.to_string())? {
         if !check.matches {
             return Err(format!("{check:?}"));
         }
@@ -129,7 +132,7 @@ fn a_change_that_fails_has_changed_nothing() {
             let template = home.path("template.db");
             let db = home.open(&template);
             db.execute_batch(&format!("PRAGMA journal_mode={mode}; CREATE TABLE t(a)")).unwrap();
-            sqlite_tde::add_protector(&db, "main", NewProtector::new("service:spare")).unwrap();
+            db.tde_add_protector("main", NewProtector::new("service:spare")).unwrap();
             drop(db);
             service.rotate("key");
             let path = home.path("copy.db");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
+use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::service::{Service, State};
 use sqlite_tde_testkit::{Home, one};
 
@@ -98,7 +98,7 @@ fn a_denial_ends_access_and_consent_heals_it() {
             assert_eq!(in_time("healed for all", || read(db).ok()), 2, "{mode}");
         }
         assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{mode}");
     }
 }
 
@@ -123,7 +123,7 @@ fn an_outage_is_survived_for_the_grace_period() {
         let calls = service.calls();
         in_time("it was noticed", || {
             write(&db).unwrap();
-            sqlite_tde::status(&db, "main").unwrap().outage
+            db.tde_status("main").unwrap().outage
         });
         assert!(service.calls() > calls);
         for _ in 0..20 {
@@ -133,7 +133,7 @@ fn an_outage_is_survived_for_the_grace_period() {
         service.switch(State::Works);
         in_time("it is over", || {
             read(&db).unwrap();
-            sqlite_tde::status(&db, "main").unwrap().outage.is_none().then_some(())
+            db.tde_status("main").unwrap().outage.is_none().then_some(())
         });
     }
 }
@@ -147,7 +147,7 @@ fn a_denial_ends_the_longest_grace_period() {
     service.switch(State::IsDown);
     in_time("it was noticed", || {
         write(&db).unwrap();
-        sqlite_tde::status(&db, "main").unwrap().outage
+        db.tde_status("main").unwrap().outage
     });
     service.switch(State::Denies);
     let error = in_time("denied", || read(&db).err());
@@ -176,12 +176,12 @@ fn the_next_protector_serves_where_the_first_does_not() {
         let (home, first, second) = home(policy(None, HOUR));
         let path = home.path("a.db");
         let db = create(&home, &path, "DELETE");
-        sqlite_tde::add_protector(&db, "main", NewProtector::new("second:spare")).unwrap();
+        db.tde_add_protector("main", NewProtector::new("second:spare")).unwrap();
         drop(db);
         first.switch(state);
         let db = home.open(&path);
         assert_eq!(read(&db).unwrap(), 1, "{state:?}");
-        assert_eq!(sqlite_tde::status(&db, "main").unwrap().opened_through, "second:spare");
+        assert_eq!(db.tde_status("main").unwrap().opened_through, "second:spare");
         drop(db);
         second.switch(State::IsDown);
         let error = home.try_open(&path).map(drop).unwrap_err();
@@ -203,14 +203,14 @@ fn a_refusal_of_one_connection_is_not_that_of_others() {
     let path = home.path("a.db");
     let db = create(&home, &path, "DELETE");
     for name in ["second:spare", "second:gone"] {
-        sqlite_tde::add_protector(&db, "main", NewProtector::new(name)).unwrap();
+        db.tde_add_protector("main", NewProtector::new(name)).unwrap();
     }
     let through =
         |name: &str| sqlite_tde::open_with(&path, &home.options().protector(name)).unwrap();
     let (gone, spare) = (through("second:gone"), through("second:spare"));
-    sqlite_tde::remove_protector(&db, "main", "second:gone").unwrap();
+    db.tde_remove_protector("main", "second:gone").unwrap();
     for turn in 0..3 {
-        sqlite_tde::lock(&db, "main").unwrap();
+        db.tde_lock("main").unwrap();
         for again in 0..3 {
             let error = Error::from(read(&gone).unwrap_err());
             assert!(matches!(error, Error::Inaccessible(_)), "{turn}, {again}: {error:?}");
@@ -248,13 +248,13 @@ fn a_locked_database_asks_again() {
         read(&other).unwrap();
         for locker in [&db, &other] {
             let before = service.calls();
-            sqlite_tde::lock(locker, "main").unwrap();
+            locker.tde_lock("main").unwrap();
             assert_eq!(service.calls(), before, "locking needs nobody");
             assert_eq!((read(&db).unwrap(), read(&other).unwrap()), (1, 1), "{mode}");
             assert_eq!(service.calls(), before + 1, "{mode}: asked once for all");
         }
         service.switch(State::IsDown);
-        sqlite_tde::lock(&db, "main").unwrap();
+        db.tde_lock("main").unwrap();
         assert_eq!(code(&write(&other).unwrap_err()), INACCESSIBLE, "{mode}");
         service.switch(State::Works);
         in_time("unlocked", || write(&other).ok());
@@ -275,7 +275,7 @@ fn a_lock_in_the_middle_of_a_transaction_loses_it_whole() {
              INSERT INTO t SELECT zeroblob(900) FROM i",
         )
         .unwrap();
-        sqlite_tde::lock(&other, "main").unwrap();
+        other.tde_lock("main").unwrap();
         let commit = db.execute_batch("UPDATE t SET a = randomblob(900); COMMIT").unwrap_err();
         assert_eq!(code(&commit), INACCESSIBLE, "{mode}: {commit}");
         let _ = db.execute_batch("ROLLBACK");
@@ -283,7 +283,7 @@ fn a_lock_in_the_middle_of_a_transaction_loses_it_whole() {
         assert_eq!(read(&db).unwrap(), 1, "{mode}");
         write(&db).unwrap();
         assert_eq!(one(&other, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
-        assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{mode}");
+        assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{mode}");
     }
 }
 
@@ -310,7 +310,7 @@ fn nobody_waits_for_anothers_provider() {
                 }
                 _ => {
                     let db = home.open(&path);
-                    sqlite_tde::rotate_protector(&db, "main", Some("second:key"), None).unwrap();
+                    db.tde_rotate_protector("main", RotateProtector::to("second:key")).unwrap();
                 }
             });
             in_time("it was asked", || (slow.calls() > before).then_some(()));
@@ -410,11 +410,10 @@ fn a_newer_key_version_is_taken_up_when_a_database_is_opened() {
         });
         let path = home.path("a.db");
         let db = create(&home, &path, "WAL");
-        sqlite_tde::set_auto_rotate(&db, "main", automatic).unwrap();
+        db.tde_set_auto_rotate("main", automatic).unwrap();
         drop(db);
         service.rotate("key");
-        let version =
-            |db: &Connection| sqlite_tde::protectors(db, "main").unwrap()[0].key_version.clone();
+        let version = |db: &Connection| db.tde_protectors("main").unwrap()[0].key_version.clone();
         let db = home.open(&path);
         assert_eq!(version(&db), if automatic { "2" } else { "1" });
         // A provider that is down after it gave the keys does not keep the database from opening.
@@ -446,7 +445,7 @@ fn a_newer_key_version_is_taken_up_while_a_database_is_open() {
         service.rotate("key");
         in_time("taken up", || {
             write(&db).unwrap();
-            let all = sqlite_tde::protectors(&db, "main").unwrap();
+            let all = db.tde_protectors("main").unwrap();
             (all[0].key_version == "2").then_some(())
         });
     }

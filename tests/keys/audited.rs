@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlite_tde::audit::{AuditLog, AuditOptions, entries, verify};
-use sqlite_tde::{AccessPolicy, AuditPolicy, Error, NewProtector};
+use sqlite_tde::{AccessPolicy, AuditPolicy, Error, NewProtector, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::service::{Service, State};
 
@@ -79,23 +79,23 @@ fn everything_done_with_keys_is_told() {
     let made = ["wrap ok service:key -", "unwrap ok service:key 1", "create ok service:key 1"];
     assert_eq!(place.since(&mut seen), made);
 
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("service:spare")).unwrap();
+    db.tde_add_protector("main", NewProtector::new("service:spare")).unwrap();
     let added = ["wrap ok service:spare -", "unwrap ok service:spare 1"];
     let both = ["add_protector ok service:spare 1"; 2];
     assert_eq!(place.since(&mut seen), [added, both].concat());
 
     place.service.rotate("key");
-    sqlite_tde::rotate_protector(&db, "main", None, None).unwrap();
+    db.tde_rotate_protector("main", RotateProtector::all()).unwrap();
     let rotated = ["rotate ok service:key 2"; 2];
     let wrapped = ["wrap ok service:key 1", "unwrap ok service:key 2"];
     assert_eq!(place.since(&mut seen), [wrapped, rotated].concat());
 
-    sqlite_tde::remove_protector(&db, "main", "service:spare").unwrap();
+    db.tde_remove_protector("main", "service:spare").unwrap();
     assert_eq!(place.since(&mut seen), ["remove_protector ok service:spare 1"; 2]);
-    sqlite_tde::remove_protector(&db, "main", "service:key").unwrap_err();
+    db.tde_remove_protector("main", "service:key").unwrap_err();
     assert_eq!(place.since(&mut seen), ["refusal failed - -"]);
 
-    sqlite_tde::lock(&db, "main").unwrap();
+    db.tde_lock("main").unwrap();
     db.query_row("SELECT * FROM t", [], |_| Ok(())).unwrap();
     let again = ["lock ok - -", "unwrap ok service:key 2", "access_restored ok service:key -"];
     assert_eq!(place.since(&mut seen), again);
@@ -191,9 +191,9 @@ fn what_cannot_be_told_is_not_done() {
         let what = format!("{policy:?}");
 
         let new = NewProtector::new("service:spare");
-        let added = sqlite_tde::add_protector(&db, "main", new);
+        let added = db.tde_add_protector("main", new);
         place.service.rotate("key");
-        let rotated = sqlite_tde::rotate_protector(&db, "main", None, None);
+        let rotated = db.tde_rotate_protector("main", RotateProtector::all());
         let created =
             place.home.open(&place.home.path("new.db")).execute_batch("CREATE TABLE t(a)");
         if changes {
@@ -214,7 +214,7 @@ fn what_cannot_be_told_is_not_done() {
 
         std::fs::remove_dir(&lock).unwrap();
         let db = place.home.open(&place.db());
-        sqlite_tde::add_protector(&db, "main", NewProtector::new("service:last")).unwrap();
+        db.tde_add_protector("main", NewProtector::new("service:last")).unwrap();
         assert!(verify(&place.log).unwrap().problem.is_none(), "{what}");
     }
 }

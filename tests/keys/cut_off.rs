@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::{Error, NewProtector, OpenOptions};
+use sqlite_tde::{Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::service::{self, Service};
 use sqlite_tde_testkit::{Home, one};
 
@@ -31,25 +31,21 @@ type Change = fn(&Connection);
 
 /// What is done, and the party that is out afterwards, if there is one.
 const CHANGES: [(&str, Change, Option<&str>); 4] = [
-    (
-        "remove",
-        |db| _ = sqlite_tde::remove_protector(db, "main", "second:b").unwrap(),
-        Some("second:b"),
-    ),
+    ("remove", |db| _ = db.tde_remove_protector("main", "second:b").unwrap(), Some("second:b")),
     (
         "replace",
         |db| {
-            _ = sqlite_tde::rotate_protector(db, "main", Some("second:c"), Some("second:b"))
+            _ = db
+                .tde_rotate_protector(
+                    "main",
+                    RotateProtector::to("second:c").in_place_of("second:b"),
+                )
                 .unwrap();
         },
         Some("second:b"),
     ),
-    ("rotate", |db| _ = sqlite_tde::rotate_protector(db, "main", None, None).unwrap(), None),
-    (
-        "add",
-        |db| _ = sqlite_tde::add_protector(db, "main", NewProtector::new("second:c")).unwrap(),
-        None,
-    ),
+    ("rotate", |db| _ = db.tde_rotate_protector("main", RotateProtector::all()).unwrap(), None),
+    ("add", |db| _ = db.tde_add_protector("main", NewProtector::new("second:c")).unwrap(), None),
 ];
 
 /// A database, and the bytes of it where `change` was cut off after the first copy was synced.
@@ -60,9 +56,9 @@ fn cut_off(home: &Home, service: &Service, mode: &str, n: usize, change: Change)
     let db = home.open(&path);
     one(&db, &format!("PRAGMA journal_mode={mode}"));
     db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:b")).unwrap();
+    db.tde_add_protector("main", NewProtector::new("second:b")).unwrap();
     for _ in 0..n {
-        sqlite_tde::set_auto_rotate(&db, "main", false).unwrap();
+        db.tde_set_auto_rotate("main", false).unwrap();
     }
     service.rotate("key");
     db.close().unwrap();
@@ -90,7 +86,7 @@ fn as_party(home: &Home, party: &str) -> Result<Connection, Error> {
 }
 
 fn stale(db: &Connection) -> Vec<char> {
-    let found = sqlite_tde::verify(db, "main", |_, _| ()).unwrap();
+    let found = db.tde_verify("main", |_, _| ()).unwrap();
     assert!(found.bad_envelope_copies.is_empty() && found.bad_pages.is_empty(), "{found:?}");
     assert_eq!(found.is_clean(), found.stale_envelope_copies.is_empty());
     found.stale_envelope_copies
@@ -114,7 +110,7 @@ fn a_removed_party_is_out_and_the_next_writer_finishes() {
                     }
                     let db = sqlite_tde::open_with(&path, &options).unwrap();
                     assert_eq!(stale(&db), names, "{at}");
-                    let status = sqlite_tde::status(&db, "main").unwrap();
+                    let status = db.tde_status("main").unwrap();
                     assert_eq!(status.faulty_envelope_copies, names, "{at}");
                     if let Some(party) = out {
                         let Value::Text(checks) = one(&db, "PRAGMA tde_check_protectors") else {
@@ -150,7 +146,7 @@ fn a_removed_party_is_out_and_the_next_writer_finishes() {
                 let db = home.open(&path);
                 assert!(are_equal(&path), "{at}");
                 assert!(stale(&db).is_empty(), "{at}");
-                assert!(sqlite_tde::status(&db, "main").unwrap().faulty_envelope_copies.is_empty());
+                assert!(db.tde_status("main").unwrap().faulty_envelope_copies.is_empty());
                 assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1), "{at}");
                 let in_file = std::fs::read(&path).unwrap();
                 let left = in_file.windows(8).any(|window| window == b"second:b");
@@ -170,10 +166,10 @@ fn a_removal_that_is_said_again_is_finished() {
         cut_off(&home, &service, mode, 0, remove);
         let db = home.open(&path);
         for _ in 0..2 {
-            let change = sqlite_tde::remove_protector(&db, "main", "second:b").unwrap();
+            let change = db.tde_remove_protector("main", "second:b").unwrap();
             assert!(change.warnings[0].contains("it is finished now"), "{change:?}");
         }
-        let unknown = sqlite_tde::remove_protector(&db, "main", "second:x").unwrap_err();
+        let unknown = db.tde_remove_protector("main", "second:x").unwrap_err();
         assert!(unknown.to_string().contains("there is no protector second:x"), "{unknown}");
         let Value::Text(answer) = one(&db, "PRAGMA tde_remove_protector='second:b'") else {
             panic!()
@@ -186,9 +182,9 @@ fn a_removal_that_is_said_again_is_finished() {
         before.copy_within(REGION..REGION + COPY, 0);
         std::fs::write(&path, &before).unwrap();
         let db = home.open(&path);
-        assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 2);
+        assert_eq!(db.tde_protectors("main").unwrap().len(), 2);
         std::fs::write(&path, &after).unwrap();
-        let change = sqlite_tde::remove_protector(&db, "main", "second:b").unwrap();
+        let change = db.tde_remove_protector("main", "second:b").unwrap();
         assert!(change.warnings[0].contains("it is finished now"), "{mode}: {change:?}");
         assert!(are_equal(&path), "{mode}");
     }
@@ -260,7 +256,7 @@ fn a_damaged_copy_is_mended_too() {
         let name = if at < REGION { 'A' } else { 'B' };
         let options = home.options().flags(OpenFlags::SQLITE_OPEN_READ_ONLY);
         let reader = sqlite_tde::open_with(&path, &options).unwrap();
-        let found = sqlite_tde::verify(&reader, "main", |_, _| ()).unwrap();
+        let found = reader.tde_verify("main", |_, _| ()).unwrap();
         assert_eq!(found.bad_envelope_copies, [name], "byte {at}");
         drop(reader);
         drop(home.open(&path));

@@ -13,7 +13,7 @@ use sqlite_tde::provider::{
     Wrapped,
 };
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{Error, OpenOptions};
+use sqlite_tde::{Error, OpenOptions, TdeConnection};
 use sqlite_tde_testkit::{Home, one, plain};
 
 /// A provider that keeps every DEK it was given, counts, and fails as it is told.
@@ -323,7 +323,7 @@ fn reading_and_failing_create_nothing() {
     // SQLite makes the file when it opens it; keys come with the first write.
     let db = home.open(&missing);
     assert_eq!(one(&db, "SELECT count(*) FROM sqlite_schema"), Value::Integer(0));
-    assert!(matches!(sqlite_tde::verify(&db, "main", |_, _| ()), Err(Error::NotEncrypted)));
+    assert!(matches!(db.tde_verify("main", |_, _| ()), Err(Error::NotEncrypted)));
     drop(db);
     assert_eq!(files(home.dir.path()), [(missing.clone(), Vec::new())]);
 
@@ -495,7 +495,7 @@ fn no_error_shows_a_key() {
     }
     fs::write(&path, &bytes).unwrap();
     let db = home.open(&path);
-    let status = sqlite_tde::status(&db, "main").unwrap();
+    let status = db.tde_status("main").unwrap();
     texts.push(format!("{status:?} {:?} {:?}", home.options(), Secret::from_slice(&dek)));
     texts.push(format!("{:?}", one(&db, "PRAGMA tde_status")));
 

@@ -14,7 +14,9 @@ use sqlite_tde::provider::{
     Wrapped,
 };
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{Error, FileId, NewProtector, OpenOptions, Options};
+use sqlite_tde::{
+    Error, FileId, NewProtector, OpenOptions, Options, RotateProtector, TdeConnection,
+};
 use sqlite_tde_testkit::{Home, one, plain};
 
 /// As with `age`: anybody wraps, with nothing that is secret. Unwrapping takes the private key,
@@ -62,7 +64,7 @@ fn create(home: &Home, name: &str, protector: &str) -> FileId {
     let options = home.options().protector(protector);
     let db = sqlite_tde::open_with(home.path(name), &options).unwrap();
     db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES('from the victim')").unwrap();
-    sqlite_tde::status(&db, "main").unwrap().file_id.parse().unwrap()
+    db.tde_status("main").unwrap().file_id.parse().unwrap()
 }
 
 fn protectors() -> Vec<&'static str> {
@@ -163,7 +165,7 @@ fn a_file_that_is_exchanged_gives_no_other_keys() {
     create(&home, "a.db", "public:payroll");
     create(&home, "b.db", "public:payroll");
     let db = home.open(&home.path("a.db"));
-    sqlite_tde::lock(&db, "main").unwrap();
+    db.tde_lock("main").unwrap();
     let genuine = std::fs::read(home.path("a.db")).unwrap();
     std::fs::write(home.path("a.db"), std::fs::read(home.path("b.db")).unwrap()).unwrap();
     let refused = db.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap_err();
@@ -261,8 +263,8 @@ fn pins_that_hold_for_nothing_are_refused() {
         Home::with(|options| with_providers(options).pins(pins(None, Some("public:others"))));
     create(&home, "a.db", "public:payroll");
     let db = home.open(&home.path("a.db"));
-    let added = sqlite_tde::add_protector(&db, "main", NewProtector::new("public:others"));
-    let rotated = sqlite_tde::rotate_protector(&db, "main", Some("public:others"), None);
+    let added = db.tde_add_protector("main", NewProtector::new("public:others"));
+    let rotated = db.tde_rotate_protector("main", RotateProtector::to("public:others"));
     for refused in [added, rotated] {
         assert!(matches!(refused, Err(Error::WrongFile { .. })), "{refused:?}");
     }
@@ -333,6 +335,6 @@ fn each_database_has_an_id_of_its_own() {
     db.execute("VACUUM INTO ?1", [home.uri(&home.path("into.db"))]).unwrap();
     let into =
         sqlite_tde::open_with(home.path("into.db"), &OpenOptions::new().vfs(&home.vfs)).unwrap();
-    let id = sqlite_tde::status(&into, "main").unwrap().file_id.parse().unwrap();
+    let id = into.tde_status("main").unwrap().file_id.parse().unwrap();
     assert!(seen.insert(id));
 }

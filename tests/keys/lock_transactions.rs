@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
-use sqlite_tde::{AccessPolicy, Error};
+use sqlite_tde::{AccessPolicy, Error, TdeConnection};
 use sqlite_tde_testkit::service::{Service, State};
 use sqlite_tde_testkit::{Home, one};
 
@@ -91,7 +91,7 @@ fn assert_old(db: &Connection, at: &str) {
     let sums = db.query_row(sums, [], |row| row.get::<_, String>(0)).expect(at);
     assert_eq!(sums, format!("{ROWS} {} 1", ROWS * 900), "{at}");
     assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{at}");
-    assert!(sqlite_tde::verify(db, "main", |_, _| ()).unwrap().is_clean(), "{at}");
+    assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{at}");
 }
 
 #[test]
@@ -146,11 +146,11 @@ fn fails_whole(
     run(&db, "BEGIN").unwrap();
     run(&db, before).expect(at);
 
-    sqlite_tde::lock(&neighbour, "main").unwrap();
+    neighbour.tde_lock("main").unwrap();
     let mut newer = None;
     match unlocks {
         Unlocks::Nobody => {}
-        Unlocks::Neighbour => drop(sqlite_tde::status(&neighbour, "main").expect(at)),
+        Unlocks::Neighbour => drop(neighbour.tde_status("main").expect(at)),
         Unlocks::New => newer = Some(home.open(&path)),
         Unlocks::Itself => drop(one(&db, "SELECT tde_status()")),
     }
@@ -163,7 +163,7 @@ fn fails_whole(
     assert!(db.is_autocommit(), "{at}");
     drop(newer);
     // An exclusive connection says nothing of its next transaction; being asked, it looks.
-    sqlite_tde::status(&db, "main").expect(at);
+    db.tde_status("main").expect(at);
     assert_old(&db, at);
     run(&db, "UPDATE t SET a = 'x' WHERE i = 1").expect(at);
     run(&db, REWRITE).expect(at);
@@ -183,9 +183,9 @@ fn a_transaction_that_begins_after_a_lock_works() {
         one(&db, &format!("PRAGMA journal_mode={mode}"));
         for turn in 0..3 {
             assert_old(&db, mode);
-            sqlite_tde::lock(&neighbour, "main").unwrap();
+            neighbour.tde_lock("main").unwrap();
             if turn > 0 {
-                sqlite_tde::status(&neighbour, "main").unwrap();
+                neighbour.tde_status("main").unwrap();
             }
             run(&db, &format!("BEGIN; {REWRITE}; COMMIT")).unwrap();
         }
@@ -202,9 +202,9 @@ fn the_last_close_after_a_lock_takes_the_log_along() {
         create(&home, &path, "WAL");
         let (neighbour, db) = (home.open(&path), home.open(&path));
         run(&db, REWRITE).unwrap();
-        sqlite_tde::lock(&neighbour, "main").unwrap();
+        neighbour.tde_lock("main").unwrap();
         if unlocked {
-            sqlite_tde::status(&neighbour, "main").unwrap();
+            neighbour.tde_status("main").unwrap();
         }
         neighbour.close().unwrap();
         db.close().unwrap();
@@ -254,7 +254,7 @@ fn a_denial_is_noticed_without_locks() {
             // A lock by another connection of the process: the next read asks.
             let other = home.open(&path);
             let before = service.calls();
-            sqlite_tde::lock(&other, "main").unwrap();
+            other.tde_lock("main").unwrap();
             drop(other);
             in_time("unlocked", || read(&db).ok());
             assert!(service.calls() > before, "{what}, {turn}");
@@ -285,11 +285,11 @@ fn a_transaction_without_locks_that_began_before_a_lock_fails_whole() {
                     one(&db, &format!("PRAGMA journal_mode={mode}"));
                     run(&db, "PRAGMA cache_size=5; BEGIN").unwrap();
                     run(&db, before).expect(&at);
-                    sqlite_tde::lock(&neighbour, "main").unwrap();
+                    neighbour.tde_lock("main").unwrap();
                     let mut newer = None;
                     match unlocks {
                         Unlocks::Nobody => {}
-                        Unlocks::Neighbour => drop(sqlite_tde::status(&neighbour, "main")),
+                        Unlocks::Neighbour => drop(neighbour.tde_status("main")),
                         Unlocks::New => newer = Some(home.open(&path)),
                         Unlocks::Itself => drop(one(&db, "SELECT tde_status()")),
                     }

@@ -12,7 +12,7 @@ use sqlite_tde::provider::{
     Wrapped,
 };
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions};
+use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::service::{Service, State};
 use sqlite_tde_testkit::{Home, one, rows};
 
@@ -43,7 +43,7 @@ fn create(home: &Home, name: &str) -> Connection {
 }
 
 fn names(db: &Connection) -> Vec<String> {
-    sqlite_tde::protectors(db, "main").unwrap().into_iter().map(|p| p.name).collect()
+    db.tde_protectors("main").unwrap().into_iter().map(|p| p.name).collect()
 }
 
 fn text(db: &Connection, sql: &str) -> String {
@@ -72,7 +72,7 @@ fn every_command_by_every_road() {
     for (schema, argument) in [("main", ""), ("aux", ", 'aux'")] {
         let pragma = |rest: &str| format!("PRAGMA {schema}.{rest}");
         let state = || -> Vec<(String, String)> {
-            let all = sqlite_tde::protectors(&db, schema).unwrap();
+            let all = db.tde_protectors(schema).unwrap();
             all.into_iter().map(|p| (p.name, p.key_version)).collect()
         };
         let is = |expected: &[(&str, &str)], what: &str| {
@@ -87,12 +87,12 @@ fn every_command_by_every_road() {
         is(&[now("first:key"), ("second:a", "1")], "PRAGMA add");
         text(&db, &format!("SELECT tde_add_protector('second:b'{argument})"));
         is(&[now("first:key"), ("second:a", "1"), ("second:b", "1")], "function add");
-        sqlite_tde::add_protector(&db, schema, NewProtector::new("second:c")).unwrap();
+        db.tde_add_protector(schema, NewProtector::new("second:c")).unwrap();
         is(&[now("first:key"), ("second:a", "1"), ("second:b", "1"), ("second:c", "1")], "API add");
 
         text(&db, &pragma("tde_remove_protector='second:a'"));
         text(&db, &format!("SELECT tde_remove_protector('second:b'{argument})"));
-        sqlite_tde::remove_protector(&db, schema, "second:c").unwrap();
+        db.tde_remove_protector(schema, "second:c").unwrap();
         is(&[now("first:key")], "all removed");
 
         first.rotate("key");
@@ -100,14 +100,15 @@ fn every_command_by_every_road() {
         is(&[("first:key", &new)], "PRAGMA rotate");
         text(&db, &format!("SELECT tde_rotate_protector('second:d'{argument})"));
         is(&[("second:d", "1")], "function rotate to another key");
-        sqlite_tde::rotate_protector(&db, schema, Some("first:key"), Some("second:d")).unwrap();
+        db.tde_rotate_protector(schema, RotateProtector::to("first:key").in_place_of("second:d"))
+            .unwrap();
         is(&[("first:key", &new)], "API rotate back");
 
         assert_eq!(text(&db, &pragma("tde_auto_rotate")), "on");
         text(&db, &pragma("tde_auto_rotate=OFF"));
         assert_eq!(text(&db, &pragma("tde_auto_rotate")), "off");
         text(&db, &format!("SELECT tde_auto_rotate('on'{argument})"));
-        assert!(sqlite_tde::status(&db, schema).unwrap().auto_rotate);
+        assert!(db.tde_status(schema).unwrap().auto_rotate);
 
         let argument = argument.trim_start_matches(", ");
         for command in ["tde_status", "tde_protectors", "tde_cipher", "tde_check_protectors"] {
@@ -132,7 +133,7 @@ fn every_command_by_every_road() {
 fn prepared_twice_is_done_once() {
     let (home, first, _) = home();
     let db = create(&home, "a.db");
-    let generation = || sqlite_tde::status(&db, "main").unwrap().generation;
+    let generation = || db.tde_status("main").unwrap().generation;
     first.rotate("key");
     for sql in [
         "PRAGMA tde_rotate_protector",
@@ -226,13 +227,13 @@ fn there_are_at_most_eight() {
     let (home, ..) = home();
     let db = create(&home, "a.db");
     for n in 1..8 {
-        sqlite_tde::add_protector(&db, "main", NewProtector::new(format!("second:{n}"))).unwrap();
+        db.tde_add_protector("main", NewProtector::new(format!("second:{n}"))).unwrap();
     }
-    let error = sqlite_tde::add_protector(&db, "main", NewProtector::new("second:8")).unwrap_err();
+    let error = db.tde_add_protector("main", NewProtector::new("second:8")).unwrap_err();
     assert!(error.to_string().contains("8 protectors"), "{error}");
     for n in 1..8 {
         assert_eq!(opens_through(&home, "a.db", &format!("second:{n}")).unwrap(), 1);
-        sqlite_tde::remove_protector(&db, "main", &format!("second:{n}")).unwrap();
+        db.tde_remove_protector("main", &format!("second:{n}")).unwrap();
     }
     assert_eq!(names(&db), ["first:key"]);
 }
@@ -243,10 +244,10 @@ fn a_removed_protector_is_gone_from_the_file() {
     let path = home.path("a.db");
     let db = create(&home, "a.db");
     let blob = |bytes: &[u8]| bytes.windows(8).filter(|window| window == b"second:a").count();
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:a")).unwrap();
+    db.tde_add_protector("main", NewProtector::new("second:a")).unwrap();
     assert_eq!(blob(&std::fs::read(&path).unwrap()), 2, "a name in each copy");
     assert_eq!(opens_through(&home, "a.db", "second:a").unwrap(), 1);
-    sqlite_tde::remove_protector(&db, "main", "second:a").unwrap();
+    db.tde_remove_protector("main", "second:a").unwrap();
     assert_eq!(blob(&std::fs::read(&path).unwrap()), 0);
     drop(db);
     assert!(matches!(opens_through(&home, "a.db", "second:a"), Err(Error::WrongKey(_))));
@@ -260,14 +261,14 @@ fn a_protector_may_only_read_or_end() {
         let db = create(&home, &name);
         one(&db, &format!("PRAGMA journal_mode={mode}"));
         let auditor = NewProtector::new("second:auditor").read_only(true);
-        sqlite_tde::add_protector(&db, "main", auditor.clone()).unwrap();
-        assert!(!sqlite_tde::add_protector(&db, "main", auditor).unwrap().changed, "again");
-        let error = sqlite_tde::add_protector(&db, "main", NewProtector::new("second:auditor"));
+        db.tde_add_protector("main", auditor.clone()).unwrap();
+        assert!(!db.tde_add_protector("main", auditor).unwrap().changed, "again");
+        let error = db.tde_add_protector("main", NewProtector::new("second:auditor"));
         assert!(error.unwrap_err().to_string().contains("other rights"));
-        let last = sqlite_tde::remove_protector(&db, "main", "first:key").unwrap_err();
+        let last = db.tde_remove_protector("main", "first:key").unwrap_err();
         assert!(last.to_string().contains("last protector that may write"), "{last}");
         let past = NewProtector::new("second:ended").not_after(1_000_000_000);
-        let past = sqlite_tde::add_protector(&db, "main", past).unwrap_err();
+        let past = db.tde_add_protector("main", past).unwrap_err();
         assert!(past.to_string().contains("end is in the past"), "{past}");
         add_ended(&db, "second:ended");
         assert!(matches!(
@@ -303,7 +304,7 @@ fn a_protector_may_only_read_or_end() {
 fn add_ended(db: &Connection, name: &str) {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let end = now() + 2;
-    sqlite_tde::add_protector(db, "main", NewProtector::new(name).not_after(end)).unwrap();
+    db.tde_add_protector("main", NewProtector::new(name).not_after(end)).unwrap();
     while now() <= end {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -316,7 +317,7 @@ fn a_protector_that_has_ended_is_no_writer() {
     let db = create(&home, "a.db");
     add_ended(&db, "second:ended");
     let ended = || {
-        let all = sqlite_tde::protectors(&db, "main").unwrap();
+        let all = db.tde_protectors("main").unwrap();
         let end = all.iter().find(|p| p.name == "second:ended").unwrap().not_after;
         NewProtector::new("second:ended").not_after(end)
     };
@@ -324,24 +325,26 @@ fn a_protector_that_has_ended_is_no_writer() {
     for beside in ["", "second:auditor"] {
         if !beside.is_empty() {
             let auditor = NewProtector::new(beside).read_only(true);
-            sqlite_tde::add_protector(&db, "main", auditor).unwrap();
+            db.tde_add_protector("main", auditor).unwrap();
         }
         let auditor = NewProtector::new("second:auditor").read_only(true);
         for (what, refused) in [
-            ("remove", sqlite_tde::remove_protector(&db, "main", "first:key")),
-            ("set", sqlite_tde::set_protectors(&db, "main", vec![ended(), auditor])),
-            ("set one", sqlite_tde::set_protectors(&db, "main", vec![ended()])),
+            ("remove", db.tde_remove_protector("main", "first:key")),
+            ("set", db.tde_set_protectors("main", vec![ended(), auditor])),
+            ("set one", db.tde_set_protectors("main", vec![ended()])),
         ] {
             let error = refused.expect_err(what).to_string();
             assert!(error.contains("may write"), "{what} beside {beside:?}: {error}");
         }
-        let to =
-            sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some("second:ended"));
+        let to = db.tde_rotate_protector(
+            "main",
+            RotateProtector::to("second:new").in_place_of("second:ended"),
+        );
         assert!(to.unwrap_err().to_string().contains("ended"), "rotated in the place of one");
     }
     assert_eq!(names(&db)[..2], before);
     // To take away what has ended is no loss.
-    sqlite_tde::remove_protector(&db, "main", "second:ended").unwrap();
+    db.tde_remove_protector("main", "second:ended").unwrap();
     assert_eq!(names(&db), ["first:key", "second:auditor"]);
 }
 
@@ -354,11 +357,11 @@ fn the_least_number_of_protectors_is_of_those_that_serve() {
         options.provider("first", Arc::new(service)).default_protector("first:key").policy(least)
     });
     let db = create(&home, "a.db");
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("first:b")).unwrap();
+    db.tde_add_protector("main", NewProtector::new("first:b")).unwrap();
     add_ended(&db, "first:ended");
-    let refused = sqlite_tde::remove_protector(&db, "main", "first:b").unwrap_err().to_string();
+    let refused = db.tde_remove_protector("main", "first:b").unwrap_err().to_string();
     assert!(refused.contains("asks for 2 protectors, and 1 would be left"), "{refused}");
-    sqlite_tde::remove_protector(&db, "main", "first:ended").unwrap();
+    db.tde_remove_protector("main", "first:ended").unwrap();
     assert_eq!(names(&db), ["first:key", "first:b"]);
 }
 
@@ -374,14 +377,14 @@ fn the_least_number_of_protectors_is_kept_by_two_at_once() {
     let db = create(&home, "a.db");
     for round in 0..30 {
         for name in ["first:b", "first:c"] {
-            sqlite_tde::add_protector(&db, "main", NewProtector::new(name)).unwrap();
+            db.tde_add_protector("main", NewProtector::new(name)).unwrap();
         }
         let barrier = std::sync::Barrier::new(2);
         let remove = |name: &str| {
             let db = home.open(&home.path("a.db"));
-            sqlite_tde::status(&db, "main").unwrap();
+            db.tde_status("main").unwrap();
             barrier.wait();
-            sqlite_tde::remove_protector(&db, "main", name)
+            db.tde_remove_protector("main", name)
         };
         let done = std::thread::scope(|scope| {
             let [b, c] = ["first:b", "first:c"].map(|name| scope.spawn(move || remove(name)));
@@ -396,7 +399,7 @@ fn the_least_number_of_protectors_is_kept_by_two_at_once() {
     // Nor does another road lead below it.
     let set = |names: &[&str]| {
         let all = names.iter().copied().map(NewProtector::new).collect();
-        sqlite_tde::set_protectors(&db, "main", all)
+        db.tde_set_protectors("main", all)
     };
     let refused = set(&["first:key"]).unwrap_err().to_string();
     assert!(refused.contains("asks for 2 protectors, and 1 would be left"), "{refused}");
@@ -435,8 +438,8 @@ fn a_protector_that_was_not_proven_does_not_stand_alone() {
             .access(quick())
     });
     let db = create(&home, "a.db");
-    let add = |new: NewProtector| sqlite_tde::add_protector(&db, "main", new).unwrap();
-    let remove = |name: &str| sqlite_tde::remove_protector(&db, "main", name);
+    let add = |new: NewProtector| db.tde_add_protector("main", new).unwrap();
+    let remove = |name: &str| db.tde_remove_protector("main", name);
     let change = add(NewProtector::new("party:key"));
     let [warning] = &change.warnings[..] else { panic!("{:?}", change.warnings) };
     assert!(warning.contains("the identity is with the party"), "{warning}");
@@ -448,7 +451,7 @@ fn a_protector_that_was_not_proven_does_not_stand_alone() {
     refused("first:key");
     let set = ["party:key", "second:reader"].map(NewProtector::new);
     let set = [set[0].clone(), set[1].clone().read_only(true)];
-    let error = sqlite_tde::set_protectors(&db, "main", set.to_vec()).unwrap_err().to_string();
+    let error = db.tde_set_protectors("main", set.to_vec()).unwrap_err().to_string();
     assert!(error.contains("opens the database here"), "{error}");
     // Another one that gave the key in this process serves, whether or not it would do so now.
     assert_eq!(add(NewProtector::new("second:spare")).warnings, [""; 0]);
@@ -462,11 +465,11 @@ fn a_protector_that_was_not_proven_does_not_stand_alone() {
 
     // In a new process it has to give the key when the other one is to go.
     let db = home.open(&home.path("a.db"));
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("first:key")).unwrap();
+    db.tde_add_protector("main", NewProtector::new("first:key")).unwrap();
     drop(db);
     let through = home.options().protector("second:spare");
     let db = sqlite_tde::open_with(home.path("a.db"), &through).unwrap();
-    let remove = |name: &str| sqlite_tde::remove_protector(&db, "main", name);
+    let remove = |name: &str| db.tde_remove_protector("main", name);
     service.switch(State::Denies);
     let error = remove("second:spare").unwrap_err().to_string();
     assert!(error.contains("opens the database here"), "{error}");
@@ -480,12 +483,13 @@ fn a_protector_that_was_not_proven_does_not_stand_alone() {
 fn what_is_to_be_replaced_does_not_stay_without_a_word() {
     let (home, ..) = home();
     let db = create(&home, "a.db");
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:new")).unwrap();
+    db.tde_add_protector("main", NewProtector::new("second:new")).unwrap();
     for (replace, words) in [
         ("first:key", "protector remove"),
         ("nosuch", "there is no protector nosuch; there is first:key, second:new"),
     ] {
-        let by_api = sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some(replace));
+        let by_api =
+            db.tde_rotate_protector("main", RotateProtector::to("second:new").in_place_of(replace));
         let by_api = by_api.expect_err(replace).to_string();
         let by_sql =
             fails(&db, &format!("SELECT tde_rotate_protector('second:new','main','{replace}')"));
@@ -494,7 +498,8 @@ fn what_is_to_be_replaced_does_not_stay_without_a_word() {
         }
     }
     assert_eq!(names(&db), ["first:key", "second:new"]);
-    let same = sqlite_tde::rotate_protector(&db, "main", Some("second:new"), Some("second:new"));
+    let same = db
+        .tde_rotate_protector("main", RotateProtector::to("second:new").in_place_of("second:new"));
     assert!(!same.unwrap().changed);
 }
 
@@ -506,12 +511,13 @@ fn rotating_to_another_key_keeps_the_limits() {
     let db = create(&home, "a.db");
     for (read_only, not_after) in [(true, 0), (false, END), (true, END)] {
         let delegate = NewProtector::new("second:a").read_only(read_only).not_after(not_after);
-        sqlite_tde::add_protector(&db, "main", delegate).unwrap();
-        sqlite_tde::rotate_protector(&db, "main", Some("second:b"), Some("second:a")).unwrap();
-        let all = sqlite_tde::protectors(&db, "main").unwrap();
+        db.tde_add_protector("main", delegate).unwrap();
+        db.tde_rotate_protector("main", RotateProtector::to("second:b").in_place_of("second:a"))
+            .unwrap();
+        let all = db.tde_protectors("main").unwrap();
         let new = all.iter().find(|p| p.name == "second:b").unwrap();
         assert_eq!((new.read_only, new.not_after), (read_only, not_after));
-        sqlite_tde::remove_protector(&db, "main", "second:b").unwrap();
+        db.tde_remove_protector("main", "second:b").unwrap();
     }
 }
 
@@ -523,9 +529,9 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
         let db = create(&home, "a.db");
         one(&db, &format!("PRAGMA journal_mode={mode}"));
         let auditor = NewProtector::new("second:auditor").read_only(true);
-        sqlite_tde::add_protector(&db, "main", auditor).unwrap();
+        db.tde_add_protector("main", auditor).unwrap();
         first.switch(State::IsDown);
-        sqlite_tde::lock(&db, "main").unwrap();
+        db.tde_lock("main").unwrap();
         assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1), "{mode}");
         let write = Error::from(db.execute("INSERT INTO t VALUES(2)", []).unwrap_err());
         assert_eq!(write.sqlite_code(), rusqlite::ffi::SQLITE_READONLY, "{mode}: {write:?}");
@@ -533,7 +539,7 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
         assert!(words.starts_with("read-only: "), "{mode}: {words}");
         assert!(fails(&db, "PRAGMA tde_auto_rotate=OFF").contains("may only read"), "{mode}");
         first.switch(State::Works);
-        sqlite_tde::lock(&db, "main").unwrap();
+        db.tde_lock("main").unwrap();
         db.execute("INSERT INTO t VALUES(2)", []).unwrap();
         assert_eq!(one(&db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
     }
@@ -543,7 +549,7 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
 fn a_name_is_no_key_to_what_another_protector_opened() {
     let (home, first, second) = home();
     let db = create(&home, "a.db");
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:a")).unwrap();
+    db.tde_add_protector("main", NewProtector::new("second:a")).unwrap();
     drop(db);
     first.switch(State::Denies);
     let holder = sqlite_tde::open_with(home.path("a.db"), &home.options().protector("second:a"));
@@ -603,10 +609,10 @@ fn verification_says_how_far_a_protector_goes() {
         if name == "keystore:k" {
             Keystore::at(home.path("keys")).create("k").unwrap();
         }
-        sqlite_tde::add_protector(&db, "main", NewProtector::new(name)).unwrap();
+        db.tde_add_protector("main", NewProtector::new(name)).unwrap();
     }
     let check = |db: &Connection| {
-        let checks = sqlite_tde::check_protectors(db, "main").unwrap();
+        let checks = db.tde_check_protectors("main").unwrap();
         let line = |c: &sqlite_tde::ProtectorCheck| {
             [c.configured, c.reachable, c.present, c.unwraps, c.matches]
                 .map(|yes| if yes { 'y' } else { '-' })
@@ -652,7 +658,7 @@ fn a_hot_journal_comes_first() {
         let sql = "PRAGMA tde_add_protector='second:a'";
         assert!(fails(&crashed, sql).contains("rolled back first"), "{mode}");
         // Through the API reading comes first, and so it does here.
-        sqlite_tde::add_protector(&crashed, "main", NewProtector::new("second:b")).unwrap();
+        crashed.tde_add_protector("main", NewProtector::new("second:b")).unwrap();
         text(&crashed, sql);
         assert_eq!(names(&crashed), ["first:key", "second:b", "second:a"], "{mode}");
         assert_eq!(one(&crashed, "PRAGMA integrity_check"), Value::Text("ok".into()), "{mode}");
@@ -677,8 +683,8 @@ fn a_database_that_cannot_be_written_says_so() {
 fn a_message_escapes_the_names_in_a_file() {
     let (home, ..) = home();
     let db = create(&home, "a.db");
-    sqlite_tde::add_protector(&db, "main", NewProtector::new("second:\u{1b}[2J")).unwrap();
-    let refused = sqlite_tde::remove_protector(&db, "main", "nosuch\u{7}").unwrap_err();
+    db.tde_add_protector("main", NewProtector::new("second:\u{1b}[2J")).unwrap();
+    let refused = db.tde_remove_protector("main", "nosuch\u{7}").unwrap_err();
     let refused = refused.to_string();
     assert!(refused.contains("nosuch\\u{7}; there is first:key, second:\\u{1b}[2J"), "{refused}");
     drop(db);

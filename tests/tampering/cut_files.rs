@@ -9,6 +9,7 @@ use std::path::Path;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::Home;
 
 const PAGE: u64 = 1024;
@@ -226,7 +227,7 @@ fn what_is_cut_off_is_an_error_and_never_zeros() {
                     std::fs::write(&path, &original).unwrap();
                     let db = home.open(&path);
                     assert_eq!(check(&db, &format!("{what}, put back")), 0, "{what}, put back");
-                    let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+                    let found = db.tde_verify("main", |_, _| ()).unwrap();
                     assert!(found.is_clean(), "{what}, put back: {found:?}");
                 }
             }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use sqlite_tde::Error;
+use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::{Home, one, plain, rows};
 
 const COPY: usize = 8192;
@@ -83,7 +83,7 @@ fn assert_bad_pages(home: &Home, path: &Path, want: &[u32], good: &[String], wha
         Err(Error::PageAuthentication { page }) => assert!(want.contains(&page), "{what}: {page}"),
         Err(error) => panic!("{what}: {error:?}"),
     }
-    let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+    let found = db.tde_verify("main", |_, _| ()).unwrap();
     assert_eq!(found.bad_pages, want, "{what}");
     assert!(found.bad_envelope_copies.is_empty(), "{what}");
 }
@@ -128,7 +128,7 @@ fn one_bad_envelope_copy_is_reported_and_the_other_opens() {
         file.write_all_at(&[byte ^ (1 << (at % 8))], at as u64).unwrap();
         let db = open_to_read(&home, &victim).unwrap_or_else(|error| panic!("byte {at}: {error}"));
         assert_eq!(scan(&db).unwrap(), good, "byte {at}");
-        let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+        let found = db.tde_verify("main", |_, _| ()).unwrap();
         let copy = if at < COPY { 'A' } else { 'B' };
         assert_eq!(found.bad_envelope_copies, [copy], "byte {at}");
         assert!(found.bad_pages.is_empty(), "byte {at}");
@@ -308,14 +308,14 @@ fn check(home: &Home, victim: &Path, attack: &str, expect: Expect, good: &[Strin
         }
         (Expect::Copy(copy), Ok(found)) => {
             assert_eq!(found, good, "{attack}");
-            let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+            let found = db.tde_verify("main", |_, _| ()).unwrap();
             assert_eq!(found.bad_envelope_copies, [copy], "{attack}");
             assert!(found.bad_pages.is_empty(), "{attack}");
         }
         (Expect::Replay(word), Ok(_)) => {
             let found = rows(&db, "SELECT b FROM t NOT INDEXED WHERE a = 1");
             assert_eq!(found, [format!("[Text({word:?})]")], "{attack}");
-            assert!(sqlite_tde::verify(&db, "main", |_, _| ()).unwrap().is_clean(), "{attack}");
+            assert!(db.tde_verify("main", |_, _| ()).unwrap().is_clean(), "{attack}");
         }
         (_, found) => panic!("{attack}: {found:?}"),
     }

@@ -7,6 +7,7 @@ use std::fs::OpenOptions;
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, ffi};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::Home;
 
 const ROWS: i64 = 40;
@@ -279,7 +280,7 @@ fn one_damaged_copy_of_the_envelope_stops_nothing() {
                 let sum = "SELECT sum(length(b)) FROM t";
                 let sum = db.query_row(sum, [], |row| row.get::<_, i64>(0));
                 assert_eq!(sum, Ok(120_000), "{what}");
-                let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+                let found = db.tde_verify("main", |_, _| ()).unwrap();
                 assert!(found.is_clean(), "{what}: {found:?}");
             }
         }

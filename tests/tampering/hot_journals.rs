@@ -9,7 +9,7 @@ use std::sync::{LazyLock, Mutex};
 
 use rusqlite::ffi;
 use rusqlite::types::Value;
-use sqlite_tde::Error;
+use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::between::{self, Call, Method, Watch};
 use sqlite_tde_testkit::{Home, one};
 
@@ -236,7 +236,7 @@ fn an_old_journal_beside_a_newer_database_seals_nothing() {
                         _ if page == 1 => {}
                         other => assert!(opened == "OFF", "{what}: {other:?}"),
                     }
-                    let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+                    let found = db.tde_verify("main", |_, _| ()).unwrap();
                     assert!(page == 1 || found.bad_pages == [page as u32], "{what}: {found:?}");
                     drop(db);
                     let same = before == read_all(&dir);

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use rusqlite::Connection;
-use sqlite_tde::{Cipher, Error};
+use sqlite_tde::{Cipher, Error, TdeConnection};
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::twin::{PAGE, TRAILER, Tally, beside};
@@ -283,7 +283,7 @@ fn a_checkpoint_copies_no_wrong_page() {
                 assert_eq!(live.assert_right_or_error(&live.reader(), &row), 0, "{row}");
                 live.writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
                 assert_eq!(live.assert_right_or_error(&live.reader(), &row), 0, "{row}");
-                let found = sqlite_tde::verify(&live.writer, "main", |_, _| ()).unwrap();
+                let found = live.writer.tde_verify("main", |_, _| ()).unwrap();
                 assert!(found.is_clean(), "{row}: {found:?}");
             }
         }
@@ -331,7 +331,7 @@ fn a_frame_that_the_index_takes_for_another_page_is_noticed() {
                     }
                 }
                 if wrong == pages[0] {
-                    let found = sqlite_tde::verify(&live.reader(), "main", |_, _| ()).unwrap();
+                    let found = live.reader().tde_verify("main", |_, _| ()).unwrap();
                     assert!(found.bad_frames.contains(&(frame as u32)), "{row}: {found:?}");
                 }
                 tally.add(match (failed, later) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::Error;
+use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::random::Random;
 use sqlite_tde_testkit::vfs::{Method, TestVfs};
@@ -71,7 +71,7 @@ fn seen(db: &Connection) -> Result<Vec<String>, Error> {
 
 fn assert_sound(db: &Connection, what: &str) {
     assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    let found = sqlite_tde::verify(db, "main", |_, _| ()).unwrap();
+    let found = db.tde_verify("main", |_, _| ()).unwrap();
     assert!(found.is_clean(), "{what}: {found:?}");
 }
 
@@ -506,7 +506,7 @@ fn an_old_log_makes_no_page_of_zeros_of_a_bad_one() {
         assert!(Files::read(&path) == bad, "page {page}");
         fs::remove_file(log_of(&path)).unwrap();
         let db = open_again(&home, &path, 2).unwrap();
-        let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+        let found = db.tde_verify("main", |_, _| ()).unwrap();
         assert_eq!(found.bad_pages, [page as u32], "page {page}");
     }
 }
@@ -695,7 +695,7 @@ fn verify_says_why_a_log_is_refused() {
         let _ = fs::remove_file(log_of(&path));
         files.restore(&path);
         let db = open_again(&home, &path, 2).unwrap();
-        let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+        let found = db.tde_verify("main", |_, _| ()).unwrap();
         assert_eq!(found.is_clean(), words.is_none(), "{what}: {found:?}");
         let refused = found.refused.as_deref().unwrap_or_default();
         assert!(refused.contains(words.unwrap_or_default()), "{what}: {refused}");

@@ -25,6 +25,7 @@ use super::history::{Answer, Do, Plan, ROTATING, Step, TRUNCATING, Who};
 use super::stage::{Ran, Stage};
 use super::watch::{Seen, content};
 use super::{PAGE, PAGES_AT, TRAILER};
+use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::between::{File, Method};
 
 /// Errors that tell of damage.
@@ -331,7 +332,7 @@ fn pages(stage: &Stage, ran: &Ran, row: Row, emptied: bool) -> Result<bool, Stri
     }
     let bad: Vec<u32> =
         (1_u32..).zip(&read).filter(|(_, found)| found.is_none()).map(|(page, _)| page).collect();
-    if let Ok(found) = sqlite_tde::verify(&db, "main", |_, _| ())
+    if let Ok(found) = db.tde_verify("main", |_, _| ())
         && checkpointed
         && !bad.iter().all(|page| found.bad_pages.contains(page))
     {

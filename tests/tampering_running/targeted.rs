@@ -5,8 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rusqlite::{Connection, ffi};
-use sqlite_tde::Error;
 use sqlite_tde::provider::Keystore;
+use sqlite_tde::{Error, TdeConnection};
 
 use super::history::beside;
 use super::{COPY, INDEX, JOURNAL, PAGE, PAGES_AT};
@@ -91,7 +91,7 @@ fn a_page_that_only_the_log_has_is_not_one_of_zeros() {
     more("read");
     let _ = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     more("copied into the database");
-    let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+    let found = db.tde_verify("main", |_, _| ()).unwrap();
     let there = pages_in(&path);
     assert!(
         there <= before || !found.bad_pages.is_empty(),
@@ -171,7 +171,7 @@ fn a_damaged_copy_is_mended_from_the_other() {
         drop(db);
         let db = home.open(&path);
         assert_eq!(assert_right_or_error(&db, mode), 0);
-        let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+        let found = db.tde_verify("main", |_, _| ()).unwrap();
         assert!(found.is_clean(), "{mode}, {damaged}: {found:?}");
     }
 }
@@ -202,7 +202,7 @@ fn a_log_begun_beside_a_cut_file_covers_nothing() {
         let _ = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         assert_right_or_error(&db, &what);
         let pages = (len - PAGES_AT) / PAGE as u64;
-        let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+        let found = db.tde_verify("main", |_, _| ()).unwrap();
         let first = (pages - cut + 1) as u32;
         let missing = (first..=pages as u32).all(|page| found.bad_pages.contains(&page));
         assert!(missing, "{what}: pages from {first} are sealed: {found:?}");

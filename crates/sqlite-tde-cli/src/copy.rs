@@ -13,6 +13,7 @@ use clap::Args;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::{
     Cipher, Error, FILES_BESIDE, NewProtector, OpenOptions, ProtectorStatus, RESERVE, Status,
+    TdeConnection,
 };
 use tempfile::{TempDir, TempPath};
 
@@ -61,7 +62,7 @@ pub fn duplicate(
     ends.check()?;
     let source = open_source(&ends.src, &options)?;
     refuse_empty(&source).map_err(|failure| failure.about(&ends.src))?;
-    let status = sqlite_tde::status(&source, "main")?;
+    let status = source.tde_status("main")?;
     let protectors = protectors(&status, without).map_err(|failure| failure.about(&ends.src))?;
     if protectors.is_empty() {
         return Err(Failure::new(USAGE, "no protector is left for the copy"));
@@ -78,13 +79,14 @@ pub fn duplicate(
     let through = &status.opened_through;
     let is_kept = protectors.iter().any(|protector| protector.name() == through);
     let maker = if is_kept { through } else { &writer.name };
-    let warning = sqlite_tde::check_copy(&source, "main", without)
+    let warning = source
+        .tde_check_copy("main", without)
         .map_err(|error| Failure::from(error).about(&ends.src))?;
     if let Some(warning) = warning {
         say(format!("warning: {warning}\n"));
     }
     for protector in &protectors {
-        sqlite_tde::check_secret(&source, "main", protector.name()).map_err(|error| {
+        source.tde_check_secret("main", protector.name()).map_err(|error| {
             let hint = format!("--without '{}' leaves it out", protector.name());
             Failure::from(error).about(&ends.src).hint(hint)
         })?;
@@ -98,14 +100,14 @@ pub fn duplicate(
     copy(ends, &source, target, "copied", |copy| {
         let connection = sqlite_tde::open(copy)?;
         if !status.auto_rotate {
-            sqlite_tde::set_auto_rotate(&connection, "main", false)?;
+            connection.tde_set_auto_rotate("main", false)?;
         }
         if is_wal {
             connection.query_row("PRAGMA journal_mode=WAL", [], |_| Ok(()))?;
         }
         // Last, because the protector that the copy was made through may be read-only or have
         // ended.
-        let change = sqlite_tde::set_protectors(&connection, "main", protectors.clone())?;
+        let change = connection.tde_set_protectors("main", protectors.clone())?;
         for warning in change.warnings {
             say(format!("warning: {warning}\n"));
         }
@@ -287,7 +289,7 @@ fn refuse_encrypted(src: &Path) -> Result<(), Failure> {
 
 /// An encrypted file without pages was cut, or never filled: it is not copied.
 fn refuse_empty(source: &Connection) -> Result<(), Failure> {
-    match sqlite_tde::status(source, "main")?.pages {
+    match source.tde_status("main")?.pages {
         0 => Err(Failure::new(UNEXPECTED, "the file has no pages: it was cut, or never filled")),
         _ => Ok(()),
     }

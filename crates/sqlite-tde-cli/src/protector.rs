@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::{Change, NewProtector, OpenOptions, ProtectorCheck, ProtectorStatus};
+use sqlite_tde::{
+    Change, NewProtector, OpenOptions, ProtectorCheck, ProtectorStatus, RotateProtector,
+    TdeConnection,
+};
 
 use crate::copy::{file_len, read_only};
 use crate::failure::{DONE, Failure, KEY, say};
@@ -80,27 +83,31 @@ pub fn run(verb: Protector) -> Result<u8, Failure> {
     match verb {
         Protector::List(database) => {
             let connection = database.open(read_only())?;
-            let found = sqlite_tde::protectors(&connection, main);
+            let found = connection.tde_protectors(main);
             database.list(&database.about(found)?)?;
         }
         Protector::Add { database, name, read_only, not_after } => {
             let new =
                 NewProtector::new(name).read_only(read_only).not_after(not_after.unwrap_or(0));
-            database.change(|connection| sqlite_tde::add_protector(connection, main, new))?;
+            database.change(|connection| connection.tde_add_protector(main, new))?;
         }
-        Protector::Rotate { database, to, replace } => database.change(|connection| {
-            sqlite_tde::rotate_protector(connection, main, to.as_deref(), replace.as_deref())
-        })?,
+        Protector::Rotate { database, to, replace } => {
+            let mut request = to.map_or_else(RotateProtector::all, RotateProtector::to);
+            if let Some(replace) = replace {
+                request = request.in_place_of(replace);
+            }
+            database.change(|connection| connection.tde_rotate_protector(main, request))?;
+        }
         Protector::Remove { database, name } => {
-            database.change(|connection| sqlite_tde::remove_protector(connection, main, &name))?;
+            database.change(|connection| connection.tde_remove_protector(main, &name))?;
         }
         Protector::AutoRotate { database, switch } => {
             let on = matches!(switch, Switch::On);
-            database.change(|connection| sqlite_tde::set_auto_rotate(connection, main, on))?;
+            database.change(|connection| connection.tde_set_auto_rotate(main, on))?;
         }
         Protector::Check(database) => {
             let connection = database.open(read_only())?;
-            let found = sqlite_tde::check_protectors(&connection, main);
+            let found = connection.tde_check_protectors(main);
             return database.checks(&database.about(found)?);
         }
     }

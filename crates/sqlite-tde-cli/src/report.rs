@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, ErrorCode};
 use serde::Serialize;
-use sqlite_tde::{OpenOptions, Status, Verification};
+use sqlite_tde::{OpenOptions, Status, TdeConnection, Verification};
 
 use crate::copy::{file_len, read_only, with_suffix};
 use crate::failure::{DAMAGED, DONE, Failure, say};
@@ -14,7 +14,7 @@ use crate::progress::Pages;
 /// Prints the encryption settings and keys of `db`.
 pub fn status(db: &Path, json: bool) -> Result<(), Failure> {
     let connection = open(db)?;
-    let status = sqlite_tde::status(&connection, "main").map_err(|e| Failure::from(e).about(db))?;
+    let status = connection.tde_status("main").map_err(|e| Failure::from(e).about(db))?;
     match json {
         true => print_json(&status),
         false => print_status(&status),
@@ -72,7 +72,8 @@ struct Report {
 pub fn verify(db: &Path, json: bool) -> Result<u8, Failure> {
     let connection = open(db)?;
     let bar = Pages::new();
-    let found = sqlite_tde::verify(&connection, "main", |done, all| bar.show(done, all))
+    let found = connection
+        .tde_verify("main", |done, all| bar.show(done, all))
         .map_err(|error| Failure::from(error).about(db))?;
     drop(bar);
     let truncated = found.pages == 0 || found.bad_pages.is_empty() && is_truncated(&connection);

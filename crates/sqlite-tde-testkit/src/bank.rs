@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
-use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
+use sqlite_tde::{OpenOptions, TdeConnection};
 
 use crate::random::Random;
 
@@ -168,7 +168,7 @@ impl Bank {
         if self.plain {
             return Ok(());
         }
-        match sqlite_tde::verify(&db, "main", |_, _| ()) {
+        match db.tde_verify("main", |_, _| ()) {
             Ok(found) if found.is_clean() => Ok(()),
             other => Err(format!("verify: {other:?}")),
         }

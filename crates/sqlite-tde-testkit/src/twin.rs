@@ -11,7 +11,7 @@ use std::time::Duration;
 use rusqlite::backup::Backup;
 use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
-use sqlite_tde::{Cipher, Error};
+use sqlite_tde::{Cipher, Error, TdeConnection};
 
 use crate::{Home, plain};
 
@@ -304,7 +304,7 @@ impl<'a> Judge<'a> {
         if bad.is_empty() {
             return;
         }
-        let found = sqlite_tde::verify(db, "main", |_, _| ()).unwrap();
+        let found = db.tde_verify("main", |_, _| ()).unwrap();
         for page in bad {
             let at = (*page as usize - 1) * PAGE;
             let content = image.get(at..at + PAGE).is_some_and(|page| page.iter().any(|&b| b != 0));

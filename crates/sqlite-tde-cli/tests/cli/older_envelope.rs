@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
-use sqlite_tde::{Error, NewProtector};
+use sqlite_tde::{Error, NewProtector, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::{Home, one};
 
 const COPY: usize = 8192;
@@ -64,19 +64,21 @@ fn sql(db: &Connection, sql: &str) -> Result<(), Error> {
 
 /// Commands that change the envelope, then commands that only read it.
 const OPERATIONS: [(&str, Operation); 15] = [
-    ("add", |db| sqlite_tde::add_protector(db, "main", NewProtector::new("c")).map(drop)),
-    ("remove", |db| sqlite_tde::remove_protector(db, "main", "d").map(drop)),
-    ("remove once more", |db| sqlite_tde::remove_protector(db, "main", "b").map(drop)),
-    ("rotate", |db| sqlite_tde::rotate_protector(db, "main", None, None).map(drop)),
-    ("replace", |db| sqlite_tde::rotate_protector(db, "main", Some("c"), Some("d")).map(drop)),
-    ("rules", |db| sqlite_tde::set_auto_rotate(db, "main", false).map(drop)),
+    ("add", |db| db.tde_add_protector("main", NewProtector::new("c")).map(drop)),
+    ("remove", |db| db.tde_remove_protector("main", "d").map(drop)),
+    ("remove once more", |db| db.tde_remove_protector("main", "b").map(drop)),
+    ("rotate", |db| db.tde_rotate_protector("main", RotateProtector::all()).map(drop)),
+    ("replace", |db| {
+        db.tde_rotate_protector("main", RotateProtector::to("c").in_place_of("d")).map(drop)
+    }),
+    ("rules", |db| db.tde_set_auto_rotate("main", false).map(drop)),
     ("PRAGMA add", |db| sql(db, "PRAGMA tde_add_protector='c'")),
     ("PRAGMA remove", |db| sql(db, "PRAGMA tde_remove_protector='d'")),
     ("PRAGMA rules", |db| sql(db, "PRAGMA tde_auto_rotate=OFF")),
     ("function add", |db| sql(db, "SELECT tde_add_protector('c')")),
     ("function rotate", |db| sql(db, "SELECT tde_rotate_protector('c')")),
-    ("status", |db| sqlite_tde::status(db, "main").map(drop)),
-    ("protectors", |db| sqlite_tde::protectors(db, "main").map(drop)),
+    ("status", |db| db.tde_status("main").map(drop)),
+    ("protectors", |db| db.tde_protectors("main").map(drop)),
     ("PRAGMA status", |db| sql(db, "PRAGMA tde_status")),
     ("check", |db| sql(db, "PRAGMA tde_check_protectors")),
 ];
@@ -108,15 +110,15 @@ fn case(mode: &str, remover: Remover) -> Case {
     assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1));
     let mut neighbour = None;
     match remover {
-        Remover::Itself => drop(sqlite_tde::remove_protector(&db, "main", "b").unwrap()),
+        Remover::Itself => drop(db.tde_remove_protector("main", "b").unwrap()),
         Remover::Neighbour | Remover::Gone => {
             let other = home.open(&path);
-            sqlite_tde::remove_protector(&other, "main", "b").unwrap();
+            other.tde_remove_protector("main", "b").unwrap();
             neighbour = (remover == Remover::Neighbour).then_some(other);
         }
         Remover::Process => {
             command(&home, "protector remove a.db b");
-            assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 2);
+            assert_eq!(db.tde_protectors("main").unwrap().len(), 2);
         }
     }
     let new = envelope(&path);
@@ -151,7 +153,7 @@ fn both_copies_put_back_are_refused() {
             let opened = sqlite_tde::open_with(&path, &home.options().protector("b")).map(drop);
             let opened = opened.expect_err(&at).to_string();
             assert!(opened.contains("older envelope restored"), "{at}: {opened}");
-            let found = sqlite_tde::verify(&db, "main", |_, _| ()).unwrap();
+            let found = db.tde_verify("main", |_, _| ()).unwrap();
             assert_eq!(found.stale_envelope_copies, ['A', 'B'], "{at}");
 
             put(&path, &new, 0);
@@ -199,7 +201,7 @@ fn another_envelope_of_the_same_generation_is_refused() {
             assert!(envelope(&path) == other, "{mode}, {what}");
         }
         put(&path, &new, 0);
-        sqlite_tde::set_auto_rotate(&db, "main", false).unwrap();
+        db.tde_set_auto_rotate("main", false).unwrap();
     }
 }
 
@@ -210,7 +212,7 @@ fn a_locked_database_does_not_unlock_through_an_older_envelope() {
         let Case { home, db, _neighbour, old, new } = case(mode, Remover::Itself);
         let path = home.path("a.db");
         put(&path, &old, 0);
-        sqlite_tde::lock(&db, "main").unwrap();
+        db.tde_lock("main").unwrap();
         let read = |db: &Connection| db.query_row("SELECT count(*) FROM t", [], |_| Ok(()));
         let refused = Error::from(read(&db).unwrap_err()).to_string();
         assert!(refused.contains("older envelope restored"), "{mode}: {refused}");
@@ -232,14 +234,14 @@ fn a_restored_file_opens() {
             one(&db, &format!("PRAGMA journal_mode={mode}"));
             db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
             command(&home, "key create b");
-            sqlite_tde::add_protector(&db, "main", NewProtector::new("b")).unwrap();
+            db.tde_add_protector("main", NewProtector::new("b")).unwrap();
             drop(db);
             std::fs::copy(&path, home.path("backup.db")).unwrap();
             // A connection to a copy keeps what the process knows of the database's keys.
             std::fs::copy(&path, home.path("copy.db")).unwrap();
             let copy = home.open(&home.path("copy.db"));
             let db = home.open(&path);
-            sqlite_tde::remove_protector(&db, "main", "b").unwrap();
+            db.tde_remove_protector("main", "b").unwrap();
             let old = if renamed {
                 std::fs::rename(home.path("backup.db"), &path).unwrap();
                 Some(db)
@@ -250,9 +252,9 @@ fn a_restored_file_opens() {
             };
             let db = home.open(&path);
             assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1), "{at}");
-            assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 2, "{at}");
-            sqlite_tde::set_auto_rotate(&db, "main", false).expect(&at);
-            assert_eq!(sqlite_tde::protectors(&copy, "main").unwrap().len(), 2, "{at}");
+            assert_eq!(db.tde_protectors("main").unwrap().len(), 2, "{at}");
+            db.tde_set_auto_rotate("main", false).expect(&at);
+            assert_eq!(copy.tde_protectors("main").unwrap().len(), 2, "{at}");
             drop(old);
         }
     }
@@ -279,9 +281,9 @@ fn a_creation_that_is_given_up_is_forgotten() {
             assert_eq!(tables, Value::Integer(i64::from(turn == 2)), "{mode}, {turn}");
         }
         for on in [false, true] {
-            sqlite_tde::set_auto_rotate(&db, "main", on).unwrap();
+            db.tde_set_auto_rotate("main", on).unwrap();
         }
-        assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 1, "{mode}");
+        assert_eq!(db.tde_protectors("main").unwrap().len(), 1, "{mode}");
     }
 }
 
@@ -298,9 +300,9 @@ fn an_older_envelope_is_no_answer_of_a_provider() {
         let db = home.open(&path);
         one(&db, &format!("PRAGMA journal_mode={mode}"));
         db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
-        sqlite_tde::add_protector(&db, "main", NewProtector::new("b")).unwrap();
+        db.tde_add_protector("main", NewProtector::new("b")).unwrap();
         let old = envelope(&path);
-        sqlite_tde::remove_protector(&db, "main", "b").unwrap();
+        db.tde_remove_protector("main", "b").unwrap();
         let new = envelope(&path);
         put(&path, &old, 0);
         let read = || db.query_row("SELECT count(*) FROM t", [], |_| Ok(()));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlite_tde::AccessPolicy;
+use sqlite_tde::{AccessPolicy, TdeConnection};
 use sqlite_tde_testkit::{Home, one};
 
 use super::place::Place;
@@ -153,7 +153,7 @@ fn what_a_protector_gave_goes_with_it() {
                 command(&home, "keys", &format!("key disable {name}"));
             }
             let db = home.open(&home.path("a.db"));
-            let through = || sqlite_tde::status(&db, "main").unwrap().opened_through;
+            let through = || db.tde_status("main").unwrap().opened_through;
             let write = || db.execute("INSERT INTO t VALUES(2)", []);
             write().unwrap();
             assert_eq!(through(), "k1", "{mode}, {what}");
