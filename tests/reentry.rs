@@ -1,4 +1,4 @@
-//! Code of the application's that runs within a call: progress functions, SQL functions in statements
+//! Code of the application that runs within a call: progress functions, SQL functions in statements
 //! that write, and providers that panic.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
