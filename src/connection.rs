@@ -9,7 +9,7 @@ use crate::error::{Error, Result, clear_last, take_last};
 use crate::settings::identity::FileId;
 use crate::settings::{Layer, uri};
 use crate::suite::SuiteId;
-use crate::vfs::refuse_foreign;
+use crate::vfs::connection::with_database;
 
 /// How to open a database.
 #[derive(Debug, Clone)]
@@ -140,11 +140,21 @@ pub fn open(path: impl AsRef<Path>) -> Result<Connection> {
 ///
 /// # Errors
 /// Typed, so that wrong key, damage, plaintext and a key provider that is down can be told apart;
-/// [`Error::Usage`] where the VFS is none of this library's; [`Error::Sqlite`] for SQLite's own.
+/// [`Error::Usage`] where the options say something that the VFS, which is none of this library's,
+/// would pass over; [`Error::Sqlite`] for SQLite's own.
 pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connection> {
     let uri = options.uri(path)?;
-    refuse_foreign(&options.vfs)?;
     clear_last();
-    Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
-        .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))
+    let connection = Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
+        .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))?;
+    let is_heard = options.said == Layer::default()
+        || !matches!(with_database(&connection, "main", |_| Ok(())), Err(Error::NotEncrypted));
+    if is_heard {
+        return Ok(connection);
+    }
+    let vfs = &options.vfs;
+    Err(Error::Usage(format!(
+        "the VFS {vfs:?} does not encrypt this file: protector, cipher and the like would be passed \
+         over"
+    )))
 }

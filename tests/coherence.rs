@@ -26,7 +26,8 @@ const MODES: [&str; 3] = ["WAL", "DELETE", "PERSIST"];
 
 fn connect(dir: &Path) -> Connection {
     let keystore = Keystore::at(dir.join("keys"));
-    sqlite_tde::register(sqlite_tde_testkit::options("coherent").keystore(keystore)).unwrap();
+    let options = sqlite_tde_testkit::options("coherent").keystore(keystore);
+    sqlite_tde::register(options.replace(true)).unwrap();
     let db = sqlite_tde::open_with(dir.join("d"), &OpenOptions::new().vfs("coherent")).unwrap();
     db.busy_timeout(TOO_LONG).unwrap();
     db.execute_batch("PRAGMA cache_size=10; PRAGMA synchronous=OFF").unwrap();

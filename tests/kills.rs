@@ -77,7 +77,8 @@ impl Site {
     fn new(dir: &Path, plain: bool) -> Self {
         if !plain {
             let keystore = Keystore::at(dir.join("keys"));
-            sqlite_tde::register(sqlite_tde_testkit::options("killed").keystore(keystore)).unwrap();
+            let options = sqlite_tde_testkit::options("killed").keystore(keystore);
+            sqlite_tde::register(options.replace(true)).unwrap();
         }
         Self { dir: dir.to_owned(), plain }
     }

@@ -460,7 +460,7 @@ fn a_name_that_no_provider_can_have_is_refused_when_it_is_registered() {
     let dir = tempfile::tempdir().unwrap();
     for (what, names, expected) in rows {
         let keystore = Keystore::at(dir.path().join("keys"));
-        let mut options = Options::new().name("names").keystore(keystore);
+        let mut options = Options::new().name("names").replace(true).keystore(keystore);
         for name in names {
             options = options.provider(name, raw());
         }

@@ -16,8 +16,8 @@ const TASK: &str = "SQLITE_TDE_TEST_DIES_IN";
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
 
 fn connect(dir: &Path, mode: &str) -> Connection {
-    sqlite_tde::register(sqlite_tde_testkit::options("r").keystore(Keystore::at(dir.join("keys"))))
-        .unwrap();
+    let options = sqlite_tde_testkit::options("r").keystore(Keystore::at(dir.join("keys")));
+    sqlite_tde::register(options.replace(true)).unwrap();
     let options = OpenOptions::new().vfs("r");
     let db = sqlite_tde::open_with(dir.join(format!("{mode}.db")), &options).unwrap();
     db.execute_batch(&format!(

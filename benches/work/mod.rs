@@ -34,7 +34,7 @@ impl Place {
         let dir = dir.unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("sqlite-tde-bench-").tempdir_in(dir).unwrap();
         let keystore = Keystore::at(dir.path().join("keys"));
-        sqlite_tde::register(Options::new().name(VFS).keystore(keystore)).unwrap();
+        sqlite_tde::register(Options::new().name(VFS).replace(true).keystore(keystore)).unwrap();
         Self(dir)
     }
 

@@ -162,20 +162,6 @@ fn no_nul(name: &str) -> Result<CString> {
     CString::new(name).map_err(|_| Error::Usage("a VFS name holds a NUL byte".into()))
 }
 
-/// Refuses to open a database through the VFS called `name` where that is there and does not encrypt.
-///
-/// # Errors
-/// [`Error::Usage`].
-#[cfg(feature = "rusqlite")]
-pub(crate) fn refuse_foreign(name: &str) -> Result<()> {
-    let vfs = api::find_vfs(Some(&no_nul(name)?));
-    // SAFETY: sqlite3_vfs_find answers NULL or a registered VFS.
-    if vfs.is_null() || unsafe { kin::is_kin(vfs) } {
-        return Ok(());
-    }
-    Err(Error::Usage(format!("the VFS {name:?} does not encrypt: name one that was registered")))
-}
-
 fn create(name: &str, base: Option<&str>, registered: Registered) -> Result<*mut ffi::sqlite3_vfs> {
     let own_name = no_nul(name)?;
     let there = api::find_vfs(Some(&own_name));

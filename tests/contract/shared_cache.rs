@@ -79,23 +79,24 @@ fn asking_for_keys_waits_for_whoever_is_in_the_file() {
     }
 }
 
-/// What a progress function does with the connection that it serves is answered by an error.
+/// A progress function may use the connection that it serves.
 #[test]
-fn a_callback_that_uses_the_connection_gets_an_error() {
+fn a_callback_may_use_the_connection() {
     let home = Home::new();
     let db = home.open(&home.path("main.db"));
     db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(zeroblob(50000))").unwrap();
-    let mut refused = 0;
+    let mut calls = 0;
     let found = db.tde_verify("main", |_, _| {
+        calls += 1;
         for sql in
             ["SELECT count(*) FROM sqlite_schema", "INSERT INTO t VALUES(1)", "SELECT tde_status()"]
         {
-            refused += usize::from(db.query_row(sql, [], |_| Ok(())).is_err());
+            db.execute_batch(sql).unwrap();
         }
     });
     assert!(found.unwrap().is_clean());
-    assert!(refused > 0);
-    assert_eq!(rows(&db, "SELECT count(*) FROM t"), ["[Integer(1)]"]);
+    assert!(calls > 0);
+    assert_eq!(rows(&db, "SELECT count(*) FROM t"), [format!("[Integer({})]", calls + 1)]);
 }
 
 /// The platform's VFS, but that it takes its time to be told which connection uses a file.

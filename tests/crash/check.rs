@@ -105,7 +105,7 @@ impl<'a> Subject<'a> {
                 .keystore(Keystore::at("/nowhere/sqlite-tde"))
                 .provider(PROVIDER, Arc::new(Service(Arc::clone(&self.keys))))
                 .default_protector(&format!("{PROVIDER}:key"));
-            sqlite_tde::register(options).unwrap();
+            sqlite_tde::register(options.replace(true)).unwrap();
         }
     }
 
