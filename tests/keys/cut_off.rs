@@ -189,7 +189,10 @@ fn a_removal_that_is_said_again_is_finished() {
         assert_eq!(sqlite_tde::protectors(&db, "main").unwrap().len(), 2);
         std::fs::write(&path, &after).unwrap();
         let change = sqlite_tde::remove_protector(&db, "main", "second:b").unwrap();
-        assert!(change.warnings[0].contains("finished an interrupted removal"), "{mode}: {change:?}");
+        assert!(
+            change.warnings[0].contains("finished an interrupted removal"),
+            "{mode}: {change:?}"
+        );
         assert!(are_equal(&path), "{mode}");
     }
 }
