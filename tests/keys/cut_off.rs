@@ -167,14 +167,14 @@ fn a_removal_that_is_said_again_is_finished() {
         let db = home.open(&path);
         for _ in 0..2 {
             let change = db.tde_remove_protector("main", "second:b").unwrap();
-            assert!(change.warnings[0].contains("it is finished now"), "{change:?}");
+            assert!(change.warnings[0].contains("finished an interrupted removal"), "{change:?}");
         }
         let unknown = db.tde_remove_protector("main", "second:x").unwrap_err();
         assert!(unknown.to_string().contains("there is no protector second:x"), "{unknown}");
         let Value::Text(answer) = one(&db, "PRAGMA tde_remove_protector='second:b'") else {
             panic!()
         };
-        assert!(answer.contains("it is finished now"), "{answer}");
+        assert!(answer.contains("finished an interrupted removal"), "{answer}");
         drop(db);
         // By a connection that was open meanwhile, whose process did not make the change.
         let after = cut_off(&home, &service, mode, 0, remove);
@@ -185,7 +185,10 @@ fn a_removal_that_is_said_again_is_finished() {
         assert_eq!(db.tde_protectors("main").unwrap().len(), 2);
         std::fs::write(&path, &after).unwrap();
         let change = db.tde_remove_protector("main", "second:b").unwrap();
-        assert!(change.warnings[0].contains("it is finished now"), "{mode}: {change:?}");
+        assert!(
+            change.warnings[0].contains("finished an interrupted removal"),
+            "{mode}: {change:?}"
+        );
         assert!(are_equal(&path), "{mode}");
     }
 }

@@ -485,7 +485,7 @@ fn what_is_to_be_replaced_does_not_stay_without_a_word() {
     let db = create(&home, "a.db");
     db.tde_add_protector("main", NewProtector::new("second:new")).unwrap();
     for (replace, words) in [
-        ("first:key", "protector remove"),
+        ("first:key", "cannot replace first:key; remove first:key first"),
         ("nosuch", "there is no protector nosuch; there is first:key, second:new"),
     ] {
         let by_api =
