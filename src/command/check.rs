@@ -9,7 +9,7 @@ use crate::key::envelope::ProtectorRecord;
 use crate::key::opening::Spent;
 use crate::key::protector::check_time;
 use crate::key::session::{Session, unverified};
-use crate::provider::{Context, Cost, ProviderError};
+use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
 /// Whether one protector gives the key in use, as far as it went.
@@ -56,10 +56,18 @@ pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>>
     // What the file says of costs is bounded as in an opening, where nothing authenticates it.
     let mut spent = Spent::default();
     let mut check = |record| {
-        // One that cannot tell does not unwrap, either.
-        let cost = session.protectors().derivation(record).ok().flatten().filter(|_| dek.is_none());
-        let too_dear = cost.filter(|cost| !spent.take(*cost, &session.protectors().access));
-        check_one(session, record, dek.as_ref(), &context, too_dear)
+        let refused = match session.protectors().derivation(record) {
+            _ if dek.is_some() => None,
+            Ok(Some(cost)) if !spent.take(cost, &session.protectors().access) => {
+                Some(ProviderError::denied(format!(
+                    "not tried: it asks for {cost}; [access.derivation] in config.toml allows more"
+                )))
+            }
+            Ok(_) => None,
+            // The cost is unknown, so it may be any.
+            Err(error) => Some(error),
+        };
+        check_one(session, record, dek.as_ref(), &context, refused)
     };
     let mut checks: Vec<ProtectorCheck> = records.iter().map(&mut check).collect();
     if dek.is_some() {
@@ -82,15 +90,13 @@ fn check_one(
     record: &ProtectorRecord,
     dek: Option<&Secret>,
     context: &Context,
-    too_dear: Option<Cost>,
+    refused: Option<ProviderError>,
 ) -> ProtectorCheck {
     let protectors = session.protectors();
     let newest = protectors.newest_version(record);
-    let unwrapped = match too_dear {
+    let unwrapped = match refused {
         None => protectors.unwrap(&[record], context).map(|(dek, _)| dek),
-        Some(cost) => Err(ProviderError::denied(format!(
-            "not tried: it asks for {cost}; [access.derivation] in config.toml allows more"
-        ))),
+        Some(refused) => Err(refused),
     };
     let error = unwrapped.as_ref().err();
     let configured = protectors.provider_of(record).is_some();

@@ -803,7 +803,8 @@ fn look_for_plaintext(
             "the file does not begin as a database, and beside it lies a rollback journal or \
              write-ahead log that is none of an encrypted database and may restore it: if that is \
              an unencrypted database that lost power, open it with plain SQLite, or with \
-             tde_plaintext=allow; if nothing of it is needed, remove NAME, NAME-journal and NAME-wal"
+             tde_plaintext=allow; if nothing of it is needed, remove NAME, NAME-journal and \
+             NAME-wal"
                 .into(),
         )),
     }

@@ -77,7 +77,8 @@ impl Session {
         if done && self.copies_differ() && steps.iter().any(removes) {
             return Err(Error::Unfinished(
                 "the change stands, but one copy of the envelope could not be written and still has \
-                 what was before: say it again once the disk works, or open the database for writing"
+                 what was before: say it again once the disk works, or open the database for \
+                 writing"
                     .into(),
             ));
         }
