@@ -168,12 +168,12 @@ impl Session {
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let wishes = Arc::clone(&self.wishes);
         match self.keyring.standing(&wishes.protectors.access, wishes.wanted())? {
-            // Somebody else's protector gave the keys back after they were locked.
-            Standing::Good if !self.is_open() => self.unlock(base, wishes.wanted()),
-            Standing::Good => self.settle(base),
-            Standing::Due => {
-                self.ask(base, Asker::MayWait);
-                self.settle(base)
+            standing @ (Standing::Good | Standing::Due) => {
+                if standing == Standing::Due {
+                    self.ask(base, Asker::MayWait);
+                }
+                // After they were locked, another connection's protector may have given the keys.
+                if self.is_open() { self.settle(base) } else { self.unlock(base, wishes.wanted()) }
             }
             Standing::Locked => {
                 self.unlock(base, wishes.wanted())?;
