@@ -337,6 +337,57 @@ fn a_panic_is_an_error_that_names_the_provider() {
     in_time("serves again", || read(db).ok());
 }
 
+/// Keeps one key, and may panic when it is asked what unwrapping costs.
+#[derive(Default)]
+struct CostUnknown {
+    dek: Mutex<Vec<u8>>,
+    panics: AtomicU8,
+    unwrapped: AtomicUsize,
+}
+
+impl KeyProvider for CostUnknown {
+    fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
+        *self.dek.lock().unwrap() = request.dek.expose().to_vec();
+        Ok(Wrapped::new("1", "kept", vec![1]).into())
+    }
+
+    fn unwrap(&self, _: &UnwrapRequest<'_>) -> Result<Answer<Secret>, ProviderError> {
+        self.unwrapped.fetch_add(1, Ordering::SeqCst);
+        Ok(Secret::from_slice(&self.dek.lock().unwrap()).unwrap().into())
+    }
+
+    fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
+        Ok(String::from("1").into())
+    }
+
+    fn derivation(&self, _: &str, _: &Wrapped) -> Option<Cost> {
+        assert_eq!(self.panics.load(Ordering::SeqCst), 0, "no cost");
+        None
+    }
+}
+
+/// While a database is locked, nothing authenticates its protectors: one whose cost is unknown is
+/// not tried, neither to open the database nor to check it.
+#[test]
+fn a_protector_of_unknown_cost_is_not_tried_while_nothing_authenticates_it() {
+    let provider = Arc::new(CostUnknown::default());
+    let home = Home::with(|options| {
+        options.provider("costly", provider.clone()).default_protector("costly:key")
+    });
+    let db = home.open(&home.path("a.db"));
+    db.execute_batch("CREATE TABLE t(a)").unwrap();
+    db.tde_lock("main").unwrap();
+    for (panics, tried) in [(1, false), (0, true)] {
+        provider.panics.store(panics, Ordering::SeqCst);
+        provider.unwrapped.store(0, Ordering::SeqCst);
+        let checks = db.tde_check_protectors("main").unwrap();
+        assert_eq!(checks.len(), 1, "{checks:?}");
+        assert_eq!(provider.unwrapped.load(Ordering::SeqCst) > 0, tried, "panics {panics}");
+        let words = checks[0].error.clone().unwrap_or_default();
+        assert_eq!(words.contains("provider costly panicked"), !tried, "{words}");
+    }
+}
+
 #[test]
 fn a_panic_in_a_check_is_an_outage_that_counts() {
     for (grace, serves) in [(Duration::ZERO, false), (Duration::MAX, true)] {

@@ -9,7 +9,7 @@ use crate::key::envelope::ProtectorRecord;
 use crate::key::opening::Spent;
 use crate::key::protector::check_time;
 use crate::key::session::{Session, unverified};
-use crate::provider::{Context, Cost, ProviderError};
+use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 
 /// The result of checking one protector, up to the first failed step.
@@ -55,11 +55,18 @@ pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>>
     // Unauthenticated costs are bounded as in an opening.
     let mut spent = Spent::default();
     let mut check = |record| {
-        // A provider that cannot tell the cost does not unwrap, either.
-        let cost = session.protectors().derivation(record).ok().flatten().filter(|_| dek.is_none());
-        let too_dear =
-            cost.filter(|cost| !spent.take(*cost, &session.protectors().settings.access));
-        check_one(session, record, dek.as_ref(), &context, too_dear)
+        let refused = match session.protectors().derivation(record) {
+            _ if dek.is_some() => None,
+            Ok(Some(cost)) if !spent.take(cost, &session.protectors().settings.access) => {
+                Some(ProviderError::denied(format!(
+                    "not tried: needs {cost}; raise [access] derivation in config.toml"
+                )))
+            }
+            Ok(_) => None,
+            // The cost is unknown, so it may be any.
+            Err(error) => Some(error),
+        };
+        check_one(session, record, dek.as_ref(), &context, refused)
     };
     let mut checks: Vec<ProtectorCheck> = records.iter().map(&mut check).collect();
     if dek.is_some() {
@@ -82,15 +89,13 @@ fn check_one(
     record: &ProtectorRecord,
     dek: Option<&Secret>,
     context: &Context,
-    too_dear: Option<Cost>,
+    refused: Option<ProviderError>,
 ) -> ProtectorCheck {
     let protectors = session.protectors();
     let newest = protectors.newest_version(record);
-    let unwrapped = match too_dear {
+    let unwrapped = match refused {
         None => protectors.unwrap(&[record], context).map(|(dek, _)| dek),
-        Some(cost) => Err(ProviderError::denied(format!(
-            "not tried: needs {cost}; raise [access] derivation in config.toml"
-        ))),
+        Some(refused) => Err(refused),
     };
     let error = unwrapped.as_ref().err();
     let configured = protectors.provider_of(record).is_some();

@@ -44,7 +44,7 @@ impl LockLevel {
     }
 }
 
-/// The surroundings of a database, or of a journal or log, which uses the first two methods alone.
+/// The surroundings of a database. Of a journal or log, `sync_as` and `sector` are used alone.
 pub(crate) trait Host: Storage + Words + Sized {
     /// Syncs the file as SQLite's `flags` say.
     fn sync_as(&self, flags: c_int) -> Result<()>;

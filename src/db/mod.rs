@@ -139,10 +139,10 @@ impl<H: Host> Owner for Around<'_, H> {
 }
 
 impl<H: Host> Database<H> {
-    /// Opens the main file in `host`: finds its keys, and mends what a crash left of its envelope.
+    /// Opens the main file in `host` and finds its keys.
     pub(crate) fn open(host: H, writable: bool, setup: Setup) -> Result<Self> {
         let main = Main::open(&host, setup)?;
-        let db = Self {
+        Ok(Self {
             sector: host.sector(),
             powersafe: host.is_powersafe(),
             host,
@@ -159,8 +159,7 @@ impl<H: Host> Database<H> {
             writable,
             index: WalIndex::default(),
             owed: None,
-        };
-        Ok(db)
+        })
     }
 
     /// The keys of the database, and the file in which their envelope is.

@@ -1,16 +1,15 @@
 //! The phase of an open database, deduced from SQLite's calls.
 //!
-//! ```text
-//!                   CKPT_START                        CKPT_DONE, or the lock given back
-//!   Ordinary -----------------------> Checkpoint ---------------------------------------+
-//!    | |  |                                                                             |
-//!    | |  | a commit is refused                                                         |
-//!    | |  +-----------------> CommitRefused --+                                         |
-//!    | | the journal's header is read         | the same                                |
-//!    | +------------> Rollback { hot: false } <                                         |
-//!    | a hot journal is opened                  the journal is written, cut or closed   |
-//!    +--------------> Rollback { hot: true } ----------------------------> Ordinary <---+
-//! ```
+//! | phase | begins when | ends when |
+//! |---|---|---|
+//! | `CommitRefused` | a commit is refused | the journal is read, or a transaction begins |
+//! | `Rollback`, own | SQLite reads the journal's header | see below |
+//! | `Rollback`, hot | SQLite opens a hot journal for writing | the journal is changed or closed |
+//! | `Checkpoint` | `SQLITE_FCNTL_CKPT_START` | `SQLITE_FCNTL_CKPT_DONE` |
+//! | `Ordinary` | none of the others holds | |
+//!
+//! The rollback of a connection's own journal ends when the journal is changed or closed, at the
+//! latest when the next transaction begins.
 //! SQLite does not say that it rolls back: it opens the journal, or reads it from its beginning.
 
 /// The phase of a database.

@@ -28,6 +28,10 @@ pub(crate) struct BaseFile {
     pub(super) connection: Arc<AtomicPtr<*mut ffi::sqlite3>>,
 }
 
+// SAFETY: what the pointers lead to belongs to this file and the base VFS, which knows no threads:
+// SQLite serialises calls on a file by a mutex.
+unsafe impl Send for BaseFile {}
+
 /// The longest read or write that the base is asked for. SQLite's own are hardly longer, so no VFS
 /// has met such, and its unix VFS cuts a length to 17 bits.
 const LONGEST_CALL: usize = 65536;

@@ -66,11 +66,6 @@ pub(super) enum Handle {
 }
 
 impl Handle {
-    /// The database whose main file this is.
-    pub(super) fn owner_of_main(&self) -> Option<Arc<Owner>> {
-        if let Self::Main(owner) = self { Some(Arc::clone(owner)) } else { None }
-    }
-
     fn read(&self, buf: &mut [u8], at: u64) -> Result<Filled> {
         match self {
             Self::Main(owner) => owner.enter()?.read(buf, at),
@@ -117,7 +112,9 @@ impl Handle {
             Self::Main(owner) => owner.enter()?.sync(flags),
             Self::Journal(owner, id) => owner.enter()?.sync_journal(*id, flags),
             Self::Log(owner, id, _) => owner.enter()?.sync_log(*id, flags),
-            Self::Scratch(_) | Self::Through(..) => self.with_base(|base| base.sync_as(flags))?,
+            Self::Scratch(_) | Self::Through(..) => {
+                self.with_base(|base, _| base.sync_as(flags))?
+            }
         }
     }
 
@@ -131,23 +128,18 @@ impl Handle {
         }
     }
 
-    /// Runs `work` on the base VFS's file.
-    fn with_base<T>(&self, work: impl FnOnce(&mut BaseFile) -> T) -> Result<T> {
+    /// Runs `work` on the base VFS's file, and tells it whether the bytes there are those that
+    /// SQLite sees.
+    fn with_base<T>(&self, work: impl FnOnce(&mut BaseFile, bool) -> T) -> Result<T> {
         Ok(match self {
-            Self::Main(owner) => work(&mut owner.enter()?.host),
-            Self::Journal(owner, id) => work(owner.enter()?.journal_host(*id)?),
-            Self::Log(owner, id, _) => work(owner.enter()?.log_host(*id)?),
-            Self::Scratch(scratch) => work(&mut scratch.enter()?.0),
-            Self::Through(base, _) => work(&mut *base.enter()?),
-        })
-    }
-
-    /// Whether the file holds the same bytes that SQLite sees.
-    fn passes_through(&self) -> Result<bool> {
-        Ok(match self {
-            Self::Through(..) => true,
-            Self::Main(owner) => owner.enter()?.main.is_plain(),
-            Self::Journal(..) | Self::Log(..) | Self::Scratch(_) => false,
+            Self::Main(owner) => {
+                let database = &mut *owner.enter()?;
+                work(&mut database.host, database.main.is_plain())
+            }
+            Self::Journal(owner, id) => work(owner.enter()?.journal_host(*id)?, false),
+            Self::Log(owner, id, _) => work(owner.enter()?.log_host(*id)?, false),
+            Self::Scratch(scratch) => work(&mut scratch.enter()?.0, false),
+            Self::Through(base, _) => work(&mut *base.enter()?, true),
         })
     }
 
@@ -189,18 +181,6 @@ impl TdeFile {
         unsafe {
             (*file.cast::<Self>()).handle = Box::into_raw(Box::new(handle));
             (*file).pMethods = base.methods();
-        }
-    }
-
-    /// Our handle behind `file`; `None` for NULL or a file with other methods.
-    ///
-    /// # Safety
-    /// `file` is NULL or an open sqlite3_file, and stays open for as long as the answer is used.
-    pub(super) unsafe fn handle<'a>(file: *mut ffi::sqlite3_file) -> Option<&'a Handle> {
-        // SAFETY: as above; only `install` sets one of our methods, together with `handle`.
-        unsafe {
-            let ours = !file.is_null() && METHODS.iter().any(|own| ptr::eq((*file).pMethods, own));
-            ours.then(|| &*(*file.cast::<Self>()).handle)
         }
     }
 }
@@ -302,7 +282,7 @@ unsafe extern "C" fn close(file: File) -> c_int {
         };
         if let Handle::Main(owner) = &*handle {
             // SAFETY: a database was remembered under its name when it was opened.
-            unsafe { names::forget(file, owner.name) };
+            unsafe { names::forget(file, owner) };
         }
         let closed = handle.close();
         if closed.is_err() {
@@ -345,9 +325,20 @@ unsafe extern "C" fn sync(file: File, flags: c_int) -> c_int {
 unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_int {
     // SAFETY: see `opened`; `out` points to one integer.
     guard(|| unsafe {
-        // Without locks (`nolock=1`) SQLite asks for the size before it writes.
-        ask_for_reserve(file)?;
-        *out = opened(file).size()? as i64;
+        *out = match opened(file) {
+            Handle::Main(owner) => {
+                let mut database = owner.enter()?;
+                // A database that does not lock (`nolock=1`) is asked for its size before anything
+                // is written.
+                if owner.wants_reserve(&database) {
+                    drop(database);
+                    tell_reserve(owner)?;
+                    database = owner.enter()?;
+                }
+                database.size()?
+            }
+            other => other.size()?,
+        } as i64;
         Ok(ffi::SQLITE_OK)
     })
 }
@@ -357,12 +348,14 @@ unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
     guard(|| unsafe {
         let level = LockLevel::from_code(level);
         let Handle::Main(owner) = opened(file) else {
-            return done(opened(file).with_base(|base| base.lock(level))?);
+            return done(opened(file).with_base(|base, _| base.lock(level))?);
         };
         names::locks(file);
-        owner.enter()?.lock(level)?;
-        if level == LockLevel::Shared {
-            ask_for_reserve(file).inspect_err(|_| {
+        let mut database = owner.enter()?;
+        database.lock(level)?;
+        if level == LockLevel::Shared && owner.wants_reserve(&database) {
+            drop(database);
+            tell_reserve(owner).inspect_err(|_| {
                 // After an error SQLite assumes that it does not hold the lock, so it is released.
                 if let Ok(mut database) = owner.enter() {
                     let _ = database.unlock(LockLevel::None);
@@ -377,22 +370,16 @@ unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
 /// road by which one is created: open, ATTACH, VACUUM INTO, backup.
 ///
 /// # Safety
-/// SQLite is inside a method of `file`, hence holds the mutex of the connection that uses it.
-unsafe fn ask_for_reserve(file: File) -> Result<()> {
-    // SAFETY: see `opened`. SQLITE_FCNTL_PDB gave the place of the connection, which lives as long
-    // as the open file, and so does its name.
-    unsafe {
-        let Handle::Main(owner) = opened(file) else { return Ok(()) };
-        let name = if owner.wants_reserve()? { names::name_of(file) } else { ptr::null() };
-        if name.is_null() {
-            return Ok(());
-        }
-        // A pager that has a lock and changes its page size calls xFileSize before it is done.
-        owner.reserving.store(true, Ordering::Relaxed);
-        let told = api::reserve_bytes_of(*owner.connection(), name);
-        owner.reserving.store(false, Ordering::Relaxed);
-        told
-    }
+/// SQLite is inside a method of the main file of `owner`, hence holds the mutex of the connection
+/// that uses it, and has told us which that is.
+unsafe fn tell_reserve(owner: &Owner) -> Result<()> {
+    // A pager that has a lock and changes its page size calls xFileSize before it is done.
+    owner.reserving.store(true, Ordering::Relaxed);
+    // SAFETY: SQLITE_FCNTL_PDB gave the place of the connection, which lives as long as the open
+    // file, and so does the name. The database is not entered.
+    let told = unsafe { api::reserve_bytes_of(*owner.connection(), owner.name) };
+    owner.reserving.store(false, Ordering::Relaxed);
+    told
 }
 
 unsafe extern "C" fn unlock(file: File, level: c_int) -> c_int {
@@ -401,26 +388,29 @@ unsafe extern "C" fn unlock(file: File, level: c_int) -> c_int {
         let level = LockLevel::from_code(level);
         done(match opened(file) {
             Handle::Main(owner) => owner.enter()?.unlock(level),
-            other => other.with_base(|base| base.unlock(level))?,
+            other => other.with_base(|base, _| base.unlock(level))?,
         })
     })
 }
 
 unsafe extern "C" fn check_reserved_lock(file: File, out: *mut c_int) -> c_int {
     // SAFETY: see `opened`; `out` points to an int.
-    guard(|| unsafe { opened(file).with_base(|base| call!(base, xCheckReservedLock, out)) })
+    guard(|| unsafe { opened(file).with_base(|base, _| call!(base, xCheckReservedLock, out)) })
 }
 
 unsafe extern "C" fn sector_size(file: File) -> c_int {
     // SAFETY: see `opened`.
-    unsafe { opened(file) }.with_base(|base| base.sector_size()).unwrap_or(0)
+    unsafe { opened(file) }.with_base(|base, _| base.sector_size()).unwrap_or(0)
 }
 
 unsafe extern "C" fn device_characteristics(file: File) -> c_int {
     // SAFETY: see `opened`.
     let handle = unsafe { opened(file) };
-    let Ok(base) = handle.with_base(|base| base.device_characteristics()) else { return 0 };
-    if matches!(handle.passes_through(), Ok(true)) { base } else { base & !NOT_OURS }
+    let characteristics = handle.with_base(|base, through| {
+        let all = base.device_characteristics();
+        if through { all } else { all & !NOT_OURS }
+    });
+    characteristics.unwrap_or(0)
 }
 
 unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_int {
@@ -428,27 +418,25 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
     guard(|| unsafe {
         let handle = opened(file);
         if let Handle::Main(owner) = handle
-            && let Some(code) = main_file_control(file, owner, op, arg)?
+            && let Some(code) = main_file_control(owner, op, arg)?
         {
             return Ok(code);
         }
-        match op {
-            // Growing the file ahead of its pages would leave unsealed pages.
-            ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE
-                if !handle.passes_through()? =>
-            {
-                return Ok(ffi::SQLITE_OK);
-            }
-            ffi::SQLITE_FCNTL_BEGIN_ATOMIC_WRITE if !handle.passes_through()? => {
-                return Ok(ffi::SQLITE_NOTFOUND);
-            }
-            ffi::SQLITE_FCNTL_MMAP_SIZE => {
-                handle.with_base(|base| base.limit_mapping(*arg.cast::<i64>()))?;
-            }
-            WHO => return Ok(answer_who(arg.cast())),
-            _ => {}
+        if op == WHO {
+            return Ok(answer_who(arg.cast()));
         }
-        let code = handle.with_base(|base| base.file_control(op, arg))?;
+        let code = handle.with_base(|base, through| match op {
+            // Growing the file ahead of its pages would leave pages that nobody sealed.
+            ffi::SQLITE_FCNTL_SIZE_HINT | ffi::SQLITE_FCNTL_CHUNK_SIZE if !through => {
+                ffi::SQLITE_OK
+            }
+            ffi::SQLITE_FCNTL_BEGIN_ATOMIC_WRITE if !through => ffi::SQLITE_NOTFOUND,
+            ffi::SQLITE_FCNTL_MMAP_SIZE => {
+                base.limit_mapping(*arg.cast::<i64>());
+                base.file_control(op, arg)
+            }
+            _ => base.file_control(op, arg),
+        })?;
         if op == ffi::SQLITE_FCNTL_VFSNAME && code == ffi::SQLITE_OK {
             name_vfs(arg.cast());
         }
@@ -460,13 +448,8 @@ unsafe extern "C" fn file_control(file: File, op: c_int, arg: *mut c_void) -> c_
 /// the base.
 ///
 /// # Safety
-/// SQLite called xFileControl with these arguments on `file`, the main file of `owner`.
-unsafe fn main_file_control(
-    file: File,
-    owner: &Owner,
-    op: c_int,
-    arg: *mut c_void,
-) -> Result<Option<c_int>> {
+/// SQLite called xFileControl with these arguments on the main file of `owner`.
+unsafe fn main_file_control(owner: &Owner, op: c_int, arg: *mut c_void) -> Result<Option<c_int>> {
     // SAFETY: as above.
     unsafe {
         match op {
@@ -485,7 +468,9 @@ unsafe fn main_file_control(
             ffi::SQLITE_FCNTL_PRAGMA => {
                 // `PRAGMA page_size=512`: told in time of the trailer, SQLite makes it 1024 by
                 // itself. A host that cannot be told gets its error where the database is locked.
-                let _ = ask_for_reserve(file);
+                if matches!(owner.enter(), Ok(database) if owner.wants_reserve(&database)) {
+                    let _ = tell_reserve(owner);
+                }
                 if let Some(code) = pragma_without_file(owner, arg.cast()) {
                     return Ok(Some(code));
                 }
@@ -597,7 +582,9 @@ unsafe extern "C" fn shm_map(
     out: *mut *mut c_void,
 ) -> c_int {
     // SAFETY: see `opened`; the arguments are those of xShmMap.
-    guard(|| unsafe { opened(file).with_base(|base| base.map_region(region, size, extend, out)) })
+    guard(|| unsafe {
+        opened(file).with_base(|base, _| base.map_region(region, size, extend, out))
+    })
 }
 
 unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int) -> c_int {
@@ -652,14 +639,12 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
     guard(|| unsafe {
         *out = ptr::null_mut();
         let handle = opened(file);
-        if handle.passes_through()? {
-            return handle.with_base(|base| call!(base, xFetch, at, len, out));
-        }
-        // It asks for one of every file that it sorts in, too, of any size.
-        if let Handle::Main(owner) = handle {
-            owner.enter()?.host.map(at, len)?;
-        }
-        Ok(ffi::SQLITE_OK)
+        handle.with_base(|base, through| match handle {
+            _ if through => Ok(call!(base, xFetch, at, len, out)),
+            Handle::Main(_) => done(base.map(at, len)),
+            // It asks for one of every file that it sorts in, too, of any size.
+            _ => Ok(ffi::SQLITE_OK),
+        })?
     })
 }
 
@@ -667,7 +652,7 @@ unsafe extern "C" fn fetch(file: File, at: i64, len: c_int, out: *mut *mut c_voi
 unsafe extern "C" fn unfetch(file: File, at: i64, page: *mut c_void) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {
-        opened(file).with_base(|base| {
+        opened(file).with_base(|base, _| {
             if page.is_null() {
                 base.unmap();
             }

@@ -367,12 +367,10 @@ unsafe fn open_database(
         unsafe { say_read_only(out_flags) };
     }
     let owner = Owner::new(database, name);
-    let outside = Arc::clone(&owner.outside);
-    // SAFETY: `file` has room for a `TdeFile`; `name` is what was passed to xOpen, and xClose
-    // forgets the file.
+    // SAFETY: `file` has room for a `TdeFile`, and xClose forgets it.
     unsafe {
-        TdeFile::install(file, Handle::Main(owner), offers);
-        names::remember(file, name, outside);
+        TdeFile::install(file, Handle::Main(Arc::clone(&owner)), offers);
+        names::remember(file, owner);
     }
     Ok(ffi::SQLITE_OK)
 }
@@ -388,8 +386,8 @@ unsafe fn open_part(
     open_base: &mut dyn FnMut(*const c_char) -> Result<BaseFile>,
 ) -> Result<(Handle, Offers)> {
     let written = kind == FileKind::MainJournal && flags & ffi::SQLITE_OPEN_READWRITE != 0;
-    // SAFETY: as above; the database stays open while its journal or log is being opened.
-    let owner = unsafe { Owner::of(names::database_of(name, written)) };
+    // SAFETY: as above.
+    let owner = unsafe { names::database_of(name, written) };
     let owner = owner.ok_or_else(|| {
         Error::Unsupported(
             "another VFS stands between SQLite and tde: register tde on top of it instead".into(),

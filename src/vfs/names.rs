@@ -15,24 +15,16 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use crate::ffi;
 
 use super::api;
-use crate::db::Outside;
+use super::owner::Owner;
 use crate::file::beside;
 
-/// A database file's `sqlite3_file` and the name it was opened with, as addresses. Both live until
-/// the file is closed.
-#[derive(Clone)]
+/// An open database.
 struct Named {
+    /// The address of its `sqlite3_file`, which lives until the file is closed.
     file: usize,
-    name: usize,
-    outside: Arc<Outside>,
-    /// The base's name of an encrypted database's log.
+    owner: Arc<Owner>,
+    /// The base VFS's name for the log of an encrypted one.
     log: Arc<LogName>,
-}
-
-impl Named {
-    fn name(&self) -> *const c_char {
-        ptr::with_exposed_provenance(self.name)
-    }
 }
 
 static OPEN: LazyLock<Mutex<HashMap<Vec<u8>, Vec<Named>>>> = LazyLock::new(Mutex::default);
@@ -51,34 +43,28 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers that the database file `file` was opened as `name`.
+/// Remembers the database of `owner`, whose main file is `file`.
 ///
 /// # Safety
-/// `name` is what was passed to xOpen for the main database `file`, which is told to [`forget`]
-/// before it is closed.
-pub(super) unsafe fn remember(
-    file: *mut ffi::sqlite3_file,
-    name: *const c_char,
-    outside: Arc<Outside>,
-) {
-    // SAFETY: as above.
+/// `file` is open, and [`forget`] is called before it is closed.
+pub(super) unsafe fn remember(file: *mut ffi::sqlite3_file, owner: Arc<Owner>) {
+    // SAFETY: as above; the owner's name is the one that xOpen got.
     let (path, log) = unsafe {
-        let path = CStr::from_ptr(name).to_bytes();
-        (path.to_vec(), LogName::new(file, name, &[path, b"-wal"].concat()))
+        let path = CStr::from_ptr(owner.name).to_bytes();
+        (path.to_vec(), LogName::new(file, owner.name, &[path, b"-wal"].concat()))
     };
     let Some(log) = log.map(Arc::new) else { return };
-    let (file, name) = (file.expose_provenance(), name.expose_provenance());
-    let named = Named { file, name, outside, log };
+    let named = Named { file: file.expose_provenance(), owner, log };
     open().entry(path).or_default().push(named);
 }
 
-/// Forgets the database file `file`, opened as `name`, which is about to be closed.
+/// Forgets the database of `owner`, whose main file `file` is about to be closed.
 ///
 /// # Safety
 /// As for [`remember`].
-pub(super) unsafe fn forget(file: *mut ffi::sqlite3_file, name: *const c_char) {
+pub(super) unsafe fn forget(file: *mut ffi::sqlite3_file, owner: &Owner) {
     // SAFETY: as above.
-    let path = unsafe { CStr::from_ptr(name) }.to_bytes();
+    let path = unsafe { CStr::from_ptr(owner.name) }.to_bytes();
     let mut open = open();
     let Some(files) = open.get_mut(path) else { return };
     files.retain(|named| named.file != file.addr());
@@ -87,25 +73,17 @@ pub(super) unsafe fn forget(file: *mut ffi::sqlite3_file, name: *const c_char) {
     }
 }
 
-/// The name that the database file `file` was opened with; null for other files.
-pub(super) fn name_of(file: *mut ffi::sqlite3_file) -> *const c_char {
-    let open = open();
-    let found = open.values().flatten().find(|named| named.file == file.addr());
-    found.map_or(ptr::null(), Named::name)
-}
-
-/// The database file that the journal or log `name` belongs to; null if unknown. `written` is a
+/// The database that the journal or log `name` belongs to; `None` if unknown. `written` is a
 /// journal that SQLite opens to write it.
 ///
 /// # Safety
 /// `name` is NUL-terminated.
-pub(super) unsafe fn database_of(name: *const c_char, written: bool) -> *mut ffi::sqlite3_file {
+pub(super) unsafe fn database_of(name: *const c_char, written: bool) -> Option<Arc<Owner>> {
     // SAFETY: as above.
     let path = unsafe { CStr::from_ptr(name) }.to_bytes();
-    let Some(dash) = path.iter().rposition(|&byte| byte == b'-') else { return ptr::null_mut() };
+    let dash = path.iter().rposition(|&byte| byte == b'-')?;
     let open = open();
-    owner(&open, &path[..dash], name, written)
-        .map_or(ptr::null_mut(), |named| ptr::with_exposed_provenance_mut(named.file))
+    owner(&open, &path[..dash], name, written).map(|named| Arc::clone(&named.owner))
 }
 
 /// The base's name of the file that SQLite calls `name`: different only for the log of an encrypted
@@ -119,7 +97,7 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
     let (path, number) = beside::split_log(whole)?;
     let open = open();
     let named = owner(&open, path, name, false)?;
-    if named.outside.plain.load(Ordering::Acquire) {
+    if named.owner.outside.plain.load(Ordering::Acquire) {
         return None;
     }
     if number.is_empty() {
@@ -127,7 +105,7 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
     }
     let file = ptr::with_exposed_provenance_mut(named.file);
     // SAFETY: the database is open, hence its name alive.
-    unsafe { LogName::new(file, named.name(), whole) }.map(Arc::new)
+    unsafe { LogName::new(file, named.owner.name, whole) }.map(Arc::new)
 }
 
 /// Of several connections to the database at `path`, the one that owns the journal or log `name`.
@@ -146,10 +124,12 @@ fn owner<'a>(
     files
         .iter()
         // SAFETY: the database is open, hence its name alive.
-        .find(|named| unsafe { api::journal_or_log_names(named.name()) }.contains(&name))
+        .find(|named| unsafe { api::journal_or_log_names(named.owner.name) }.contains(&name))
         .or(if let [only] = files { Some(only) } else { None })
         .or_else(|| {
-            files.iter().find(|named| written && named.outside.writing.load(Ordering::Acquire))
+            files
+                .iter()
+                .find(|named| written && named.owner.outside.writing.load(Ordering::Acquire))
         })
         .or_else(|| files.iter().find(|named| named.file == LOCKED.get()))
 }

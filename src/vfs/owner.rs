@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 use crate::ffi;
 
 use super::base::BaseFile;
-use super::file::TdeFile;
 use crate::db::{Database, Outside};
 use crate::error::{Error, Result};
 
@@ -33,11 +32,8 @@ pub(super) struct Guarded<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: `enter` gives the value to one caller at a time, whatever thread that is in, and an open
-// file's pointers lead to memory of SQLite, which serialises calls on it by a mutex.
-unsafe impl<T> Send for Guarded<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Guarded<T> {}
+// SAFETY: `enter` gives the value to one caller at a time, whatever thread that is in.
+unsafe impl<T: Send> Sync for Guarded<T> {}
 
 impl<T> Guarded<T> {
     pub(super) fn new(value: T) -> Self {
@@ -147,23 +143,12 @@ impl Owner {
         self.connection.load(Ordering::Acquire)
     }
 
-    /// The database whose main file `file` is, if that is one of ours.
-    ///
-    /// # Safety
-    /// `file` is NULL or an open sqlite3_file.
-    pub(super) unsafe fn of(file: *mut ffi::sqlite3_file) -> Option<Arc<Self>> {
-        // SAFETY: as above.
-        unsafe { TdeFile::handle(file)?.owner_of_main() }
-    }
-
-    /// Whether SQLite must still be told to reserve bytes for the trailer: nothing was written yet,
-    /// and at the first write SQLite uses the reserve bytes set by then.
-    ///
-    /// # Errors
-    /// As [`Guarded::enter`].
-    pub(super) fn wants_reserve(&self) -> Result<bool> {
-        Ok(self.enter()?.main.is_unmade()
+    /// Whether SQLite must still be told to reserve bytes for the trailer of `database`, which is
+    /// this one: nothing was written yet, and on first writing SQLite takes the layout that it has
+    /// in mind by then.
+    pub(super) fn wants_reserve(&self, database: &Database<BaseFile>) -> bool {
+        database.main.is_unmade()
             && !self.connection().is_null()
-            && !self.reserving.load(Ordering::Relaxed))
+            && !self.reserving.load(Ordering::Relaxed)
     }
 }

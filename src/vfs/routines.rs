@@ -28,7 +28,10 @@ pub(super) type Callback =
 type Destructor = unsafe extern "C" fn(*mut c_void);
 
 macro_rules! routines {
-    ($($at:literal $name:ident = $linked:ident ($($arg:ty),* $(; $variadic:tt)?) -> $answer:ty;)*) => {
+    ($(
+        $at:literal $name:ident =
+            $linked:ident ($($arg:ty),* $(; $variadic:tt)?) -> $answer:ty;
+    )*) => {
         /// SQLite's routines, under the names that they have in sqlite3ext.h.
         pub(super) struct Routines {
             $(pub(super) $name: unsafe extern "C" fn($($arg),* $(, $variadic)?) -> $answer,)*
@@ -114,7 +117,9 @@ routines! {
     248 filename_wal = sqlite3_filename_wal(*const c_char) -> *const c_char;
     180 db_filename = sqlite3_db_filename(*mut ffi::sqlite3, *const c_char) -> *const c_char;
     60 get_autocommit = sqlite3_get_autocommit(*mut ffi::sqlite3) -> c_int;
-    127 file_control = sqlite3_file_control(*mut ffi::sqlite3, *const c_char, c_int, *mut c_void) -> c_int;
+    127 file_control = sqlite3_file_control(
+        *mut ffi::sqlite3, *const c_char, c_int, *mut c_void
+    ) -> c_int;
     152 next_stmt = sqlite3_next_stmt(*mut ffi::sqlite3, *mut ffi::sqlite3_stmt) -> *mut ffi::sqlite3_stmt;
     184 stmt_busy = sqlite3_stmt_busy(*mut ffi::sqlite3_stmt) -> c_int;
     185 stmt_readonly = sqlite3_stmt_readonly(*mut ffi::sqlite3_stmt) -> c_int;

@@ -102,6 +102,26 @@ fn a_denial_ends_access_and_consent_heals_it() {
     }
 }
 
+/// A connection that was idle while the keys were locked reads again once another one has got them
+/// back, also if each of its transactions comes later than the check that is due.
+#[test]
+fn an_idle_connection_has_the_keys_that_another_one_got_back() {
+    for mode in MODES {
+        let (home, ..) = home(policy(Some(Duration::ZERO), HOUR));
+        let path = home.path("a.db");
+        let (db, idle) = (create(&home, &path, mode), home.open(&path));
+        for round in 0..5 {
+            read(&idle).unwrap();
+            db.tde_lock("main").unwrap();
+            read(&db).unwrap();
+            // The check that this read began is over then, and the next one is due.
+            std::thread::sleep(Duration::from_millis(100));
+            let answer = read(&idle);
+            assert!(answer.is_ok(), "{mode}, round {round}: {:?}", sqlite_tde::last_error());
+        }
+    }
+}
+
 /// A key that is not the one in use any more is as bad as none.
 #[test]
 fn another_key_is_a_denial() {

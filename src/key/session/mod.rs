@@ -166,12 +166,12 @@ impl Session {
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let setup = Arc::clone(&self.setup);
         match self.keyring.lease_state(&setup.protectors.settings.access, setup.wanted())? {
-            // Somebody else's protector gave the keys back after they were locked.
-            LeaseState::Good if !self.is_open() => self.unlock(base, setup.wanted()),
-            LeaseState::Good => self.settle(base),
-            LeaseState::Due => {
-                self.ask(base, Asker::MayWait);
-                self.settle(base)
+            state @ (LeaseState::Good | LeaseState::Due) => {
+                if state == LeaseState::Due {
+                    self.ask(base, Asker::MayWait);
+                }
+                // After they were locked, another connection's protector may have given the keys.
+                if self.is_open() { self.settle(base) } else { self.unlock(base, setup.wanted()) }
             }
             LeaseState::Locked => {
                 self.unlock(base, setup.wanted())?;
