@@ -94,15 +94,15 @@ pub trait TdeConnection: sealed::Sealed {
     /// [`Error::WrongKey`] where it is another one; otherwise as [`TdeConnection::tde_status`].
     fn tde_check_secret(&self, schema: &str, protector: &str) -> Result<()>;
 
-    /// Refuses a copy without the protectors called `without` where the policy asks for more than are
-    /// left, or gives a warning where it asks for that.
+    /// Checks a copy that leaves out the protectors called `without` against the policy: a warning
+    /// if the policy only warns about so few protectors.
     ///
     /// # Errors
-    /// [`Error::Usage`] where it is refused; otherwise as [`TdeConnection::tde_status`].
+    /// [`Error::Usage`] if the policy refuses so few; otherwise as [`TdeConnection::tde_status`].
     fn tde_check_copy(&self, schema: &str, without: &[String]) -> Result<Option<String>>;
 
-    /// Wipes the keys of the database in this process, for all its connections. The next transaction
-    /// asks the provider for them.
+    /// Wipes the keys of the database in this process, for all its connections. The next
+    /// transaction asks the provider for them.
     ///
     /// # Errors
     /// As [`TdeConnection::tde_status`].
@@ -110,13 +110,13 @@ pub trait TdeConnection: sealed::Sealed {
 
     /// Authenticates every page, both copies of the envelope and the committed frames of the
     /// write-ahead log of the database attached as `schema`, within a read transaction.
-    /// `progress` gets the pages done and those there are, each time some are done. It may use the
-    /// connection; nothing of the database is held but the read transaction.
+    /// `progress` is called now and then with the number of pages done and of all pages. It may use
+    /// the connection; nothing of the database is held but the read transaction.
     ///
     /// # Errors
-    /// [`Error::NotEncrypted`]; [`Error::Usage`] where there is no such schema; [`Error::Base`] where
-    /// reading failed; whatever keeps a transaction from beginning, such as a lock or an authorizer.
-    /// Bad pages are no error but an answer, and so is a journal or log that is refused.
+    /// [`Error::NotEncrypted`]; [`Error::Usage`] if there is no such schema; [`Error::Base`] if
+    /// reading failed; the error that kept a transaction from beginning, such as a lock.
+    /// Bad pages and a refused journal or log are no errors: the [`Verification`] has them.
     fn tde_verify(&self, schema: &str, progress: impl FnMut(u64, u64)) -> Result<Verification>;
 }
 
@@ -179,8 +179,9 @@ impl TdeConnection for Connection {
     }
 
     fn tde_verify(&self, schema: &str, mut progress: impl FnMut(u64, u64)) -> Result<Verification> {
-        // A statement that is not done keeps its read transaction: a journal is rolled back or a log
-        // recovered for it first, and the log stays as it is. If damage makes it fail, the pages tell.
+        // A statement that is not done keeps its read transaction: SQLite rolls a journal back or
+        // recovers a log first, and the log stays as it is. If damage makes it fail, checking the
+        // pages shows where.
         let name = schema.replace('"', "\"\"");
         let hold = format!("SELECT count(*) FROM \"{name}\".sqlite_schema UNION ALL SELECT 0");
         let mut refused = None;

@@ -20,8 +20,9 @@
 //! # The map
 //!
 //! [`register`] makes the VFS known, with [`Options`] or a [`config`]. [`open`] opens a database
-//! through it; [`TdeConnection`] asks about its keys, changes who may open it and verifies it. [`provider`] has what holds protector keys, and how to write
-//! another; [`audit`] the log of what is done with them.
+//! through it; [`TdeConnection`] asks about its keys, changes its protectors and verifies it.
+//! [`provider`] has the key providers and the trait for your own; [`audit`] the log of what is done
+//! with keys and databases.
 //!
 //! # Features
 //!

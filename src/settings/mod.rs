@@ -118,7 +118,7 @@ settings! {
     /// database is opened, and while it is open, at most once per this time. `None` for never.
     /// Default: 24 hours.
     rotation: Option<Duration> = Some(Duration::from_secs(24 * 3600)), replace;
-    /// Which databases are expected at which paths and under which protectors: any other is refused.
+    /// Which databases are expected at which paths and under which protectors. Others are refused.
     pins: Pins = Pins::default(), both;
     /// The log that records what is done with keys and databases.
     audit_log: Option<Arc<AuditLog>> = None, exactly;
