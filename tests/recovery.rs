@@ -9,7 +9,7 @@ use rusqlite::types::Value;
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, TdeConnection};
 use sqlite_tde_testkit::process;
-use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Kind, Method};
 use sqlite_tde_testkit::{Home, one, rows};
 
 const TASK: &str = "SQLITE_TDE_TEST_DIES_IN";
@@ -119,7 +119,7 @@ fn two_databases_of_one_transaction_are_rolled_back_one_by_one() {
     for mode in MODES {
         for first in ["main.db", "aux.db"] {
             let what = format!("{mode}, {first} first");
-            let vfs = TestVfs::new();
+            let vfs = FaultyVfs::new();
             let home = Home::with(|options| options.base(vfs.name));
             let open = || {
                 let db = home.open(&home.path("main.db"));
@@ -168,7 +168,7 @@ fn two_databases_of_one_transaction_are_rolled_back_one_by_one() {
 /// looked at before the one that cannot be read.
 #[test]
 fn a_plain_database_of_the_same_transaction_comes_first() {
-    let vfs = TestVfs::new();
+    let vfs = FaultyVfs::new();
     let home = Home::with(|options| options.base(vfs.name).allow_plaintext(true));
     let names = ["plain.db", "second.db", "third.db"];
     sqlite_tde_testkit::plain(&home.path(names[0])).execute_batch("CREATE TABLE t(a)").unwrap();
@@ -230,7 +230,7 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
     let (mut points, mut counts) = (0, [0, 0, 0]);
     for mode in MODES {
         for (number, mix) in MIXES.into_iter().enumerate() {
-            let vfs = TestVfs::new();
+            let vfs = FaultyVfs::new();
             let home = Home::with(|options| options.base(vfs.name));
             let dir = home.path("files");
             std::fs::create_dir(&dir).unwrap();

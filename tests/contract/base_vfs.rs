@@ -7,7 +7,7 @@ use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde_testkit::platform::{self, Methods, PLATFORMS, Platform, PlatformVfs};
-use sqlite_tde_testkit::vfs::{TestVfs, kind_of_file};
+use sqlite_tde_testkit::vfs::{FaultyVfs, kind_of_file};
 use sqlite_tde_testkit::{Home, dump};
 
 /// A step of a workload; connections are opened where they are first used.
@@ -358,7 +358,7 @@ fn every_base_does_what_plain_sqlite_does_through_it() {
     let mut turn = 0;
     for platform in PLATFORMS {
         // Syncs take their time, and a VFS that counts them maps no file.
-        let below = if platform.name == "unix" { "unix" } else { TestVfs::new().name };
+        let below = if platform.name == "unix" { "unix" } else { FaultyVfs::new().name };
         let base = PlatformVfs::new(platform, below);
         let plain = PlatformVfs::new(&for_plain(platform), below);
         let home = Home::with(|options| options.base(base.name));
@@ -433,7 +433,7 @@ fn no_two_records_share_a_sector_without_powersafe_overwrite() {
     for &(name, parameter, sector) in rows {
         for mode in ["DELETE", "PERSIST", "WAL"] {
             let what = format!("{name}{parameter}, {mode}");
-            let below = TestVfs::new();
+            let below = FaultyVfs::new();
             let base = PlatformVfs::new(platform::platform(name), below.name);
             let home = Home::with(|options| options.base(base.name));
             let path = home.path("main.db");
@@ -463,7 +463,7 @@ fn no_two_records_share_a_sector_without_powersafe_overwrite() {
 /// SQLite.
 #[test]
 fn a_log_of_a_stronger_connection_takes_the_place_of_a_weaker_one() {
-    let below = TestVfs::new();
+    let below = FaultyVfs::new();
     let home = Home::with(|options| options.base(below.name));
     let path = home.path("main.db");
     let open = |parameter: &str| {

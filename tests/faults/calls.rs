@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::platform::over_base;
-use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs, kind_of_file};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Kind, Method, kind_of_file};
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 /// Where the workload itself is about logs.
@@ -329,7 +329,7 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
     let started = Instant::now();
     let (mut points, mut hit, mut failures) = (0, 0, Vec::new());
     for (index, &mode) in modes.iter().enumerate() {
-        let vfs = TestVfs::new();
+        let vfs = FaultyVfs::new();
         let home = Home::with(|options| options.base(over_base(vfs.name)));
         let run = Run { home: &home, workload, mode, plain: plain.then(|| over_base(vfs.name)) };
         let template = home.path("template");
@@ -406,7 +406,7 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
 /// Answers how many calls failed, or what was wrong.
 fn one_fault(
     run: &Run<'_>,
-    vfs: &TestVfs,
+    vfs: &FaultyVfs,
     dir: &Path,
     states: &[State],
     at: usize,
@@ -546,7 +546,7 @@ fn a_disk_that_stays_full_loses_nothing_but_the_transaction() {
         MODES.iter().flat_map(|mode| ["NORMAL", "EXCLUSIVE"].map(|locking| (*mode, locking)))
     {
         for plain in [false, true] {
-            let vfs = TestVfs::new();
+            let vfs = FaultyVfs::new();
             let home = Home::with(|options| options.base(over_base(vfs.name)));
             let workload = &UPDATE;
             let run =

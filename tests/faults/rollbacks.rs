@@ -12,7 +12,7 @@ use std::path::Path;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
 use sqlite_tde_testkit::Home;
-use sqlite_tde_testkit::vfs::{Kind, TestVfs};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Kind};
 
 const MODES: [&str; 5] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"];
 const FAULTS: [Kind; 6] =
@@ -128,13 +128,13 @@ fn state(db: &Connection) -> State {
 
 struct Site {
     plain: bool,
-    below: TestVfs,
+    below: FaultyVfs,
     home: Home,
 }
 
 impl Site {
     fn new(plain: bool) -> Self {
-        let below = TestVfs::new();
+        let below = FaultyVfs::new();
         let site = Self { plain, below, home: Home::with(|options| options.base(below.name)) };
         let db = site.connect(&site.home.path("template"), "on");
         // Pages of the same content on both sides.

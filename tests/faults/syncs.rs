@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, ffi};
 use sqlite_tde_testkit::Home;
-use sqlite_tde_testkit::vfs::TestVfs;
+use sqlite_tde_testkit::vfs::FaultyVfs;
 
 const MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
 const SYNCHRONOUS: [&str; 4] = ["OFF", "NORMAL", "FULL", "EXTRA"];
@@ -124,13 +124,13 @@ fn create(db: &Connection) {
 /// Where a way's databases are made.
 struct Site {
     way: Way,
-    below: TestVfs,
+    below: FaultyVfs,
     home: Home,
 }
 
 impl Site {
     fn new(way: Way) -> Self {
-        let below = TestVfs::new();
+        let below = FaultyVfs::new();
         Self { way, below, home: Home::with(|options| options.base(below.name)) }
     }
 

@@ -149,8 +149,6 @@ impl Watch for Snapshot {
             *self.files.lock().unwrap() = read_all(&dir);
         }
     }
-
-    fn done(&self, _: &Call<'_>) {}
 }
 
 fn read_all(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {

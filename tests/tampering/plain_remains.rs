@@ -71,8 +71,6 @@ impl Watch for Snapshot {
             held.1 = found;
         }
     }
-
-    fn done(&self, _: &Call<'_>) {}
 }
 
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(Snapshot::default);

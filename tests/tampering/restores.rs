@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::random::Random;
-use sqlite_tde_testkit::vfs::{Method, TestVfs};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Method};
 use sqlite_tde_testkit::{Home, one, rows};
 
 const PAGE: usize = 1024;
@@ -636,7 +636,7 @@ fn shipped_logs_are_replayed_one_after_another() {
 #[test]
 fn what_is_committed_beside_the_end_of_a_checkpoint_was_not_brought() {
     let home = Home::new();
-    let above = TestVfs::over(&home.vfs);
+    let above = FaultyVfs::over(&home.vfs);
     let path = home.path("a.db");
     let uri = format!("file:{}?vfs={}", path.display(), above.name);
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;

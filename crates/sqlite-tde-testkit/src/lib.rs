@@ -3,9 +3,9 @@
 //! | module | has |
 //! |---|---|
 //! | `home` | a keystore and a VFS of a test's own; connections to compare, dumps |
-//! | `vfs` | a base VFS that records calls, and fails at the one a test names |
-//! | `between` | a VFS that shows each call before and after it |
-//! | `platform` | base VFSs with the methods and habits of other platforms |
+//! | `vfs` | the test VFS, its properties, and those that record calls and fail one |
+//! | `between` | properties that show each call before and after it |
+//! | `platform` | the methods and habits of other platforms |
 //! | `power` | a disk in memory that loses power |
 //! | `process` | the test binary started again with a task |
 //! | `random` | seeded random numbers |
