@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde_testkit::process::{Process, TOO_LONG};
 use sqlite_tde_testkit::vfs::{FaultyVfs, Written, kind_of_file};
 use sqlite_tde_testkit::{Home, plain};
 
@@ -237,12 +237,8 @@ fn as_default_vfs_in_a_process_of_its_own() {
 
 #[test]
 fn temporary_files_of_a_plain_main_database_are_encrypted_under_a_default_vfs() {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["as_default_vfs_in_a_process_of_its_own", "--exact"])
-        .env(TASK, "1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let test = "as_default_vfs_in_a_process_of_its_own";
+    Process::start(test, TASK, "1").finish(TOO_LONG).unwrap();
     // And this is why: without it, the sorter writes what it sorts.
     let shown = sort_from_attached(false);
     assert!(shown.contains(&("temporary journal or sorter", "marker")), "{shown:?}");

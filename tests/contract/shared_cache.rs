@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use sqlite_tde::TdeConnection;
+use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::vfs::{Below, Call, File, Properties, TestVfs};
 use sqlite_tde_testkit::{Home, rows};
 
@@ -13,7 +14,7 @@ use sqlite_tde_testkit::{Home, rows};
 /// another.
 #[test]
 fn asking_for_keys_waits_for_whoever_is_in_the_file() {
-    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let full = process::full();
     let seconds = if full { 30 } else { 2 };
     for mode in ["WAL", "DELETE"] {
         let home = Home::new();

@@ -14,7 +14,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::Error;
 use sqlite_tde_testkit::between::{self, Call, Method, Watch};
-use sqlite_tde_testkit::{Home, one, plain};
+use sqlite_tde_testkit::{Home, beside, one, plain};
 
 const PAGE: usize = 1024;
 /// Bytes of an envelope, and of what a sector of a disk loses.
@@ -48,10 +48,6 @@ fn put(path: &Path, wanted: &[(String, Vec<u8>)]) {
     for (suffix, bytes) in wanted {
         fs::write(beside(path, suffix), bytes).unwrap();
     }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", path.display()))
 }
 
 fn of<'a>(files: &'a [(String, Vec<u8>)], wanted: &str) -> &'a [u8] {

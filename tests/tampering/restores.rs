@@ -8,13 +8,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::random::Random;
 use sqlite_tde_testkit::vfs::{FaultyVfs, Method};
-use sqlite_tde_testkit::{Home, one, rows};
+use sqlite_tde_testkit::{Home, assert_sound, one, rows};
 
 const PAGE: usize = 1024;
 /// Where the id of a log is in its header.
@@ -67,12 +66,6 @@ fn seen(db: &Connection) -> Result<Vec<String>, Error> {
         Ok(out)
     };
     dump().map_err(Error::from)
-}
-
-fn assert_sound(db: &Connection, what: &str) {
-    assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    let found = db.tde_verify("main", |_, _| ()).unwrap();
-    assert!(found.is_clean(), "{what}: {found:?}");
 }
 
 fn assert_refused(error: &Error, what: &str) {

@@ -185,14 +185,7 @@ impl FaultyVfs {
     /// Registers a new one over the VFS `base`.
     pub fn over(base: &str) -> Self {
         static CONFIGURE: Once = Once::new();
-        CONFIGURE.call_once(|| {
-            // Statement journals go to a file at once, and a sorter after one page, not 250.
-            // SAFETY: where SQLite is already in use, these answer SQLITE_MISUSE and do nothing.
-            unsafe {
-                ffi::sqlite3_config(ffi::SQLITE_CONFIG_STMTJRNL_SPILL, 0 as c_int);
-                ffi::sqlite3_config(ffi::SQLITE_CONFIG_PMASZ, 1 as c_int);
-            }
-        });
+        CONFIGURE.call_once(crate::spill_at_once);
         let faults = Faults {
             inner: Mutex::default(),
             longest: AtomicI32::new(c_int::MAX),
