@@ -12,6 +12,7 @@ use sqlite_tde::audit::{
 use sqlite_tde::provider::SecretSource;
 use sqlite_tde::{Error, Result};
 use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
+use sqlite_tde_testkit::set_mode;
 
 const TASK: &str = "SQLITE_TDE_TEST_AUDIT";
 /// Four entries with a path of 40 characters.
@@ -111,12 +112,6 @@ fn event(detail: &str) -> Event<'_> {
 
 fn system_time(text: &str) -> SystemTime {
     text.parse::<jiff::Timestamp>().unwrap().try_into().unwrap()
-}
-
-#[cfg(unix)]
-fn set_mode(path: &Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 fn is_log(name: &str) -> bool {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::{Home, dump, one, plain, rows};
+use sqlite_tde_testkit::{Home, assert_sound, dump, one, plain, rows};
 
 const PAGE_SIZES: [u32; 7] = [1024, 2048, 4096, 8192, 16384, 32768, 65536];
 const JOURNAL_MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
@@ -39,13 +39,6 @@ fn work(db: &Connection, what: &str) {
         }
         db.execute_batch(sql).unwrap_or_else(|error| panic!("{what}: {sql}: {error}"));
     }
-}
-
-fn assert_sound(db: &Connection, what: &str) {
-    assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    assert!(rows(db, "PRAGMA foreign_key_check").is_empty(), "{what}");
-    let found = db.tde_verify("main", |_, _| ()).unwrap();
-    assert!(found.is_clean(), "{what}: {found:?}");
 }
 
 #[test]

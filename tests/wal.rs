@@ -5,8 +5,7 @@ use std::path::Path;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::{Home, dump, one, plain, rows};
+use sqlite_tde_testkit::{Home, assert_sound, dump, one, plain, rows};
 
 const FILL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
@@ -14,12 +13,6 @@ const FILL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
 
 fn ok(db: &Connection, sql: &str) {
     db.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
-
-fn assert_sound(db: &Connection, what: &str) {
-    assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    let found = db.tde_verify("main", |_, _| ()).unwrap();
-    assert!(found.is_clean(), "{what}: {found:?}");
 }
 
 /// What a process that is killed leaves: the files as they are while connections are open.

@@ -5,13 +5,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
+use sqlite_tde_testkit::process::in_time;
 use sqlite_tde_testkit::service::{Service, State};
-use sqlite_tde_testkit::{Home, one};
+use sqlite_tde_testkit::{Home, code, one};
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 const INACCESSIBLE: i32 = 10 | 0x75 << 8;
@@ -51,22 +52,6 @@ fn read(db: &Connection) -> rusqlite::Result<i64> {
 
 fn write(db: &Connection) -> rusqlite::Result<usize> {
     db.execute("INSERT INTO t VALUES(2)", [])
-}
-
-fn code(error: &rusqlite::Error) -> i32 {
-    error.sqlite_error().map_or(0, |error| error.extended_code)
-}
-
-/// Tries again until it answers something, for a minute.
-fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(answer) = attempt() {
-            return answer;
-        }
-        assert!(Instant::now() < until, "{what}: never");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

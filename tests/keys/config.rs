@@ -13,6 +13,7 @@ use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::{Context, Cost};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{AuditPolicy, Cipher, Error, Tuning};
+use sqlite_tde_testkit::set_mode;
 use zeroize::Zeroizing;
 
 /// A directory with `text` as its configuration.
@@ -26,11 +27,6 @@ fn dir(text: &str) -> tempfile::TempDir {
 fn write(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
     set_mode(path, 0o600);
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    #[cfg(unix)]
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 
 fn load(text: &str) -> Config {

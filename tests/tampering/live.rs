@@ -10,9 +10,9 @@ use std::path::PathBuf;
 
 use rusqlite::Connection;
 use sqlite_tde::{Cipher, Error, TdeConnection};
-use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::process::full;
-use sqlite_tde_testkit::twin::{PAGE, TRAILER, Tally, beside};
+use sqlite_tde_testkit::twin::{PAGE, TRAILER, Tally};
+use sqlite_tde_testkit::{Home, beside};
 
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
 const FRAMES_AT: u64 = 1024;

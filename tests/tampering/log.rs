@@ -10,9 +10,10 @@
 
 use rusqlite::ErrorCode;
 use sqlite_tde::{Cipher, Error};
+use sqlite_tde_testkit::beside;
 use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::twin::{
-    Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin, beside,
+    Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin,
 };
 
 const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];

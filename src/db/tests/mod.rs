@@ -2,6 +2,7 @@
 
 mod copies;
 mod emptied;
+pub(crate) mod faulty;
 mod slots;
 mod waiting;
 
