@@ -21,6 +21,7 @@ LAYERS = """
     settings
     audit
     provider
+    table
     suite
     secret
     process

@@ -21,12 +21,15 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::derived::Derived;
+use super::registry::Kind;
 use super::runs::{Ours, Runs};
 use super::{
-    Answer, Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, UnwrapRequest,
-    VersionRequest, WaitsFor, WrapRequest, Wrapped, wrap,
+    Answer, Ask, Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, Source,
+    UnwrapRequest, VersionRequest, WaitsFor, WrapRequest, Wrapped, wrap,
 };
+use crate::error;
 use crate::secret::{KEY_LEN, Secret, fill_random};
+use crate::table::{self, Table};
 
 const MECHANISM: &str = "argon2id+xaes-256-gcm";
 const FORMAT: u8 = 1;
@@ -68,6 +71,20 @@ impl Default for Cost {
 }
 
 impl Cost {
+    /// Each in its bounds; memory times iterations are checked when it is used.
+    fn read(table: &mut Table<'_>) -> table::Result<Self> {
+        let Self { memory_kib, iterations, parallelism } = Self::default();
+        let max = |max: u32| u64::from(max);
+        Ok(Self {
+            memory_kib: table
+                .or("memory_kib", memory_kib, |value| value.number(8..=max(MEMORY_MAX_KIB)))?,
+            iterations: table
+                .or("iterations", iterations, |value| value.number(1..=max(ITERATIONS_MAX)))?,
+            parallelism: table
+                .or("parallelism", parallelism, |value| value.number(1..=max(PARALLELISM_MAX)))?,
+        })
+    }
+
     /// Kibibytes filled, over all iterations.
     pub(crate) fn work_kib(self) -> u64 {
         u64::from(self.memory_kib) * u64::from(self.iterations)
@@ -123,6 +140,32 @@ impl Passphrase {
         let passphrase = self.source.read(what)?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, header.params()?);
         hash(&argon2, &passphrase, &header.salt)
+    }
+}
+
+/// Passphrases as the configuration describes them: `type = "passphrase"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassphraseTable {
+    /// The source of the passphrases.
+    pub passphrase: Source,
+    /// The cost of a derivation.
+    pub cost: Cost,
+}
+
+impl Kind for PassphraseTable {
+    type Provider = Passphrase;
+
+    const NAME: &'static str = "passphrase";
+
+    fn read(table: &mut Table<'_>) -> table::Result<Self> {
+        Ok(Self {
+            passphrase: Source::read(table.need("passphrase")?)?,
+            cost: table.group("cost", Cost::read)?,
+        })
+    }
+
+    fn build(&self, ask: Option<&Ask>) -> error::Result<Passphrase> {
+        Ok(Passphrase::new(self.passphrase.secret(ask)).cost(self.cost))
     }
 }
 

@@ -6,15 +6,18 @@
 
 use base64ct::{Base64, Encoding};
 
+use super::registry::Kind;
 use super::runs::{Ours, Runs};
 use super::source::without_line_end;
 use super::wrap::{self, MECHANISM};
 use super::{
-    Answer, KeyProvider, ProviderError, SecretSource, UnwrapRequest, VersionRequest, WaitsFor,
-    WrapRequest, Wrapped,
+    Answer, Ask, KeyProvider, ProviderError, SecretSource, Source, UnwrapRequest, VersionRequest,
+    WaitsFor, WrapRequest, Wrapped,
 };
+use crate::error;
 use crate::secret::{KEY_LEN, Secret};
 use crate::suite::hkdf;
+use crate::table::{self, Table};
 
 const HEX_LEN: usize = 2 * KEY_LEN;
 const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
@@ -55,6 +58,31 @@ impl RawKey {
             ))
         })?;
         Ok(Key::new(secret))
+    }
+}
+
+/// A raw key as the configuration describes it: `type = "raw"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawKeyTable {
+    /// The source of the key.
+    pub key: Source,
+}
+
+impl Kind for RawKeyTable {
+    type Provider = RawKey;
+
+    const NAME: &'static str = "raw";
+
+    fn read(table: &mut Table<'_>) -> table::Result<Self> {
+        Ok(Self { key: Source::read(table.need("key")?)? })
+    }
+
+    fn summary(&self) -> String {
+        "raw key".to_owned()
+    }
+
+    fn build(&self, ask: Option<&Ask>) -> error::Result<RawKey> {
+        Ok(RawKey::new(self.key.secret(ask)))
     }
 }
 

@@ -11,12 +11,69 @@ use zeroize::Zeroizing;
 
 use super::runs::Runs;
 use super::{ProviderError, WaitsFor};
+use crate::table::{self, Value};
 
 /// No passphrase, PIN or key text is longer.
 const MAX_LEN: usize = 4096;
 
 /// Asks a person; the argument names the secret.
-type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
+pub type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
+
+/// A source as the configuration names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// A file that only its owner may read or write.
+    File(PathBuf),
+    /// An open descriptor of the process.
+    Descriptor(i32),
+    /// A variable of the environment.
+    Environment(String),
+    /// A question to the user; [`crate::config::Config::prompt`] asks it.
+    Prompt,
+}
+
+impl Source {
+    /// The source in a table of the configuration. Any other value may be the secret itself.
+    pub(crate) fn read(value: Value<'_>) -> table::Result<Self> {
+        let expected = value.wrong(
+            "expected where the secret is: { file = \"..\" }, { fd = 3 }, { env = \"..\" } or \
+             { prompt = true }; the secret itself must not be here",
+        );
+        let Ok(table) = value.table() else { return Err(expected) };
+        let sources = table.read(|table| {
+            Ok([
+                table.maybe("file", |value| value.path().map(Self::File))?,
+                table.maybe("fd", |fd| fd.number(0..=i32::MAX as u64).map(Self::Descriptor))?,
+                table.maybe("env", |value| match value.text()? {
+                    name if name.contains('=') => Err(value.wrong("no variable has = in its name")),
+                    name => Ok(Self::Environment(name.to_owned())),
+                })?,
+                table.maybe("prompt", Value::flag)?.filter(|asked| *asked).map(|_| Self::Prompt),
+            ])
+        })?;
+        let mut found = sources.into_iter().flatten();
+        match (found.next(), found.next()) {
+            (Some(source), None) => Ok(source),
+            _ => Err(expected),
+        }
+    }
+
+    /// The source itself; without `ask` a prompt is an error when it is read.
+    pub(crate) fn secret(&self, ask: Option<&Ask>) -> SecretSource {
+        match self {
+            Self::File(path) => SecretSource::File(path.clone()),
+            Self::Descriptor(number) => SecretSource::descriptor(*number),
+            Self::Environment(name) => SecretSource::Environment(name.clone()),
+            Self::Prompt => SecretSource::Prompt(ask.cloned().unwrap_or_else(|| {
+                Arc::new(|what| {
+                    let text = format!("{what} is to be asked for, and this program cannot ask");
+                    Err(io::Error::new(io::ErrorKind::Unsupported, text))
+                })
+            })),
+        }
+    }
+}
 
 /// The source of a passphrase, a PIN or a key, read each time it is needed.
 #[derive(Clone)]

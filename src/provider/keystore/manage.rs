@@ -7,10 +7,10 @@ use subtle::ConstantTimeEq;
 use super::file;
 use super::info::{KeyInfo, KeyRules};
 use super::passphrase::Unlocked;
-use super::store::{Store, StoredKey, StoredVersion, is_name};
+use super::store::{Store, StoredKey, StoredVersion};
 use super::{Keystore, now};
 use crate::error::{Error, Result};
-use crate::provider::{ProviderError, SecretSource};
+use crate::provider::{ProviderError, SecretSource, is_name};
 use crate::secret::Secret;
 
 /// Default recovery period of a deleted key, in days.

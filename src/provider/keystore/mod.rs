@@ -17,6 +17,7 @@ mod manage;
 mod material;
 mod passphrase;
 mod store;
+mod table;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -33,6 +34,7 @@ pub use self::info::{KeyInfo, KeyRules, KeyVersionInfo, Operation};
 pub use self::manage::RECOVERY_DAYS;
 use self::passphrase::{Params, Unlocked};
 use self::store::{Store, StoredVersion};
+pub use self::table::KeystoreTable;
 use super::derived::Derived;
 use super::runs::{Ours, Runs};
 use super::wrap::{self, MECHANISM};

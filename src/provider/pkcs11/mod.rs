@@ -27,12 +27,14 @@ mod keys;
 mod mechanism;
 mod module;
 mod session;
+mod table;
 
 use std::fmt;
 use std::path::PathBuf;
 
 pub use admin::TokenKey;
 pub use mechanism::Mechanism;
+pub use table::Pkcs11Table;
 
 use self::blob::Binding;
 use self::failure::{Cause, Failure, cause, words};
