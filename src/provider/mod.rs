@@ -8,12 +8,10 @@
 mod command;
 pub mod conformance;
 mod derived;
-mod error;
 mod keystore;
 mod passphrase;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
-mod pool;
 mod raw;
 mod registered;
 pub(crate) mod registry;
@@ -22,9 +20,10 @@ mod runs;
 mod source;
 mod wrap;
 
+pub use crate::error::provider::{ProviderError, Reason};
+pub use crate::process::Deadline;
 #[cfg(unix)]
 pub use command::Command;
-pub use error::{ProviderError, Reason};
 pub use keystore::{
     DEFAULT_KEY, KeyFormat, KeyInfo, KeyRules, KeyVersionInfo, Keystore, KeystoreTable, Operation,
     RECOVERY_DAYS,
@@ -36,15 +35,22 @@ pub use pkcs11::{Mechanism, Pkcs11, Pkcs11Table, Token, TokenKey};
 pub use raw::{RawKey, RawKeyTable};
 pub(crate) use registered::{Call, Registered};
 pub use request::{
-    Answer, Context, Deadline, RequestId, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+    Answer, Context, RequestId, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
 pub use source::{Ask, Descriptor, SecretSource, Source};
 
 use self::runs::{Ours, Runs};
-use crate::secret::Secret;
+use crate::secret::{Secret, fill_random};
 
 /// The version of keys without versions: always the first.
 const ONLY_VERSION: &str = "1";
+
+/// Random bytes, such as a nonce or a salt.
+fn random<const N: usize>() -> Result<[u8; N], ProviderError> {
+    let mut bytes = [0; N];
+    fill_random(&mut bytes).map_err(|error| ProviderError::unreachable(error.to_string()))?;
+    Ok(bytes)
+}
 
 /// Whether `text` can be the name of a provider or of a key in the keystore: 1 to 64 of
 /// `[A-Za-z0-9._-]`.

@@ -25,10 +25,10 @@ use super::registry::Kind;
 use super::runs::{Ours, Runs};
 use super::{
     Answer, Ask, Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, Source,
-    UnwrapRequest, VersionRequest, WaitsFor, WrapRequest, Wrapped, wrap,
+    UnwrapRequest, VersionRequest, WaitsFor, WrapRequest, Wrapped, random, wrap,
 };
 use crate::error;
-use crate::secret::{KEY_LEN, Secret, fill_random};
+use crate::secret::{KEY_LEN, Secret};
 use crate::table::{self, Table};
 
 const MECHANISM: &str = "argon2id+xaes-256-gcm";
@@ -90,7 +90,15 @@ impl Cost {
         u64::from(self.memory_kib) * u64::from(self.iterations)
     }
 
-    fn is_bounded(self) -> bool {
+    /// Argon2id of `passphrase` at this cost.
+    pub(super) fn derive(self, passphrase: &[u8], salt: &[u8]) -> Result<Secret, ProviderError> {
+        let Self { memory_kib, iterations, parallelism } = self;
+        let params = Params::new(memory_kib, iterations, parallelism, Some(KEY_LEN))
+            .map_err(|error| ProviderError::damaged(format!("passphrase: {error}")))?;
+        hash(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params), passphrase, salt)
+    }
+
+    pub(super) fn is_bounded(self) -> bool {
         let Self { memory_kib, iterations, parallelism } = self;
         (1..=PARALLELISM_MAX).contains(&parallelism)
             && (1..=ITERATIONS_MAX).contains(&iterations)
@@ -137,9 +145,7 @@ impl Passphrase {
     }
 
     fn ask_and_derive(&self, what: &str, header: &Header) -> Result<Secret, ProviderError> {
-        let passphrase = self.source.read(what)?;
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, header.params()?);
-        hash(&argon2, &passphrase, &header.salt)
+        header.cost.derive(&self.source.read(what)?, &header.salt)
     }
 }
 
@@ -251,9 +257,7 @@ impl Header {
             let text = format!("passphrase: a cost of {cost} is out of bounds: set another");
             return Err(ProviderError::denied(text));
         }
-        let mut salt = [0; SALT_LEN];
-        fill_random(&mut salt).map_err(|error| ProviderError::unreachable(error.to_string()))?;
-        Ok(Self { cost, salt })
+        Ok(Self { cost, salt: random()? })
     }
 
     fn encode(&self) -> [u8; HEADER_LEN] {
@@ -294,12 +298,6 @@ impl Header {
         let mut aad = wrap::aad(context, key_id, 1);
         aad.extend_from_slice(&self.encode());
         aad
-    }
-
-    fn params(&self) -> Result<Params, ProviderError> {
-        let Cost { memory_kib, iterations, parallelism } = self.cost;
-        Params::new(memory_kib, iterations, parallelism, Some(KEY_LEN))
-            .map_err(|error| ProviderError::damaged(format!("wrapped key: {error}")))
     }
 }
 

@@ -4,8 +4,6 @@
 //! credential of systemd's, a file on a stick. The key is read anew for each call and is in memory
 //! for that long.
 
-use base64ct::{Base64, Encoding};
-
 use super::registry::Kind;
 use super::runs::{Ours, Runs};
 use super::source::without_line_end;
@@ -15,12 +13,9 @@ use super::{
     WaitsFor, WrapRequest, Wrapped,
 };
 use crate::error;
-use crate::secret::{KEY_LEN, Secret};
+use crate::secret::{BASE64_LEN, HEX_LEN, KEY_LEN, Secret};
 use crate::suite::hkdf;
 use crate::table::{self, Table};
-
-const HEX_LEN: usize = 2 * KEY_LEN;
-const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
 
 /// Label of the check value, which reveals nothing of the key.
 const CHECK_LABEL: &[u8] = b"sqlite-tde v1 raw key check";
@@ -154,22 +149,10 @@ fn parse(bytes: &[u8]) -> Option<Secret> {
     let text = without_line_end(bytes);
     match (bytes.len(), text.len()) {
         (KEY_LEN, _) if !is_text(bytes) => Secret::from_slice(bytes),
-        (_, HEX_LEN) => decode(|key| base16ct::mixed::decode(text, key).ok().map(<[u8]>::len)),
-        (_, BASE64_LEN) => {
-            let text = std::str::from_utf8(text).ok()?;
-            decode(|key| Base64::decode(text, key).ok().map(<[u8]>::len))
-        }
+        (_, HEX_LEN) => Secret::from_hex(text),
+        (_, BASE64_LEN) => Secret::from_base64(text),
         _ => None,
     }
-}
-
-/// A key that `decode` fills, if it filled all of it.
-fn decode(decode: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<Secret> {
-    let fill = |key: &mut [u8; KEY_LEN]| match decode(key) {
-        Some(KEY_LEN) => Ok(()),
-        _ => Err(()),
-    };
-    Secret::fill_with(fill).ok()
 }
 
 fn is_text(bytes: &[u8]) -> bool {

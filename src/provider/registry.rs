@@ -46,8 +46,8 @@ macro_rules! kinds {
             $($(#[$doc])* $(#[cfg($condition)])? $kind($table),)*
         }
 
-        /// The value of `type` for each kind, and how the rest of its table is read; the error for a
-        /// kind that this build lacks.
+        /// The value of `type` for each kind, and the reader of its table; for a kind that this
+        /// build lacks, the error.
         pub(crate) const KINDS: &[(&str, Result<Read, &str>)] = &[$(
             $(#[cfg($condition)])?
             (<$table>::NAME, Ok(|table| <$table>::read(table).map(Provider::$kind))),

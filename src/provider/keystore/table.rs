@@ -11,8 +11,8 @@ use crate::table::{self, Table, Value};
 /// A keystore as the configuration describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeystoreTable {
-    /// The directory of the file. Default: in `config.toml` the directory of that file, else that of
-    /// the embedded keystore.
+    /// The directory of the file. Default: the directory of `config.toml`, or without that file
+    /// the embedded keystore's.
     pub dir: Option<PathBuf>,
     /// The source of the file's passphrase, if it has one.
     pub passphrase: Option<Source>,
