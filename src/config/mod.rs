@@ -13,10 +13,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-#[cfg(feature = "pkcs11")]
-pub use crate::provider::Pkcs11Table;
 pub use crate::provider::registry::Provider;
-pub use crate::provider::{Ask, KeystoreTable, PassphraseTable, RawKeyTable, Source};
+pub use crate::provider::{Ask, Source};
 pub use crate::table::duration;
 
 pub use crate::settings::identity::Pins;

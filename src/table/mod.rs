@@ -34,22 +34,26 @@ impl Wrong {
     }
 }
 
+/// A place in the file.
+struct Place<'t> {
+    /// The directory that relative paths start at.
+    dir: &'t Path,
+    /// The names that lead there.
+    path: String,
+    at: usize,
+}
+
 /// A table, and which of its fields were asked for.
 pub(crate) struct Table<'t> {
     fields: &'t DeTable<'t>,
-    /// The directory that relative paths start at.
-    dir: &'t Path,
-    path: String,
-    at: usize,
+    place: Place<'t>,
     known: Vec<&'static str>,
 }
 
-/// A value and its name.
+/// A value and its place.
 pub(crate) struct Value<'t> {
     value: &'t DeValue<'t>,
-    dir: &'t Path,
-    path: String,
-    at: usize,
+    place: Place<'t>,
 }
 
 /// The whole file.
@@ -62,15 +66,28 @@ pub(crate) fn parse(text: &str) -> Result<Spanned<DeTable<'_>>> {
     })
 }
 
+impl<'t> Place<'t> {
+    /// The place of the field `name` of the table here.
+    fn field(&self, name: &str, at: usize) -> Self {
+        let dot = if self.path.is_empty() { "" } else { "." };
+        Place { dir: self.dir, path: format!("{}{dot}{name}", self.path), at }
+    }
+
+    fn wrong(&self, what: impl Into<String>) -> Wrong {
+        Wrong { at: self.at, field: self.path.clone(), what: what.into() }
+    }
+}
+
 impl<'t> Table<'t> {
     /// The whole file, which is in `dir`.
     pub fn root(parsed: &'t Spanned<DeTable<'t>>, dir: &'t Path) -> Self {
-        Self { fields: parsed.get_ref(), dir, path: String::new(), at: 0, known: Vec::new() }
+        let place = Place { dir, path: String::new(), at: 0 };
+        Self { fields: parsed.get_ref(), place, known: Vec::new() }
     }
 
     /// The directory that relative paths start at.
     pub fn dir(&self) -> &'t Path {
-        self.dir
+        self.place.dir
     }
 
     /// The result of `read`; a field that it did not ask for is refused.
@@ -78,11 +95,10 @@ impl<'t> Table<'t> {
         let found = read(&mut self)?;
         let unknown = |name: &str| !self.known.contains(&name);
         match self.fields.keys().find(|name| unknown(name.get_ref())) {
-            Some(name) => Err(Wrong {
-                at: name.span().start,
-                field: join(&self.path, name.get_ref()),
-                what: format!("there is no such field here; known are {}", self.known.join(", ")),
-            }),
+            Some(name) => Err(self.place.field(name.get_ref(), name.span().start).wrong(format!(
+                "there is no such field here; known are {}",
+                self.known.join(", ")
+            ))),
             None => Ok(found),
         }
     }
@@ -96,14 +112,11 @@ impl<'t> Table<'t> {
 
     /// The field `name`, which has to be there.
     pub fn need(&mut self, name: &'static str) -> Result<Value<'t>> {
-        self.get(name).ok_or_else(|| Wrong {
-            at: self.at,
-            field: join(&self.path, name),
-            what: "this is missing".to_owned(),
-        })
+        let missing = self.place.field(name, self.place.at);
+        self.get(name).ok_or_else(|| missing.wrong("this is missing"))
     }
 
-    /// What `read` makes of the field `name`, or `default` where it is not there.
+    /// The result of `read` for the field `name`, or `default` without that field.
     pub fn or<T>(
         &mut self,
         name: &'static str,
@@ -113,7 +126,7 @@ impl<'t> Table<'t> {
         self.get(name).map_or(Ok(default), read)
     }
 
-    /// What `read` makes of the table `name`, or the default where it is not there.
+    /// The result of `read` for the table `name`, or the default without that table.
     pub fn group<T: Default>(
         &mut self,
         name: &'static str,
@@ -122,7 +135,7 @@ impl<'t> Table<'t> {
         self.or(name, T::default(), |value| value.fields(read))
     }
 
-    /// What `read` makes of the field `name`, if it is there.
+    /// The result of `read` for the field `name`, if it is there.
     pub fn maybe<T>(
         &mut self,
         name: &'static str,
@@ -141,26 +154,22 @@ impl<'t> Table<'t> {
 
     /// A mistake in the table as a whole.
     pub fn wrong(&self, what: impl Into<String>) -> Wrong {
-        Wrong { at: self.at, field: self.path.clone(), what: what.into() }
+        self.place.wrong(what)
     }
 
     fn value(&self, name: &str, value: &'t Spanned<DeValue<'t>>) -> Value<'t> {
-        let path = join(&self.path, name);
-        Value { value: value.get_ref(), dir: self.dir, path, at: value.span().start }
+        Value { value: value.get_ref(), place: self.place.field(name, value.span().start) }
     }
 }
 
 impl<'t> Value<'t> {
     pub fn wrong(&self, what: impl Into<String>) -> Wrong {
-        Wrong { at: self.at, field: self.path.clone(), what: what.into() }
+        self.place.wrong(what)
     }
 
     pub fn table(self) -> Result<Table<'t>> {
         match self.value {
-            DeValue::Table(fields) => {
-                let (dir, path, at) = (self.dir, self.path, self.at);
-                Ok(Table { fields, dir, path, at, known: Vec::new() })
-            }
+            DeValue::Table(fields) => Ok(Table { fields, place: self.place, known: Vec::new() }),
             _ => Err(self.wrong("expected a table")),
         }
     }
@@ -217,9 +226,11 @@ impl<'t> Value<'t> {
         };
         let value = |(n, value): (usize, &'t Spanned<DeValue<'t>>)| Value {
             value: value.get_ref(),
-            dir: self.dir,
-            path: format!("{}[{n}]", self.path),
-            at: value.span().start,
+            place: Place {
+                path: format!("{}[{n}]", self.place.path),
+                at: value.span().start,
+                ..self.place
+            },
         };
         Ok(values.iter().enumerate().map(value).collect())
     }
@@ -240,10 +251,6 @@ impl<'t> Value<'t> {
 
     /// A path; a relative one starts at the directory of the file.
     pub fn path(self) -> Result<PathBuf> {
-        Ok(self.dir.join(self.text()?))
+        Ok(self.place.dir.join(self.text()?))
     }
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }

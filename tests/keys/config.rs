@@ -7,13 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlite_tde::config::{
-    Audit, BelowMin, Config, KeystoreTable, Layer, PassphraseTable, Policy, Provider, RawKeyTable,
-    Source, duration, home,
+    Audit, BelowMin, Config, Layer, Policy, Provider, Source, duration, home,
 };
 #[cfg(unix)]
 use sqlite_tde::provider::Command;
 use sqlite_tde::provider::conformance::Direct;
-use sqlite_tde::provider::{Context, Cost};
+use sqlite_tde::provider::{Context, Cost, KeystoreTable, PassphraseTable, RawKeyTable};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{AuditPolicy, Cipher, Error, Tuning};
 use zeroize::Zeroizing;

@@ -20,7 +20,7 @@ mod store;
 mod table;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -154,14 +154,6 @@ impl Keystore {
     pub fn list(&self) -> Result<Vec<KeyInfo>> {
         let store = self.load()?.unwrap_or_default();
         Ok(store.keys.iter().map(store::StoredKey::info).collect())
-    }
-
-    fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    fn source(&self) -> Option<&SecretSource> {
-        self.source.as_ref()
     }
 
     /// The file as it is; its MAC is not checked.
