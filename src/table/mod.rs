@@ -152,7 +152,8 @@ impl<'t> Table<'t> {
         })
     }
 
-    /// A mistake in the table as a whole.
+    /// A mistake in the table as a whole. Not every set of features has a table that can have one.
+    #[cfg_attr(not(feature = "pkcs11"), allow(dead_code))]
     pub fn wrong(&self, what: impl Into<String>) -> Wrong {
         self.place.wrong(what)
     }
