@@ -4,14 +4,15 @@
 //! [`last_error`] keeps the newest one of each thread, because a host that only sees SQLite's codes
 //! can ask for the words afterwards (`SELECT tde_last_error()`).
 
+pub(crate) mod provider;
+
 use std::cell::RefCell;
 use std::os::raw::c_int;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::ffi;
-
-use crate::provider::ProviderError;
+use provider::ProviderError;
 
 /// `Result` with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -72,6 +72,7 @@ pub mod provider;
 pub mod secret;
 mod settings;
 mod suite;
+mod table;
 #[allow(unsafe_code)]
 mod vfs;
 

@@ -59,7 +59,7 @@ use self::verify::{HeadState, Torn, Walk};
 use crate::error::{Error, Result};
 use crate::process;
 use crate::provider::SecretSource;
-use crate::secret::{KEY_LEN, Secret};
+use crate::secret::{BASE64_LEN, KEY_LEN, Secret};
 
 /// The directory of a log, its key, and its maximum size.
 #[derive(Debug, Clone)]
@@ -267,18 +267,14 @@ fn read_keys(options: &AuditOptions) -> Result<Keys> {
     let source = options.key.clone().unwrap_or_else(own);
     let failed = |what: String| Error::Audit(format!("audit key: {what}"));
     let text = source.read("audit key").map_err(|error| failed(error.to_string()))?;
-    let key = Secret::fill_with(|key| match Base64::decode(&*text, key) {
-        Ok(bytes) if bytes.len() == KEY_LEN => Ok(()),
-        _ => Err(failed(format!("{source} is not base64 of {KEY_LEN} bytes"))),
-    })?;
-    Ok(Keys::new(&key))
+    let not = || failed(format!("{source} is not base64 of {KEY_LEN} bytes"));
+    Secret::from_base64(&text).map(|key| Keys::new(&key)).ok_or_else(not)
 }
 
 fn create_key(options: &AuditOptions) -> Result<()> {
-    const TEXT_LEN: usize = 44;
     let key = Secret::random()?;
-    let mut text = Zeroizing::new([b'\n'; TEXT_LEN + 1]);
-    let encoded = Base64::encode(key.expose(), &mut text[..TEXT_LEN]);
+    let mut text = Zeroizing::new([b'\n'; BASE64_LEN + 1]);
+    let encoded = Base64::encode(key.expose(), &mut text[..BASE64_LEN]);
     encoded.map_err(|error| Error::Audit(format!("audit key: {error}")))?;
     files::write_whole(&options.dir, files::KEY, &*text)
 }

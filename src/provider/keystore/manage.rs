@@ -7,10 +7,10 @@ use subtle::ConstantTimeEq;
 use super::file;
 use super::info::{KeyInfo, KeyRules};
 use super::passphrase::Unlocked;
-use super::store::{Store, StoredKey, StoredVersion, is_name};
+use super::store::{Store, StoredKey, StoredVersion};
 use super::{Keystore, now};
 use crate::error::{Error, Result};
-use crate::provider::{ProviderError, SecretSource};
+use crate::provider::{ProviderError, SecretSource, is_name};
 use crate::secret::Secret;
 
 /// Default recovery period of a deleted key, in days.
@@ -223,7 +223,7 @@ impl Keystore {
     /// [`Keystore::create`].
     pub fn set_passphrase(&self, source: &SecretSource) -> Result<()> {
         let unlocked = self.derive(source)?;
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         let store = match self.decode_file()? {
             Some((_, found)) if found.passphrase().is_some() => {
                 let text = "the keystore has a passphrase already: change that one";
@@ -242,7 +242,7 @@ impl Keystore {
     pub fn change_passphrase(&self, source: &SecretSource) -> Result<()> {
         self.unlock_protected()?;
         let unlocked = self.derive(source)?;
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         self.reseal(&self.unlock_protected()?, Some(unlocked))
     }
 
@@ -252,7 +252,7 @@ impl Keystore {
     /// [`Error::Usage`] if it has no passphrase; else as [`Keystore::create`].
     pub fn remove_passphrase(&self) -> Result<()> {
         self.unlock_protected()?;
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         self.reseal(&self.unlock_protected()?, None)
     }
 
@@ -265,7 +265,7 @@ impl Keystore {
 
     /// The caller holds the lock.
     fn reseal(&self, store: &Store, unlocked: Option<Arc<Unlocked>>) -> Result<()> {
-        file::write(self.dir(), &store.sealed_under(unlocked.clone())?)?;
+        file::write(&self.dir, &store.sealed_under(unlocked.clone())?)?;
         self.remember(unlocked);
         Ok(())
     }
@@ -287,14 +287,14 @@ impl Keystore {
             Some(_) => None,
             None => Some(self.empty()?),
         };
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         let store = match self.load()? {
             Some(store) => Some(store),
             None => new,
         };
         let mut store = store.map_or_else(|| self.empty(), Ok)?;
         let answer = change(&mut store)?;
-        file::write(self.dir(), &store)?;
+        file::write(&self.dir, &store)?;
         if store.unlocked.is_some() {
             self.remember(store.unlocked);
         }
@@ -309,7 +309,7 @@ impl Keystore {
 
     /// A keystore without keys, under the passphrase if there is one.
     fn empty(&self) -> Result<Store, ProviderError> {
-        let unlocked = self.source().map(|source| self.derive(source)).transpose()?;
+        let unlocked = self.source.as_ref().map(|source| self.derive(source)).transpose()?;
         Ok(Store { unlocked, ..Store::default() })
     }
 

@@ -9,10 +9,8 @@ use super::info::{KeyInfo, KeyRules, KeyVersionInfo, Operation, utc};
 use super::material::Material;
 use super::passphrase::Unlocked;
 use crate::error::{Error, Result};
-use crate::provider::ProviderError;
+use crate::provider::{ProviderError, is_name};
 use crate::secret::Secret;
-
-const NAME_MAX_LEN: usize = 64;
 
 /// The content of the file.
 #[derive(Default)]
@@ -271,10 +269,4 @@ impl StoredVersion {
         let Self { version, created, enabled, not_before, not_after, .. } = *self;
         KeyVersionInfo { version, created, enabled, not_before, not_after }
     }
-}
-
-/// 1 to 64 of `[A-Za-z0-9._-]`.
-pub(super) fn is_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=NAME_MAX_LEN).contains(&name.len()) && name.bytes().all(allowed)
 }
