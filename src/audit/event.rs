@@ -186,9 +186,10 @@ pub struct Entry {
     /// The key's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_version: Option<String>,
-    /// How long it took, in microseconds.
+    /// How long it took; whole microseconds in the line.
+    #[serde(rename = "duration_us", with = "micros")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub duration_us: Option<u64>,
+    pub duration: Option<Duration>,
     /// Our name of a provider's call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -232,7 +233,7 @@ impl Entry {
             provider: name(event.provider),
             key: name(event.key),
             key_version: name(event.key_version),
-            duration_us: event.duration.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+            duration: event.duration,
             request_id: name(event.request_id),
             service_request_id: name(event.service_request_id),
             detail: event.detail.map(|text| bounded(text, 1024)),
@@ -243,6 +244,25 @@ impl Entry {
             recovered: None,
             suspect: None,
         }
+    }
+}
+
+/// A duration as a number of microseconds.
+mod micros {
+    use super::{Deserialize, Duration, Serialize};
+
+    pub(super) fn serialize<S>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error>
+    where
+        S: serde::Serializer,
+    {
+        duration.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D>(from: D) -> Result<Option<Duration>, D::Error>
+    where
+        D: serde::Deserializer<'de>,
+    {
+        Ok(Option::deserialize(from)?.map(Duration::from_micros))
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) use views::{Attached, Cell, VIEWS, View};
 use crate::db::Database;
 use crate::db::host::Host;
 use crate::error::{Error, Result};
+use crate::process::time::unless_never;
 
 /// How long a key operation waits for other connections that write.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
@@ -138,13 +139,12 @@ impl Command {
             }
             Self::Add(new) => {
                 let read_only = rest.next().flatten().is_some_and(|flag| flag != "0");
-                let not_after = match rest.next().flatten() {
-                    None => 0,
-                    Some(text) => text.parse().map_err(|_| {
+                let seconds = rest.next().flatten().map_or(Ok(0), |text| {
+                    text.parse().map_err(|_| {
                         Error::Usage(format!("{name}: {text} is no time in Unix seconds"))
-                    })?,
-                };
-                Self::Add(new.read_only(read_only).not_after(not_after))
+                    })
+                })?;
+                Self::Add(new.read_only(read_only).not_after(unless_never(seconds)))
             }
             command => command,
         };

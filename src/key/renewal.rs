@@ -8,9 +8,10 @@ use super::access::RevokeReason;
 use super::cipher::lock;
 use super::envelope::{Envelope, ProtectorRecord};
 use super::keyring::Keyring;
-use super::protector::{Protectors, check_time, now};
+use super::protector::{Protectors, check_time};
 use crate::audit::{Event, EventKind};
 use crate::error::Error;
+use crate::process::time::now;
 use crate::provider::{ProviderError, WaitsFor};
 
 impl Keyring {

@@ -6,12 +6,14 @@
 //! | this one | all reads of process state; no other module reads it |
 //! | `threads.rs` | threads of ours |
 //! | `forks.rs` | telling a forked child from its parent |
+//! | `time.rs` | the time, and its forms |
 //!
 //! The working directory and the program's name are read once, at the first use: both may change
 //! under a library that was loaded long ago.
 
 pub(crate) mod forks;
 pub(crate) mod threads;
+pub(crate) mod time;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::io::Storage;
 use crate::key::auditor::about;
 use crate::key::envelope::{PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{may_write, now};
+use crate::key::protector::may_write;
+use crate::process::time::now;
 
 /// One step of a change: from a record as read to its replacement.
 pub(crate) enum Step {

@@ -22,7 +22,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use etcetera::BaseStrategy;
 use zeroize::Zeroizing;
@@ -42,6 +41,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::process;
+use crate::process::time::now;
 use crate::secret::Secret;
 
 /// The service-managed key: the one that [`Keystore`] creates by itself when it first wraps.
@@ -381,11 +381,6 @@ impl KeyProvider for Keystore {
     fn runs(&self, _: Ours) -> Runs {
         self.source.as_ref().map_or(Runs::Here, SecretSource::runs)
     }
-}
-
-/// Seconds since 1970; 0 for a clock that is set before.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 fn not_done(error: Error) -> ProviderError {
