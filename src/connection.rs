@@ -148,7 +148,10 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
     let connection = Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
         .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))?;
     let is_heard = options.said == Layer::default()
-        || !matches!(with_database(&connection, "main", |_| Ok(())), Err(Error::NotEncrypted));
+        || !matches!(
+            with_database(&connection, "main", false, |_| Ok(())),
+            Err(Error::NotEncrypted)
+        );
     if is_heard {
         return Ok(connection);
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::chain::hex;
 use crate::error::Error;
@@ -187,7 +187,7 @@ pub struct Entry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_version: Option<String>,
     /// How long it took; whole microseconds in the line.
-    #[serde(rename = "duration_us", with = "micros")]
+    #[serde(rename = "duration_us", serialize_with = "micros", deserialize_with = "from_micros")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<Duration>,
     /// Our name of a provider's call.
@@ -247,23 +247,12 @@ impl Entry {
     }
 }
 
-/// A duration as a number of microseconds.
-mod micros {
-    use super::{Deserialize, Duration, Serialize};
+fn micros<S: Serializer>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    duration.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)).serialize(to)
+}
 
-    pub(super) fn serialize<S>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error>
-    where
-        S: serde::Serializer,
-    {
-        duration.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)).serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D>(from: D) -> Result<Option<Duration>, D::Error>
-    where
-        D: serde::Deserializer<'de>,
-    {
-        Ok(Option::deserialize(from)?.map(Duration::from_micros))
-    }
+fn from_micros<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    Ok(Option::deserialize(from)?.map(Duration::from_micros))
 }
 
 /// The last part of the name that this process was started by, or of its file.

@@ -56,7 +56,7 @@ pub use verify::{Finding, Verdict, verify};
 use self::chain::{Head, Keys, Link, Mac};
 use self::files::End;
 use self::verify::{HeadState, Torn, Walk};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 use crate::process;
 use crate::provider::SecretSource;
 use crate::secret::{KEY_LEN, Secret};
@@ -202,11 +202,12 @@ impl AuditLog {
     }
 
     fn foreign(&self) -> Error {
-        Error::Audit(format!(
+        let words = format!(
             "neither the lines nor the head in {} fit the key: put back the key of this log, or \
              use another directory",
             self.options.dir.display()
-        ))
+        );
+        Error::Audit(words.into())
     }
 
     /// Writes `entry` at its place, then the head.
@@ -239,7 +240,7 @@ impl AuditLog {
 
     fn seal(&self, previous: &Link, entry: &Entry) -> Result<(Vec<u8>, Mac)> {
         let object = serde_json::to_string(entry);
-        let object = object.map_err(|error| Error::Audit(format!("an entry: {error}")))?;
+        let object = object.map_err(|error| Error::Audit(format!("an entry: {error}").into()))?;
         Ok(self.keys.seal(&previous.mac, &object))
     }
 }
@@ -265,11 +266,13 @@ fn recovered(head: &Head, walk: &Walk<'_>) -> Option<String> {
 fn read_keys(options: &AuditOptions) -> Result<Keys> {
     let own = || SecretSource::File(options.dir.join(files::KEY));
     let source = options.key.clone().unwrap_or_else(own);
-    let failed = |what: String| Error::Audit(format!("audit key: {what}"));
-    let text = source.read("audit key").map_err(|error| failed(error.to_string()))?;
+    let failed = |what: String| FileError::from(what).setting("audit key");
+    let text = source
+        .read("audit key")
+        .map_err(|error| Error::Audit(failed(error.to_string()).caused_by(error)))?;
     let key = Secret::fill_with(|key| match Base64::decode(&*text, key) {
         Ok(bytes) if bytes.len() == KEY_LEN => Ok(()),
-        _ => Err(failed(format!("{source} is not base64 of {KEY_LEN} bytes"))),
+        _ => Err(Error::Audit(failed(format!("{source} is not base64 of {KEY_LEN} bytes")))),
     })?;
     Ok(Keys::new(&key))
 }
@@ -279,6 +282,6 @@ fn create_key(options: &AuditOptions) -> Result<()> {
     let key = Secret::random()?;
     let mut text = Zeroizing::new([b'\n'; TEXT_LEN + 1]);
     let encoded = Base64::encode(key.expose(), &mut text[..TEXT_LEN]);
-    encoded.map_err(|error| Error::Audit(format!("audit key: {error}")))?;
+    encoded.map_err(|error| Error::Audit(format!("audit key: {error}").into()))?;
     files::write_whole(&options.dir, files::KEY, &*text)
 }

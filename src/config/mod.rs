@@ -307,16 +307,15 @@ impl Config {
         }
         let found = mechanisms.iter().map(|name| mechanism(name)).collect::<Option<Vec<_>>>();
         let found = found.ok_or_else(|| {
-            Error::Config(format!(
-                "provider {name:?}: there is no such mechanism in {mechanisms:?}"
-            ))
+            let words = format!("provider {name:?}: there is no such mechanism in {mechanisms:?}");
+            Error::Config(words.into())
         })?;
         Ok(Arc::new(pkcs11.mechanisms(&found)))
     }
 
     #[cfg(not(feature = "pkcs11"))]
     fn pkcs11(&self, name: &str, _: &Provider) -> Result<Arc<dyn KeyProvider>> {
-        Err(Error::Config(format!("provider {name:?}: {NO_PKCS11}")))
+        Err(Error::Config(format!("provider {name:?}: {NO_PKCS11}").into()))
     }
 }
 
@@ -358,7 +357,7 @@ fn command(
     _: Option<&Vec<String>>,
     _: Option<Duration>,
 ) -> Result<Arc<dyn KeyProvider>> {
-    Err(Error::Config("commands are run on Unix alone".to_owned()))
+    Err(Error::Config("commands are run on Unix alone".to_owned().into()))
 }
 
 /// Says whether somebody can be asked, not what with.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::error::FileError;
+
 /// A mistake: where it is, in bytes from the start of the text, and what it is.
 #[derive(Debug)]
 pub(super) struct Wrong {
@@ -22,11 +24,10 @@ pub(super) type Result<T, E = Wrong> = std::result::Result<T, E>;
 
 impl Wrong {
     /// The mistake in words, for people with `text` in an editor.
-    pub fn in_words(&self, path: &Path, text: &str) -> String {
+    pub fn in_words(self, path: &Path, text: &str) -> FileError {
         let before = text.get(..self.at).unwrap_or(text);
-        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count();
-        let field = if self.field.is_empty() { "" } else { &format!(", {}", self.field) };
-        format!("{}, line {line}{field}: {}", path.display(), self.what)
+        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count() as u64;
+        FileError::at(path, self.what).line(line).setting(self.field)
     }
 }
 

@@ -59,10 +59,10 @@ impl Keystore {
         rules.check()?;
         self.update(|store| {
             if store.find(name).is_some() {
-                return Err(Error::KeyExists(name.to_owned()));
+                return Err(Error::KeyExists { name: name.to_owned() });
             }
             let added = store.add(name, key, now())?;
-            apply(added, None, rules, |_| Error::KeyExists(name.to_owned()))?;
+            apply(added, None, rules, |_| Error::KeyExists { name: name.to_owned() })?;
             Ok(added.info())
         })
     }

@@ -119,7 +119,7 @@ fn keys_keep_their_order_names_and_versions() {
     let names = ["zeta", "alpha", "A.b_c-9", &"x".repeat(64)];
     for name in names {
         assert_eq!(store.create(name).unwrap().name, name);
-        assert!(matches!(store.create(name), Err(Error::KeyExists(_))), "{name}");
+        assert!(matches!(store.create(name), Err(Error::KeyExists { .. })), "{name}");
     }
     let rotated = store.rotate("alpha").unwrap();
     let list = store.list().unwrap();

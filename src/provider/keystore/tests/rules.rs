@@ -223,7 +223,7 @@ fn imported_keys_wrap_and_come_out_again() {
     let (_dir, store) = keystore();
     let dek = Secret::random().unwrap();
     store.import("k", key(1)).unwrap();
-    assert!(matches!(store.import("k", key(2)), Err(Error::KeyExists(_))));
+    assert!(matches!(store.import("k", key(2)), Err(Error::KeyExists { .. })));
     assert!(matches!(store.import_version("k", key(1)), Err(Error::Usage(_))), "the same again");
     store.import_version("k", key(2)).unwrap();
     store.rotate("k").unwrap();
@@ -273,7 +273,7 @@ fn a_deleted_key_can_be_brought_back_until_it_is_purged() {
     for (what, answer) in denied {
         assert!(matches!(answer, Err(Error::KeyDisabled(_))), "{what}: {answer:?}");
     }
-    assert!(matches!(store.create("k"), Err(Error::KeyExists(_))));
+    assert!(matches!(store.create("k"), Err(Error::KeyExists { .. })));
     store.undelete("k").unwrap();
     assert_eq!(store.list().unwrap(), before);
     assert_eq!(outcome(store.unwrap_key("k", &wrapped, &CONTEXT), &dek), "ok");
