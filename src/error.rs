@@ -397,24 +397,6 @@ impl Error {
     }
 }
 
-impl Error {
-    /// The provider's error behind this one.
-    ///
-    /// # Errors
-    /// This error, if it is none of a provider's.
-    pub(crate) fn into_provider(self) -> Result<ProviderError> {
-        match self {
-            Self::NoKey(error)
-            | Self::WrongKey(error)
-            | Self::KeyDisabled(error)
-            | Self::ProviderUnreachable(error)
-            | Self::ProviderDamaged(error)
-            | Self::LoosePermissions(error) => Ok(error),
-            other => Err(other),
-        }
-    }
-}
-
 impl From<ProviderError> for Error {
     fn from(error: ProviderError) -> Self {
         match error {

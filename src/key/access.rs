@@ -14,6 +14,7 @@
 //! for a provider but who finds the keyring locked.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -69,9 +70,10 @@ impl<T: Into<String>> From<T> for Refusal {
     }
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self { words: error.to_string(), source: error.into_provider().ok() }
+impl From<&Error> for Refusal {
+    fn from(error: &Error) -> Self {
+        let source = error.source().and_then(|source| source.downcast_ref());
+        Self { words: error.to_string(), source: source.cloned() }
     }
 }
 
@@ -220,10 +222,10 @@ impl KeyLease {
     /// What a transaction is told where the provider did not give the keys of a locked database.
     /// It stands for those that insist on the same protector.
     pub(crate) fn refused(&self, error: Error, wanted: Option<&str>) -> Error {
-        let reason = match error.into_provider() {
-            Ok(error) => Refusal::from(Error::from(error)),
-            Err(other) => return other,
-        };
+        let reason = Refusal::from(&error);
+        if reason.source.is_none() || matches!(error, Error::Inaccessible { .. }) {
+            return error;
+        }
         // Another connection may have been given them meanwhile.
         let mut state = lock(&self.state);
         if state.loss.is_some() {

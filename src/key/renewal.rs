@@ -56,7 +56,7 @@ impl Keyring {
                         | ProviderError::Denied(_)
                         | ProviderError::WrongKey(_)
                 );
-                let reason = Refusal::from(Error::from(error));
+                let reason = Refusal::from(&Error::from(error));
                 match silent {
                     true => self.unanswered(protectors, reason),
                     false => self.lose(protectors, reason),

@@ -124,7 +124,7 @@ pub(super) unsafe fn attached(db: *mut ffi::sqlite3) -> Result<Vec<Attached>> {
     let databases = unsafe { api::databases(db)? };
     let attached = |(number, schema): (i64, String)| {
         // SAFETY: as above.
-        let status = unsafe { with_open_file(db, &schema, false, |open| command::status(open)) };
+        let status = unsafe { with_open_file(db, &schema, false, command::status) };
         Attached { number, schema, status }
     };
     Ok(databases.into_iter().map(attached).collect())

@@ -282,7 +282,7 @@ impl Session {
         let envelope = match self.in_force(base) {
             Ok(found) => found.envelope,
             // No protector of a damaged or older envelope counts: that is no answer.
-            Err(error) => return keyring.unanswered(protectors, error.into()),
+            Err(error) => return keyring.unanswered(protectors, (&error).into()),
         };
         let look = |keyring: &Arc<Keyring>, protectors: &Protectors, envelope: &Envelope| {
             let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
