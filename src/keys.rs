@@ -21,6 +21,22 @@ mod sealed {
 /// What a connection of rusqlite to an encrypted database can be asked, beside SQL.
 ///
 /// An error of a change, other than [`Error::Unfinished`], means that nothing has changed.
+///
+/// ```
+/// # let home = tempfile::tempdir()?;
+/// # let keystore = sqlite_tde::provider::Keystore::at(home.path().join("keys"));
+/// # keystore.create("recovery")?;
+/// # sqlite_tde::register(sqlite_tde::Options::new().name("changes").keystore(keystore))?;
+/// # let options = sqlite_tde::OpenOptions::new().vfs("changes");
+/// # let db = sqlite_tde::open_with(home.path().join("a.db"), &options)?;
+/// # db.execute_batch("CREATE TABLE t(x)")?;
+/// use sqlite_tde::{NewProtector, RotateProtector, TdeConnection};
+///
+/// db.tde_add_protector("main", NewProtector::new("recovery"))?; // a second key that opens it
+/// db.tde_rotate_protector("main", RotateProtector::all())?; // under the newest key versions
+/// assert_eq!(db.tde_protectors("main")?.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait TdeConnection: sealed::Sealed {
     /// What is known about the keys of the database attached as `schema` (`"main"` for the one that
     /// the connection was opened with).
@@ -122,11 +138,11 @@ pub trait TdeConnection: sealed::Sealed {
 
 impl TdeConnection for Connection {
     fn tde_status(&self, schema: &str) -> Result<Status> {
-        with_database(self, schema, false, |db| command::status(db))
+        with_database(self, schema, false, command::status)
     }
 
     fn tde_protectors(&self, schema: &str) -> Result<Vec<ProtectorStatus>> {
-        with_database(self, schema, false, |db| command::protectors(db))
+        with_database(self, schema, false, command::protectors)
     }
 
     fn tde_rotate_protector(&self, schema: &str, request: RotateProtector) -> Result<Change> {
@@ -150,7 +166,7 @@ impl TdeConnection for Connection {
     }
 
     fn tde_check_protectors(&self, schema: &str) -> Result<Vec<ProtectorCheck>> {
-        with_database(self, schema, false, |db| command::check_protectors(db))
+        with_database(self, schema, false, command::check_protectors)
     }
 
     fn tde_check_secret(&self, schema: &str, protector: &str) -> Result<()> {
@@ -162,7 +178,7 @@ impl TdeConnection for Connection {
     }
 
     fn tde_lock(&self, schema: &str) -> Result<()> {
-        with_database(self, schema, false, |db| command::lock(db))
+        with_database(self, schema, false, command::lock)
     }
 
     fn tde_verify(&self, schema: &str, mut progress: impl FnMut(u64, u64)) -> Result<Verification> {

@@ -1,6 +1,18 @@
 //! The audit log: one line of JSON for each event of keys and databases, in a chain that only the
 //! holder of the audit key can extend. Changes by anyone else are detected.
 //!
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! use sqlite_tde::audit::{AuditLog, AuditOptions, Event, EventKind, entries, verify};
+//!
+//! let options = AuditOptions::at(dir.path().join("audit"));
+//! let log = AuditLog::open(options.clone())?; // for `Options::audit`, or to record in
+//! log.record(&Event::new(EventKind::Export))?;
+//! assert_eq!(verify(&options)?.problem, None);
+//! assert_eq!(entries(&options)?.count(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! ```text
 //! audit.2.jsonl   audit.1.jsonl   audit.jsonl           audit.head
 //! +-----------+   +-----------+   +-----------------+   +----------------------------+
