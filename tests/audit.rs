@@ -173,7 +173,7 @@ fn an_entry_has_every_field_and_no_control_character() {
         [&first.request_id, &first.service_request_id].map(text),
         ["ours", "theirs\u{fffd}"]
     );
-    assert_eq!((first.seq, first.duration_us), (1, Some(1234)));
+    assert_eq!((first.seq, first.duration), (1, Some(Duration::from_micros(1234))));
     assert_eq!(first.pid, std::process::id());
     assert!(first.program.starts_with("audit-"), "{}", first.program);
     #[cfg(unix)]

@@ -437,7 +437,7 @@ fn logs_of_the_other_kind_are_left_alone() {
     for mode in ["WAL", "DELETE"] {
         let refused = home.try_open(&sealed).map(drop).unwrap_err();
         let words = refused.to_string();
-        assert!(matches!(refused, sqlite_tde::Error::PlainLog(_)), "{mode}: {words}");
+        assert!(matches!(refused, sqlite_tde::Error::PlainLog { .. }), "{mode}: {words}");
         assert!(words.contains("sealed.db-wal"), "{words}");
         assert!(fs::read(&stale_plain.0).unwrap() == stale_plain.1, "{mode}: was changed");
         assert!(mode == "DELETE" || fs::read(&sealed).unwrap() == before, "{mode}: was changed");

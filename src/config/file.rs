@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Audit, BelowMin, Config, FILE_NAME, KEYSTORE, Source};
-use crate::error::Error;
+use crate::error::{Error, FileError};
 use crate::process;
 use crate::provider::{KeystoreTable, is_name, registry};
 use crate::settings::identity::{FULL_PATH, FileId, PROTECTOR, Pins};
@@ -36,23 +36,22 @@ pub(super) fn parse_in(text: &str, dir: &Path) -> Result<Config, Error> {
 
 /// The text of the file; none where there is no file.
 fn read(dir: &Path, path: &Path) -> Result<String, Error> {
-    let failed =
-        |what: &dyn std::fmt::Display| Error::Config(format!("{}: {what}", path.display()));
+    let failed = |error| Error::Config(FileError::of(path, error));
     let file = match File::open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
-        opened => opened.map_err(|error| failed(&error))?,
+        opened => opened.map_err(failed)?,
     };
-    check_writers(path, &file.metadata().map_err(|error| failed(&error))?)?;
-    check_writers(dir, &std::fs::metadata(dir).map_err(|error| failed(&error))?)?;
+    check_writers(path, &file.metadata().map_err(failed)?)?;
+    check_writers(dir, &std::fs::metadata(dir).map_err(failed)?)?;
     let mut text = Vec::new();
-    file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(|error| failed(&error))?;
+    file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_LEN {
-        return Err(failed(&format!("it has over {MAX_LEN} bytes")));
+        return Err(Error::Config(FileError::at(path, format!("it has over {MAX_LEN} bytes"))));
     }
     String::from_utf8(text).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
-        Error::Config(format!("{}, line {line}: this is not UTF-8", path.display()))
+        let line = 1 + good.iter().filter(|byte| **byte == b'\n').count() as u64;
+        Error::Config(FileError::at(path, "this is not UTF-8").line(line))
     })
 }
 
@@ -64,13 +63,15 @@ fn check_writers(path: &Path, meta: &std::fs::Metadata) -> Result<(), Error> {
     let (mode, owner) = (meta.mode() & 0o777, meta.uid());
     let path = path.display();
     if mode & 0o022 != 0 {
-        return Err(Error::Config(format!(
+        let words = format!(
             "{path} has mode {mode:03o}, which lets others write it: `chmod go-w` it, and see what \
              it says"
-        )));
+        );
+        return Err(Error::Config(words.into()));
     }
     if owner != 0 && owner != process::effective_user() {
-        return Err(Error::Config(format!("{path} belongs to another user, number {owner}")));
+        let words = format!("{path} belongs to another user, number {owner}");
+        return Err(Error::Config(words.into()));
     }
     Ok(())
 }

@@ -31,6 +31,7 @@ fn each_kind_is_documented_and_refuses_an_unknown_field() {
             };
             match parse_in(&text, "dir".as_ref()) {
                 Err(Error::Config(said)) => {
+                    let said = said.to_string();
                     assert!(said.contains(&expected), "{said}: expected {expected}");
                     let field = ".hunter2: there is no such field here; known are type, ";
                     assert!(read.is_err() || said.contains(field), "{said}");
@@ -48,6 +49,7 @@ fn each_field_of_a_kind_is_documented() {
         let tables = tables(kind);
         let text = format!("\n{}hunter2 = 1\n", tables[0]);
         let Err(Error::Config(said)) = parse_in(&text, "dir".as_ref()) else { panic!("{text}") };
+        let said = said.to_string();
         let (_, known) = said.split_once("known are ").unwrap();
         for field in known.split(", ") {
             let documented = tables.iter().flat_map(|table| table.lines()).any(|line| {

@@ -8,6 +8,7 @@
 //! | `pool.rs` | the threads that foreign code runs on |
 //! | `deadline.rs` | the end of a wait for foreign code |
 //! | `forks.rs` | telling a forked child from its parent |
+//! | `time.rs` | the time, and its forms |
 //!
 //! The working directory and the program's name are read once, at the first use: both may change
 //! under a library that was loaded long ago.
@@ -16,6 +17,7 @@ mod deadline;
 pub(crate) mod forks;
 pub(crate) mod pool;
 pub(crate) mod threads;
+pub(crate) mod time;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

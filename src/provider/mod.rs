@@ -2,7 +2,16 @@
 //!
 //! A provider wraps and unwraps; it never hands out its key, because an HSM cannot. The meaning of
 //! a provider *name* comes from the application or the user's configuration, never from a database
-//! file. One file per provider stands beside this one.
+//! file.
+//!
+//! | provider | where the protector key is |
+//! |---|---|
+//! | [`Keystore`] | in a file of the user's, with versions and rules; the default |
+//! | [`Passphrase`] | derived from a passphrase |
+//! | [`RawKey`] | 256 bits that the application has |
+//! | `Command` | behind a command that wraps and unwraps, such as `age` or a cloud's tool (Unix) |
+//! | `Pkcs11` | on a token (feature `pkcs11`) |
+//! | your own | behind a [`KeyProvider`], which [`conformance`] tests |
 
 #[cfg(unix)]
 mod command;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::error::FileError;
 pub use span::duration;
 
 /// A mistake: where it is, in bytes from the start of the text, and what it is.
@@ -26,11 +27,10 @@ pub(crate) type Result<T, E = Wrong> = std::result::Result<T, E>;
 
 impl Wrong {
     /// The mistake in words, for people with `text` in an editor.
-    pub fn in_words(&self, path: &Path, text: &str) -> String {
+    pub fn in_words(self, path: &Path, text: &str) -> FileError {
         let before = text.get(..self.at).unwrap_or(text);
-        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count();
-        let field = if self.field.is_empty() { "" } else { &format!(", {}", self.field) };
-        format!("{}, line {line}{field}: {}", path.display(), self.what)
+        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count() as u64;
+        FileError::at(path, self.what).line(line).setting(self.field)
     }
 }
 

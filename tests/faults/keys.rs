@@ -67,7 +67,7 @@ fn one(
         Err(Error::Base(_) | Error::Sqlite(_) | Error::Busy(_)) => {}
         Err(Error::EnvelopeDamaged(_) | Error::PageAuthentication { .. }) if hits > 0 => {}
         // The disk died after the first copy was written: it may stand, and is not called done.
-        Err(Error::Unfinished(_)) if dies => {}
+        Err(Error::Unfinished { .. }) if dies => {}
         Err(error) => return Err(format!("it failed with {error:?}")),
     }
     if fault.is_none() {
@@ -80,7 +80,9 @@ fn one(
         return Err("it is said to be done, and the copies of the envelope differ".into());
     }
     let (unfinished, stands) = match &done {
-        Err(Error::Unfinished(words)) => (true, words.contains("changed, but one envelope copy")),
+        Err(Error::Unfinished { reason: words, .. }) => {
+            (true, words.contains("changed, but one envelope copy"))
+        }
         _ => (false, false),
     };
     // The same connection, another one, and a process that knows nothing.

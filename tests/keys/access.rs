@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::provider::ProviderError;
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::process::in_time;
 use sqlite_tde_testkit::service::{Service, State};
@@ -69,7 +70,11 @@ fn a_denial_ends_access_and_consent_heals_it() {
         assert_eq!(code(&error), INACCESSIBLE, "{mode}: {error}");
         let typed = Error::from(error);
         let words = "database inaccessible: key disabled: access was revoked";
-        assert!(matches!(&typed, Error::Inaccessible(_)) && typed.to_string() == words, "{typed}");
+        assert!(
+            matches!(&typed, Error::Inaccessible { source: Some(ProviderError::Denied(_)), .. })
+                && typed.to_string() == words,
+            "{typed:?}"
+        );
         for (who, db) in [("worker", &db), ("idle", &idle), ("cached", &cached)] {
             assert_eq!(code(&read(db).unwrap_err()), INACCESSIBLE, "{mode}: {who} reads");
             assert_eq!(code(&write(db).unwrap_err()), INACCESSIBLE, "{mode}: {who} writes");
@@ -218,7 +223,7 @@ fn a_refusal_of_one_connection_is_not_that_of_others() {
         db.tde_lock("main").unwrap();
         for again in 0..3 {
             let error = Error::from(read(&gone).unwrap_err());
-            assert!(matches!(error, Error::Inaccessible(_)), "{turn}, {again}: {error:?}");
+            assert!(matches!(error, Error::Inaccessible { .. }), "{turn}, {again}: {error:?}");
         }
         for (other, what) in [(&spare, "spare"), (&db, "the first")] {
             let found = read(other);

@@ -38,7 +38,7 @@ fn load(text: &str) -> Config {
 fn refusal(text: &str) -> String {
     match Config::load(dir(text).path()) {
         Ok(_) => panic!("{text}: this was accepted"),
-        Err(Error::Config(what)) => what,
+        Err(Error::Config(what)) => what.to_string(),
         Err(error) => panic!("{text}: {error:?}"),
     }
 }

@@ -255,7 +255,8 @@ fn a_protector_may_only_read_or_end() {
         assert!(error.unwrap_err().to_string().contains("other rights"));
         let last = db.tde_remove_protector("main", "first:key").unwrap_err();
         assert!(last.to_string().contains("last protector that may write"), "{last}");
-        let past = NewProtector::new("second:ended").not_after(1_000_000_000);
+        let past = NewProtector::new("second:ended")
+            .not_after(UNIX_EPOCH + Duration::from_secs(1_000_000_000));
         let past = db.tde_add_protector("main", past).unwrap_err();
         assert!(past.to_string().contains("end is in the past"), "{past}");
         add_ended(&db, "second:ended");
@@ -290,10 +291,9 @@ fn a_protector_may_only_read_or_end() {
 
 /// Adds a protector, and waits until its time is over.
 fn add_ended(db: &Connection, name: &str) {
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let end = now() + 2;
+    let end = SystemTime::now() + Duration::from_secs(2);
     db.tde_add_protector("main", NewProtector::new(name).not_after(end)).unwrap();
-    while now() <= end {
+    while SystemTime::now() <= end {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -494,10 +494,10 @@ fn what_is_to_be_replaced_does_not_stay_without_a_word() {
 /// Rotating gives nobody more rights than there were.
 #[test]
 fn rotating_to_another_key_keeps_the_limits() {
-    const END: u64 = 4_000_000_000;
+    let end = Some(UNIX_EPOCH + Duration::from_secs(4_000_000_000));
     let (home, ..) = home();
     let db = home.create("a.db");
-    for (read_only, not_after) in [(true, 0), (false, END), (true, END)] {
+    for (read_only, not_after) in [(true, None), (false, end), (true, end)] {
         let delegate = NewProtector::new("second:a").read_only(read_only).not_after(not_after);
         db.tde_add_protector("main", delegate).unwrap();
         db.tde_rotate_protector("main", RotateProtector::to("second:b").in_place_of("second:a"))

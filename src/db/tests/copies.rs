@@ -140,7 +140,7 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                         assert!(!db.session().unwrap().wants_mending(), "{at}: {party} only reads");
                         assert!(matches!(
                             db.session().unwrap().check_writable(),
-                            Err(Error::ReadOnly(_))
+                            Err(Error::ReadOnly { .. })
                         ));
                     }
                     assert_eq!(base.calls.get(), 0, "{at}: {party}");
@@ -340,7 +340,7 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
         // The provider of the other one is asked for its own record.
         second.session_mut().unwrap().set_providers(Protectors::default());
         let refused = second.begin(&b);
-        assert!(matches!(refused, Err(Error::Inaccessible(_))), "round {round}: {refused:?}");
+        assert!(matches!(refused, Err(Error::Inaccessible { .. })), "round {round}: {refused:?}");
         assert!(second.watch(&b).is_err(), "round {round}");
         first.begin(&a).unwrap();
         second.session_mut().unwrap().set_providers(setup().protectors);

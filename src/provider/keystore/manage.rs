@@ -1,6 +1,7 @@
 //! Changes of the keystore: each call replaces its file completely or not at all.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use subtle::ConstantTimeEq;
 
@@ -10,6 +11,7 @@ use super::passphrase::Unlocked;
 use super::store::{Store, StoredKey, StoredVersion};
 use super::{Keystore, now};
 use crate::error::{Error, Result};
+use crate::process::time::system_time;
 use crate::provider::{ProviderError, SecretSource, is_name};
 use crate::secret::Secret;
 
@@ -57,10 +59,10 @@ impl Keystore {
         rules.check()?;
         self.update(|store| {
             if store.find(name).is_some() {
-                return Err(Error::KeyExists(name.to_owned()));
+                return Err(Error::KeyExists { name: name.to_owned() });
             }
             let added = store.add(name, key, now())?;
-            apply(added, None, rules, |_| Error::KeyExists(name.to_owned()))?;
+            apply(added, None, rules, |_| Error::KeyExists { name: name.to_owned() })?;
             Ok(added.info())
         })
     }
@@ -167,11 +169,11 @@ impl Keystore {
     }
 
     /// Schedules a key for deletion: its use is refused, and after `days` it is gone for good.
-    /// Returns the time of that, in seconds since 1970.
+    /// Returns the time of that.
     ///
     /// # Errors
     /// [`Error::Usage`] for days that are not 1 to 3650; else as [`Keystore::rotate`].
-    pub fn delete(&self, name: &str, days: u32) -> Result<u64> {
+    pub fn delete(&self, name: &str, days: u32) -> Result<SystemTime> {
         if !DAYS.contains(&days) {
             let text = format!("a key can be brought back for 1 to 3650 days, not {days}");
             return Err(Error::Usage(text));
@@ -179,7 +181,7 @@ impl Keystore {
         let end = now() + u64::from(days) * DAY;
         self.change(|store| {
             self.live_mut(store, name)?.purged_at = Some(end);
-            Ok(end)
+            Ok(system_time(end))
         })
     }
 

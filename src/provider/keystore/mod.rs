@@ -22,7 +22,6 @@ mod table;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use etcetera::BaseStrategy;
 use zeroize::Zeroizing;
@@ -43,6 +42,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::process;
+use crate::process::time::now;
 use crate::secret::Secret;
 
 /// The service-managed key: the one that [`Keystore`] creates by itself when it first wraps.
@@ -368,11 +368,6 @@ impl KeyProvider for Keystore {
     fn runs(&self, _: Ours) -> Runs {
         self.source.as_ref().map_or(Runs::Here, SecretSource::runs)
     }
-}
-
-/// Seconds since 1970; 0 for a clock that is set before.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 fn not_done(error: Error) -> ProviderError {

@@ -9,6 +9,7 @@ use super::info::{KeyInfo, KeyRules, KeyVersionInfo, Operation, utc};
 use super::material::Material;
 use super::passphrase::Unlocked;
 use crate::error::{Error, Result};
+use crate::process::time::system_time;
 use crate::provider::{ProviderError, is_name};
 use crate::secret::Secret;
 
@@ -222,10 +223,10 @@ impl StoredKey {
     pub(super) fn info(&self) -> KeyInfo {
         KeyInfo {
             name: self.name.clone(),
-            created: self.created,
+            created: system_time(self.created),
             enabled: self.enabled,
             operations: self.operations.clone(),
-            purged_at: self.purged_at,
+            purged_at: self.purged_at.map(system_time),
             versions: self.versions.iter().map(StoredVersion::info).collect(),
         }
     }
@@ -266,7 +267,12 @@ impl StoredVersion {
     }
 
     fn info(&self) -> KeyVersionInfo {
-        let Self { version, created, enabled, not_before, not_after, .. } = *self;
-        KeyVersionInfo { version, created, enabled, not_before, not_after }
+        KeyVersionInfo {
+            version: self.version,
+            created: system_time(self.created),
+            enabled: self.enabled,
+            not_before: self.not_before.map(system_time),
+            not_after: self.not_after.map(system_time),
+        }
     }
 }
