@@ -38,7 +38,7 @@ use crate::key::auditor::{Auditor, is_tampering};
 use crate::key::cipher::Subkey;
 use crate::key::envelope::slots::Slots;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
-use crate::key::keyring::Keyring;
+use crate::key::keyring::{Keyring, candidates};
 use crate::key::opening::Opening;
 use crate::key::protector::now;
 use crate::key::session::{ATTEMPTS, PAUSE, Session, Setup, emptied, steadily};
@@ -759,7 +759,7 @@ fn look(
     if envelope::is_unfinished(header, len) {
         return expect_none(setup, "none, for the database was never finished").map(|()| None);
     }
-    let opened = opening.open(&envelope::candidates(header)?)?;
+    let opened = opening.open(&candidates(header)?)?;
     if logical_size(len) == 0 {
         return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
     }

@@ -8,6 +8,7 @@
 //! and [`Session::mend`] writes it over the other one as soon as the database is opened for
 //! writing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ffi;
@@ -113,13 +114,14 @@ impl Session {
         change: impl FnOnce(&mut Envelope) -> Result<T>,
     ) -> Result<T> {
         let InForce { envelope: before, at: in_use, .. } = self.in_force(base)?;
-        let mut envelope = before.clone();
+        let mut envelope = Envelope::clone(&before);
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
         // After an error the copies may differ.
         self.copies_differ = true;
         let written = write(base, &self.keyring, (&before, in_use), &envelope)?;
         self.copies_differ = written == Written::One;
+        let envelope = Arc::new(envelope);
         self.newest.wrote(&envelope);
         if envelope.has_pages {
             self.newest.committed();
@@ -132,13 +134,14 @@ impl Session {
     /// SQLite's own, if it syncs at all.
     pub(crate) fn commit_creation(&mut self, base: &impl Storage) -> Result<()> {
         // If a crash left it so, another connection may have changed the protectors since.
-        let InForce { mut envelope, at: in_use, .. } = self.in_force(base)?;
-        envelope.has_pages = true;
-        envelope.generation += 1;
+        let InForce { envelope: before, at: in_use, .. } = self.in_force(base)?;
+        let generation = before.generation + 1;
+        let envelope = Envelope { has_pages: true, generation, ..Envelope::clone(&before) };
         let copy = self.keyring.encode(&envelope)?;
         base.write(&copy, (REGION_LEN - in_use) as u64)?;
         base.sync()?;
         base.write(&copy, in_use as u64)?;
+        let envelope = Arc::new(envelope);
         self.newest.wrote(&envelope);
         self.envelope = envelope;
         self.committed = true;
@@ -243,7 +246,7 @@ pub(crate) fn steadily<T>(
 
 /// The envelope in force.
 pub(super) struct InForce {
-    pub(super) envelope: Envelope,
+    pub(super) envelope: Arc<Envelope>,
     /// Offset of its copy.
     at: usize,
     /// Both copies, as they were read.
@@ -262,8 +265,8 @@ impl InForce {
     }
 
     /// The protectors of `copy` that are missing in the envelope in force.
-    fn only_in(&self, copy: Result<Envelope>) -> Vec<ProtectorRecord> {
-        let all = copy.into_iter().flat_map(|copy| copy.protectors);
+    fn only_in(&self, copy: Result<Arc<Envelope>>) -> Vec<ProtectorRecord> {
+        let all = copy.into_iter().flat_map(|copy| copy.protectors.clone());
         let here = |record: &ProtectorRecord| {
             self.envelope.protectors.iter().any(|new| new.is_same_wrap(record))
         };
@@ -275,7 +278,7 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     let mut before = Vec::new();
     for _ in 0..ATTEMPTS {
         let header = read_copies(base)?;
-        let mut best: Option<(Envelope, usize)> = None;
+        let mut best: Option<(Arc<Envelope>, usize)> = None;
         for at in [0, REGION_LEN] {
             let copy = Unverified::decode(&header[at..at + COPY_LEN]);
             match copy.and_then(|copy| keyring.verify(copy)) {
@@ -339,7 +342,7 @@ fn write(
         return Err(error);
     }
     match in_force(base, keyring) {
-        Ok(found) if found.envelope == *new => {
+        Ok(found) if *found.envelope == *new => {
             log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
             Ok(Written::One)
         }
