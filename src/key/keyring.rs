@@ -126,6 +126,7 @@ impl Unlocked {
                 purpose,
                 current: current.subkey(&[label]),
                 retired: retired.iter().map(|held| held.subkey(&[label])).collect(),
+                found: Mutex::default(),
             })
         };
         Self {
@@ -354,6 +355,7 @@ impl Keyring {
                     purpose: Purpose::Journal,
                     current: held.subkey(&[JOURNAL, &salt]),
                     retired: Vec::new(),
+                    found: Mutex::default(),
                 }))
             }
         })?
@@ -458,6 +460,7 @@ pub(crate) fn scratch_keys() -> Result<Arc<BlockKeys>> {
         purpose: Purpose::Scratch,
         current: (0, SuiteKey::new(SuiteId::Aes256Gcm, &Secret::random()?)),
         retired: Vec::new(),
+        found: Mutex::default(),
     }))
 }
 
