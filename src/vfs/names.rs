@@ -173,20 +173,16 @@ impl LogName {
             (std::slice::from_raw_parts(name.cast::<u8>(), len), CStr::from_ptr(journal))
         };
         let pager = Box::new([file.expose_provenance(); Self::PAGER]);
-        let mut bytes = pager.as_ptr().expose_provenance().to_ne_bytes().to_vec();
-        bytes.extend_from_slice(&[0; Self::BEFORE]);
-        bytes.extend_from_slice(database);
-        bytes.extend_from_slice(journal.to_bytes_with_nul());
-        let at = bytes.len();
-        bytes.extend_from_slice(&log);
-        bytes.extend_from_slice(&[0; 1 + Self::BEHIND]);
-        bytes.resize(bytes.len().next_multiple_of(size_of::<usize>()), 0);
+        let pointer = pager.as_ptr().expose_provenance().to_ne_bytes();
+        let before = [&pointer[..], &[0; Self::BEFORE], database, journal.to_bytes_with_nul()];
+        let at = before.iter().map(|part| part.len()).sum();
+        let bytes = [&before.concat()[..], &log, &[0; 1 + Self::BEHIND]].concat();
         let word = |bytes: &[u8]| {
             let mut word = [0; size_of::<usize>()];
-            word.copy_from_slice(bytes);
+            word[..bytes.len()].copy_from_slice(bytes);
             usize::from_ne_bytes(word)
         };
-        let words = bytes.chunks_exact(size_of::<usize>()).map(word).collect();
+        let words = bytes.chunks(size_of::<usize>()).map(word).collect();
         Some(Self { words, at, _pager: pager })
     }
 
