@@ -537,7 +537,7 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
         assert_eq!(write.sqlite_code(), rusqlite::ffi::SQLITE_READONLY, "{mode}: {write:?}");
         let words = sqlite_tde::last_error().unwrap();
         assert!(words.starts_with("read-only: "), "{mode}: {words}");
-        assert!(fails(&db, "PRAGMA tde_auto_rotate=OFF").contains("may only read"), "{mode}");
+        assert!(fails(&db, "PRAGMA tde_auto_rotate=OFF").contains("read-only protector"), "{mode}");
         first.switch(State::Works);
         db.tde_lock("main").unwrap();
         db.execute("INSERT INTO t VALUES(2)", []).unwrap();
