@@ -140,7 +140,7 @@ impl Main {
         };
         let setup = &self.setup;
         let mut opening = setup.opening();
-        match steadily(base, |header, len| look(setup, base, header, len, &mut opening))? {
+        match steadily(base, |start| look(setup, base, start, &mut opening))? {
             Some(state) => self.state = state,
             None if was_seen => self.state = State::Empty(None),
             None => {}
@@ -740,15 +740,15 @@ impl Findings {
     }
 }
 
-/// What a file of `len` bytes is that begins with `header`, and whether the copies of its
-/// envelope differ; nothing where it is none yet.
+/// What a file is that begins with `header`: more than the envelope, or all of it. `None` while it
+/// is no database.
 fn look(
     setup: &Arc<Setup>,
     base: &impl Storage,
     header: &[u8],
-    len: u64,
     opening: &mut Opening<'_>,
 ) -> Result<Option<State>> {
+    let len = header.len() as u64;
     if len == 0 {
         return expect_none(setup, "none, for the file is empty").map(|()| None);
     }

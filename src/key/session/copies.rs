@@ -217,25 +217,29 @@ fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
     Ok(header)
 }
 
-/// Runs `look` on the first [`ENVELOPE_LEN`] bytes of the file, or all if it has fewer, and the
-/// length of the file. Another process may be writing the envelope, so a failing `look` is repeated
-/// for as long as the bytes change.
+/// The envelope and one byte of page 1: a file that has them needs no question for its length.
+const START_LEN: usize = ENVELOPE_LEN + 1;
+
+/// Runs `look` on the first [`START_LEN`] bytes of the file, or all if it has fewer. Another
+/// process may be writing the envelope, so a failing `look` is repeated for as long as the bytes
+/// change.
 pub(crate) fn steadily<T>(
     base: &impl Storage,
-    mut look: impl FnMut(&[u8], u64) -> Result<T>,
+    mut look: impl FnMut(&[u8]) -> Result<T>,
 ) -> Result<T> {
     let mut before: Option<Vec<u8>> = None;
     let mut attempt = 1;
     loop {
-        let len = base.size()?;
-        let mut header = [0; ENVELOPE_LEN];
-        let header = &mut header[..ENVELOPE_LEN.min(usize::try_from(len).unwrap_or(ENVELOPE_LEN))];
-        if len > 0 {
-            base.read(header, 0)?;
+        let mut start = [0; START_LEN];
+        let mut start = &mut start[..];
+        if !base.read(start, 0)? {
+            let len = usize::try_from(base.size()?).unwrap_or(START_LEN);
+            start = &mut start[..START_LEN.min(len)];
+            base.read(start, 0)?;
         }
-        match look(header, len) {
-            Err(_) if attempt < ATTEMPTS && before.as_deref() != Some(header) => {
-                before = Some(header.to_vec());
+        match look(start) {
+            Err(_) if attempt < ATTEMPTS && before.as_deref() != Some(start) => {
+                before = Some(start.to_vec());
                 attempt += 1;
                 std::thread::sleep(PAUSE);
             }

@@ -310,7 +310,7 @@ impl Session {
         let setup = Arc::clone(&self.setup);
         let mut opening = Opening::new(&setup.protectors, wanted, setup.settings().file_id);
         let known = self.newest.known();
-        let open = |header: &[u8], _| {
+        let open = |header: &[u8]| {
             let opened = opening.open(&candidates(header)?)?;
             if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
                 return Err(Error::EnvelopeDamaged("the file is another database now".into()));
