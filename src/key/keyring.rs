@@ -7,7 +7,7 @@
 //! A journal adds its own 16-byte salt to the label, so each journal has its own key.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
@@ -464,7 +464,7 @@ pub(crate) fn scratch_keys() -> Result<Arc<BlockKeys>> {
     }))
 }
 
-static CACHE: LazyLock<Mutex<HashMap<FileId, Weak<Keyring>>>> = LazyLock::new(Mutex::default);
+static CACHE: LazyLock<Mutex<BTreeMap<FileId, Weak<Keyring>>>> = LazyLock::new(Mutex::default);
 
 /// The keyring of a database that is open in this process.
 pub(crate) fn cached(file_id: &FileId) -> Option<Arc<Keyring>> {

@@ -6,7 +6,7 @@
 //! without the bytes before it that SQLite's routine reads.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -23,11 +23,13 @@ struct Named {
     /// The address of its `sqlite3_file`, which lives until the file is closed.
     file: usize,
     owner: Arc<Owner>,
+    /// The addresses of SQLite's names for its journal and log.
+    parts: [usize; 2],
     /// The base VFS's name for the log of an encrypted one.
     log: Arc<LogName>,
 }
 
-static OPEN: LazyLock<Mutex<HashMap<Vec<u8>, Vec<Named>>>> = LazyLock::new(Mutex::default);
+static OPEN: LazyLock<Mutex<BTreeMap<Vec<u8>, Vec<Named>>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     /// The database file that this thread locked last.
@@ -39,7 +41,7 @@ pub(super) fn locks(file: *mut ffi::sqlite3_file) {
     LOCKED.set(file.addr());
 }
 
-fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
+fn open() -> MutexGuard<'static, BTreeMap<Vec<u8>, Vec<Named>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -49,12 +51,13 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
 /// `file` is open, and [`forget`] is called before it is closed.
 pub(super) unsafe fn remember(file: *mut ffi::sqlite3_file, owner: Arc<Owner>) {
     // SAFETY: as above; the owner's name is the one that xOpen got.
-    let (path, log) = unsafe {
+    let (path, log, parts) = unsafe {
         let path = CStr::from_ptr(owner.name).to_bytes();
-        (path.to_vec(), LogName::new(file, owner.name, &[path, b"-wal"].concat()))
+        let log = LogName::new(file, owner.name, &[path, b"-wal"].concat());
+        (path.to_vec(), log, api::journal_or_log_names(owner.name).map(|name| name.addr()))
     };
     let Some(log) = log.map(Arc::new) else { return };
-    let named = Named { file: file.expose_provenance(), owner, log };
+    let named = Named { file: file.expose_provenance(), owner, parts, log };
     open().entry(path).or_default().push(named);
 }
 
@@ -115,7 +118,7 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
 /// journal. Else it is the one that this thread locked last: SQLite looks for a journal or log
 /// right after it locked the database.
 fn owner<'a>(
-    open: &'a HashMap<Vec<u8>, Vec<Named>>,
+    open: &'a BTreeMap<Vec<u8>, Vec<Named>>,
     path: &[u8],
     name: *const c_char,
     written: bool,
@@ -123,8 +126,7 @@ fn owner<'a>(
     let files = open.get(path).map_or(&[][..], Vec::as_slice);
     files
         .iter()
-        // SAFETY: the database is open, hence its name alive.
-        .find(|named| unsafe { api::journal_or_log_names(named.owner.name) }.contains(&name))
+        .find(|named| named.parts.contains(&name.addr()))
         .or(if let [only] = files { Some(only) } else { None })
         .or_else(|| {
             files
