@@ -15,7 +15,7 @@
 //! fixed offset, determines its length.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
@@ -76,15 +76,47 @@ impl Aad {
     }
 }
 
-/// The subkeys for one purpose of one file, the current version first. Read-only and shared.
+/// The subkeys for one purpose of one file, the current version first. Its handles share them.
 pub(crate) struct BlockKeys {
     pub(crate) file_id: [u8; 16],
     pub(crate) purpose: Purpose,
     pub(crate) current: (KeyVersion, SuiteKey),
     pub(crate) retired: Vec<(KeyVersion, SuiteKey)>,
+    pub(crate) found: Mutex<Found>,
+}
+
+/// Results of one handle that spare the others the same work. They end with the keys.
+#[derive(Default)]
+pub(crate) struct Found {
+    schedule: Option<Chosen>,
+    block: Option<Arc<OpenedBlock>>,
+}
+
+/// A block that was authentic as block `number` under these keys, sealed and open.
+struct OpenedBlock {
+    number: u64,
+    sealed: Vec<u8>,
+    open: Vec<u8>,
 }
 
 impl BlockKeys {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The schedule of `key` for `chooser`, from another handle if one has just made it.
+    fn schedule(&self, key: &SuiteKey, chooser: (KeyVersion, Choice)) -> Schedule {
+        let mut found = self.found();
+        match &found.schedule {
+            Some((have, schedule)) if *have == chooser => schedule.clone(),
+            _ => {
+                let schedule = key.schedule(&chooser.1);
+                found.schedule = Some((chooser, schedule.clone()));
+                schedule
+            }
+        }
+    }
+
     fn find(&self, version: KeyVersion) -> Option<&SuiteKey> {
         std::iter::once(&self.current)
             .chain(&self.retired)
@@ -143,12 +175,13 @@ impl Schedules {
     fn choose<'s>(
         &mut self,
         last: &'s mut Option<Chosen>,
+        keys: &BlockKeys,
         (version, key): (KeyVersion, &SuiteKey),
         nonce: &[u8],
     ) -> &'s Schedule {
         let chooser = (version, key.choice(nonce));
         if last.as_ref().is_none_or(|(have, _)| *have != chooser) {
-            let schedule = self.0.get_or_insert(chooser, || key.schedule(&chooser.1)).clone();
+            let schedule = self.0.get_or_insert(chooser, || keys.schedule(key, chooser)).clone();
             *last = Some((chooser, schedule));
         }
         match last {
@@ -190,7 +223,7 @@ impl PageCipher {
         zeros.fill(0);
 
         self.schedules
-            .choose(&mut self.sealing, (version, key), &nonce)
+            .choose(&mut self.sealing, &self.keys, (version, key), &nonce)
             .seal(&nonce[..nonce_len], aad.as_slice(), plain, cipher, tag)
             .map_err(|_| crate::error::Error::Unsupported("the cipher refused to seal".into()))
     }
@@ -217,7 +250,7 @@ impl PageCipher {
             return Err(Unauthentic);
         }
         let aad = self.keys.aad(place.into(), block.len(), version);
-        self.schedules.choose(&mut self.opening, (version, key), nonce).open(
+        self.schedules.choose(&mut self.opening, &self.keys, (version, key), nonce).open(
             nonce,
             aad.as_slice(),
             cipher,
@@ -242,6 +275,25 @@ impl PageCipher {
         opened
     }
 
+    /// As [`PageCipher::open_in_place`] of block `number`, which many handles read and few change.
+    /// The bytes that were last found authentic there, under these keys, are so again.
+    pub(crate) fn open_known(
+        &mut self,
+        number: u64,
+        block: &mut [u8],
+    ) -> std::result::Result<(), Unauthentic> {
+        let known = self.keys.found().block.clone();
+        if let Some(known) = known.filter(|known| known.number == number && known.sealed == block) {
+            block.copy_from_slice(&known.open);
+            return Ok(());
+        }
+        let sealed = block.to_vec();
+        self.open_in_place(number, block)?;
+        let opened = OpenedBlock { number, sealed, open: block.to_vec() };
+        self.keys.found().block = Some(Arc::new(opened));
+        Ok(())
+    }
+
     fn open_where_it_lies(
         &mut self,
         place: impl Into<Place>,
@@ -260,7 +312,7 @@ impl PageCipher {
             return Err(Unauthentic);
         }
         let aad = self.keys.aad(place.into(), block.len(), version);
-        self.schedules.choose(&mut self.opening, (version, key), nonce).open_in_place(
+        self.schedules.choose(&mut self.opening, &self.keys, (version, key), nonce).open_in_place(
             nonce,
             aad.as_slice(),
             tag,
@@ -288,6 +340,7 @@ mod tests {
             purpose,
             current: (version, SuiteKey::new(suite, &key)),
             retired: Vec::new(),
+            found: Mutex::default(),
         })
     }
 
@@ -310,6 +363,30 @@ mod tests {
                 let mut block = block;
                 cipher.open_in_place(7, &mut block).unwrap();
                 assert_eq!((&block[..len], &block[len..]), (&plain[..], &[0; RESERVE][..]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_known_block_is_known_by_its_place_and_every_byte() {
+        for suite in SUITES {
+            let keys = keys(suite, 1, Purpose::Page, 1);
+            let open = |number, block: &[u8]| {
+                let mut block = block.to_vec();
+                let opened = PageCipher::new(Arc::clone(&keys)).open_known(number, &mut block);
+                (opened, block)
+            };
+            let block = sealed(suite, &[5; 976]);
+            let plain = [&[5; 976][..], &[0; RESERVE]].concat();
+            let bad = (Err(Unauthentic), vec![0; 1024]);
+            for round in 0..3 {
+                assert_eq!(open(7, &block), (Ok(()), plain.clone()), "{suite:?} {round}");
+                assert_eq!(open(8, &block), bad, "{suite:?} {round}");
+                for at in 0..block.len() {
+                    let mut changed = block.clone();
+                    changed[at] ^= 1;
+                    assert_eq!(open(7, &changed), bad, "{suite:?} {round}: byte {at}");
+                }
             }
         }
     }

@@ -3,9 +3,11 @@
 use std::os::raw::c_int;
 use std::sync::atomic::Ordering;
 
+use crate::ffi;
+
 use super::host::{Host, LockLevel};
 use super::{Around, Database, Part, PartId, part};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, log};
 use crate::file::main::SQLITE_HEADER;
 use crate::io::Filled;
 
@@ -209,9 +211,17 @@ impl<H: Host> Database<H> {
         base.sync_as(flags)
     }
 
+    /// Size of the log; SQLite asks for it when it begins to recover one.
     pub(crate) fn log_size(&mut self, id: PartId) -> Result<u64> {
         let Self { host, main, index, logs, .. } = self;
         let Part { host: base, file: wal, .. } = part(logs, id)?;
+        if wal.is_foreign(base)? {
+            log(
+                ffi::SQLITE_WARNING,
+                "sqlite-tde: the write-ahead log beside the database is another one's and counts \
+                 as empty",
+            );
+        }
         wal.size(base, &Around { host, main, index })
     }
 

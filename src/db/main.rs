@@ -39,7 +39,7 @@ use crate::key::auditor::{Auditor, is_tampering};
 use crate::key::cipher::Subkey;
 use crate::key::envelope::slots::Slots;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
-use crate::key::keyring::Keyring;
+use crate::key::keyring::{Keyring, candidates};
 use crate::key::opening::Opening;
 use crate::key::session::{ATTEMPTS, PAUSE, Session, Setup, emptied, steadily};
 use crate::process::time::now;
@@ -141,7 +141,7 @@ impl Main {
         };
         let setup = &self.setup;
         let mut opening = setup.opening();
-        match steadily(base, |header, len| look(setup, base, header, len, &mut opening))? {
+        match steadily(base, |start| look(setup, base, start, &mut opening))? {
             Some(state) => self.state = state,
             None if was_seen => self.state = State::Empty(None),
             None => {}
@@ -741,15 +741,15 @@ impl Findings {
     }
 }
 
-/// What a file of `len` bytes is that begins with `header`, and whether the copies of its
-/// envelope differ; nothing where it is none yet.
+/// What a file is that begins with `header`: more than the envelope, or all of it. `None` while it
+/// is no database.
 fn look(
     setup: &Arc<Setup>,
     base: &impl Storage,
     header: &[u8],
-    len: u64,
     opening: &mut Opening<'_>,
 ) -> Result<Option<State>> {
+    let len = header.len() as u64;
     if len == 0 {
         return expect_none(setup, "none, for the file is empty").map(|()| None);
     }
@@ -760,7 +760,7 @@ fn look(
     if envelope::is_unfinished(header, len) {
         return expect_none(setup, "none, for the database was never finished").map(|()| None);
     }
-    let opened = opening.open(&envelope::candidates(header)?)?;
+    let opened = opening.open(&candidates(header)?)?;
     if logical_size(len) == 0 {
         return Err(Error::EnvelopeDamaged("the file ends before its first page".into()));
     }

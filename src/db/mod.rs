@@ -43,7 +43,7 @@ use crate::ffi;
 use self::host::{Host, LockLevel};
 use self::main::Main;
 use self::wal_index::WalIndex;
-use crate::error::{Error, Result, log};
+use crate::error::{Error, Result};
 use crate::file::FileKind;
 use crate::file::journal::{Counters, Journal};
 use crate::file::wal::{Origin, Owner, Salts, Wal};
@@ -216,13 +216,6 @@ impl<H: Host> Database<H> {
         // is.
         let grain = if self.host.is_powersafe() { 1 } else { host.sector().max(self.sector) };
         let file = Wal::new(self.main.keyring().cloned(), grain, self.main.tuning());
-        if file.is_foreign(&host)? {
-            log(
-                ffi::SQLITE_WARNING,
-                "sqlite-tde: the write-ahead log beside the database is another one's and counts \
-                 as empty",
-            );
-        }
         let id = self.next_part();
         self.logs.push(Part { id, host, file });
         Ok(id)

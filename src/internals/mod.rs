@@ -34,6 +34,7 @@ impl Pages {
             purpose: Purpose::Page,
             current: (1, SuiteKey::new(suite, &Secret::random()?)),
             retired: Vec::new(),
+            found: std::sync::Mutex::default(),
         };
         Ok(Self { cipher: PageCipher::new(Arc::new(keys)), block: vec![0; page_size] })
     }

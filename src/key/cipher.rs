@@ -70,12 +70,12 @@ impl Cipher {
         self.with(|cipher| cipher.open_in_place(place, block).is_ok())
     }
 
-    /// Whether the keys are present: cached plaintext is handed out only while they are.
+    /// As [`PageCipher::open_known`]: whether `block` is authentic.
     ///
     /// # Errors
-    /// [`crate::Error::Inaccessible`] while the keyring is locked.
-    pub(crate) fn require(&self) -> Result<()> {
-        self.with(|_| ())
+    /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
+    pub(crate) fn open_known(&self, number: u64, block: &mut [u8]) -> Result<bool> {
+        self.with(|cipher| cipher.open_known(number, block).is_ok())
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut PageCipher) -> T) -> Result<T> {

@@ -7,7 +7,7 @@
 //! A journal adds its own 16-byte salt to the label, so each journal has its own key.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Instant;
@@ -16,7 +16,7 @@ use super::access::{KeyLease, LeaseState, RevokeReason};
 use super::auditor::about;
 use super::cipher::{Cipher, Slot, Subkey, lock};
 use super::envelope::slot::{self, LastFrame, SLOT_LEN, StateId};
-use super::envelope::{DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
+use super::envelope::{self, DekRecord, Envelope, ProtectorRecord, ScanState, Unverified};
 use super::newest::{FileKey, Newest, NewestByFile};
 use super::opening::{check_protector, replaced};
 use super::protector::Protectors;
@@ -110,6 +110,8 @@ struct Unlocked {
     page: Arc<BlockKeys>,
     wal: Arc<BlockKeys>,
     mac: Secret,
+    /// The copy of the envelope that was verified last, for a comparison in place of a MAC.
+    verified: Option<(Unverified, Arc<Envelope>)>,
     /// The records that have given the keys in this process.
     given_by: Vec<ProtectorRecord>,
 }
@@ -124,6 +126,7 @@ impl Unlocked {
                 purpose,
                 current: current.subkey(&[label]),
                 retired: retired.iter().map(|held| held.subkey(&[label])).collect(),
+                found: Mutex::default(),
             })
         };
         Self {
@@ -132,7 +135,19 @@ impl Unlocked {
             mac: current.extracted.expand(&[ENVELOPE]),
             current,
             retired,
+            verified: None,
             given_by: Vec::new(),
+        }
+    }
+
+    fn verify(&mut self, copy: &Unverified) -> Result<Arc<Envelope>> {
+        match &self.verified {
+            Some((verified, envelope)) if verified == copy => Ok(Arc::clone(envelope)),
+            _ => {
+                let envelope = copy.verify(&self.mac)?;
+                self.verified = Some((copy.clone(), Arc::clone(&envelope)));
+                Ok(envelope)
+            }
         }
     }
 
@@ -225,9 +240,9 @@ impl Keyring {
         newer: &[Unverified],
         dek: Dek,
         record: &ProtectorRecord,
-    ) -> Result<(Arc<Self>, Envelope)> {
-        let unlocked = Unlocked::new(self.file_id, dek, Vec::new());
-        let envelope = copy.verify(&unlocked.mac)?;
+    ) -> Result<(Arc<Self>, Arc<Envelope>)> {
+        let mut unlocked = Unlocked::new(self.file_id, dek, Vec::new());
+        let envelope = unlocked.verify(copy)?;
         if let Some(newer) = newer.iter().find_map(|copy| copy.verify(&unlocked.mac).ok()) {
             return Err(replaced(&newer, &record.name));
         }
@@ -340,6 +355,7 @@ impl Keyring {
                     purpose: Purpose::Journal,
                     current: held.subkey(&[JOURNAL, &salt]),
                     retired: Vec::new(),
+                    found: Mutex::default(),
                 }))
             }
         })?
@@ -376,8 +392,8 @@ impl Keyring {
     }
 
     /// The envelope, if the holder of these keys wrote it.
-    pub(crate) fn verify(&self, copy: impl Borrow<Unverified>) -> Result<Envelope> {
-        self.with_keys(|keys| copy.borrow().verify(&keys.mac))?
+    pub(crate) fn verify(&self, copy: impl Borrow<Unverified>) -> Result<Arc<Envelope>> {
+        self.with_keys(|keys| keys.verify(copy.borrow()))?
     }
 
     /// One copy of `envelope`.
@@ -444,14 +460,27 @@ pub(crate) fn scratch_keys() -> Result<Arc<BlockKeys>> {
         purpose: Purpose::Scratch,
         current: (0, SuiteKey::new(SuiteId::Aes256Gcm, &Secret::random()?)),
         retired: Vec::new(),
+        found: Mutex::default(),
     }))
 }
 
-static CACHE: LazyLock<Mutex<HashMap<FileId, Weak<Keyring>>>> = LazyLock::new(Mutex::default);
+static CACHE: LazyLock<Mutex<BTreeMap<FileId, Weak<Keyring>>>> = LazyLock::new(Mutex::default);
 
 /// The keyring of a database that is open in this process.
 pub(crate) fn cached(file_id: &FileId) -> Option<Arc<Keyring>> {
     lock(&CACHE).get(file_id).and_then(Weak::upgrade)
+}
+
+/// As [`envelope::candidates`]; a copy that the keys in this process verified last is recognised by
+/// its bytes and not decoded again.
+pub(crate) fn candidates(header: &[u8]) -> Result<Vec<Unverified>> {
+    let known = envelope::only_copy(header).and_then(|(file_id, copy)| {
+        let keyring = cached(&file_id)?;
+        let keys = lock(&keyring.unlocked);
+        let (verified, _) = keys.as_ref()?.verified.as_ref()?;
+        verified.is_copy(copy).then(|| verified.clone())
+    });
+    known.map_or_else(|| envelope::candidates(header), |copy| Ok(vec![copy]))
 }
 
 /// The keyring that later opens find: this one, unless another thread was faster.

@@ -48,12 +48,12 @@ impl Newest {
     pub(crate) fn admit(
         &self,
         known: Option<&Envelope>,
-        found: &Envelope,
+        found: &Arc<Envelope>,
         whole: bool,
     ) -> Result<()> {
         if let Some(known) = known
             && (found.generation < known.generation
-                || found.generation == known.generation && found != known)
+                || found.generation == known.generation && **found != *known)
         {
             let (known, found) = (known.generation, found.generation);
             return Err(Error::EnvelopeOutdated { known, found });
@@ -61,14 +61,14 @@ impl Newest {
         let mut seen = lock(&self.0);
         let newer = |seen: &Arc<Envelope>| seen.generation < found.generation;
         if whole && (!seen.committed || seen.envelope.as_ref().is_none_or(newer)) {
-            seen.envelope = Some(Arc::new(found.clone()));
+            seen.envelope = Some(Arc::clone(found));
         }
         Ok(())
     }
 
     /// Notes the envelope that this process has just written.
-    pub(crate) fn wrote(&self, envelope: &Envelope) {
-        lock(&self.0).envelope = Some(Arc::new(envelope.clone()));
+    pub(crate) fn wrote(&self, envelope: &Arc<Envelope>) {
+        lock(&self.0).envelope = Some(Arc::clone(envelope));
     }
 
     /// A transaction was committed to the file.

@@ -33,7 +33,7 @@ use crate::settings::identity::{FileId, wrong_file};
 /// An existing database whose keys were found.
 pub(crate) struct Opened {
     pub(crate) keyring: Arc<Keyring>,
-    pub(crate) envelope: Envelope,
+    pub(crate) envelope: Arc<Envelope>,
     /// Name of the protector that gave the keys.
     pub(crate) protector_name: String,
 }

@@ -602,7 +602,8 @@ unsafe extern "C" fn shm_lock(file: File, offset: c_int, n: c_int, flags: c_int)
         }
         let code = call!(database.host, xShmLock, offset, n, flags);
         match code {
-            ffi::SQLITE_OK if unlock => database.index_unlocked(numbers, exclusive),
+            // SQLite has given it back even if the base fails.
+            _ if unlock => database.index_unlocked(numbers, exclusive),
             ffi::SQLITE_OK => database.index_locked(numbers, exclusive),
             _ => {}
         }

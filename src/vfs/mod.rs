@@ -497,15 +497,17 @@ unsafe fn registered_of<'a>(vfs: *mut ffi::sqlite3_vfs) -> RwLockReadGuard<'a, R
 /// What the file `name` is opened with: what its URI says, over what the registration says.
 unsafe fn setup_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<Setup> {
     // SAFETY: SQLite passes the VFS that was registered.
-    let (said, mut protectors) = unsafe {
-        let registered = registered_of(vfs);
-        (registered.said.clone(), registered.protectors.clone())
-    };
+    let registered = unsafe { registered_of(vfs) };
+    let mut protectors = registered.protectors.clone();
     // SAFETY: `name` is NUL-terminated.
-    let path = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-    let path = Path::new(&path);
+    let path = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    let path = Path::new(&*path);
     // SAFETY: `name` is that of a main database, as SQLite passed it.
-    let in_uri = uri::read(|key| unsafe { api::uri_parameter(name, &CString::new(key).ok()?) })?;
+    let in_uri = match unsafe { api::has_uri_parameter(name, b"tde_") } {
+        // SAFETY: as above.
+        true => uri::read(|key| unsafe { api::uri_parameter(name, &CString::new(key).ok()?) })?,
+        false => Layer::default(),
+    };
     let pinned = protectors.settings.pins.at(path);
     if let (Some(asked), Some(pinned)) = (in_uri.file_id.flatten(), pinned)
         && asked != pinned
@@ -515,7 +517,7 @@ unsafe fn setup_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<S
         )));
     }
     if pinned.is_some() || in_uri != Layer::default() {
-        let said = said.then(in_uri, "the registration", "the URI")?;
+        let said = registered.said.clone().then(in_uri, "the registration", "the URI")?;
         let mut settings = said.values();
         settings.file_id = settings.file_id.or(pinned);
         if said.allow_plaintext.is_none() {
@@ -523,8 +525,10 @@ unsafe fn setup_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<S
         }
         protectors.set(settings);
     }
-    protectors.auditor.path = Some(Arc::from(path));
-    Ok(Setup { protectors, ..Setup::default() })
+    if protectors.auditor.log.is_some() {
+        protectors.auditor.path = Some(Arc::from(path));
+    }
+    Ok(Setup { protectors, read_only: false, file: None })
 }
 
 unsafe extern "C" fn delete(

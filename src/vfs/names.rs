@@ -6,7 +6,7 @@
 //! without the bytes before it that SQLite's routine reads.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -23,11 +23,13 @@ struct Named {
     /// The address of its `sqlite3_file`, which lives until the file is closed.
     file: usize,
     owner: Arc<Owner>,
+    /// The addresses of SQLite's names for its journal and log.
+    parts: [usize; 2],
     /// The base VFS's name for the log of an encrypted one.
     log: Arc<LogName>,
 }
 
-static OPEN: LazyLock<Mutex<HashMap<Vec<u8>, Vec<Named>>>> = LazyLock::new(Mutex::default);
+static OPEN: LazyLock<Mutex<BTreeMap<Vec<u8>, Vec<Named>>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     /// The database file that this thread locked last.
@@ -39,7 +41,7 @@ pub(super) fn locks(file: *mut ffi::sqlite3_file) {
     LOCKED.set(file.addr());
 }
 
-fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
+fn open() -> MutexGuard<'static, BTreeMap<Vec<u8>, Vec<Named>>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -49,12 +51,13 @@ fn open() -> MutexGuard<'static, HashMap<Vec<u8>, Vec<Named>>> {
 /// `file` is open, and [`forget`] is called before it is closed.
 pub(super) unsafe fn remember(file: *mut ffi::sqlite3_file, owner: Arc<Owner>) {
     // SAFETY: as above; the owner's name is the one that xOpen got.
-    let (path, log) = unsafe {
+    let (path, log, parts) = unsafe {
         let path = CStr::from_ptr(owner.name).to_bytes();
-        (path.to_vec(), LogName::new(file, owner.name, &[path, b"-wal"].concat()))
+        let log = LogName::new(file, owner.name, &[path, b"-wal"].concat());
+        (path.to_vec(), log, api::journal_or_log_names(owner.name).map(|name| name.addr()))
     };
     let Some(log) = log.map(Arc::new) else { return };
-    let named = Named { file: file.expose_provenance(), owner, log };
+    let named = Named { file: file.expose_provenance(), owner, parts, log };
     open().entry(path).or_default().push(named);
 }
 
@@ -115,7 +118,7 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
 /// journal. Else it is the one that this thread locked last: SQLite looks for a journal or log
 /// right after it locked the database.
 fn owner<'a>(
-    open: &'a HashMap<Vec<u8>, Vec<Named>>,
+    open: &'a BTreeMap<Vec<u8>, Vec<Named>>,
     path: &[u8],
     name: *const c_char,
     written: bool,
@@ -123,8 +126,7 @@ fn owner<'a>(
     let files = open.get(path).map_or(&[][..], Vec::as_slice);
     files
         .iter()
-        // SAFETY: the database is open, hence its name alive.
-        .find(|named| unsafe { api::journal_or_log_names(named.owner.name) }.contains(&name))
+        .find(|named| named.parts.contains(&name.addr()))
         .or(if let [only] = files { Some(only) } else { None })
         .or_else(|| {
             files
@@ -173,20 +175,16 @@ impl LogName {
             (std::slice::from_raw_parts(name.cast::<u8>(), len), CStr::from_ptr(journal))
         };
         let pager = Box::new([file.expose_provenance(); Self::PAGER]);
-        let mut bytes = pager.as_ptr().expose_provenance().to_ne_bytes().to_vec();
-        bytes.extend_from_slice(&[0; Self::BEFORE]);
-        bytes.extend_from_slice(database);
-        bytes.extend_from_slice(journal.to_bytes_with_nul());
-        let at = bytes.len();
-        bytes.extend_from_slice(&log);
-        bytes.extend_from_slice(&[0; 1 + Self::BEHIND]);
-        bytes.resize(bytes.len().next_multiple_of(size_of::<usize>()), 0);
+        let pointer = pager.as_ptr().expose_provenance().to_ne_bytes();
+        let before = [&pointer[..], &[0; Self::BEFORE], database, journal.to_bytes_with_nul()];
+        let at = before.iter().map(|part| part.len()).sum();
+        let bytes = [&before.concat()[..], &log, &[0; 1 + Self::BEHIND]].concat();
         let word = |bytes: &[u8]| {
             let mut word = [0; size_of::<usize>()];
-            word.copy_from_slice(bytes);
+            word[..bytes.len()].copy_from_slice(bytes);
             usize::from_ne_bytes(word)
         };
-        let words = bytes.chunks_exact(size_of::<usize>()).map(word).collect();
+        let words = bytes.chunks(size_of::<usize>()).map(word).collect();
         Some(Self { words, at, _pager: pager })
     }
 

@@ -113,6 +113,7 @@ routines! {
     69 mprintf = sqlite3_mprintf(*const c_char; ...) -> *mut c_char;
     58 free = sqlite3_free(*mut c_void) -> ();
     189 uri_parameter = sqlite3_uri_parameter(*const c_char, *const c_char) -> *const c_char;
+    245 uri_key = sqlite3_uri_key(*const c_char, c_int) -> *const c_char;
     247 filename_journal = sqlite3_filename_journal(*const c_char) -> *const c_char;
     248 filename_wal = sqlite3_filename_wal(*const c_char) -> *const c_char;
     180 db_filename = sqlite3_db_filename(*mut ffi::sqlite3, *const c_char) -> *const c_char;

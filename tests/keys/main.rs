@@ -9,3 +9,5 @@ mod database;
 mod identity;
 mod lock_transactions;
 mod protectors;
+#[cfg(unix)]
+mod second;

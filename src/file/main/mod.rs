@@ -11,8 +11,6 @@
 pub(crate) mod layout;
 mod outgoing;
 
-use std::cell::RefCell;
-
 use self::layout::{is_lock_page, logical_size, physical, physical_size};
 use self::outgoing::Outgoing;
 use super::journal::Counters;
@@ -50,37 +48,8 @@ pub(crate) struct Pages {
     page_size: usize,
     pub(crate) outgoing: Outgoing,
     pub(crate) ahead: Ahead,
-    first: RefCell<First>,
     plain: Vec<u8>,
     sealed: Vec<u8>,
-}
-
-/// Page 1 as last read, sealed and open; empty if it was bad. It is read when a database is opened,
-/// by most transactions and by each journal, and is mostly unchanged.
-#[derive(Default)]
-struct First {
-    sealed: Vec<u8>,
-    open: Vec<u8>,
-}
-
-impl First {
-    /// As [`Cipher::open_in_place`] of page 1.
-    fn open(&mut self, cipher: &Cipher, page: &mut [u8]) -> Result<bool> {
-        if self.sealed == page {
-            cipher.require()?;
-            page.copy_from_slice(&self.open);
-            return Ok(true);
-        }
-        self.open.clear();
-        self.sealed.clear();
-        self.sealed.extend_from_slice(page);
-        let good = cipher.open_in_place(1, page);
-        match good {
-            Ok(true) => self.open.extend_from_slice(page),
-            Ok(false) | Err(_) => self.sealed.clear(),
-        }
-        good
-    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -97,7 +66,6 @@ impl Pages {
             page_size,
             outgoing: Outgoing::default(),
             ahead: Ahead::default(),
-            first: RefCell::default(),
             plain: vec![0; page_size],
             sealed: Vec::new(),
         }
@@ -212,7 +180,7 @@ impl Pages {
         let whole = base.read(plain, at)?;
         let good = match page {
             _ if !whole => false,
-            1 => self.first.borrow_mut().open(&self.cipher, plain)?,
+            1 => self.cipher.open_known(page, plain)?,
             _ => self.cipher.open_in_place(page, plain)?,
         };
         if good {

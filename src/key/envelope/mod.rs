@@ -39,6 +39,7 @@ pub(crate) mod slot;
 pub(crate) mod slots;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -287,8 +288,8 @@ impl Envelope {
 /// only the fields needed to find the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unverified {
-    envelope: Envelope,
-    authenticated: Vec<u8>,
+    envelope: Arc<Envelope>,
+    authenticated: Arc<[u8]>,
     tag: [u8; MAC_LEN],
 }
 
@@ -330,7 +331,7 @@ impl Unverified {
         }
         let envelope = parse_fields(authenticated, records)?;
         envelope.check()?;
-        Ok(Self { envelope, authenticated: authenticated.to_vec(), tag: *tag })
+        Ok(Self { envelope: Arc::new(envelope), authenticated: authenticated.into(), tag: *tag })
     }
 
     /// The generation, unverified.
@@ -361,11 +362,18 @@ impl Unverified {
     ///
     /// # Errors
     /// [`Error::EnvelopeDamaged`] if the MAC does not match.
-    pub fn verify(&self, mac_key: &Secret) -> Result<Envelope> {
+    pub fn verify(&self, mac_key: &Secret) -> Result<Arc<Envelope>> {
         mac(mac_key, &self.authenticated)
             .filter(|tag| bool::from(tag.ct_eq(&self.tag)))
-            .map(|_| self.envelope.clone())
+            .map(|_| Arc::clone(&self.envelope))
             .ok_or_else(|| Error::EnvelopeDamaged("the MAC does not match".to_owned()))
+    }
+
+    /// Whether `copy` is, byte for byte, the copy that this was decoded from.
+    pub(crate) fn is_copy(&self, copy: &[u8]) -> bool {
+        let rest = copy.strip_prefix(&*self.authenticated);
+        let padding = rest.and_then(|rest| rest.strip_prefix(&self.tag));
+        copy.len() == COPY_LEN && padding.is_some_and(is_zero)
     }
 }
 
@@ -445,6 +453,13 @@ impl Envelope {
             && start[FILE_ID_AT..PAGE_SIZE_AT] == self.file_id
             && start[PAGE_SIZE_AT..] == self.page_size.to_be_bytes()
     }
+}
+
+/// The file id in `header` and its copy A, if copy B has the same bytes. Nothing is authenticated.
+pub(crate) fn only_copy(header: &[u8]) -> Option<([u8; FILE_ID_LEN], &[u8])> {
+    let (a, b) = copies(header);
+    let file_id = a.get(FILE_ID_AT..)?.first_chunk()?;
+    (a == b).then_some((*file_id, a))
 }
 
 /// Whether both copies in `header` are the same, byte for byte.

@@ -49,7 +49,7 @@ impl Slots {
 
     /// The bytes of both in the first [`ENVELOPE_LEN`] bytes of a file, as far as they are there.
     pub(crate) fn bytes(header: &[u8]) -> Vec<u8> {
-        PLACES.iter().filter_map(|&at| header.get(at..at + SLOT_LEN)).flatten().copied().collect()
+        PLACES.map(|at| header.get(at..at + SLOT_LEN).unwrap_or_default()).concat()
     }
 
     /// The slots in the first [`ENVELOPE_LEN`] bytes of a file.

@@ -8,6 +8,7 @@
 //! and [`Session::mend`] writes it over the other one as soon as the database is opened for
 //! writing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ffi;
@@ -113,13 +114,14 @@ impl Session {
         change: impl FnOnce(&mut Envelope) -> Result<T>,
     ) -> Result<T> {
         let InForce { envelope: before, at: in_use, .. } = self.in_force(base)?;
-        let mut envelope = before.clone();
+        let mut envelope = Envelope::clone(&before);
         let answer = change(&mut envelope)?;
         envelope.generation += 1;
         // After an error the copies may differ.
         self.copies_differ = true;
         let written = write(base, &self.keyring, (&before, in_use), &envelope)?;
         self.copies_differ = written == Written::One;
+        let envelope = Arc::new(envelope);
         self.newest.wrote(&envelope);
         if envelope.has_pages {
             self.newest.committed();
@@ -132,13 +134,14 @@ impl Session {
     /// SQLite's own, if it syncs at all.
     pub(crate) fn commit_creation(&mut self, base: &impl Storage) -> Result<()> {
         // If a crash left it so, another connection may have changed the protectors since.
-        let InForce { mut envelope, at: in_use, .. } = self.in_force(base)?;
-        envelope.has_pages = true;
-        envelope.generation += 1;
+        let InForce { envelope: before, at: in_use, .. } = self.in_force(base)?;
+        let generation = before.generation + 1;
+        let envelope = Envelope { has_pages: true, generation, ..Envelope::clone(&before) };
         let copy = self.keyring.encode(&envelope)?;
         base.write(&copy, (REGION_LEN - in_use) as u64)?;
         base.sync()?;
         base.write(&copy, in_use as u64)?;
+        let envelope = Arc::new(envelope);
         self.newest.wrote(&envelope);
         self.envelope = envelope;
         self.committed = true;
@@ -214,25 +217,29 @@ fn read_copies(base: &impl Storage) -> Result<Vec<u8>> {
     Ok(header)
 }
 
-/// Runs `look` on the first [`ENVELOPE_LEN`] bytes of the file, or all if it has fewer, and the
-/// length of the file. Another process may be writing the envelope, so a failing `look` is repeated
-/// for as long as the bytes change.
+/// The envelope and one byte of page 1: a file that has them needs no question for its length.
+const START_LEN: usize = ENVELOPE_LEN + 1;
+
+/// Runs `look` on the first [`START_LEN`] bytes of the file, or all if it has fewer. Another
+/// process may be writing the envelope, so a failing `look` is repeated for as long as the bytes
+/// change.
 pub(crate) fn steadily<T>(
     base: &impl Storage,
-    mut look: impl FnMut(&[u8], u64) -> Result<T>,
+    mut look: impl FnMut(&[u8]) -> Result<T>,
 ) -> Result<T> {
     let mut before: Option<Vec<u8>> = None;
     let mut attempt = 1;
     loop {
-        let len = base.size()?;
-        let mut header = [0; ENVELOPE_LEN];
-        let header = &mut header[..ENVELOPE_LEN.min(usize::try_from(len).unwrap_or(ENVELOPE_LEN))];
-        if len > 0 {
-            base.read(header, 0)?;
+        let mut start = [0; START_LEN];
+        let mut start = &mut start[..];
+        if !base.read(start, 0)? {
+            let len = usize::try_from(base.size()?).unwrap_or(START_LEN);
+            start = &mut start[..START_LEN.min(len)];
+            base.read(start, 0)?;
         }
-        match look(header, len) {
-            Err(_) if attempt < ATTEMPTS && before.as_deref() != Some(header) => {
-                before = Some(header.to_vec());
+        match look(start) {
+            Err(_) if attempt < ATTEMPTS && before.as_deref() != Some(start) => {
+                before = Some(start.to_vec());
                 attempt += 1;
                 std::thread::sleep(PAUSE);
             }
@@ -243,7 +250,7 @@ pub(crate) fn steadily<T>(
 
 /// The envelope in force.
 pub(super) struct InForce {
-    pub(super) envelope: Envelope,
+    pub(super) envelope: Arc<Envelope>,
     /// Offset of its copy.
     at: usize,
     /// Both copies, as they were read.
@@ -262,8 +269,8 @@ impl InForce {
     }
 
     /// The protectors of `copy` that are missing in the envelope in force.
-    fn only_in(&self, copy: Result<Envelope>) -> Vec<ProtectorRecord> {
-        let all = copy.into_iter().flat_map(|copy| copy.protectors);
+    fn only_in(&self, copy: Result<Arc<Envelope>>) -> Vec<ProtectorRecord> {
+        let all = copy.into_iter().flat_map(|copy| copy.protectors.clone());
         let here = |record: &ProtectorRecord| {
             self.envelope.protectors.iter().any(|new| new.is_same_wrap(record))
         };
@@ -275,7 +282,7 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
     let mut before = Vec::new();
     for _ in 0..ATTEMPTS {
         let header = read_copies(base)?;
-        let mut best: Option<(Envelope, usize)> = None;
+        let mut best: Option<(Arc<Envelope>, usize)> = None;
         for at in [0, REGION_LEN] {
             let copy = Unverified::decode(&header[at..at + COPY_LEN]);
             match copy.and_then(|copy| keyring.verify(copy)) {
@@ -339,7 +346,7 @@ fn write(
         return Err(error);
     }
     match in_force(base, keyring) {
-        Ok(found) if found.envelope == *new => {
+        Ok(found) if *found.envelope == *new => {
             log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
             Ok(Written::One)
         }

@@ -21,7 +21,7 @@ use crate::io::Storage;
 use crate::key::access::{LeaseState, Refusal, RevokeReason};
 use crate::key::auditor::Auditor;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
-use crate::key::keyring::Keyring;
+use crate::key::keyring::{Keyring, candidates};
 use crate::key::newest::{FileKey, Newest};
 use crate::key::opening::{Opened, Opening};
 use crate::key::protector::{Protectors, check_time, matches};
@@ -57,7 +57,7 @@ impl Setup {
 pub(crate) struct Session {
     setup: Arc<Setup>,
     keyring: Arc<Keyring>,
-    envelope: Envelope,
+    envelope: Arc<Envelope>,
     /// The newest envelope that this process has seen.
     newest: Arc<Newest>,
     /// The protector that gave the keys.
@@ -118,6 +118,7 @@ impl Session {
         newest.start_over();
         let protector_name =
             envelope.protectors.first().map_or_else(String::new, |p| p.name.clone());
+        let envelope = Arc::new(envelope);
         Self::new(setup, Opened { keyring, envelope, protector_name }, newest, false)
     }
 
@@ -131,7 +132,8 @@ impl Session {
     /// The creation of the database is given up: its keys, and an envelope for the next attempt.
     pub(crate) fn give_up_creation(&self) -> (Arc<Keyring>, Envelope) {
         self.newest.start_over();
-        let envelope = Envelope { has_pages: false, generation: 1, ..self.envelope.clone() };
+        let envelope =
+            Envelope { has_pages: false, generation: 1, ..Envelope::clone(&self.envelope) };
         (Arc::clone(&self.keyring), envelope)
     }
 
@@ -308,8 +310,8 @@ impl Session {
         let setup = Arc::clone(&self.setup);
         let mut opening = Opening::new(&setup.protectors, wanted, setup.settings().file_id);
         let known = self.newest.known();
-        let open = |header: &[u8], _| {
-            let opened = opening.open(&envelope::candidates(header)?)?;
+        let open = |header: &[u8]| {
+            let opened = opening.open(&candidates(header)?)?;
             if !Arc::ptr_eq(&opened.keyring, &self.keyring) {
                 return Err(Error::EnvelopeDamaged("the file is another database now".into()));
             }
