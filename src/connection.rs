@@ -12,24 +12,13 @@ use crate::suite::SuiteId;
 use crate::vfs::connection::with_database;
 
 /// How to open a database.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct OpenOptions {
-    vfs: String,
+    vfs: Option<String>,
     flags: OpenFlags,
     said: Layer,
     parameters: Vec<(String, String)>,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        Self {
-            vfs: "tde".into(),
-            flags: OpenFlags::default(),
-            said: Layer::default(),
-            parameters: Vec::new(),
-        }
-    }
 }
 
 impl OpenOptions {
@@ -40,7 +29,7 @@ impl OpenOptions {
 
     /// The name under which the VFS was registered; `tde` unless said.
     pub fn vfs(mut self, name: impl Into<String>) -> Self {
-        self.vfs = name.into();
+        self.vfs = Some(name.into());
         self
     }
 
@@ -81,6 +70,10 @@ impl OpenOptions {
         self
     }
 
+    fn vfs_name(&self) -> &str {
+        self.vfs.as_deref().unwrap_or("tde")
+    }
+
     /// The URI that says the same to any host: `file:PATH?vfs=tde&...`.
     ///
     /// # Errors
@@ -92,7 +85,7 @@ impl OpenOptions {
         let text = path.to_str().ok_or_else(|| {
             Error::Usage(format!("{}: the path is not UTF-8, as SQLite needs it", path.display()))
         })?;
-        let vfs = std::iter::once(("vfs", self.vfs.clone()));
+        let vfs = std::iter::once(("vfs", self.vfs_name().to_owned()));
         let own = uri::write(&self.said);
         let others = self.parameters.iter().map(|(key, value)| (key.as_str(), value.clone()));
         // Two slashes would begin the name of a host, which is empty here.
@@ -148,11 +141,14 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
     let connection = Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
         .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))?;
     let is_heard = options.said == Layer::default()
-        || !matches!(with_database(&connection, "main", |_| Ok(())), Err(Error::NotEncrypted));
+        || !matches!(
+            with_database(&connection, "main", false, |_| Ok(())),
+            Err(Error::NotEncrypted)
+        );
     if is_heard {
         return Ok(connection);
     }
-    let vfs = &options.vfs;
+    let vfs = options.vfs_name();
     Err(Error::Usage(format!(
         "the VFS {vfs:?} does not encrypt this file: protector, cipher and the like would be passed \
          over"

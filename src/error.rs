@@ -4,19 +4,25 @@
 //! [`last_error`] keeps the newest one of each thread, because a host that only sees SQLite's codes
 //! can ask for the words afterwards (`SELECT tde_last_error()`).
 
+pub(crate) mod provider;
+
 use std::cell::RefCell;
 use std::os::raw::c_int;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::ffi;
-
-use crate::provider::ProviderError;
+use provider::ProviderError;
 
 /// `Result` with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Any foreign error behind one of ours.
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
 /// Every error of this crate; a variant for each kind of remedy.
+///
+/// The message of a variant with a source contains that of the source.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -40,17 +46,32 @@ pub enum Error {
     LoosePermissions(#[source] ProviderError),
     /// The keys of an open database are gone: its provider denied them, did not answer for longer
     /// than the grace period, or they were locked. It heals when the provider gives them again.
-    #[error("database inaccessible: {0}")]
-    Inaccessible(String),
+    #[error("database inaccessible: {reason}")]
+    #[non_exhaustive]
+    Inaccessible {
+        /// Why.
+        reason: String,
+        /// The provider's answer, if one was the reason.
+        source: Option<ProviderError>,
+    },
     /// Another connection was writing for longer than a key operation waits.
     #[error("database busy: {0}")]
     Busy(String),
     /// A change to a database that may only be read.
-    #[error("read-only: {0}")]
-    ReadOnly(String),
+    #[error("read-only: {reason}")]
+    #[non_exhaustive]
+    ReadOnly {
+        /// Why.
+        reason: String,
+        /// The protector whose limit it is, if it is one's.
+        protector: Option<String>,
+    },
     /// A key of that name already exists.
-    #[error("key {0} already exists")]
-    KeyExists(String),
+    #[error("key {name} already exists")]
+    KeyExists {
+        /// The name at its provider.
+        name: String,
+    },
     /// Neither copy of the envelope is intact.
     #[error("envelope damaged: {0}")]
     EnvelopeDamaged(String),
@@ -137,8 +158,14 @@ pub enum Error {
     },
     /// A change to the protectors is in one copy of the envelope only; or the disk failed so that
     /// its effect is unknown.
-    #[error("unfinished: {0}")]
-    Unfinished(String),
+    #[error("unfinished: {reason}")]
+    #[non_exhaustive]
+    Unfinished {
+        /// What is unfinished, and what to do.
+        reason: String,
+        /// The error of the disk, if there was one.
+        source: Option<Box<Error>>,
+    },
     /// The file was written by a later version of this software.
     #[error("format {found} is too new: this version reads up to {supported}")]
     FormatTooNew {
@@ -161,11 +188,14 @@ pub enum Error {
     NotADatabase(String),
     /// A log of plain SQLite lies beside an encrypted database.
     #[error(
-        "{0} is the log of an unencrypted database; a program without sqlite-tde would copy it \
+        "{path} is the log of an unencrypted database; a program without sqlite-tde would copy it \
          over the pages of this encrypted one, so writing is refused. Move it away, or remove it \
          if nothing in it is needed; mode=ro can still read"
     )]
-    PlainLog(String),
+    PlainLog {
+        /// That log.
+        path: PathBuf,
+    },
     /// A page size that leaves SQLite too few usable bytes, or none that SQLite knows.
     #[error(
         "page size {0} is not possible: an encrypted page reserves 48 bytes and SQLite needs 480 \
@@ -201,13 +231,13 @@ pub enum Error {
     Usage(String),
     /// The configuration cannot be read, or is invalid.
     #[error("configuration: {0}")]
-    Config(String),
+    Config(#[source] FileError),
     /// The audit log cannot be written, read or trusted.
     #[error("audit log: {0}")]
-    Audit(String),
+    Audit(#[source] FileError),
     /// The operating system's random source failed.
     #[error("no random bytes from the operating system: {0}")]
-    Random(String),
+    Random(#[source] Source),
     /// An error of the file system, outside SQLite's VFS.
     #[error("{path}: {source}")]
     Io {
@@ -223,6 +253,59 @@ pub enum Error {
     #[cfg(feature = "rusqlite")]
     #[error(transparent)]
     Sqlite(rusqlite::Error),
+}
+
+/// A fault of the configuration or of the audit log: where it is, and what.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{reason}", self.place())]
+#[non_exhaustive]
+pub struct FileError {
+    /// The file at fault.
+    pub path: Option<PathBuf>,
+    /// The line, from 1.
+    pub line: Option<u64>,
+    /// The setting, such as `access.grace`.
+    pub setting: Option<String>,
+    /// The fault, in words.
+    pub reason: String,
+    /// The error behind it.
+    pub source: Option<Source>,
+}
+
+impl FileError {
+    pub(crate) fn at(path: &Path, reason: impl Into<String>) -> Self {
+        Self { path: Some(path.to_owned()), ..reason.into().into() }
+    }
+
+    pub(crate) fn of(path: &Path, source: std::io::Error) -> Self {
+        Self::at(path, source.to_string()).caused_by(source)
+    }
+
+    pub(crate) fn line(self, line: u64) -> Self {
+        Self { line: Some(line), ..self }
+    }
+
+    pub(crate) fn setting(self, name: impl Into<String>) -> Self {
+        Self { setting: Some(name.into()).filter(|name| !name.is_empty()), ..self }
+    }
+
+    pub(crate) fn caused_by(self, source: impl Into<Source>) -> Self {
+        Self { source: Some(source.into()), ..self }
+    }
+
+    fn place(&self) -> String {
+        let path = self.path.as_ref().map(|path| path.display().to_string());
+        let line = self.line.map(|line| format!("line {line}"));
+        let place = path.into_iter().chain(line).chain(self.setting.clone());
+        let place = place.reduce(|place, next| format!("{place}, {next}"));
+        place.map_or_else(String::new, |place| place + ": ")
+    }
+}
+
+impl From<String> for FileError {
+    fn from(reason: String) -> Self {
+        Self { path: None, line: None, setting: None, reason, source: None }
+    }
 }
 
 /// The sink of errors that no call can return: SQLite's error log.
@@ -279,10 +362,10 @@ impl Error {
             Self::LoosePermissions(_) => extended(ffi::SQLITE_CANTOPEN, 3),
             Self::Random(_) => extended(ffi::SQLITE_CANTOPEN, 4),
             Self::Unsupported(_) => extended(ffi::SQLITE_CANTOPEN, 5),
-            Self::Usage(_) | Self::KeyExists(_) => extended(ffi::SQLITE_CANTOPEN, 6),
+            Self::Usage(_) | Self::KeyExists { .. } => extended(ffi::SQLITE_CANTOPEN, 6),
             Self::Audit(_) => extended(ffi::SQLITE_CANTOPEN, 7),
             Self::Config(_) => extended(ffi::SQLITE_CANTOPEN, 8),
-            Self::PlainLog(_) => extended(ffi::SQLITE_CANTOPEN, 9),
+            Self::PlainLog { .. } => extended(ffi::SQLITE_CANTOPEN, 9),
             Self::EnvelopeDamaged(_) => extended(ffi::SQLITE_CORRUPT, 1),
             Self::EnvelopeOutdated { .. } => extended(ffi::SQLITE_CORRUPT, 2),
             Self::DamagedInUse(_)
@@ -302,10 +385,10 @@ impl Error {
             Self::PageSizeChange => extended(ffi::SQLITE_IOERR, 2),
             Self::ReserveBytes(_) => extended(ffi::SQLITE_IOERR, 3),
             Self::NotAPage { .. } => extended(ffi::SQLITE_IOERR, 4),
-            Self::Inaccessible(_) => extended(ffi::SQLITE_IOERR, 5),
-            Self::Unfinished(_) => extended(ffi::SQLITE_IOERR, 6),
+            Self::Inaccessible { .. } => extended(ffi::SQLITE_IOERR, 5),
+            Self::Unfinished { .. } => extended(ffi::SQLITE_IOERR, 6),
             Self::Busy(_) => ffi::SQLITE_BUSY,
-            Self::ReadOnly(_) => ffi::SQLITE_READONLY,
+            Self::ReadOnly { .. } => ffi::SQLITE_READONLY,
             Self::Io { .. } => ffi::SQLITE_IOERR,
             Self::Base(code) => *code,
             #[cfg(feature = "rusqlite")]
@@ -399,5 +482,44 @@ impl From<rusqlite::Error> for Error {
             last.sqlite_code() == code && (is_ours_alone(code) || message.as_deref() == Some(text))
         };
         take_last(is_it).unwrap_or(Self::Sqlite(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_of_a_file_names_its_place() {
+        let fault = || FileError::at("c.toml".as_ref(), "wrong");
+        for (fault, words) in [
+            (FileError::from("wrong".to_owned()), "wrong"),
+            (fault(), "c.toml: wrong"),
+            (fault().line(3), "c.toml, line 3: wrong"),
+            (fault().line(3).setting("access.grace"), "c.toml, line 3, access.grace: wrong"),
+            (fault().line(3).setting(""), "c.toml, line 3: wrong"),
+            (FileError::from("wrong".to_owned()).setting("audit key"), "audit key: wrong"),
+        ] {
+            assert_eq!(fault.to_string(), words);
+        }
+    }
+
+    #[test]
+    fn an_error_behind_another_is_its_source() {
+        let io = || std::io::Error::other("no disk");
+        let file = || FileError::of("audit.jsonl".as_ref(), io());
+        let cause = |error: &dyn std::error::Error| error.source().map(ToString::to_string);
+        for (error, source) in [
+            (Error::from(ProviderError::denied("revoked")), Some("revoked")),
+            (Error::Audit(file()), Some("audit.jsonl: no disk")),
+            (Error::Random(Box::new(io())), Some("no disk")),
+            (Error::Io { path: "a".into(), source: io() }, Some("no disk")),
+            (Error::LogOutdated, None),
+        ] {
+            assert_eq!(cause(&error).as_deref(), source, "{error}");
+            let repeats = source.map_or(0, |source| error.to_string().matches(source).count());
+            assert_eq!(repeats, usize::from(source.is_some()), "{error}");
+        }
+        assert_eq!(cause(&file()).as_deref(), Some("no disk"));
     }
 }

@@ -7,11 +7,11 @@
 use rusqlite::{Connection, ErrorCode};
 
 use crate::command::{
-    Answer, Change, Command, NewProtector, ProtectorCheck, ProtectorStatus, RotateProtector,
-    Status, Verification, Verifier,
+    self, Change, Edit, NewProtector, ProtectorCheck, ProtectorStatus, RotateProtector, Status,
+    Verification, Verifier,
 };
 use crate::error::{Error, Result};
-use crate::vfs::connection::{run_command, with_database};
+use crate::vfs::connection::with_database;
 
 mod sealed {
     pub trait Sealed {}
@@ -21,6 +21,22 @@ mod sealed {
 /// What a connection of rusqlite to an encrypted database can be asked, beside SQL.
 ///
 /// An error of a change, other than [`Error::Unfinished`], means that nothing has changed.
+///
+/// ```
+/// # let home = tempfile::tempdir()?;
+/// # let keystore = sqlite_tde::provider::Keystore::at(home.path().join("keys"));
+/// # keystore.create("recovery")?;
+/// # sqlite_tde::register(sqlite_tde::Options::new().name("changes").keystore(keystore))?;
+/// # let options = sqlite_tde::OpenOptions::new().vfs("changes");
+/// # let db = sqlite_tde::open_with(home.path().join("a.db"), &options)?;
+/// # db.execute_batch("CREATE TABLE t(x)")?;
+/// use sqlite_tde::{NewProtector, RotateProtector, TdeConnection};
+///
+/// db.tde_add_protector("main", NewProtector::new("recovery"))?; // a second key that opens it
+/// db.tde_rotate_protector("main", RotateProtector::all())?; // under the newest key versions
+/// assert_eq!(db.tde_protectors("main")?.len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait TdeConnection: sealed::Sealed {
     /// What is known about the keys of the database attached as `schema` (`"main"` for the one that
     /// the connection was opened with).
@@ -122,60 +138,47 @@ pub trait TdeConnection: sealed::Sealed {
 
 impl TdeConnection for Connection {
     fn tde_status(&self, schema: &str) -> Result<Status> {
-        match run_command(self, schema, &Command::Status)? {
-            Answer::Status(status) => Ok(*status),
-            _ => Err(Error::NotEncrypted),
-        }
+        with_database(self, schema, false, command::status)
     }
 
     fn tde_protectors(&self, schema: &str) -> Result<Vec<ProtectorStatus>> {
-        match run_command(self, schema, &Command::Protectors)? {
-            Answer::Protectors(protectors) => Ok(protectors),
-            _ => Err(Error::NotEncrypted),
-        }
+        with_database(self, schema, false, command::protectors)
     }
 
     fn tde_rotate_protector(&self, schema: &str, request: RotateProtector) -> Result<Change> {
-        let RotateProtector { to, replace } = request;
-        change(self, schema, &Command::Rotate { to, replace })
+        change(self, schema, Edit::Rotate(request))
     }
 
     fn tde_add_protector(&self, schema: &str, new: NewProtector) -> Result<Change> {
-        change(self, schema, &Command::Add(new))
+        change(self, schema, Edit::Add(new))
     }
 
     fn tde_set_protectors(&self, schema: &str, protectors: Vec<NewProtector>) -> Result<Change> {
-        change(self, schema, &Command::Set(protectors))
+        change(self, schema, Edit::Set(protectors))
     }
 
     fn tde_remove_protector(&self, schema: &str, name: &str) -> Result<Change> {
-        change(self, schema, &Command::Remove(name.to_owned()))
+        change(self, schema, Edit::Remove(name.to_owned()))
     }
 
     fn tde_set_auto_rotate(&self, schema: &str, on: bool) -> Result<Change> {
-        change(self, schema, &Command::AutoRotate(Some(on)))
+        change(self, schema, Edit::AutoRotate(on))
     }
 
     fn tde_check_protectors(&self, schema: &str) -> Result<Vec<ProtectorCheck>> {
-        match run_command(self, schema, &Command::CheckProtectors)? {
-            Answer::Checks(checks) => Ok(checks),
-            _ => Err(Error::NotEncrypted),
-        }
+        with_database(self, schema, false, command::check_protectors)
     }
 
     fn tde_check_secret(&self, schema: &str, protector: &str) -> Result<()> {
-        run_command(self, schema, &Command::CheckSecret(protector.to_owned())).map(|_| ())
+        with_database(self, schema, false, |db| command::check_secret(db, protector))
     }
 
     fn tde_check_copy(&self, schema: &str, without: &[String]) -> Result<Option<String>> {
-        match run_command(self, schema, &Command::CheckCopy(without.to_vec()))? {
-            Answer::Text(warning) => Ok(Some(warning).filter(|warning| !warning.is_empty())),
-            _ => Err(Error::NotEncrypted),
-        }
+        with_database(self, schema, false, |db| command::check_copy(db, without))
     }
 
     fn tde_lock(&self, schema: &str) -> Result<()> {
-        run_command(self, schema, &Command::Lock).map(|_| ())
+        with_database(self, schema, false, command::lock)
     }
 
     fn tde_verify(&self, schema: &str, mut progress: impl FnMut(u64, u64)) -> Result<Verification> {
@@ -195,7 +198,7 @@ impl TdeConnection for Connection {
         }
         let mut verifier = Verifier::default();
         loop {
-            let is_done = with_database(self, schema, |db| verifier.step(db))?;
+            let is_done = with_database(self, schema, false, |db| verifier.step(db))?;
             let (done, all) = verifier.progress();
             if all > 0 {
                 progress(done, all);
@@ -230,14 +233,11 @@ fn unless_damaged<T>(
     }
 }
 
-fn change(connection: &Connection, schema: &str, command: &Command) -> Result<Change> {
+fn change(connection: &Connection, schema: &str, edit: Edit) -> Result<Change> {
     // A transaction that a crash cut off is rolled back by reading. Where others are in the way of
-    // that, or it fails, the command itself waits, and tells what is wrong.
+    // that, or it fails, the change itself waits, and tells what is wrong.
     let name = schema.replace('"', "\"\"");
     let read = format!("SELECT count(*) FROM \"{name}\".sqlite_schema");
     let _ = connection.query_row(&read, [], |_| Ok(()));
-    match run_command(connection, schema, command)? {
-        Answer::Change(change) => Ok(change),
-        _ => Err(Error::NotEncrypted),
-    }
+    with_database(connection, schema, true, |db| command::change(db, &edit))
 }

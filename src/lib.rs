@@ -14,15 +14,36 @@
 //! db.execute_batch("CREATE TABLE note(text); INSERT INTO note VALUES('nobody else reads this')")?;
 //! let text: String = db.query_row("SELECT text FROM note", [], |row| row.get(0))?;
 //! assert_eq!(text, "nobody else reads this");
+//!
+//! use sqlite_tde::TdeConnection;
+//! assert_eq!(db.tde_status("main")?.opened_through, "default"); // its protector
+//! assert!(db.tde_verify("main", |_done, _all| ())?.is_clean());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # The map
 //!
-//! [`register`] makes the VFS known, with [`Options`] or a [`config`]. [`open`] opens a database
-//! through it; [`TdeConnection`] asks about its keys, changes its protectors and verifies it.
-//! [`provider`] has the key providers and the trait for your own; [`audit`] the log of what is done
-//! with keys and databases.
+//! | to | use |
+//! |---|---|
+//! | make the VFS known, once a process | [`register`] with [`Options`]; [`config`] reads a file |
+//! | open a database | [`open`], [`open_with`]; from other hosts [`OpenOptions::uri`] |
+//! | ask about its keys, change its protectors, verify it | [`TdeConnection`] |
+//! | hold protector keys | [`provider`]: [`Keystore`](provider::Keystore) and others, or your own |
+//! | record what is done with keys and databases | [`audit`] |
+//! | tell one failure from another | [`enum@Error`], a variant for each remedy |
+//!
+//! Attached databases have keys of their own: calls name the *schema*, `"main"` or the name that
+//! ATTACH gave. Options, providers and logs may be shared between threads. A call that asks a
+//! provider blocks until it answers, at most for the times in [`AccessPolicy`].
+//!
+//! # What is protected
+//!
+//! * Anyone who obtains only the files (database, log, journal, temporary files) learns nothing of
+//!   their content, except sizes and which pages change.
+//! * A page that was changed, moved, zeroed or taken from another database is an error.
+//! * Not protected: an older version of a page or of the whole file, put back; a deleted log.
+//! * Not protected: the memory of the process, and anyone who may use the protector key.
+//! * Without its protectors a database is lost: add a second one for recovery.
 //!
 //! # Features
 //!
@@ -38,13 +59,16 @@
 //!
 //! # Inside
 //!
-//! Imports go one way, downwards: `vfs` > `command` > `file` > `key` > `page` > [`provider`] >
-//! `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that, docs/keys.md keys over
-//! time, docs/format.md the bytes, docs/threat-model.md what is protected and what is not.
+//! Imports go one way, downwards: `vfs` > `command` > `db` > `file` > `key` > `page` >
+//! [`provider`] > `suite` > [`secret`], [`error`]. ARCHITECTURE.md has the page on that,
+//! docs/keys.md keys over time, docs/format.md the bytes, docs/threat-model.md what is protected
+//! and what is not.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
-#![deny(missing_docs, unsafe_code)]
+#![deny(missing_docs, missing_debug_implementations, unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::expect_used)]
+#![deny(clippy::missing_errors_doc, clippy::missing_panics_doc)]
+#![deny(clippy::must_use_candidate, clippy::return_self_not_must_use)]
 // What only rusqlite's connections can ask for is not called in a build without them.
 #![cfg_attr(not(feature = "rusqlite"), allow(dead_code))]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -61,6 +85,7 @@ mod ffi;
 mod file;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
+#[allow(missing_debug_implementations, clippy::must_use_candidate)]
 pub mod internals;
 mod io;
 mod key;
@@ -72,6 +97,7 @@ pub mod provider;
 pub mod secret;
 mod settings;
 mod suite;
+mod table;
 #[allow(unsafe_code)]
 mod vfs;
 
@@ -86,7 +112,7 @@ pub use command::{
 };
 #[cfg(feature = "rusqlite")]
 pub use connection::{OpenOptions, open, open_with};
-pub use error::{Error, Result, last_error};
+pub use error::{Error, FileError, Result, last_error};
 pub use file::beside::FILES_BESIDE;
 #[cfg(feature = "rusqlite")]
 pub use keys::TdeConnection;
@@ -97,3 +123,27 @@ pub use rusqlite;
 pub use settings::identity::FileId;
 pub use settings::{AccessPolicy, AuditPolicy, Derivation, Tuning};
 pub use suite::SuiteId as Cipher;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_application_keeps_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Options>();
+        shared::<config::Config>();
+        shared::<audit::AuditLog>();
+        shared::<audit::Entries>();
+        shared::<std::sync::Arc<dyn provider::KeyProvider>>();
+        shared::<provider::Keystore>();
+        shared::<provider::ProviderError>();
+        shared::<secret::Secret>();
+        shared::<Error>();
+        shared::<Status>();
+        shared::<Verification>();
+        shared::<Change>();
+        #[cfg(feature = "rusqlite")]
+        shared::<OpenOptions>();
+    }
+}

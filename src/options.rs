@@ -1,6 +1,7 @@
 //! What an application says when it registers the VFS.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,6 +179,15 @@ impl Options {
     pub fn keystore(mut self, keystore: Keystore) -> Self {
         self.keystore = Some(keystore);
         self
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Options");
+        shown.field("name", &self.name).field("base", &self.base);
+        shown.field("configuration", &self.configuration).field("application", &self.application);
+        shown.finish_non_exhaustive()
     }
 }
 

@@ -26,7 +26,7 @@ use lru::LruCache;
 
 use crate::error::Result;
 use crate::nonce::NonceSequence;
-use crate::suite::{Choice, Schedule, Suite, SuiteId, SuiteKey, Unauthentic};
+use crate::suite::{Choice, Schedule, SuiteId, SuiteKey, Unauthentic};
 
 /// Bytes that a sealed block adds to its plaintext, and SQLite's reserve bytes on each page.
 pub const RESERVE: usize = 48;

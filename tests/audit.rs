@@ -12,6 +12,7 @@ use sqlite_tde::audit::{
 use sqlite_tde::provider::SecretSource;
 use sqlite_tde::{Error, Result};
 use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
+use sqlite_tde_testkit::set_mode;
 
 const TASK: &str = "SQLITE_TDE_TEST_AUDIT";
 /// Four entries with a path of 40 characters.
@@ -113,12 +114,6 @@ fn system_time(text: &str) -> SystemTime {
     text.parse::<jiff::Timestamp>().unwrap().try_into().unwrap()
 }
 
-#[cfg(unix)]
-fn set_mode(path: &Path, mode: u32) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-}
-
 fn is_log(name: &str) -> bool {
     name.ends_with(".jsonl")
 }
@@ -178,7 +173,7 @@ fn an_entry_has_every_field_and_no_control_character() {
         [&first.request_id, &first.service_request_id].map(text),
         ["ours", "theirs\u{fffd}"]
     );
-    assert_eq!((first.seq, first.duration_us), (1, Some(1234)));
+    assert_eq!((first.seq, first.duration), (1, Some(Duration::from_micros(1234))));
     assert_eq!(first.pid, std::process::id());
     assert!(first.program.starts_with("audit-"), "{}", first.program);
     #[cfg(unix)]

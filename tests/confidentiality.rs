@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde_testkit::vfs::{TestVfs, Written, kind_of_file};
+use sqlite_tde_testkit::process::{Process, TOO_LONG};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Written, kind_of_file};
 use sqlite_tde_testkit::{Home, plain};
 
 /// In every row; any eight bytes of it in a row are too much.
@@ -131,7 +131,7 @@ fn run(db: &Connection, mode: &str, mut after: impl FnMut(&str)) {
 
 #[test]
 fn nothing_written_shows_what_is_stored() {
-    let vfs = TestVfs::new();
+    let vfs = FaultyVfs::new();
     let home = Home::with(|options| options.base(vfs.name));
     let mut seen = BTreeSet::new();
     for mode in MODES {
@@ -165,7 +165,7 @@ fn nothing_written_shows_what_is_stored() {
 /// The same work on plain SQLite shows the marker in every kind of file: the test above can fail.
 #[test]
 fn plain_sqlite_shows_it_everywhere() {
-    let vfs = TestVfs::new();
+    let vfs = FaultyVfs::new();
     let dir = tempfile::tempdir().unwrap();
     for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
         vfs.clear();
@@ -193,7 +193,7 @@ const TASK: &str = "SQLITE_TDE_TEST_DEFAULT_VFS";
 /// An unencrypted main database sorts what it reads from an encrypted one that is attached.
 /// Answers what its writes showed.
 fn sort_from_attached(as_default: bool) -> BTreeSet<(&'static str, &'static str)> {
-    let vfs = TestVfs::new();
+    let vfs = FaultyVfs::new();
     let home =
         Home::with(|options| options.base(vfs.name).as_default(as_default).allow_plaintext(true));
     let secret = home.path("secret.db");
@@ -237,12 +237,8 @@ fn as_default_vfs_in_a_process_of_its_own() {
 
 #[test]
 fn temporary_files_of_a_plain_main_database_are_encrypted_under_a_default_vfs() {
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["as_default_vfs_in_a_process_of_its_own", "--exact"])
-        .env(TASK, "1")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let test = "as_default_vfs_in_a_process_of_its_own";
+    Process::start(test, TASK, "1").finish(TOO_LONG).unwrap();
     // And this is why: without it, the sorter writes what it sorts.
     let shown = sort_from_attached(false);
     assert!(shown.contains(&("temporary journal or sorter", "marker")), "{shown:?}");

@@ -21,6 +21,7 @@ use std::time::Instant;
 use check::{Recording, Span, Subject};
 use sqlite_tde_testkit::platform::{PLATFORMS, Platform, platform};
 use sqlite_tde_testkit::power::{Entry, Files, History, Image, Lie, Op};
+use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::random::Random;
 use workloads::{Fits, MODES, Mode, WORKLOADS, Workload};
 
@@ -41,7 +42,7 @@ struct Plan {
 impl Plan {
     fn new() -> Self {
         let seed = std::env::var("SQLITE_TDE_SEED").ok().and_then(|text| text.parse().ok());
-        let (images, mixed) = if is_full() { (1000, 5) } else { (22, 2) };
+        let (images, mixed) = if full() { (1000, 5) } else { (22, 2) };
         let wanted = std::env::var("SQLITE_TDE_IMAGES").ok().and_then(|text| text.parse().ok());
         let images = wanted.unwrap_or(images);
         let only = std::env::var("SQLITE_TDE_ONLY").ok();
@@ -58,10 +59,6 @@ impl Plan {
             platform,
         }
     }
-}
-
-fn is_full() -> bool {
-    std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1")
 }
 
 #[derive(Default)]
@@ -336,7 +333,7 @@ fn committed_transactions_survive_power_loss() {
     eprintln!("seed {}, {:.1} s", plan.seed, started.elapsed().as_secs_f64());
     assert_none(&total.failures, total.images + total.second);
     assert!(plan.only.is_some() || total.looked * 3 > total.images, "{} looked at", total.looked);
-    let wanted = if is_full() { 100_000 } else { 5_500 };
+    let wanted = if full() { 100_000 } else { 5_500 };
     assert!(plan.only.is_some() || total.images >= wanted, "{} images", total.images);
 }
 
@@ -345,12 +342,12 @@ fn committed_transactions_survive_power_loss() {
 fn committed_transactions_survive_on_other_platforms() {
     for platform in PLATFORMS {
         let some = ["windows", "sector 8192", "unix-none"].contains(&platform.name);
-        if platform.name == "unix" || !(some || is_full()) {
+        if platform.name == "unix" || !(some || full()) {
             continue;
         }
         let mut plan = Plan { platform: Some(platform), ..Plan::new() };
         if plan.only.is_none() {
-            plan.images = if is_full() { 60 } else { 2 };
+            plan.images = if full() { 60 } else { 2 };
         }
         let rows = rows(|_, mode| platform.methods.has_shm() || !mode.is_wal());
         let total = report(platform.name, &rows, all(&plan, &rows));
@@ -366,7 +363,7 @@ fn committed_transactions_survive_on_other_platforms() {
 fn plain_sqlite_survives_too() {
     let mut plan = Plan { encrypted: false, ..Plan::new() };
     if plan.only.is_none() {
-        plan.images = if is_full() { 100 } else { 6 };
+        plan.images = if full() { 100 } else { 6 };
     }
     let stays_in_wal = |workload: &Workload| workload.name != "modes switched";
     let rows =

@@ -23,6 +23,7 @@ use sqlite_tde::{
     AccessPolicy, AuditPolicy, Error, NewProtector, Options, RotateProtector, TdeConnection,
 };
 use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::process::in_time;
 use zeroize::Zeroizing;
 
 thread_local! {
@@ -203,18 +204,6 @@ fn connect(home: &Home, name: &str) -> &'static Connection {
 
 fn read(db: &Connection) -> rusqlite::Result<i64> {
     db.query_row("SELECT count(*) FROM aux.u", [], |row| row.get(0))
-}
-
-/// Tries until it answers something, for a minute.
-fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(answer) = attempt() {
-            return answer;
-        }
-        assert!(Instant::now() < until, "{what}: never");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

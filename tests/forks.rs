@@ -15,13 +15,13 @@ use sqlite_tde::provider::{
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Cipher, TdeConnection};
 use sqlite_tde_testkit::process::{Process, TOO_LONG, report};
-use sqlite_tde_testkit::vfs::TestVfs;
+use sqlite_tde_testkit::vfs::FaultyVfs;
 use sqlite_tde_testkit::{Home, one};
 
 const TASK: &str = "SQLITE_TDE_TEST_FORKS";
 const PROVIDER_TASK: &str = "SQLITE_TDE_TEST_FORKED_PROVIDER";
 const MODES: [&str; 3] = ["DELETE", "PERSIST", "WAL"];
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [Cipher; 3] = Cipher::ALL;
 /// Long enough that no two pieces of ciphertext are equal by chance.
 const PIECE: usize = 32;
 
@@ -46,7 +46,7 @@ const WORK: [&str; 6] = [
 ];
 
 /// What was written since the last call, cut up. Zeros are no ciphertext.
-fn pieces(vfs: TestVfs) -> Pieces {
+fn pieces(vfs: FaultyVfs) -> Pieces {
     vfs.take_written()
         .iter()
         .flat_map(|write| write.data.chunks_exact(PIECE))
@@ -57,7 +57,7 @@ fn pieces(vfs: TestVfs) -> Pieces {
 
 /// Runs `child` in a forked process and `parent` in this one. Answers what each wrote.
 #[allow(unsafe_code)]
-fn fork(vfs: TestVfs, dir: &Path, child: impl FnOnce(), parent: impl FnOnce()) -> [Pieces; 2] {
+fn fork(vfs: FaultyVfs, dir: &Path, child: impl FnOnce(), parent: impl FnOnce()) -> [Pieces; 2] {
     let file = dir.join("child");
     vfs.take_written();
     // SAFETY: this process has one thread, so the child finds every lock free.
@@ -91,7 +91,7 @@ fn differ(what: &str, [parent, child]: [Pieces; 2]) {
 
 /// SQLite forbids to use a connection that was inherited. Whoever does so gets errors and a broken
 /// database, but must not show what two ciphertexts of one nonce show.
-fn inherited(vfs: TestVfs, home: &Home, db: &Connection) {
+fn inherited(vfs: FaultyVfs, home: &Home, db: &Connection) {
     // After an error the child asks for a lock that the parent keeps until the child has ended.
     db.busy_timeout(Duration::ZERO).unwrap();
     db.execute_batch(&format!("BEGIN; {}", WORK.join(";"))).unwrap();
@@ -104,7 +104,7 @@ fn inherited(vfs: TestVfs, home: &Home, db: &Connection) {
 }
 
 /// As SQLite wants it: the child opens a connection of its own.
-fn own(vfs: TestVfs, home: &Home, db: &Connection, path: &Path) {
+fn own(vfs: FaultyVfs, home: &Home, db: &Connection, path: &Path) {
     let count = |db: &Connection| one(db, "SELECT a FROM counter");
     db.execute_batch("CREATE TABLE counter(a); INSERT INTO counter VALUES(0)").unwrap();
     let work = |db: &Connection| {
@@ -130,7 +130,7 @@ fn own(vfs: TestVfs, home: &Home, db: &Connection, path: &Path) {
 fn forks() {
     let Ok(task) = std::env::var(TASK) else { return };
     let (mode, cipher) = task.split_once('|').unwrap();
-    let vfs = TestVfs::new();
+    let vfs = FaultyVfs::new();
     let home = Home::with(|options| options.base(vfs.name).cipher(cipher.parse().unwrap()));
     let path = home.path("main.db");
     let db = home.open(&path);

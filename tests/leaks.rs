@@ -4,11 +4,11 @@
 
 use std::path::{Path, PathBuf};
 
+use rusqlite::ffi;
 use rusqlite::types::Value;
-use rusqlite::{Connection, ffi};
 use sqlite_tde::OpenOptions;
 use sqlite_tde::provider::Keystore;
-use sqlite_tde_testkit::{dump, one, plain};
+use sqlite_tde_testkit::{dump, one, plain, reserve, spill_at_once};
 
 const TASK: &str = "SQLITE_TDE_TEST_TRACED";
 const MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
@@ -38,38 +38,12 @@ const WORK: &[&str] = &[
 const ROLLED_BACK: &str = "BEGIN; UPDATE t SET b = 'M' || b || b; SAVEPOINT s; DELETE FROM aux.u;
      ROLLBACK TO s; DELETE FROM t; ROLLBACK";
 
-/// Statement journals and sorters go to files at once.
-#[allow(unsafe_code)]
-fn prepare() {
-    // SAFETY: these set integers; where SQLite is in use already, they answer SQLITE_MISUSE.
-    unsafe {
-        ffi::sqlite3_config(ffi::SQLITE_CONFIG_STMTJRNL_SPILL, 0);
-        ffi::sqlite3_config(ffi::SQLITE_CONFIG_PMASZ, 1);
-    }
-}
-
 /// What SQLite draws at random from now on, salts above all, it draws again in the next run.
 #[allow(unsafe_code)]
 fn draw_again() {
     let none = std::ptr::null_mut::<ffi::sqlite3>();
     // SAFETY: the arguments are those of this control.
     unsafe { ffi::sqlite3_test_control(ffi::SQLITE_TESTCTRL_PRNG_SEED, SEED, none) };
-}
-
-/// As much room at the end of each page as `tde` asks for, so that pages are the same.
-#[allow(unsafe_code)]
-fn reserve(db: &Connection, schema: &std::ffi::CStr) {
-    let mut bytes: i32 = sqlite_tde::RESERVE as i32;
-    // SAFETY: the connection lives, and this control reads and writes an int.
-    let code = unsafe {
-        ffi::sqlite3_file_control(
-            db.handle(),
-            schema.as_ptr(),
-            ffi::SQLITE_FCNTL_RESERVE_BYTES,
-            (&raw mut bytes).cast(),
-        )
-    };
-    assert_eq!(code, ffi::SQLITE_OK);
 }
 
 fn uri(path: &Path, encrypted: bool) -> String {
@@ -86,7 +60,7 @@ fn frame_checksum(main: &Path) -> String {
 
 /// Works in `dir`. Answers what the databases hold at the end, and the checksums of the logs.
 fn work(dir: &Path, encrypted: bool, rounds: u64) -> (Vec<String>, Vec<String>) {
-    prepare();
+    spill_at_once();
     if encrypted {
         let keystore = Keystore::at(dir.join("keys"));
         sqlite_tde::register(sqlite_tde_testkit::options("traced").keystore(keystore)).unwrap();

@@ -20,15 +20,17 @@ use sqlite_tde::provider::{
 use sqlite_tde::secret::{Secret, memory};
 use sqlite_tde::{AccessPolicy, Cipher, OpenOptions, Options, TdeConnection};
 use sqlite_tde_testkit::one;
-use sqlite_tde_testkit::process::as_nobody;
+use sqlite_tde_testkit::process::{as_nobody, only};
 use sqlite_tde_testkit::scan::{Found, Needles, scan};
 
 const TASK: &str = "SQLITE_TDE_TEST_MEMORY";
-const CASES: [(&str, Cipher); 4] = [
+const CASES: [(&str, Cipher); 6] = [
     ("DELETE", Cipher::Aes256Gcm),
     ("WAL", Cipher::Aes256Gcm),
     ("DELETE", Cipher::Aes256CtrHmacSha256),
     ("WAL", Cipher::Aes256CtrHmacSha256),
+    ("DELETE", Cipher::Aegis256X4),
+    ("WAL", Cipher::Aegis256X4),
 ];
 
 /// A keystore that tells what it was given.
@@ -95,7 +97,7 @@ struct Worker {
 
 impl Worker {
     fn start(mut command: Command, dir: &Path) -> Self {
-        command.args(["work", "--exact", "--quiet", "--nocapture", "--test-threads=1"]);
+        command.args(only("work"));
         command.env(TASK, dir).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let steps = child.stdin.take().unwrap();

@@ -114,7 +114,7 @@ fn old_versions_unwrap_and_the_newest_wraps() {
         }
         assert_eq!(seen.matches("label:      k").count(), 4, "{seen}");
         let error = provider.create("k").unwrap_err();
-        assert!(matches!(error, sqlite_tde::Error::KeyExists(_)), "{error:?}");
+        assert!(matches!(error, sqlite_tde::Error::KeyExists { .. }), "{error:?}");
         let error = provider.rotate("nobody").unwrap_err();
         assert!(matches!(error, sqlite_tde::Error::NoKey(_)), "{error:?}");
         assert_eq!(provider.list().unwrap().len(), 4);

@@ -13,6 +13,7 @@ use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::{KeyProvider, Keystore, Pkcs11, SecretSource, Token, Wrapped};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{Options, TdeConnection};
+use sqlite_tde_testkit::process::only;
 
 /// Three times as many wrong PINs as kryoptic takes before it locks.
 const MANY: usize = 30;
@@ -399,7 +400,7 @@ fn a_database_is_protected_by_a_token() {
         place.write_pin("wrong", "wrong-1234");
         let start = |role: &str| {
             let mut command = place.command(std::env::current_exe().unwrap());
-            command.args(["a_database_is_protected_by_a_token", "--exact", "--nocapture"]);
+            command.args(only("a_database_is_protected_by_a_token"));
             command.env(ROLE, role).output().unwrap()
         };
         let reopened = start("reopen");

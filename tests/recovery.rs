@@ -2,15 +2,14 @@
 //! the database rolls it back. The process is this test binary, started again with a task.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, TdeConnection};
-use sqlite_tde_testkit::process;
-use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs};
-use sqlite_tde_testkit::{Home, one, rows};
+use sqlite_tde_testkit::process::{self, Process, TOO_LONG};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Kind, Method};
+use sqlite_tde_testkit::{Home, one, read_dir, rows};
 
 const TASK: &str = "SQLITE_TDE_TEST_DIES_IN";
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
@@ -52,13 +51,9 @@ fn create(dir: &Path, mode: &str) -> Vec<String> {
 }
 
 fn die(dir: &Path, mode: &str) {
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["dies_with_a_transaction_open", "--exact", "--quiet"])
-        .env(TASK, format!("{}|{mode}", dir.display()))
-        .output()
-        .unwrap()
-        .status;
-    assert!(!status.success(), "{mode}: the child had to die");
+    let task = format!("{}|{mode}", dir.display());
+    let child = Process::start("dies_with_a_transaction_open", TASK, &task);
+    child.finish(TOO_LONG).expect_err("the child has to die");
 }
 
 fn journal(dir: &Path, mode: &str) -> PathBuf {
@@ -119,7 +114,7 @@ fn two_databases_of_one_transaction_are_rolled_back_one_by_one() {
     for mode in MODES {
         for first in ["main.db", "aux.db"] {
             let what = format!("{mode}, {first} first");
-            let vfs = TestVfs::new();
+            let vfs = FaultyVfs::new();
             let home = Home::with(|options| options.base(vfs.name));
             let open = || {
                 let db = home.open(&home.path("main.db"));
@@ -168,7 +163,7 @@ fn two_databases_of_one_transaction_are_rolled_back_one_by_one() {
 /// looked at before the one that cannot be read.
 #[test]
 fn a_plain_database_of_the_same_transaction_comes_first() {
-    let vfs = TestVfs::new();
+    let vfs = FaultyVfs::new();
     let home = Home::with(|options| options.base(vfs.name).allow_plaintext(true));
     let names = ["plain.db", "second.db", "third.db"];
     sqlite_tde_testkit::plain(&home.path(names[0])).execute_batch("CREATE TABLE t(a)").unwrap();
@@ -230,7 +225,7 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
     let (mut points, mut counts) = (0, [0, 0, 0]);
     for mode in MODES {
         for (number, mix) in MIXES.into_iter().enumerate() {
-            let vfs = TestVfs::new();
+            let vfs = FaultyVfs::new();
             let home = Home::with(|options| options.base(vfs.name));
             let dir = home.path("files");
             std::fs::create_dir(&dir).unwrap();
@@ -266,7 +261,7 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
             db.execute_batch(&all(fill)).unwrap();
             // Journals that are reused were used before.
             db.execute_batch(&work).unwrap();
-            let start = snapshot(&dir);
+            let start = read_dir(&dir);
             vfs.clear();
             db.execute_batch(&work).unwrap();
             let calls = vfs.calls().len();
@@ -282,7 +277,7 @@ fn one_transaction_over_plain_and_encrypted_databases_is_one() {
                 let _ = db.execute_batch(&work);
                 drop(db);
                 vfs.clear();
-                let left = snapshot(&dir);
+                let left = read_dir(&dir);
                 // What was written last of an encrypted journal may be lost with the power: its
                 // end.
                 let mut lost = left.clone();
@@ -338,11 +333,6 @@ fn lose_name((_, bytes): &mut (PathBuf, Vec<u8>)) -> bool {
         bytes.truncate(at - name);
     }
     named
-}
-
-fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
 fn put_back(dir: &Path, files: &[(PathBuf, Vec<u8>)]) {

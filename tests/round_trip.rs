@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::{Home, dump, one, plain, rows};
+use sqlite_tde_testkit::{Home, assert_sound, dump, one, plain, rows};
 
 const PAGE_SIZES: [u32; 7] = [1024, 2048, 4096, 8192, 16384, 32768, 65536];
 const JOURNAL_MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
@@ -41,13 +41,6 @@ fn work(db: &Connection, what: &str) {
     }
 }
 
-fn assert_sound(db: &Connection, what: &str) {
-    assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    assert!(rows(db, "PRAGMA foreign_key_check").is_empty(), "{what}");
-    let found = db.tde_verify("main", |_, _| ()).unwrap();
-    assert!(found.is_clean(), "{what}: {found:?}");
-}
-
 #[test]
 fn journal_modes_and_page_sizes_equal_plain() {
     let home = Home::new();
@@ -77,7 +70,7 @@ fn journal_modes_and_page_sizes_equal_plain() {
 #[test]
 fn both_suites_and_auto_vacuum_equal_plain() {
     let home = Home::new();
-    for cipher in [sqlite_tde::Cipher::Aes256Gcm, sqlite_tde::Cipher::Aes256CtrHmacSha256] {
+    for cipher in sqlite_tde::Cipher::ALL {
         for auto_vacuum in ["NONE", "FULL", "INCREMENTAL"] {
             let what = format!("{}, auto_vacuum {auto_vacuum}", cipher.name());
             let path = home.path(&what.replace([' ', ','], "-"));

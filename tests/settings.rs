@@ -17,8 +17,13 @@ use sqlite_tde::{AccessPolicy, AuditPolicy, Cipher, Error, OpenOptions, Options}
 use sqlite_tde_testkit::{Home, one, plain};
 
 fn usage<T: std::fmt::Debug>(what: &str, result: sqlite_tde::Result<T>, words: &[&str]) {
-    match result {
-        Err(Error::Usage(text) | Error::Config(text)) => {
+    let text = match result {
+        Err(Error::Usage(text)) => Ok(text),
+        Err(Error::Config(fault)) => Ok(fault.to_string()),
+        other => Err(other),
+    };
+    match text {
+        Ok(text) => {
             for words in words {
                 assert!(text.contains(words), "{what}: {text}");
             }

@@ -20,7 +20,7 @@ use sqlite_tde::provider::Keystore;
 use sqlite_tde::{OpenOptions, TdeConnection};
 use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::stranger::{ACTIONS, END, Peer};
-use sqlite_tde_testkit::{one, plain, rows};
+use sqlite_tde_testkit::{beside, one, plain, rows};
 
 const TASK: &str = "SQLITE_TDE_TEST_APPLICATION";
 const MODES: [&str; 6] = ["WAL", "DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"];
@@ -437,7 +437,7 @@ fn logs_of_the_other_kind_are_left_alone() {
     for mode in ["WAL", "DELETE"] {
         let refused = home.try_open(&sealed).map(drop).unwrap_err();
         let words = refused.to_string();
-        assert!(matches!(refused, sqlite_tde::Error::PlainLog(_)), "{mode}: {words}");
+        assert!(matches!(refused, sqlite_tde::Error::PlainLog { .. }), "{mode}: {words}");
         assert!(words.contains("sealed.db-wal"), "{words}");
         assert!(fs::read(&stale_plain.0).unwrap() == stale_plain.1, "{mode}: was changed");
         assert!(mode == "DELETE" || fs::read(&sealed).unwrap() == before, "{mode}: was changed");
@@ -458,10 +458,6 @@ fn logs_of_the_other_kind_are_left_alone() {
             fs::write(&stale_plain.0, &stale_plain.1).unwrap();
         }
     }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", path.display()))
 }
 
 /// A log that a plain database left, whose name an encrypted one gets on each road: it is deleted,

@@ -38,6 +38,7 @@ use history::Config;
 use sqlite_tde::Cipher;
 use sqlite_tde_testkit::between::File;
 pub use sqlite_tde_testkit::between::{DATABASE, JOURNAL, LOG};
+use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::random::Random;
 use stage::Stage;
 
@@ -77,7 +78,7 @@ fn count_panics() {
     });
 }
 
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [Cipher; 3] = Cipher::ALL;
 
 fn configs(mode: &'static str) -> Vec<Config> {
     let mut configs = Vec::new();
@@ -89,10 +90,6 @@ fn configs(mode: &'static str) -> Vec<Config> {
         }
     }
     configs
-}
-
-fn full() -> bool {
-    std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1")
 }
 
 const UNITS_IN_TURN: usize = 6;

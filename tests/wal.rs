@@ -5,8 +5,7 @@ use std::path::Path;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
-use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::{Home, dump, one, plain, rows};
+use sqlite_tde_testkit::{Home, assert_sound, dump, one, plain, rows};
 
 const FILL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
@@ -14,12 +13,6 @@ const FILL: &str = "CREATE TABLE t(a INTEGER PRIMARY KEY, b);
 
 fn ok(db: &Connection, sql: &str) {
     db.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-}
-
-fn assert_sound(db: &Connection, what: &str) {
-    assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    let found = db.tde_verify("main", |_, _| ()).unwrap();
-    assert!(found.is_clean(), "{what}: {found:?}");
 }
 
 /// What a process that is killed leaves: the files as they are while connections are open.
@@ -252,7 +245,7 @@ fn a_log_of_another_database_is_ignored() {
 #[test]
 fn a_transaction_larger_than_the_cache_commits_and_rolls_back() {
     let home = Home::new();
-    for suite in ["aes-256-gcm", "aes-256-ctr-hmac-sha256"] {
+    for suite in ["aes-256-gcm", "aes-256-ctr-hmac-sha256", "aegis-256x4"] {
         let path = home.path(suite);
         let cipher = suite.parse().unwrap();
         let db = sqlite_tde::open_with(&path, &home.options().cipher(cipher)).unwrap();

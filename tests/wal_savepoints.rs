@@ -10,30 +10,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
-use rusqlite::{Connection, ffi};
 use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::random::Random;
-
-const RESERVE: std::ffi::c_int = 48;
-
-/// Makes SQLite leave as many bytes free on each page as an encrypted database has, so that both
-/// databases have the same pages in the same frames.
-fn reserve(db: &Connection) {
-    let mut bytes = RESERVE;
-    // SAFETY: the connection is open, and this file control takes a pointer to an int.
-    let code = unsafe {
-        ffi::sqlite3_file_control(
-            db.handle(),
-            c"main".as_ptr(),
-            ffi::SQLITE_FCNTL_RESERVE_BYTES,
-            (&raw mut bytes).cast(),
-        )
-    };
-    assert_eq!(code, ffi::SQLITE_OK);
-}
+use sqlite_tde_testkit::{Home, reserve};
 
 type Answer = Result<Vec<String>, String>;
 
@@ -121,7 +104,7 @@ impl Pair {
             copies: 0,
         };
         let dbs = pair.connect(&pair.paths);
-        reserve(&dbs[1]);
+        reserve(&dbs[1], c"main");
         for db in &dbs {
             answer(db, &format!("PRAGMA page_size={page_size}; PRAGMA journal_mode=WAL; {create}"))
                 .unwrap_or_else(|error| panic!("{create}: {error}"));
@@ -418,7 +401,7 @@ fn between(random: &mut Random, pair: &mut Pair, what: &str) {
 
 #[test]
 fn random_transactions_with_savepoints_are_those_of_plain_sqlite() {
-    let rounds = if std::env::var_os("SQLITE_TDE_FULL").is_some() { 400 } else { 24 };
+    let rounds = if process::full() { 400 } else { 24 };
     for seed in 0..rounds {
         let mut random = Random::mixed(seed, &[]);
         let exclusive = random.below(4) == 0;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::chain::hex;
 use crate::error::Error;
@@ -186,9 +186,10 @@ pub struct Entry {
     /// The key's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_version: Option<String>,
-    /// How long it took, in microseconds.
+    /// How long it took; whole microseconds in the line.
+    #[serde(rename = "duration_us", serialize_with = "micros", deserialize_with = "from_micros")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub duration_us: Option<u64>,
+    pub duration: Option<Duration>,
     /// Our name of a provider's call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
@@ -232,7 +233,7 @@ impl Entry {
             provider: name(event.provider),
             key: name(event.key),
             key_version: name(event.key_version),
-            duration_us: event.duration.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)),
+            duration: event.duration,
             request_id: name(event.request_id),
             service_request_id: name(event.service_request_id),
             detail: event.detail.map(|text| bounded(text, 1024)),
@@ -244,6 +245,14 @@ impl Entry {
             suspect: None,
         }
     }
+}
+
+fn micros<S: Serializer>(duration: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    duration.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX)).serialize(to)
+}
+
+fn from_micros<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    Ok(Option::deserialize(from)?.map(Duration::from_micros))
 }
 
 /// The last part of the name that this process was started by, or of its file.

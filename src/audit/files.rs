@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::chain::{ENDING_LEN, HEAD_LEN, Mac, split};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 
 pub(super) const LOG: &str = "audit.jsonl";
 pub(super) const HEAD: &str = "audit.head";
@@ -227,6 +227,7 @@ pub(super) fn remove_beyond(dir: &Path, keep: u32) -> Result<()> {
 }
 
 /// A log file opened to read, and how long it was then.
+#[derive(Debug)]
 pub(super) struct LogFile {
     pub name: String,
     pub file: io::Take<File>,
@@ -261,7 +262,7 @@ pub(super) fn if_found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path: PathBuf = path.to_owned();
-    move |error| Error::Audit(format!("{}: {error}", path.display()))
+    move |error| Error::Audit(FileError::of(&path, error))
 }
 
 #[cfg(test)]

@@ -1,6 +1,18 @@
 //! The audit log: one line of JSON for each event of keys and databases, in a chain that only the
 //! holder of the audit key can extend. Changes by anyone else are detected.
 //!
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! use sqlite_tde::audit::{AuditLog, AuditOptions, Event, EventKind, entries, verify};
+//!
+//! let options = AuditOptions::at(dir.path().join("audit"));
+//! let log = AuditLog::open(options.clone())?; // for `Options::audit`, or to record in
+//! log.record(&Event::new(EventKind::Export))?;
+//! assert_eq!(verify(&options)?.problem, None);
+//! assert_eq!(entries(&options)?.count(), 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! ```text
 //! audit.2.jsonl   audit.1.jsonl   audit.jsonl           audit.head
 //! +-----------+   +-----------+   +-----------------+   +----------------------------+
@@ -56,10 +68,10 @@ pub use verify::{Finding, Verdict, verify};
 use self::chain::{Head, Keys, Link, Mac};
 use self::files::End;
 use self::verify::{HeadState, Torn, Walk};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 use crate::process;
 use crate::provider::SecretSource;
-use crate::secret::{KEY_LEN, Secret};
+use crate::secret::{BASE64_LEN, KEY_LEN, Secret};
 
 /// The directory of a log, its key, and its maximum size.
 #[derive(Debug, Clone)]
@@ -202,11 +214,12 @@ impl AuditLog {
     }
 
     fn foreign(&self) -> Error {
-        Error::Audit(format!(
+        let words = format!(
             "neither the lines nor the head in {} fit the key: put back the key of this log, or \
              use another directory",
             self.options.dir.display()
-        ))
+        );
+        Error::Audit(words.into())
     }
 
     /// Writes `entry` at its place, then the head.
@@ -239,7 +252,7 @@ impl AuditLog {
 
     fn seal(&self, previous: &Link, entry: &Entry) -> Result<(Vec<u8>, Mac)> {
         let object = serde_json::to_string(entry);
-        let object = object.map_err(|error| Error::Audit(format!("an entry: {error}")))?;
+        let object = object.map_err(|error| Error::Audit(format!("an entry: {error}").into()))?;
         Ok(self.keys.seal(&previous.mac, &object))
     }
 }
@@ -265,20 +278,18 @@ fn recovered(head: &Head, walk: &Walk<'_>) -> Option<String> {
 fn read_keys(options: &AuditOptions) -> Result<Keys> {
     let own = || SecretSource::File(options.dir.join(files::KEY));
     let source = options.key.clone().unwrap_or_else(own);
-    let failed = |what: String| Error::Audit(format!("audit key: {what}"));
-    let text = source.read("audit key").map_err(|error| failed(error.to_string()))?;
-    let key = Secret::fill_with(|key| match Base64::decode(&*text, key) {
-        Ok(bytes) if bytes.len() == KEY_LEN => Ok(()),
-        _ => Err(failed(format!("{source} is not base64 of {KEY_LEN} bytes"))),
-    })?;
-    Ok(Keys::new(&key))
+    let failed = |what: String| FileError::from(what).setting("audit key");
+    let text = source
+        .read("audit key")
+        .map_err(|error| Error::Audit(failed(error.to_string()).caused_by(error)))?;
+    let not = || Error::Audit(failed(format!("{source} is not base64 of {KEY_LEN} bytes")));
+    Secret::from_base64(&text).map(|key| Keys::new(&key)).ok_or_else(not)
 }
 
 fn create_key(options: &AuditOptions) -> Result<()> {
-    const TEXT_LEN: usize = 44;
     let key = Secret::random()?;
-    let mut text = Zeroizing::new([b'\n'; TEXT_LEN + 1]);
-    let encoded = Base64::encode(key.expose(), &mut text[..TEXT_LEN]);
-    encoded.map_err(|error| Error::Audit(format!("audit key: {error}")))?;
+    let mut text = Zeroizing::new([b'\n'; BASE64_LEN + 1]);
+    let encoded = Base64::encode(key.expose(), &mut text[..BASE64_LEN]);
+    encoded.map_err(|error| Error::Audit(format!("audit key: {error}").into()))?;
     files::write_whole(&options.dir, files::KEY, &*text)
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::chain::MAX_LINE;
 use super::files::{self, LOG, LogFile};
 use super::{AuditOptions, Entry, EventKind};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 
 /// A filter for entries; each condition that is set must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,11 +48,13 @@ fn is_of(entry: &Entry, db: &str) -> bool {
 }
 
 /// The entries of a log as they were when [`entries`] was called, oldest first.
+#[derive(Debug)]
 pub struct Entries {
     files: std::vec::IntoIter<LogFile>,
     current: Option<Current>,
 }
 
+#[derive(Debug)]
 struct Current {
     name: String,
     lines: BufReader<std::io::Take<std::fs::File>>,
@@ -98,18 +100,18 @@ impl Current {
         self.number += 1;
         let read = self.lines.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line);
         let torn = self.name == LOG && !line.ends_with(b"\n") && line.len() < MAX_LINE;
-        let what = match read {
+        let fault = match read {
             Ok(0) => return None,
             Ok(_) if torn => return None,
             Ok(_) => match serde_json::from_slice(&line) {
                 Ok(entry) => return Some(Ok(entry)),
-                Err(_) => "this is not an entry".to_owned(),
+                Err(_) => FileError::at(self.name.as_ref(), "this is not an entry"),
             },
             Err(error) => {
                 self.ended = true;
-                error.to_string()
+                FileError::of(self.name.as_ref(), error)
             }
         };
-        Some(Err(Error::Audit(format!("{}, line {}: {what}", self.name, self.number))))
+        Some(Err(Error::Audit(fault.line(self.number))))
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Result;
 
 /// A finding of [`verify`] and its place.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Finding {
     /// The file's name in the log's directory.
     pub file: String,

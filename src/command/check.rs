@@ -46,7 +46,7 @@ pub(super) fn check(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>>
             let (dek, context) = session.keyring().dek()?;
             (records, context, Some(dek))
         }
-        Err(Error::Inaccessible(_)) => {
+        Err(Error::Inaccessible { .. }) => {
             let (records, context) = unverified(host)?;
             (records, context, None)
         }

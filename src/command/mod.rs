@@ -1,9 +1,9 @@
-//! Commands on an open database: PRAGMAs, SQL functions and the Rust API all become a [`Command`],
-//! and [`run`] executes it.
+//! Queries and changes of the keys of an open database, a function each: the Rust API calls them;
+//! PRAGMAs and SQL functions become a [`Command`], and [`run`] answers it in text.
 //!
 //! | file | what |
 //! |---|---|
-//! | this one | from words to a command, and from a command to its answer |
+//! | this one | from words to a command, and the functions |
 //! | `status.rs` | state of the keys, protectors and pages |
 //! | `check.rs` | whether protectors give the key in use |
 //! | `protectors.rs` | adding, rotating and removing protectors |
@@ -31,56 +31,33 @@ pub(crate) use views::{Attached, Cell, VIEWS, View};
 use crate::db::Database;
 use crate::db::host::Host;
 use crate::error::{Error, Result};
+use crate::key::session::Session;
+use crate::process::time::unless_never;
 
 /// How long a key operation waits for other connections that write.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A query or a change.
+/// A query or a change, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
     Status,
     Protectors,
     Cipher,
-    /// Whether each protector gives the key that is in use.
+    AutoRotate,
     CheckProtectors,
-    /// Whether the configured secret of this protector is the one that it was created with.
-    CheckSecret(String),
-    /// Whether policy allows a copy without these protectors.
-    CheckCopy(Vec<String>),
-    Rotate {
-        to: Option<String>,
-        replace: Option<String>,
-    },
+    Lock,
+    Change(Edit),
+}
+
+/// A change of the protectors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Edit {
+    Rotate(RotateProtector),
     Add(NewProtector),
     /// Makes these the protectors, in one step.
     Set(Vec<NewProtector>),
     Remove(String),
-    AutoRotate(Option<bool>),
-    Lock,
-}
-
-/// An answer, as text for a PRAGMA or an SQL function.
-pub(crate) enum Answer {
-    Text(String),
-    Status(Box<Status>),
-    Protectors(Vec<ProtectorStatus>),
-    Checks(Vec<ProtectorCheck>),
-    Change(Change),
-}
-
-impl Answer {
-    pub(crate) fn into_text(self) -> Result<String> {
-        fn json(value: &impl Serialize) -> Result<String> {
-            serde_json::to_string(value).map_err(|error| Error::Usage(error.to_string()))
-        }
-        match self {
-            Self::Text(text) => Ok(text),
-            Self::Status(status) => json(&status),
-            Self::Protectors(protectors) => json(&protectors),
-            Self::Checks(checks) => json(&checks),
-            Self::Change(change) => json(&change),
-        }
-    }
+    AutoRotate(bool),
 }
 
 impl Command {
@@ -99,13 +76,14 @@ impl Command {
             ("tde_cipher", None) => Self::Cipher,
             ("tde_check_protectors", None) => Self::CheckProtectors,
             ("tde_lock", None) => Self::Lock,
-            ("tde_auto_rotate", None) => Self::AutoRotate(None),
-            ("tde_auto_rotate", Some(value)) => Self::AutoRotate(Some(is_on(value)?)),
+            ("tde_auto_rotate", None) => Self::AutoRotate,
+            ("tde_auto_rotate", Some(value)) => Self::Change(Edit::AutoRotate(is_on(value)?)),
             ("tde_rotate_protector", to) => {
-                Self::Rotate { to: to.map(str::to_owned), replace: None }
+                let to = to.map_or_else(RotateProtector::all, RotateProtector::to);
+                Self::Change(Edit::Rotate(to))
             }
-            ("tde_add_protector", Some(name)) => Self::Add(NewProtector::new(name)),
-            ("tde_remove_protector", Some(name)) => Self::Remove(name.to_owned()),
+            ("tde_add_protector", Some(name)) => Self::Change(Edit::Add(NewProtector::new(name))),
+            ("tde_remove_protector", Some(name)) => Self::Change(Edit::Remove(name.to_owned())),
             ("tde_add_protector" | "tde_remove_protector", None) => {
                 return Err(Error::Usage(format!("{name} needs the name of a protector")));
             }
@@ -133,18 +111,19 @@ impl Command {
         let value = if takes_value { rest.next().flatten() } else { None };
         let schema = rest.next().flatten().unwrap_or("main").to_owned();
         let command = match Self::parse(name, value)? {
-            Self::Rotate { to, .. } => {
-                Self::Rotate { to, replace: rest.next().flatten().map(str::to_owned) }
+            Self::Change(Edit::Rotate(RotateProtector { to, .. })) => {
+                let replace = rest.next().flatten().map(str::to_owned);
+                Self::Change(Edit::Rotate(RotateProtector { to, replace }))
             }
-            Self::Add(new) => {
+            Self::Change(Edit::Add(new)) => {
                 let read_only = rest.next().flatten().is_some_and(|flag| flag != "0");
-                let not_after = match rest.next().flatten() {
-                    None => 0,
-                    Some(text) => text.parse().map_err(|_| {
+                let seconds = rest.next().flatten().map_or(Ok(0), |text| {
+                    text.parse().map_err(|_| {
                         Error::Usage(format!("{name}: {text} is no time in Unix seconds"))
-                    })?,
-                };
-                Self::Add(new.read_only(read_only).not_after(not_after))
+                    })
+                })?;
+                let new = new.read_only(read_only).not_after(unless_never(seconds));
+                Self::Change(Edit::Add(new))
             }
             command => command,
         };
@@ -156,18 +135,7 @@ impl Command {
 
     /// Whether it changes the envelope.
     pub(crate) fn changes(&self) -> bool {
-        match self {
-            Self::Rotate { .. } | Self::Add(_) | Self::Set(_) | Self::Remove(_) => true,
-            Self::AutoRotate(on) => on.is_some(),
-            Self::Status | Self::Protectors | Self::Cipher | Self::Lock => false,
-            Self::CheckProtectors | Self::CheckSecret(_) | Self::CheckCopy(_) => false,
-        }
-    }
-
-    /// Whether it may ask a provider or write the envelope, which a transaction of the same
-    /// connection would make others wait for.
-    fn needs_no_transaction(&self) -> bool {
-        !matches!(self, Self::Status | Self::Protectors | Self::Cipher | Self::AutoRotate(None))
+        matches!(self, Self::Change(_))
     }
 }
 
@@ -216,7 +184,7 @@ pub(crate) fn pragma(
         _ => return Ok(None),
     }
     let command = Command::parse(&name, value)?;
-    run(db, &command)?.into_text().map(Some)
+    run(db, &command).map(Some)
 }
 
 /// Refuses a change on a connection with `PRAGMA query_only=ON`.
@@ -226,62 +194,110 @@ pub(crate) fn pragma(
 pub(crate) fn refuse_on_query_only<T>(db: &mut Database<impl Host>) -> Result<T> {
     let words = "PRAGMA query_only is on for this connection, and protectors are a change of the \
                  database: turn it off first, or use another connection";
-    let error = Error::ReadOnly(words.into());
+    let error = Error::ReadOnly { reason: words.into(), protector: None };
     db.keys()?.0.refused(&error);
     Err(error)
 }
 
-/// Executes `command` and returns its answer.
-pub(crate) fn run(db: &mut Database<impl Host>, command: &Command) -> Result<Answer> {
-    if command.needs_no_transaction() && (db.is_in_transaction() || db.host.is_writing()) {
-        return Err(Error::Usage(
-            "keys are not changed or checked within a transaction, or by a statement that writes: \
-             others may wait for its locks"
-                .into(),
-        ));
-    }
-    let (session, host) = db.keys()?;
-    if *command == Command::Lock {
-        session.lock_keys()?;
-        return Ok(Answer::Text("locked".into()));
-    }
-    if *command != Command::CheckProtectors {
-        session.begin(host)?;
-        if db.is_idle() {
-            db.main.transaction_begins();
-        }
-    }
-    let (session, host) = db.keys()?;
-    Ok(match command {
-        Command::Status => Answer::Status(Box::new(status::status(db)?)),
-        Command::Protectors => {
-            let envelope = session.refresh_envelope(host)?.clone();
-            Answer::Protectors(status::protectors(session, &envelope))
-        }
+/// Executes `command` and returns its answer as text.
+pub(crate) fn run(db: &mut Database<impl Host>, command: &Command) -> Result<String> {
+    match command {
+        Command::Status => json(&status(db)?),
+        Command::Protectors => json(&protectors(db)?),
+        Command::CheckProtectors => json(&check_protectors(db)?),
+        Command::Change(edit) => json(&change(db, edit)?),
+        Command::Lock => lock(db).map(|()| "locked".into()),
         Command::Cipher => {
-            Answer::Text(session.refresh_envelope(host)?.current.suite.name().to_owned())
+            let (session, host) = begin(db)?;
+            Ok(session.refresh_envelope(host)?.current.suite.name().to_owned())
         }
-        Command::CheckProtectors => Answer::Checks(check::check(db)?),
-        Command::CheckCopy(without) => {
-            let warning = protectors::check_copy(session, host, without)?;
-            Answer::Text(warning.unwrap_or_default())
-        }
-        Command::CheckSecret(name) => {
-            protectors::check_secret(session, host, name)?;
-            Answer::Text(String::new())
-        }
-        Command::Rotate { to: None, .. } => Answer::Change(protectors::rotate_all(db)?),
-        Command::Rotate { to: Some(to), replace } => {
-            Answer::Change(protectors::rotate_to(db, to, replace.as_deref())?)
-        }
-        Command::Set(wanted) => Answer::Change(protectors::set(db, wanted)?),
-        Command::Add(new) => Answer::Change(protectors::add(db, new)?),
-        Command::Remove(name) => Answer::Change(protectors::remove(db, name)?),
-        Command::AutoRotate(None) => {
+        Command::AutoRotate => {
+            let (session, host) = begin(db)?;
             let on = !session.refresh_envelope(host)?.manual_rotation;
-            Answer::Text(if on { "on" } else { "off" }.into())
+            Ok(if on { "on" } else { "off" }.into())
         }
-        Command::AutoRotate(Some(on)) => Answer::Change(protectors::auto_rotate(db, *on)?),
-        Command::Lock => Answer::Text(String::new()),
-    })
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::Usage(error.to_string()))
+}
+
+/// State of the encryption.
+pub(crate) fn status(db: &mut Database<impl Host>) -> Result<Status> {
+    begin(db)?;
+    status::status(db)
+}
+
+/// The protectors, in the order of trying.
+pub(crate) fn protectors(db: &mut Database<impl Host>) -> Result<Vec<ProtectorStatus>> {
+    let (session, host) = begin(db)?;
+    let envelope = session.refresh_envelope(host)?.clone();
+    Ok(status::protectors(session, &envelope))
+}
+
+/// Whether each protector gives the key that is in use.
+pub(crate) fn check_protectors(db: &mut Database<impl Host>) -> Result<Vec<ProtectorCheck>> {
+    refuse_in_transaction(db)?;
+    check::check(db)
+}
+
+/// Whether the configured secret of the protector `name` is the one that it was created with.
+pub(crate) fn check_secret(db: &mut Database<impl Host>, name: &str) -> Result<()> {
+    refuse_in_transaction(db)?;
+    let (session, host) = begin(db)?;
+    protectors::check_secret(session, host, name)
+}
+
+/// Whether policy allows a copy without these protectors, and its warning.
+pub(crate) fn check_copy(
+    db: &mut Database<impl Host>,
+    without: &[String],
+) -> Result<Option<String>> {
+    refuse_in_transaction(db)?;
+    let (session, host) = begin(db)?;
+    protectors::check_copy(session, host, without)
+}
+
+/// Wipes the keys in this process.
+pub(crate) fn lock(db: &mut Database<impl Host>) -> Result<()> {
+    refuse_in_transaction(db)?;
+    db.keys()?.0.lock_keys()
+}
+
+/// Changes the protectors.
+pub(crate) fn change(db: &mut Database<impl Host>, edit: &Edit) -> Result<Change> {
+    refuse_in_transaction(db)?;
+    begin(db)?;
+    match edit {
+        Edit::Rotate(RotateProtector { to: None, .. }) => protectors::rotate_all(db),
+        Edit::Rotate(RotateProtector { to: Some(to), replace }) => {
+            protectors::rotate_to(db, to, replace.as_deref())
+        }
+        Edit::Set(wanted) => protectors::set(db, wanted),
+        Edit::Add(new) => protectors::add(db, new),
+        Edit::Remove(name) => protectors::remove(db, name),
+        Edit::AutoRotate(on) => protectors::auto_rotate(db, *on),
+    }
+}
+
+/// Begins a use of the keys, as a transaction does.
+fn begin<H: Host>(db: &mut Database<H>) -> Result<(&mut Session, &H)> {
+    let (session, host) = db.keys()?;
+    session.begin(host)?;
+    if db.is_idle() {
+        db.main.transaction_begins();
+    }
+    db.keys()
+}
+
+/// Refuses what may ask a provider or write the envelope where others may wait for locks of the
+/// same connection.
+fn refuse_in_transaction(db: &Database<impl Host>) -> Result<()> {
+    if !db.is_in_transaction() && !db.host.is_writing() {
+        return Ok(());
+    }
+    let words = "keys are not changed or checked within a transaction, or by a statement that \
+                 writes: others may wait for its locks";
+    Err(Error::Usage(words.into()))
 }

@@ -10,6 +10,8 @@
 //! unwrap would make the database unreadable. A key of another party does not unwrap here. It is
 //! added with a warning, and never left as the only one that may write.
 
+use std::time::SystemTime;
+
 use serde::Serialize;
 
 use super::PATIENCE;
@@ -19,9 +21,10 @@ use crate::db::host::Host;
 use crate::error::{Error, Result};
 use crate::io::Storage;
 use crate::key::envelope::{Envelope, PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{check_time, matches, may_write, names_of, now};
+use crate::key::protector::{check_time, matches, may_write, names_of};
 use crate::key::session::Session;
 use crate::key::session::change::{Step, after};
+use crate::process::time::{now, seconds, unless_never};
 use crate::provider::{Context, ProviderError};
 use crate::secret::Secret;
 use crate::settings::identity::{FileId, wrong_file};
@@ -58,6 +61,7 @@ pub struct Skipped {
 #[must_use]
 pub struct NewProtector {
     name: String,
+    /// In Unix seconds; 0 for never.
     not_after: u64,
     read_only: bool,
 }
@@ -74,9 +78,10 @@ impl NewProtector {
         &self.name
     }
 
-    /// Ends it at this time, in Unix seconds.
-    pub fn not_after(mut self, seconds: u64) -> Self {
-        self.not_after = seconds;
+    /// Ends it at this time, in whole seconds; `None` for never, which is the default.
+    pub fn not_after(mut self, time: impl Into<Option<SystemTime>>) -> Self {
+        // A time before 1970 is over, too.
+        self.not_after = time.into().map_or(0, |time| seconds(time).max(1));
         self
     }
 
@@ -177,7 +182,8 @@ pub(super) fn rotate_to(
         };
         // Whose time is over is not to get more of it, nor are its limits to be lost.
         check_time(old)?;
-        let new = NewProtector::new(to).read_only(old.read_only).not_after(old.not_after);
+        let new =
+            NewProtector::new(to).read_only(old.read_only).not_after(unless_never(old.not_after));
         Ok(Plan::of(Some(Step::Replace(old.clone(), wrapped(session, &new)?))))
     })
 }

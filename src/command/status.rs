@@ -2,6 +2,7 @@
 
 #[cfg(feature = "rusqlite")]
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -18,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::file::wal::Frames;
 use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
 use crate::key::session::Session;
+use crate::process::time::{self, system_time, unless_never};
 use crate::provider::WaitsFor;
 
 /// State of the encryption of a database; holds no secrets.
@@ -38,16 +40,20 @@ pub struct Status {
     pub key_version: u32,
     /// Number of writes of the envelope.
     pub generation: u64,
-    /// When the database was encrypted, in Unix seconds.
-    pub created: u64,
-    /// When a protector was last changed, in Unix seconds; 0 for never.
-    pub rotated: u64,
-    /// When the database encryption key was last changed, in Unix seconds; 0 for never.
-    pub regenerated: u64,
+    /// When the database was encrypted.
+    #[serde(serialize_with = "time::or_zero")]
+    pub created: SystemTime,
+    /// When a protector was last changed; `None` for never.
+    #[serde(serialize_with = "time::or_zero")]
+    pub rotated: Option<SystemTime>,
+    /// When the database encryption key was last changed; `None` for never.
+    #[serde(serialize_with = "time::or_zero")]
+    pub regenerated: Option<SystemTime>,
     /// Whether protectors are re-wrapped by themselves when their provider has a newer key version.
     pub auto_rotate: bool,
-    /// When this connection opened the database, in Unix seconds.
-    pub opened: u64,
+    /// When this connection opened the database.
+    #[serde(serialize_with = "time::or_zero")]
+    pub opened: SystemTime,
     /// State in the words of SQL Server's `sys.dm_database_encryption_keys`: 3 is encrypted.
     pub encryption_state: u8,
     /// The protector through which this connection was opened.
@@ -80,8 +86,9 @@ pub struct ProtectorStatus {
     pub kind: Option<String>,
     /// Whether its provider asks a person, if one of that name is configured here.
     pub asks_person: Option<bool>,
-    /// When it ends, in Unix seconds; 0 for never.
-    pub not_after: u64,
+    /// When it ends; `None` for never.
+    #[serde(serialize_with = "time::or_zero")]
+    pub not_after: Option<SystemTime>,
     /// Whether an opening through it allows only reads.
     pub read_only: bool,
     /// SHA-256 of provider, key and key version, the first 20 bytes in hexadecimal digits.
@@ -141,9 +148,9 @@ pub(crate) fn status(db: &mut Database<impl Host>) -> Result<Status> {
         pages: size / u64::from(envelope.page_size.max(1)),
         key_version: envelope.current.version,
         generation: envelope.generation,
-        created: envelope.created,
-        rotated: envelope.rotated,
-        regenerated: envelope.regenerated,
+        created: system_time(envelope.created),
+        rotated: unless_never(envelope.rotated),
+        regenerated: unless_never(envelope.regenerated),
         auto_rotate: !envelope.manual_rotation,
         opened,
         encryption_state: 3,
@@ -164,7 +171,7 @@ pub(crate) fn protectors(session: &Session, envelope: &Envelope) -> Vec<Protecto
         mechanism: record.wrapped.mechanism.clone(),
         kind: session.protectors().provider_of(record).map(|provider| provider.kind().to_owned()),
         asks_person: session.protectors().waits_for(record).map(|waits| waits == WaitsFor::Person),
-        not_after: record.not_after,
+        not_after: unless_never(record.not_after),
         read_only: record.read_only,
         thumbprint: thumbprint(record),
     };

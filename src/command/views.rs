@@ -4,6 +4,7 @@
 //! `sys.dm_database_encryption_keys`, and three of our own at the end.
 
 use std::ffi::CStr;
+use std::time::SystemTime;
 
 use super::status::{ProtectorStatus, Status};
 use crate::error::{Error, Result};
@@ -76,16 +77,17 @@ fn encryption_keys(attached: &Attached) -> Vec<Vec<Cell>> {
         Err(error) => Some(error.to_string()),
     };
     let (state, description) = if status.is_some() { ENCRYPTED } else { NO_KEY };
-    let date = |of: fn(&Status) -> u64| Cell::from(status.and_then(|status| date(of(status))));
+    let date =
+        |of: fn(&Status) -> Option<SystemTime>| Cell::from(status.and_then(of).and_then(date));
     let scan = NO_KEY;
     vec![vec![
         Cell::Integer(attached.number),
         Cell::Integer(state),
-        date(|status| status.created),
+        date(|status| Some(status.created)),
         date(|status| status.regenerated),
         date(|status| status.rotated),
-        date(|status| status.created),
-        date(|status| status.opened),
+        date(|status| Some(status.created)),
+        date(|status| Some(status.opened)),
         status.map(|_| "AES").into(),
         status.map_or(Cell::Null, |_| Cell::Integer(256)),
         protector.map(|protector| protector.thumbprint.as_str()).into(),
@@ -115,7 +117,7 @@ fn key_protectors(attached: &Attached) -> Vec<Vec<Cell>> {
             protector.mechanism.as_str().into(),
             protector.kind.as_deref().into(),
             protector.thumbprint.as_str().into(),
-            date(protector.not_after).into(),
+            protector.not_after.and_then(date).into(),
             Cell::Integer(i64::from(protector.read_only)),
             Cell::Integer(i64::from(protector.name == status.opened_through)),
         ]
@@ -129,9 +131,8 @@ impl From<String> for Cell {
     }
 }
 
-/// A time in UTC as SQLite writes it; `None` for never.
-fn date(seconds: u64) -> Option<String> {
-    let seconds = i64::try_from(seconds).ok().filter(|&seconds| seconds > 0)?;
-    let time = jiff::Timestamp::from_second(seconds).ok()?;
+/// A time in UTC as SQLite writes it.
+fn date(time: SystemTime) -> Option<String> {
+    let time = jiff::Timestamp::try_from(time).ok()?;
     Some(time.strftime("%Y-%m-%d %H:%M:%S").to_string())
 }

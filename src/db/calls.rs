@@ -64,7 +64,7 @@ impl<H: Host> Database<H> {
         match self.write_main(bytes, at, may_wait) {
             // With `journal_mode=MEMORY` the old pages exist only in SQLite's memory. The rollback
             // needs the keys to write them, and so does a page written before the refusal.
-            Err(Error::Inaccessible(_)) if self.journals.is_empty() && self.logs.is_empty() => {
+            Err(Error::Inaccessible { .. }) if self.journals.is_empty() && self.logs.is_empty() => {
                 self.main.begin(&self.host)?;
                 self.write_main(bytes, at, may_wait)?;
             }

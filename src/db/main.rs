@@ -26,6 +26,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::phase::{Checkpoint, Phase};
 use crate::audit::{Event, EventKind};
@@ -40,8 +41,8 @@ use crate::key::envelope::slots::Slots;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
 use crate::key::keyring::Keyring;
 use crate::key::opening::Opening;
-use crate::key::protector::now;
 use crate::key::session::{ATTEMPTS, PAUSE, Session, Setup, emptied, steadily};
+use crate::process::time::now;
 use crate::settings::Tuning;
 use crate::settings::identity::wrong_file;
 
@@ -58,8 +59,8 @@ pub(crate) struct Main {
     pub(super) envelope_checked: bool,
     /// This handle has marked the envelope as having pages, under the lock that it holds.
     pub(super) told_creation: bool,
-    /// When the file was opened, in Unix seconds.
-    opened: u64,
+    /// When the file was opened.
+    opened: SystemTime,
     /// Tampering with this file was recorded in the audit log.
     tampering_noted: bool,
     /// A record of this handle's own journal that failed in a rollback.
@@ -102,7 +103,7 @@ impl Main {
             known_size: None,
             envelope_checked: false,
             told_creation: false,
-            opened: now(),
+            opened: SystemTime::now(),
             tampering_noted: false,
             failed_record: None,
             change_counter: 0,
@@ -211,8 +212,8 @@ impl Main {
         self.session().ok().map(Session::envelope)
     }
 
-    /// When this file was opened, in Unix seconds.
-    pub(crate) fn opened_at(&self) -> u64 {
+    /// When this file was opened.
+    pub(crate) fn opened_at(&self) -> SystemTime {
         self.opened
     }
 

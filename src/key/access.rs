@@ -14,6 +14,7 @@
 //! for a provider but who finds the keyring locked.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use super::cipher::lock;
 use crate::error::{Error, Result};
 use crate::process::forks;
+use crate::provider::ProviderError;
 use crate::settings::AccessPolicy;
 
 /// A locked database asks its provider no more often than this.
@@ -46,7 +48,39 @@ pub(crate) enum RevokeReason {
     /// Somebody asked for it.
     Request,
     /// The provider denied them, or did not answer for longer than the grace period.
-    Provider(String),
+    Provider(Refusal),
+}
+
+/// Why keys are not given: the words of an error, and the provider's answer if it is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    words: String,
+    source: Option<ProviderError>,
+}
+
+impl Refusal {
+    pub(crate) fn words(&self) -> &str {
+        &self.words
+    }
+}
+
+impl<T: Into<String>> From<T> for Refusal {
+    fn from(words: T) -> Self {
+        Self { words: words.into(), source: None }
+    }
+}
+
+impl From<&Error> for Refusal {
+    fn from(error: &Error) -> Self {
+        let source = error.source().and_then(|source| source.downcast_ref());
+        Self { words: error.to_string(), source: source.cloned() }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(Refusal { words, source }: Refusal) -> Self {
+        Self::Inaccessible { reason: words, source }
+    }
 }
 
 /// Where one database stands with its provider. Shared by all its connections of this process.
@@ -65,12 +99,12 @@ struct State {
     granted: Instant,
     loss: Option<RevokeReason>,
     /// What the provider last said instead of an answer.
-    outage: Option<String>,
+    outage: Option<Refusal>,
     /// When the keys were lost by a provider's word.
     denied: Option<Instant>,
     /// When connections last asked for keys that are locked, by the protector that they insist on,
     /// and what they were told. One whose protector is gone must not make the others wait.
-    asked: HashMap<Option<String>, (Instant, Option<String>)>,
+    asked: HashMap<Option<String>, (Instant, Option<Refusal>)>,
     /// The process in which someone is asking.
     asking: Option<u64>,
 }
@@ -126,7 +160,7 @@ impl KeyLease {
             if let Some((at, Some(reason))) = &told
                 && at.elapsed() < PAUSE
             {
-                return Err(Error::Inaccessible(reason.clone()));
+                return Err(reason.clone().into());
             }
             state.asked.retain(|_, (at, _)| at.elapsed() < PAUSE);
             let reason = told.and_then(|(_, reason)| reason);
@@ -162,7 +196,7 @@ impl KeyLease {
     }
 
     /// The provider did not answer. `true` where the grace period is over.
-    pub(crate) fn outage(&self, reason: String, policy: &AccessPolicy) -> bool {
+    pub(crate) fn outage(&self, reason: Refusal, policy: &AccessPolicy) -> bool {
         let mut state = lock(&self.state);
         let patience = policy.revalidate.unwrap_or_default().saturating_add(policy.grace);
         state.asking = None;
@@ -188,19 +222,10 @@ impl KeyLease {
     /// What a transaction is told where the provider did not give the keys of a locked database.
     /// It stands for those that insist on the same protector.
     pub(crate) fn refused(&self, error: Error, wanted: Option<&str>) -> Error {
-        let by_provider = matches!(
-            error,
-            Error::NoKey(_)
-                | Error::WrongKey(_)
-                | Error::KeyDisabled(_)
-                | Error::ProviderUnreachable(_)
-                | Error::ProviderDamaged(_)
-                | Error::LoosePermissions(_)
-        );
-        if !by_provider {
+        let reason = Refusal::from(&error);
+        if reason.source.is_none() || matches!(error, Error::Inaccessible { .. }) {
             return error;
         }
-        let reason = error.to_string();
         // Another connection may have been given them meanwhile.
         let mut state = lock(&self.state);
         if state.loss.is_some() {
@@ -208,26 +233,26 @@ impl KeyLease {
             asked.or_insert_with(|| (Instant::now(), None)).1 = Some(reason.clone());
         }
         drop(state);
-        Error::Inaccessible(reason)
+        reason.into()
     }
 
     /// Why there are no keys.
-    pub(super) fn reason(&self) -> String {
+    pub(super) fn reason(&self) -> Refusal {
         match &lock(&self.state).loss {
             Some(RevokeReason::Provider(reason)) => reason.clone(),
-            Some(RevokeReason::Request) | None => "its keys were locked in this process".to_owned(),
+            Some(RevokeReason::Request) | None => "its keys were locked in this process".into(),
         }
     }
 
     /// Why there are no keys, if there are none.
-    pub(crate) fn loss(&self) -> Option<String> {
+    pub(crate) fn loss(&self) -> Option<Refusal> {
         let lost = lock(&self.state).loss.is_some();
         lost.then(|| self.reason())
     }
 
     /// What the provider last said instead of an answer, while the keys serve all the same.
     pub(crate) fn outage_reason(&self) -> Option<String> {
-        lock(&self.state).outage.clone()
+        lock(&self.state).outage.as_ref().map(|outage| outage.words.clone())
     }
 
     fn look_again_after(&self, pause: Duration) {

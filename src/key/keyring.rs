@@ -348,7 +348,7 @@ impl Keyring {
     fn with_keys<T>(&self, work: impl FnOnce(&mut Unlocked) -> T) -> Result<T> {
         match &mut *lock(&self.unlocked) {
             Some(unlocked) => Ok(work(unlocked)),
-            None => Err(Error::Inaccessible(self.access.reason())),
+            None => Err(self.access.reason().into()),
         }
     }
 

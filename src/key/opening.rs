@@ -131,7 +131,7 @@ impl<'a> Opening<'a> {
         // Keys in this process verify the copy before any provider is asked for it.
         let verified = match keyring.verify(copy) {
             Ok(envelope) => Some(envelope),
-            Err(Error::Inaccessible(_)) => None,
+            Err(Error::Inaccessible { .. }) => None,
             Err(error) => return Err(error),
         };
         let known = |record: &&&ProtectorRecord| {
@@ -149,7 +149,7 @@ impl<'a> Opening<'a> {
                 for newer in newer {
                     match keyring.verify(newer) {
                         Ok(newer) => return Err(replaced(&newer, &record.name)),
-                        Err(error @ Error::Inaccessible(_)) => return Err(error),
+                        Err(error @ Error::Inaccessible { .. }) => return Err(error),
                         Err(_) => {}
                     }
                 }

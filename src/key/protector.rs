@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::auditor::Auditor;
 use super::envelope::ProtectorRecord;
 use crate::audit::EventKind;
 use crate::error::{Error, Result};
+use crate::process::time::now;
 use crate::provider::{
     Call, Context, Cost, Deadline, KeyProvider, ProviderError, Registered, WaitsFor, Wrapped,
 };
@@ -391,9 +392,4 @@ fn not_set_up(record: &ProtectorRecord) -> ProviderError {
         "the database needs key provider {name}, which is not set up here: define \
          [providers.{name}] in config.toml or use Options::provider"
     ))
-}
-
-/// The time in Unix seconds; 0 for a clock that is set before.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

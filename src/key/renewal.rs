@@ -4,13 +4,14 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::access::RevokeReason;
+use super::access::{Refusal, RevokeReason};
 use super::cipher::lock;
 use super::envelope::{Envelope, ProtectorRecord};
 use super::keyring::Keyring;
-use super::protector::{Protectors, check_time, now};
+use super::protector::{Protectors, check_time};
 use crate::audit::{Event, EventKind};
 use crate::error::Error;
+use crate::process::time::now;
 use crate::provider::{ProviderError, WaitsFor};
 
 impl Keyring {
@@ -45,8 +46,8 @@ impl Keyring {
             }
             Ok((_, record)) => {
                 let name = record.name.escape_debug();
-                let reason = format!("protector {name} returned a different key");
-                self.lose(protectors, reason);
+                let words = format!("protector {name} returned a different key");
+                self.lose(protectors, words.into());
             }
             Err(error) => {
                 let silent = !matches!(
@@ -55,25 +56,26 @@ impl Keyring {
                         | ProviderError::Denied(_)
                         | ProviderError::WrongKey(_)
                 );
-                let reason = Error::from(error).to_string();
-                if !silent || self.access.outage(reason.clone(), &protectors.settings.access) {
-                    self.lose(protectors, reason);
+                let reason = Refusal::from(&Error::from(error));
+                match silent {
+                    true => self.unanswered(protectors, reason),
+                    false => self.lose(protectors, reason),
                 }
             }
         }
     }
 
     /// A check without an answer, for `reason`; after the grace period the keys are revoked.
-    pub(crate) fn unanswered(&self, protectors: &Protectors, reason: String) {
+    pub(crate) fn unanswered(&self, protectors: &Protectors, reason: Refusal) {
         if self.access.outage(reason.clone(), &protectors.settings.access) {
             self.lose(protectors, reason);
         }
     }
 
-    fn lose(&self, protectors: &Protectors, reason: String) {
+    fn lose(&self, protectors: &Protectors, reason: Refusal) {
         protectors.auditor.note(&Event {
             file_id: Some(self.file_id()),
-            outcome: Err(&reason),
+            outcome: Err(reason.words()),
             ..Event::new(EventKind::AccessLost)
         });
         self.lock(RevokeReason::Provider(reason));
@@ -204,7 +206,7 @@ mod tests {
             keyring.lease_state(&protectors.settings.access, None).unwrap(),
             LeaseState::Locked
         );
-        assert!(matches!(keyring.dek(), Err(Error::Inaccessible(_))));
+        assert!(matches!(keyring.dek(), Err(Error::Inaccessible { .. })));
     }
 
     /// Another thread locks between the check for the keys and the note of the consent.
@@ -314,7 +316,10 @@ mod tests {
             let reason = keyring.access.loss();
             assert_eq!(reason.is_none(), serves, "{through}, {what}: {reason:?}");
             assert_eq!(keyring.confirmations() > before, serves, "{through}, {what}");
-            assert!(!reason.unwrap_or_default().contains("was asked"), "{through}, {what}");
+            assert!(
+                !reason.is_some_and(|reason| reason.words().contains("was asked")),
+                "{through}, {what}"
+            );
             drop(keeper);
         }
     }

@@ -5,17 +5,30 @@
 //! |---|---|
 //! | this one | all reads of process state; no other module reads it |
 //! | `threads.rs` | threads of ours |
+//! | `pool.rs` | the threads that foreign code runs on |
+//! | `deadline.rs` | the end of a wait for foreign code |
 //! | `forks.rs` | telling a forked child from its parent |
+//! | `time.rs` | the time, and its forms |
 //!
 //! The working directory and the program's name are read once, at the first use: both may change
 //! under a library that was loaded long ago.
 
+mod deadline;
 pub(crate) mod forks;
+pub(crate) mod pool;
 pub(crate) mod threads;
+pub(crate) mod time;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+pub use deadline::Deadline;
+
+/// The value behind `mutex`, also after a thread panicked while it held the lock.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The number of this process. A forked child has its own.
 pub(crate) fn id() -> u32 {

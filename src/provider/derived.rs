@@ -7,6 +7,8 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::process::lock;
+
 /// Keeps the last `V`, derived for a `K`.
 #[derive(Debug)]
 pub(super) struct Derived<K, V> {
@@ -75,7 +77,7 @@ impl<K: PartialEq + Clone, V> Derived<K, V> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K, V>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -2,47 +2,71 @@
 //!
 //! A provider wraps and unwraps; it never hands out its key, because an HSM cannot. The meaning of
 //! a provider *name* comes from the application or the user's configuration, never from a database
-//! file. One file per provider stands beside this one.
+//! file.
+//!
+//! | provider | where the protector key is |
+//! |---|---|
+//! | [`Keystore`] | in a file of the user's, with versions and rules; the default |
+//! | [`Passphrase`] | derived from a passphrase |
+//! | [`RawKey`] | 256 bits that the application has |
+//! | `Command` | behind a command that wraps and unwraps, such as `age` or a cloud's tool (Unix) |
+//! | `Pkcs11` | on a token (feature `pkcs11`) |
+//! | your own | behind a [`KeyProvider`], which [`conformance`] tests |
 
 #[cfg(unix)]
 mod command;
 pub mod conformance;
 mod derived;
-mod error;
 mod keystore;
 mod passphrase;
 #[cfg(feature = "pkcs11")]
 mod pkcs11;
-mod pool;
 mod raw;
 mod registered;
+pub(crate) mod registry;
 mod request;
 mod runs;
 mod source;
 mod wrap;
 
+pub use crate::error::provider::{ProviderError, Reason};
+pub use crate::process::Deadline;
 #[cfg(unix)]
 pub use command::Command;
-pub use error::{ProviderError, Reason};
 pub use keystore::{
-    DEFAULT_KEY, KeyFormat, KeyInfo, KeyRules, KeyVersionInfo, Keystore, Operation, RECOVERY_DAYS,
+    DEFAULT_KEY, KeyFormat, KeyInfo, KeyRules, KeyVersionInfo, Keystore, KeystoreTable, Operation,
+    RECOVERY_DAYS,
 };
-pub use passphrase::{Cost, Passphrase};
+pub use passphrase::{Cost, Passphrase, PassphraseTable};
 pub(crate) use passphrase::{MEMORY_MAX_KIB, WORK_MAX_KIB};
 #[cfg(feature = "pkcs11")]
-pub use pkcs11::{Mechanism, Pkcs11, Token, TokenKey};
-pub use raw::RawKey;
+pub use pkcs11::{Mechanism, Pkcs11, Pkcs11Table, Token, TokenKey};
+pub use raw::{RawKey, RawKeyTable};
 pub(crate) use registered::{Call, Registered};
 pub use request::{
-    Answer, Context, Deadline, RequestId, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
+    Answer, Context, RequestId, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
-pub use source::{Descriptor, SecretSource};
+pub use source::{Ask, Descriptor, SecretSource, Source};
 
 use self::runs::{Ours, Runs};
-use crate::secret::Secret;
+use crate::secret::{Secret, fill_random};
 
 /// The version of keys without versions: always the first.
 const ONLY_VERSION: &str = "1";
+
+/// Random bytes, such as a nonce or a salt.
+fn random<const N: usize>() -> Result<[u8; N], ProviderError> {
+    let mut bytes = [0; N];
+    fill_random(&mut bytes).map_err(|error| ProviderError::unreachable(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// Whether `text` can be the name of a provider or of a key in the keystore: 1 to 64 of
+/// `[A-Za-z0-9._-]`.
+pub(crate) fn is_name(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+}
 
 /// The kind of wait for a provider's answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

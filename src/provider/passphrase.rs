@@ -21,12 +21,15 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::derived::Derived;
+use super::registry::Kind;
 use super::runs::{Ours, Runs};
 use super::{
-    Answer, Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, UnwrapRequest,
-    VersionRequest, WaitsFor, WrapRequest, Wrapped, wrap,
+    Answer, Ask, Context, KeyProvider, ONLY_VERSION, ProviderError, SecretSource, Source,
+    UnwrapRequest, VersionRequest, WaitsFor, WrapRequest, Wrapped, random, wrap,
 };
-use crate::secret::{KEY_LEN, Secret, fill_random};
+use crate::error;
+use crate::secret::{KEY_LEN, Secret};
+use crate::table::{self, Table};
 
 const MECHANISM: &str = "argon2id+xaes-256-gcm";
 const FORMAT: u8 = 1;
@@ -68,12 +71,34 @@ impl Default for Cost {
 }
 
 impl Cost {
+    /// Each in its bounds; memory times iterations are checked when it is used.
+    fn read(table: &mut Table<'_>) -> table::Result<Self> {
+        let Self { memory_kib, iterations, parallelism } = Self::default();
+        let max = |max: u32| u64::from(max);
+        Ok(Self {
+            memory_kib: table
+                .or("memory_kib", memory_kib, |value| value.number(8..=max(MEMORY_MAX_KIB)))?,
+            iterations: table
+                .or("iterations", iterations, |value| value.number(1..=max(ITERATIONS_MAX)))?,
+            parallelism: table
+                .or("parallelism", parallelism, |value| value.number(1..=max(PARALLELISM_MAX)))?,
+        })
+    }
+
     /// Kibibytes filled, over all iterations.
     pub(crate) fn work_kib(self) -> u64 {
         u64::from(self.memory_kib) * u64::from(self.iterations)
     }
 
-    fn is_bounded(self) -> bool {
+    /// Argon2id of `passphrase` at this cost.
+    pub(super) fn derive(self, passphrase: &[u8], salt: &[u8]) -> Result<Secret, ProviderError> {
+        let Self { memory_kib, iterations, parallelism } = self;
+        let params = Params::new(memory_kib, iterations, parallelism, Some(KEY_LEN))
+            .map_err(|error| ProviderError::damaged(format!("passphrase: {error}")))?;
+        hash(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params), passphrase, salt)
+    }
+
+    pub(super) fn is_bounded(self) -> bool {
         let Self { memory_kib, iterations, parallelism } = self;
         (1..=PARALLELISM_MAX).contains(&parallelism)
             && (1..=ITERATIONS_MAX).contains(&iterations)
@@ -120,9 +145,33 @@ impl Passphrase {
     }
 
     fn ask_and_derive(&self, what: &str, header: &Header) -> Result<Secret, ProviderError> {
-        let passphrase = self.source.read(what)?;
-        let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, header.params()?);
-        hash(&argon2, &passphrase, &header.salt)
+        header.cost.derive(&self.source.read(what)?, &header.salt)
+    }
+}
+
+/// Passphrases as the configuration describes them: `type = "passphrase"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassphraseTable {
+    /// The source of the passphrases.
+    pub passphrase: Source,
+    /// The cost of a derivation.
+    pub cost: Cost,
+}
+
+impl Kind for PassphraseTable {
+    type Provider = Passphrase;
+
+    const NAME: &'static str = "passphrase";
+
+    fn read(table: &mut Table<'_>) -> table::Result<Self> {
+        Ok(Self {
+            passphrase: Source::read(table.need("passphrase")?)?,
+            cost: table.group("cost", Cost::read)?,
+        })
+    }
+
+    fn build(&self, ask: Option<&Ask>) -> error::Result<Passphrase> {
+        Ok(Passphrase::new(self.passphrase.secret(ask)).cost(self.cost))
     }
 }
 
@@ -208,9 +257,7 @@ impl Header {
             let text = format!("passphrase: a cost of {cost} is out of bounds: set another");
             return Err(ProviderError::denied(text));
         }
-        let mut salt = [0; SALT_LEN];
-        fill_random(&mut salt).map_err(|error| ProviderError::unreachable(error.to_string()))?;
-        Ok(Self { cost, salt })
+        Ok(Self { cost, salt: random()? })
     }
 
     fn encode(&self) -> [u8; HEADER_LEN] {
@@ -251,12 +298,6 @@ impl Header {
         let mut aad = wrap::aad(context, key_id, 1);
         aad.extend_from_slice(&self.encode());
         aad
-    }
-
-    fn params(&self) -> Result<Params, ProviderError> {
-        let Cost { memory_kib, iterations, parallelism } = self.cost;
-        Params::new(memory_kib, iterations, parallelism, Some(KEY_LEN))
-            .map_err(|error| ProviderError::damaged(format!("wrapped key: {error}")))
     }
 }
 

@@ -4,20 +4,18 @@
 //! credential of systemd's, a file on a stick. The key is read anew for each call and is in memory
 //! for that long.
 
-use base64ct::{Base64, Encoding};
-
+use super::registry::Kind;
 use super::runs::{Ours, Runs};
 use super::source::without_line_end;
 use super::wrap::{self, MECHANISM};
 use super::{
-    Answer, KeyProvider, ProviderError, SecretSource, UnwrapRequest, VersionRequest, WaitsFor,
-    WrapRequest, Wrapped,
+    Answer, Ask, KeyProvider, ProviderError, SecretSource, Source, UnwrapRequest, VersionRequest,
+    WaitsFor, WrapRequest, Wrapped,
 };
-use crate::secret::{KEY_LEN, Secret};
+use crate::error;
+use crate::secret::{BASE64_LEN, HEX_LEN, KEY_LEN, Secret};
 use crate::suite::hkdf;
-
-const HEX_LEN: usize = 2 * KEY_LEN;
-const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
+use crate::table::{self, Table};
 
 /// Label of the check value, which reveals nothing of the key.
 const CHECK_LABEL: &[u8] = b"sqlite-tde v1 raw key check";
@@ -55,6 +53,31 @@ impl RawKey {
             ))
         })?;
         Ok(Key::new(secret))
+    }
+}
+
+/// A raw key as the configuration describes it: `type = "raw"`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawKeyTable {
+    /// The source of the key.
+    pub key: Source,
+}
+
+impl Kind for RawKeyTable {
+    type Provider = RawKey;
+
+    const NAME: &'static str = "raw";
+
+    fn read(table: &mut Table<'_>) -> table::Result<Self> {
+        Ok(Self { key: Source::read(table.need("key")?)? })
+    }
+
+    fn summary(&self) -> String {
+        "raw key".to_owned()
+    }
+
+    fn build(&self, ask: Option<&Ask>) -> error::Result<RawKey> {
+        Ok(RawKey::new(self.key.secret(ask)))
     }
 }
 
@@ -126,22 +149,10 @@ fn parse(bytes: &[u8]) -> Option<Secret> {
     let text = without_line_end(bytes);
     match (bytes.len(), text.len()) {
         (KEY_LEN, _) if !is_text(bytes) => Secret::from_slice(bytes),
-        (_, HEX_LEN) => decode(|key| base16ct::mixed::decode(text, key).ok().map(<[u8]>::len)),
-        (_, BASE64_LEN) => {
-            let text = std::str::from_utf8(text).ok()?;
-            decode(|key| Base64::decode(text, key).ok().map(<[u8]>::len))
-        }
+        (_, HEX_LEN) => Secret::from_hex(text),
+        (_, BASE64_LEN) => Secret::from_base64(text),
         _ => None,
     }
-}
-
-/// A key that `decode` fills, if it filled all of it.
-fn decode(decode: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<Secret> {
-    let fill = |key: &mut [u8; KEY_LEN]| match decode(key) {
-        Some(KEY_LEN) => Ok(()),
-        _ => Err(()),
-    };
-    Secret::fill_with(fill).ok()
 }
 
 fn is_text(bytes: &[u8]) -> bool {

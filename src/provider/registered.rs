@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::pool::{self, Failure};
 use super::runs::{Ours, Runs};
 use super::{
     Answer, Context, Cost, Deadline, KeyProvider, ProviderError, RequestId, UnwrapRequest,
     VersionRequest, WaitsFor, WrapRequest, Wrapped,
 };
+use crate::process::pool::{self, Failure};
 use crate::secret::Secret;
 
 /// A provider that was registered.

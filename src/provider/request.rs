@@ -2,9 +2,9 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ProviderError;
+use super::{Deadline, ProviderError};
 use crate::secret::{Secret, fill_random};
 
 /// The data that a wrapped key is bound to. Providers with associated data pass
@@ -26,46 +26,6 @@ impl Context {
         bytes.extend_from_slice(&self.file_id);
         bytes.extend_from_slice(&self.dek_version.to_be_bytes());
         bytes
-    }
-}
-
-/// The moment at which the caller stops waiting for an answer, if it ever does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadline(Option<Instant>);
-
-impl Deadline {
-    /// No deadline: a person is asked.
-    pub const NEVER: Self = Self(None);
-
-    /// `time` from now on; none if the clock cannot represent it.
-    #[must_use]
-    pub fn after(time: Duration) -> Self {
-        Self(Instant::now().checked_add(time))
-    }
-
-    /// The moment itself; `None` if the caller waits without end.
-    #[must_use]
-    pub fn at(self) -> Option<Instant> {
-        self.0
-    }
-
-    /// The time that is left: zero when it is over, `None` if the caller waits without end.
-    #[must_use]
-    pub fn time_left(self) -> Option<Duration> {
-        self.0.map(|at| at.saturating_duration_since(Instant::now()))
-    }
-
-    /// The time that is left, in milliseconds, for a message.
-    pub(super) fn patience(self) -> Duration {
-        let left = self.time_left().unwrap_or(Duration::MAX);
-        let millis = left.saturating_add(Duration::from_micros(500)).as_millis();
-        Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
-    }
-
-    /// Whether the caller has stopped waiting.
-    #[must_use]
-    pub fn is_over(self) -> bool {
-        self.time_left().is_some_and(|left| left.is_zero())
     }
 }
 
@@ -262,20 +222,6 @@ mod tests {
             let parts: Vec<usize> = id.split('-').map(str::len).collect();
             assert_eq!(parts, [8, 4, 4, 4, 12], "{id}");
             assert_eq!(&id[14..15], "4", "{id}");
-        }
-    }
-
-    #[test]
-    fn a_deadline_that_no_clock_reaches_is_none() {
-        for (time, is_over, ends) in [
-            (Duration::ZERO, true, true),
-            (Duration::from_secs(9), false, true),
-            (Duration::MAX, false, false),
-        ] {
-            let deadline = Deadline::after(time);
-            assert_eq!(deadline.is_over(), is_over, "{time:?}");
-            assert_eq!(deadline.at().is_some(), ends, "{time:?}");
-            assert_eq!(deadline.time_left().is_some(), ends, "{time:?}");
         }
     }
 }

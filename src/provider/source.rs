@@ -2,21 +2,81 @@
 //! from SQL, a URI or an argument, which others can see.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
+#[cfg(unix)]
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use zeroize::Zeroizing;
 
 use super::runs::Runs;
 use super::{ProviderError, WaitsFor};
+use crate::process::lock;
+use crate::table::{self, Value};
 
 /// No passphrase, PIN or key text is longer.
 const MAX_LEN: usize = 4096;
 
 /// Asks a person; the argument names the secret.
-type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
+pub type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
+
+/// A source as the configuration names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// A file that only its owner may read or write.
+    File(PathBuf),
+    /// An open descriptor of the process.
+    Descriptor(i32),
+    /// A variable of the environment.
+    Environment(String),
+    /// A question to the user; [`crate::config::Config::prompt`] asks it.
+    Prompt,
+}
+
+impl Source {
+    /// The source in a table of the configuration. Any other value may be the secret itself.
+    pub(crate) fn read(value: Value<'_>) -> table::Result<Self> {
+        let expected = value.wrong(
+            "expected where the secret is: { file = \"..\" }, { fd = 3 }, { env = \"..\" } or \
+             { prompt = true }; the secret itself must not be here",
+        );
+        let Ok(table) = value.table() else { return Err(expected) };
+        let sources = table.read(|table| {
+            Ok([
+                table.maybe("file", |value| value.path().map(Self::File))?,
+                table.maybe("fd", |fd| fd.number(0..=i32::MAX as u64).map(Self::Descriptor))?,
+                table.maybe("env", |value| match value.text()? {
+                    name if name.contains('=') => Err(value.wrong("no variable has = in its name")),
+                    name => Ok(Self::Environment(name.to_owned())),
+                })?,
+                table.maybe("prompt", Value::flag)?.filter(|asked| *asked).map(|_| Self::Prompt),
+            ])
+        })?;
+        let mut found = sources.into_iter().flatten();
+        match (found.next(), found.next()) {
+            (Some(source), None) => Ok(source),
+            _ => Err(expected),
+        }
+    }
+
+    /// The source itself; without `ask` a prompt is an error when it is read.
+    pub(crate) fn secret(&self, ask: Option<&Ask>) -> SecretSource {
+        match self {
+            Self::File(path) => SecretSource::File(path.clone()),
+            Self::Descriptor(number) => SecretSource::descriptor(*number),
+            Self::Environment(name) => SecretSource::Environment(name.clone()),
+            Self::Prompt => SecretSource::Prompt(ask.cloned().unwrap_or_else(|| {
+                Arc::new(|what| {
+                    let text = format!("{what} is to be asked for, and this program cannot ask");
+                    Err(io::Error::new(io::ErrorKind::Unsupported, text))
+                })
+            })),
+        }
+    }
+}
 
 /// The source of a passphrase, a PIN or a key, read each time it is needed.
 #[derive(Clone)]
@@ -109,7 +169,7 @@ impl SecretSource {
     }
 
     fn read_once(&self, descriptor: &Descriptor) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
-        let mut kept = descriptor.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&descriptor.kept);
         if let Some(secret) = kept.as_ref() {
             return Ok(secret.clone());
         }
@@ -160,26 +220,40 @@ fn open_private(path: &Path) -> Result<File, ProviderError> {
         }
         _ => unreachable(error),
     })?;
-    #[cfg(unix)]
-    check_mode(path, &file.metadata().map_err(unreachable)?)?;
+    let metadata = file.metadata().map_err(unreachable)?;
+    check_mode(path, &metadata, others(&metadata), 0o600)?;
     Ok(file)
 }
 
-/// Refuses a file that others may read or write.
+/// The permissions that others must not have for a file.
 ///
 /// systemd lets a service read its credentials through an access list, on a file of root's and of
 /// root's group, and a list's mask appears in place of the group's permissions. The list itself is
 /// under root's control.
-#[cfg(unix)]
-fn check_mode(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ProviderError> {
-    use std::os::unix::fs::MetadataExt;
-    let mode = metadata.mode() & 0o777;
-    let roots = metadata.uid() == 0 && metadata.gid() == 0;
-    let refused = if roots { 0o037 } else { 0o077 };
-    if mode & refused == 0 {
-        return Ok(());
+fn others(metadata: &Metadata) -> u32 {
+    #[cfg(unix)]
+    if (metadata.uid(), metadata.gid()) == (0, 0) {
+        return 0o037;
     }
-    Err(ProviderError::LoosePermissions { path: path.to_owned(), mode, expected: 0o600 })
+    let _ = metadata;
+    0o077
+}
+
+/// Refuses a file or directory with any permission of `refused`. Without modes, its access list is
+/// the platform's business.
+pub(super) fn check_mode(
+    path: &Path,
+    metadata: &Metadata,
+    refused: u32,
+    expected: u32,
+) -> Result<(), ProviderError> {
+    #[cfg(unix)]
+    if metadata.mode() & refused != 0 {
+        let (path, mode) = (path.to_owned(), metadata.mode() & 0o777);
+        return Err(ProviderError::LoosePermissions { path, mode, expected });
+    }
+    let _ = (path, metadata, refused, expected);
+    Ok(())
 }
 
 /// Shows the place, never the secret.

@@ -13,8 +13,8 @@
 
 use std::sync::Arc;
 
-use crate::provider::{Context, ProviderError};
-use crate::secret::{KEY_LEN, Secret, fill_random};
+use super::{Context, ProviderError, random};
+use crate::secret::{KEY_LEN, Secret};
 use crate::suite::Suite;
 use crate::suite::xaes::{Key, NONCE_LEN, Schedule, TAG_LEN};
 
@@ -43,15 +43,13 @@ pub(super) fn aad(context: &Context, name: &str, version: u32) -> Vec<u8> {
 /// # Errors
 /// [`ProviderError::Unreachable`] if the operating system has no random bytes.
 pub(super) fn seal(kek: &Secret, aad: &[u8], dek: &Secret) -> Result<Vec<u8>, ProviderError> {
-    let failed = |text: String| ProviderError::unreachable(text);
-    let mut nonce = [0; NONCE_LEN];
-    fill_random(&mut nonce).map_err(|error| failed(error.to_string()))?;
+    let nonce = random()?;
     let mut blob = vec![0; BLOB_LEN];
     let (head, tag) = blob.split_at_mut(TAG_AT);
     let (start, cipher) = head.split_at_mut(CIPHER_AT);
     start.copy_from_slice(&nonce);
     let sealed = schedule(kek, &nonce).seal(&nonce, aad, dek.expose(), cipher, tag);
-    sealed.map_err(|_| failed("the cipher refused to wrap a key".to_owned()))?;
+    sealed.map_err(|_| ProviderError::unreachable("the cipher refused to wrap a key"))?;
     Ok(blob)
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod stack;
 
 use std::fmt;
 
+use base64ct::{Base64, Encoding};
 use subtle::ConstantTimeEq;
 
 use arena::Slot;
@@ -20,6 +21,10 @@ use crate::error::Result;
 
 /// Bytes of every key in the hierarchy: AES-256 keys, and HMAC keys of the same strength.
 pub const KEY_LEN: usize = 32;
+
+/// Characters of a key in hexadecimal and in base64.
+pub(crate) const HEX_LEN: usize = 2 * KEY_LEN;
+pub(crate) const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
 
 /// A 256-bit key. It lies in one place from birth to wiping, so moving it leaves no copy.
 pub struct Secret(Slot);
@@ -57,6 +62,22 @@ impl Secret {
         let mut key = Self(Slot::new());
         key.0.get_mut().copy_from_slice(bytes);
         Some(key)
+    }
+
+    /// The key in hexadecimal digits of either case; `None` unless they are [`KEY_LEN`] bytes.
+    pub(crate) fn from_hex(digits: &[u8]) -> Option<Self> {
+        Self::decoded(|key| base16ct::mixed::decode(digits, key).ok().map(<[u8]>::len))
+    }
+
+    /// The key in base64; `None` unless that is [`KEY_LEN`] bytes.
+    pub(crate) fn from_base64(text: &[u8]) -> Option<Self> {
+        Self::decoded(|key| Base64::decode(text, key).ok().map(<[u8]>::len))
+    }
+
+    /// The key that `decode` writes, if it writes all of it.
+    fn decoded(decode: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<Self> {
+        let mut key = Self(Slot::new());
+        (decode(key.0.get_mut())? == KEY_LEN).then_some(key)
     }
 
     /// Another holder of the same key: a provider may be asked while this one is wiped.

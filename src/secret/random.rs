@@ -44,7 +44,7 @@ struct Sources {
 pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut system = Zeroizing::new([0; LEN]);
-    getrandom::fill(&mut *system).map_err(|source| Error::Random(source.to_string()))?;
+    getrandom::fill(&mut *system).map_err(|source| Error::Random(source.into()))?;
     let sources = Sources {
         system,
         processor: of_processor(),

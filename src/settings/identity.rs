@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::split;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileError, Result};
 use crate::secret::Secret;
 use crate::suite::hkdf;
 
@@ -88,19 +88,18 @@ impl Pins {
     pub(crate) fn check(&self, is_set_up: impl Fn(&str) -> bool) -> Result<()> {
         for path in self.paths.keys() {
             if !path.is_absolute() {
-                let path = path.display();
-                return Err(Error::Config(format!("pins.paths.{path}: {FULL_PATH}")));
+                return Err(wrong(format!("pins.paths.{}", path.display()), FULL_PATH));
             }
         }
         for name in self.protectors.keys() {
-            let wrong = match name.split_once(':') {
+            let fault = match name.split_once(':') {
                 Some((provider, key)) if !provider.is_empty() && !key.is_empty() => {
                     (!is_set_up(provider)).then_some("no such provider is set up")
                 }
                 _ => Some(PROTECTOR),
             };
-            if let Some(wrong) = wrong {
-                return Err(Error::Config(format!("pins.protectors.{name}: {wrong}")));
+            if let Some(fault) = fault {
+                return Err(wrong(format!("pins.protectors.{name}"), fault));
             }
         }
         Ok(())
@@ -144,6 +143,11 @@ fn resolved(path: &Path, links: u32) -> PathBuf {
         Ok(target) if links > 0 => resolved(&parent.join(target), links - 1),
         _ => resolved(parent, links).join(name),
     }
+}
+
+/// The error: a pin of the configuration is wrong.
+fn wrong(pin: String, fault: &str) -> Error {
+    Error::Config(FileError::from(fault.to_owned()).setting(pin))
 }
 
 /// The error: the file is the database `found`, and not one of those expected.

@@ -6,6 +6,7 @@ pub(crate) mod ctr_hmac;
 pub(crate) mod hkdf;
 pub(crate) mod xaes;
 
+use std::ops::Deref;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -181,52 +182,15 @@ impl SuiteKey {
     }
 }
 
-impl Suite for Schedule {
-    #[inline]
-    fn seal(
-        &self,
-        nonce: &[u8],
-        aad: &[u8],
-        plain: &[u8],
-        cipher: &mut [u8],
-        tag: &mut [u8],
-    ) -> Result<(), Unauthentic> {
-        match self {
-            Self::Gcm(schedule) => schedule.seal(nonce, aad, plain, cipher, tag),
-            Self::CtrHmac(key) => key.seal(nonce, aad, plain, cipher, tag),
-            Self::Aegis(key) => key.seal(nonce, aad, plain, cipher, tag),
-        }
-    }
+impl Deref for Schedule {
+    type Target = dyn Suite;
 
     #[inline]
-    fn open(
-        &self,
-        nonce: &[u8],
-        aad: &[u8],
-        cipher: &[u8],
-        tag: &[u8],
-        plain: &mut [u8],
-    ) -> Result<(), Unauthentic> {
+    fn deref(&self) -> &Self::Target {
         match self {
-            Self::Gcm(schedule) => schedule.open(nonce, aad, cipher, tag, plain),
-            Self::CtrHmac(key) => key.open(nonce, aad, cipher, tag, plain),
-            Self::Aegis(key) => key.open(nonce, aad, cipher, tag, plain),
-        }
-    }
-
-    #[inline]
-    fn open_in_place(
-        &self,
-        nonce: &[u8],
-        aad: &[u8],
-        tag: &[u8],
-        block: &mut [u8],
-        len: usize,
-    ) -> Result<(), Unauthentic> {
-        match self {
-            Self::Gcm(schedule) => schedule.open_in_place(nonce, aad, tag, block, len),
-            Self::CtrHmac(key) => key.open_in_place(nonce, aad, tag, block, len),
-            Self::Aegis(key) => key.open_in_place(nonce, aad, tag, block, len),
+            Self::Gcm(schedule) => &**schedule,
+            Self::CtrHmac(key) => &**key,
+            Self::Aegis(key) => &**key,
         }
     }
 }

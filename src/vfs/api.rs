@@ -318,30 +318,13 @@ pub(super) unsafe fn result_integer(context: *mut ffi::sqlite3_context, value: i
 /// # Safety
 /// `db` is open, and used by this thread.
 pub(super) unsafe fn databases(db: *mut ffi::sqlite3) -> Result<Vec<(i64, String)>> {
-    unsafe extern "C" fn row(
-        list: *mut c_void,
-        count: c_int,
-        values: *mut *mut c_char,
-        _names: *mut *mut c_char,
-    ) -> c_int {
-        // SAFETY: `list` is the one below; a row has number, name and file, as NUL-terminated text
-        // or NULL.
-        unsafe {
-            let (number, name) = (*values, *values.add(1));
-            if count >= 2 && !number.is_null() && !name.is_null() {
-                let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
-                let number = text(number).parse().unwrap_or_default();
-                (*list.cast::<Vec<(i64, String)>>()).push((number, text(name)));
-            }
-        }
-        0
-    }
-    let mut list = Vec::<(i64, String)>::new();
-    let out = ptr::from_mut(&mut list).cast();
-    let sql = c"PRAGMA database_list";
-    // SAFETY: `db` is open; no message is requested, so none is to be freed.
-    let code = unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
-    if code == ffi::SQLITE_OK { Ok(list) } else { Err(Error::Base(code)) }
+    // SAFETY: as above.
+    let rows = unsafe { query(db, c"PRAGMA database_list") }?;
+    let numbered = |row: Vec<String>| {
+        let mut columns = row.into_iter();
+        Some((columns.next()?.parse().unwrap_or_default(), columns.next()?))
+    };
+    Ok(rows.into_iter().filter_map(numbered).collect())
 }
 
 /// Whether `PRAGMA query_only` is on for `db`; off if an authorizer refuses the question.
@@ -349,25 +332,35 @@ pub(super) unsafe fn databases(db: *mut ffi::sqlite3) -> Result<Vec<(i64, String
 /// # Safety
 /// `db` is open, and used by this thread.
 pub(super) unsafe fn is_query_only(db: *mut ffi::sqlite3) -> bool {
+    // SAFETY: as above.
+    let rows = unsafe { query(db, c"PRAGMA query_only") };
+    rows.is_ok_and(|rows| rows.iter().flatten().any(|on| !matches!(on.as_str(), "" | "0")))
+}
+
+/// The rows that `sql` answers with, as text; a NULL is empty.
+unsafe fn query(db: *mut ffi::sqlite3, sql: &CStr) -> Result<Vec<Vec<String>>> {
     unsafe extern "C" fn row(
-        on: *mut c_void,
+        rows: *mut c_void,
         count: c_int,
         values: *mut *mut c_char,
         _names: *mut *mut c_char,
     ) -> c_int {
-        // SAFETY: `on` is the flag below; a row has one NUL-terminated text.
+        // SAFETY: `rows` is the list below; a row has `count` values, NUL-terminated text or NULL.
         unsafe {
-            if count == 1 && !(*values).is_null() {
-                *on.cast::<bool>() = CStr::from_ptr(*values) != c"0";
-            }
+            let values = (0..count as usize).map(|column| *values.add(column));
+            let text = |value: *mut c_char| match value.is_null() {
+                true => String::new(),
+                false => CStr::from_ptr(value).to_string_lossy().into_owned(),
+            };
+            (*rows.cast::<Vec<Vec<String>>>()).push(values.map(text).collect());
         }
         0
     }
-    let mut on = false;
-    let (sql, out) = (c"PRAGMA query_only", ptr::from_mut(&mut on).cast());
+    let mut rows = Vec::<Vec<String>>::new();
+    let out = ptr::from_mut(&mut rows).cast();
     // SAFETY: `db` is open; no message is requested, so none is to be freed.
-    unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
-    on
+    let code = unsafe { (sqlite().exec)(db, sql.as_ptr(), Some(row), out, ptr::null_mut()) };
+    if code == ffi::SQLITE_OK { Ok(rows) } else { Err(Error::Base(code)) }
 }
 
 /// Adds an eponymous table of `module`.

@@ -1,6 +1,7 @@
 //! A file of the base VFS: its methods behind safe calls.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
@@ -119,12 +120,12 @@ impl Place {
     ///
     /// # Safety
     /// This is the place of a main database that is open.
-    pub(super) unsafe fn plain_log(&self) -> Result<Option<String>> {
+    pub(super) unsafe fn plain_log(&self) -> Result<Option<PathBuf>> {
         // SAFETY: as above.
         unsafe {
             let size = self.with_neighbour(Neighbour::PlainLog, Storage::size)?;
             let name = || CStr::from_ptr(self.name_of(Neighbour::PlainLog)).to_string_lossy();
-            Ok(size.is_some_and(|size| size > 0).then(|| name().into_owned()))
+            Ok(size.is_some_and(|size| size > 0).then(|| name().into_owned().into()))
         }
     }
 
@@ -225,7 +226,7 @@ impl BaseFile {
     }
 
     /// As [`Place::plain_log`], of a main database that was told its place.
-    pub(super) fn plain_log(&self) -> Result<Option<String>> {
+    pub(super) fn plain_log(&self) -> Result<Option<PathBuf>> {
         // SAFETY: `set_place` was told so, and the file is open.
         self.place.map_or(Ok(None), |place| unsafe { place.plain_log() })
     }

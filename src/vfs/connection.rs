@@ -10,7 +10,7 @@ use super::kin::is_kin;
 use super::owner::Entered;
 use super::table::add_tables;
 use super::{guard, is_ours};
-use crate::command::{self, Answer, Attached, Command};
+use crate::command::{self, Attached, Command};
 use crate::db::Database;
 use crate::error::{Error, Result, last_error, set_last};
 
@@ -55,7 +55,7 @@ pub(crate) unsafe extern "C" fn add_functions(
         let vfs = api::vfs_of(db);
         if is_ours(vfs) {
             api::reserve_bytes_in_memory(db);
-        } else if is_kin(vfs) && with_open_file(db, "main", |_| Ok(())).is_err() {
+        } else if is_kin(vfs) && with_open_file(db, "main", false, |_| Ok(())).is_err() {
             // Another copy of the library adds its own, which can reach the file.
             return Ok(ffi::SQLITE_OK);
         }
@@ -93,9 +93,11 @@ unsafe extern "C" fn tde_command(
         unsafe {
             let (name, db) = api::function(context);
             let arguments = api::arguments(count, values);
-            let answer = Command::call(&name.to_string_lossy(), &arguments)
-                .and_then(|(schema, command)| run(db, &schema, &command))
-                .and_then(Answer::into_text);
+            let answer =
+                Command::call(&name.to_string_lossy(), &arguments).and_then(|(schema, command)| {
+                    let changes = command.changes();
+                    with_open_file(db, &schema, changes, |open| command::run(open, &command))
+                });
             match answer {
                 Ok(text) => api::result_text(context, Some(&text)),
                 Err(error) => {
@@ -113,22 +115,6 @@ unsafe extern "C" fn tde_command(
     }
 }
 
-/// Runs `command` on the database `schema` of `db`.
-///
-/// # Safety
-/// `db` is open.
-pub(super) unsafe fn run(db: *mut ffi::sqlite3, schema: &str, command: &Command) -> Result<Answer> {
-    // SAFETY: as above.
-    unsafe {
-        // Asked before the file is entered: SQLite tells the file of each PRAGMA.
-        let refused = command.changes() && api::is_query_only(db);
-        with_open_file(db, schema, |open| match refused {
-            true => command::refuse_on_query_only(open),
-            false => command::run(open, command),
-        })
-    }
-}
-
 /// The databases of `db`, and the state of their keys.
 ///
 /// # Safety
@@ -138,11 +124,7 @@ pub(super) unsafe fn attached(db: *mut ffi::sqlite3) -> Result<Vec<Attached>> {
     let databases = unsafe { api::databases(db)? };
     let attached = |(number, schema): (i64, String)| {
         // SAFETY: as above.
-        let status =
-            unsafe { run(db, &schema, &Command::Status) }.and_then(|answer| match answer {
-                Answer::Status(status) => Ok(*status),
-                _ => Err(Error::NotEncrypted),
-            });
+        let status = unsafe { with_open_file(db, &schema, false, command::status) };
         Attached { number, schema, status }
     };
     Ok(databases.into_iter().map(attached).collect())
@@ -182,17 +164,26 @@ impl Errand<'_> {
     }
 }
 
-/// Runs `work` on the open file of the database `schema` of `db`.
+/// Runs `work` on the open file of the database `schema` of `db`. Work that `changes` protectors is
+/// refused on a connection that only reads.
 ///
 /// # Safety
 /// `db` is open.
 unsafe fn with_open_file<T>(
     db: *mut ffi::sqlite3,
     schema: &str,
+    changes: bool,
     work: impl FnOnce(&mut Database<BaseFile>) -> Result<T>,
 ) -> Result<T> {
     let no_such = || Error::Usage(format!("no database is attached as {schema}"));
     let name = CString::new(schema).map_err(|_| no_such())?;
+    // Asked before the file is entered: SQLite tells the file of each PRAGMA.
+    // SAFETY: `db` is open.
+    let refused = changes && unsafe { api::is_query_only(db) };
+    let work = |open: &mut Database<BaseFile>| match refused {
+        true => command::refuse_on_query_only(open),
+        false => work(open),
+    };
     let (mut work, mut answer) = (Some(work), None);
     let mut errand = Errand {
         copy: &raw const COPY,
@@ -216,29 +207,15 @@ unsafe fn with_open_file<T>(
     Err(if there { Error::Base(code) } else { no_such() })
 }
 
+/// Runs `work` on the encrypted database `schema` of `connection`. Work that `changes` protectors
+/// is refused on a connection that only reads.
 #[cfg(feature = "rusqlite")]
-mod with_rusqlite {
-    use super::*;
-
-    /// Runs `command` on the database `schema` of `connection`.
-    pub(crate) fn run_command(
-        connection: &rusqlite::Connection,
-        schema: &str,
-        command: &Command,
-    ) -> Result<Answer> {
-        // SAFETY: the connection is open, and used by this thread only: it is not `Sync`.
-        unsafe { run(connection.handle().cast(), schema, command) }
-    }
-
-    /// Runs `work` on the encrypted database `schema` of `connection`.
-    pub(crate) fn with_database<T>(
-        connection: &rusqlite::Connection,
-        schema: &str,
-        work: impl FnOnce(&mut Database<BaseFile>) -> Result<T>,
-    ) -> Result<T> {
-        // SAFETY: the connection is open, and used by nobody else: it is not `Sync`.
-        unsafe { with_open_file(connection.handle().cast(), schema, work) }
-    }
+pub(crate) fn with_database<T>(
+    connection: &rusqlite::Connection,
+    schema: &str,
+    changes: bool,
+    work: impl FnOnce(&mut Database<BaseFile>) -> Result<T>,
+) -> Result<T> {
+    // SAFETY: the connection is open, and used by this thread only: it is not `Sync`.
+    unsafe { with_open_file(connection.handle().cast(), schema, changes, work) }
 }
-#[cfg(feature = "rusqlite")]
-pub(crate) use with_rusqlite::{run_command, with_database};

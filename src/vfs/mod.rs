@@ -469,9 +469,9 @@ fn refuse_plain_log(database: &Database<BaseFile>, read_only: bool) -> Result<()
         return Ok(());
     }
     match database.host.plain_log() {
-        Ok(Some(log)) if !read_only => Err(Error::PlainLog(log)),
-        Ok(Some(log)) => {
-            let warning = Error::PlainLog(log);
+        Ok(Some(path)) if !read_only => Err(Error::PlainLog { path }),
+        Ok(Some(path)) => {
+            let warning = Error::PlainLog { path };
             api::log(ffi::SQLITE_WARNING, &format!("sqlite-tde: {warning}"));
             Ok(())
         }

@@ -7,7 +7,8 @@ use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde_testkit::platform::{self, Methods, PLATFORMS, Platform, PlatformVfs};
-use sqlite_tde_testkit::vfs::{TestVfs, kind_of_file};
+use sqlite_tde_testkit::process::full;
+use sqlite_tde_testkit::vfs::{FaultyVfs, kind_of_file};
 use sqlite_tde_testkit::{Home, dump};
 
 /// A step of a workload; connections are opened where they are first used.
@@ -243,10 +244,6 @@ fn all(db: &Connection, sql: &str) -> Result<Vec<String>, i32> {
     }
 }
 
-fn is_full() -> bool {
-    std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1")
-}
-
 /// Plain SQLite calls xFetch of a VFS of version 3 without asking whether it is there.
 fn for_plain(platform: &Platform) -> Platform {
     match platform.methods {
@@ -358,7 +355,7 @@ fn every_base_does_what_plain_sqlite_does_through_it() {
     let mut turn = 0;
     for platform in PLATFORMS {
         // Syncs take their time, and a VFS that counts them maps no file.
-        let below = if platform.name == "unix" { "unix" } else { TestVfs::new().name };
+        let below = if platform.name == "unix" { "unix" } else { FaultyVfs::new().name };
         let base = PlatformVfs::new(platform, below);
         let plain = PlatformVfs::new(&for_plain(platform), below);
         let home = Home::with(|options| options.base(base.name));
@@ -368,7 +365,7 @@ fn every_base_does_what_plain_sqlite_does_through_it() {
                 // What a platform does to a journal it does to one that stays open.
                 let wanted = [turn % MODES.len(), (turn + 1 + turn / 6) % MODES.len()];
                 let stays_open = platform.undeletable && ["TRUNCATE", "PERSIST"].contains(mode);
-                if is_full() || wanted.contains(&number) || stays_open {
+                if full() || wanted.contains(&number) || stays_open {
                     let page_size = PAGE_SIZES[(turn + number) % PAGE_SIZES.len()];
                     compare(&home, plain.name, platform, mode, page_size, workload);
                 }
@@ -406,7 +403,7 @@ fn a_vfs_above_may_copy_names() {
 /// The lock bytes, beyond 1 GiB, are never among those that are read or written.
 #[test]
 fn a_database_of_more_than_a_gigabyte_leaves_the_lock_bytes_alone() {
-    let pages = if is_full() { 16_390 } else { 0 };
+    let pages = if full() { 16_390 } else { 0 };
     let base = PlatformVfs::new(platform::platform("windows"), "unix");
     let home = Home::with(|options| options.base(base.name));
     let db = home.open(&home.path("main.db"));
@@ -433,7 +430,7 @@ fn no_two_records_share_a_sector_without_powersafe_overwrite() {
     for &(name, parameter, sector) in rows {
         for mode in ["DELETE", "PERSIST", "WAL"] {
             let what = format!("{name}{parameter}, {mode}");
-            let below = TestVfs::new();
+            let below = FaultyVfs::new();
             let base = PlatformVfs::new(platform::platform(name), below.name);
             let home = Home::with(|options| options.base(base.name));
             let path = home.path("main.db");
@@ -463,7 +460,7 @@ fn no_two_records_share_a_sector_without_powersafe_overwrite() {
 /// SQLite.
 #[test]
 fn a_log_of_a_stronger_connection_takes_the_place_of_a_weaker_one() {
-    let below = TestVfs::new();
+    let below = FaultyVfs::new();
     let home = Home::with(|options| options.base(below.name));
     let path = home.path("main.db");
     let open = |parameter: &str| {

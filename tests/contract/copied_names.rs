@@ -2,16 +2,11 @@
 //! thread: the journal is that of the connection that writes, whoever looked at the database last.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde_testkit::platform::{self, PlatformVfs};
-use sqlite_tde_testkit::{Home, one};
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", path.display()))
-}
+use sqlite_tde_testkit::{Home, beside, one};
 
 const ROWS: &str = "SELECT group_concat(substr(b, 1, 9)) FROM t";
 

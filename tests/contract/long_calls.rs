@@ -3,7 +3,7 @@
 
 use rusqlite::types::Value;
 use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::vfs::TestVfs;
+use sqlite_tde_testkit::vfs::FaultyVfs;
 use sqlite_tde_testkit::{Home, one};
 
 const MOST: i32 = 65536;
@@ -13,7 +13,7 @@ fn no_call_on_the_base_is_longer_than_64_kib() {
     for sector in [0, 512, 4096, 32768, 65536] {
         for page in [1024, 2048, 4096, 8192, 16384, 32768, 65536] {
             for mode in ["DELETE", "PERSIST", "WAL"] {
-                let below = TestVfs::new();
+                let below = FaultyVfs::new();
                 below.refuse_longer_than(MOST);
                 below.set_sector(sector);
                 let home = Home::with(|options| options.base(below.name));

@@ -1,17 +1,20 @@
 //! Connections of one shared cache have one open file, and SQLite's mutex over it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use sqlite_tde::TdeConnection;
+use sqlite_tde_testkit::process;
+use sqlite_tde_testkit::vfs::{Below, Call, File, Properties, TestVfs};
 use sqlite_tde_testkit::{Home, rows};
 
 /// One thread reads and writes, others ask for keys by every road. None is in the file beside
 /// another.
 #[test]
 fn asking_for_keys_waits_for_whoever_is_in_the_file() {
-    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let full = process::full();
     let seconds = if full { 30 } else { 2 };
     for mode in ["WAL", "DELETE"] {
         let home = Home::new();
@@ -99,69 +102,19 @@ fn a_callback_may_use_the_connection() {
     assert_eq!(rows(&db, "SELECT count(*) FROM t"), [format!("[Integer({})]", calls + 1)]);
 }
 
-/// The platform's VFS, but that it takes its time to be told which connection uses a file.
-mod slow {
-    use std::ffi::{CStr, c_char, c_int, c_void};
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
+/// A VFS that takes its time when SQLite passes the connection that uses a file.
+#[derive(Default)]
+struct Slow {
+    passed: AtomicUsize,
+}
 
-    use rusqlite::ffi;
-
-    pub const NAME: &CStr = c"slow-to-be-told";
-    /// How often it was told.
-    pub static TOLD: AtomicUsize = AtomicUsize::new(0);
-
-    type Control = unsafe extern "C" fn(*mut ffi::sqlite3_file, c_int, *mut c_void) -> c_int;
-    static CONTROL: OnceLock<Control> = OnceLock::new();
-
-    unsafe extern "C" fn open(
-        vfs: *mut ffi::sqlite3_vfs,
-        name: *const c_char,
-        file: *mut ffi::sqlite3_file,
-        flags: c_int,
-        out: *mut c_int,
-    ) -> c_int {
-        // SAFETY: the arguments are those of xOpen; the platform's VFS is never freed.
-        unsafe {
-            let base = (*vfs).pAppData.cast::<ffi::sqlite3_vfs>();
-            let code = (*base).xOpen.unwrap()(base, name, file, flags, out);
-            if code == ffi::SQLITE_OK && flags & ffi::SQLITE_OPEN_MAIN_DB != 0 {
-                let mut methods = *(*file).pMethods;
-                let _ = CONTROL.set(methods.xFileControl.unwrap());
-                methods.xFileControl = Some(control);
-                (*file).pMethods = Box::leak(Box::new(methods));
-            }
-            code
-        }
-    }
-
-    unsafe extern "C" fn control(
-        file: *mut ffi::sqlite3_file,
-        op: c_int,
-        arg: *mut c_void,
-    ) -> c_int {
-        if op == ffi::SQLITE_FCNTL_PDB {
-            TOLD.fetch_add(1, Ordering::Relaxed);
+impl Properties for Slow {
+    fn call(&self, _: &File, call: &mut Call<'_>, below: &Below) -> c_int {
+        if let Call::FileControl(ffi::SQLITE_FCNTL_PDB, _) = call {
+            self.passed.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(30));
         }
-        // SAFETY: the arguments are those of xFileControl.
-        unsafe { CONTROL.get().unwrap()(file, op, arg) }
-    }
-
-    pub fn register() {
-        // SAFETY: the platform's VFS is registered, and the new one is never freed.
-        unsafe {
-            let base = ffi::sqlite3_vfs_find(std::ptr::null());
-            let vfs = ffi::sqlite3_vfs {
-                pNext: std::ptr::null_mut(),
-                zName: NAME.as_ptr(),
-                pAppData: base.cast(),
-                xOpen: Some(open),
-                ..*base
-            };
-            assert_eq!(ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 0), ffi::SQLITE_OK);
-        }
+        below.call(call)
     }
 }
 
@@ -169,9 +122,9 @@ mod slow {
 /// the mutex that the others hold in their calls on it. Here that takes longer than many of those.
 #[test]
 fn opening_in_a_shared_cache_disturbs_nobody() {
-    slow::register();
+    let slow = TestVfs::register(Some("unix"), Slow::default());
     for mode in ["WAL", "DELETE"] {
-        let home = Home::with(|options| options.base(slow::NAME.to_str().unwrap()));
+        let home = Home::with(|options| options.base(slow.name));
         let uri = format!("{}&cache=shared", home.uri(&home.path("main.db")));
         let open = || {
             let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;
@@ -186,7 +139,7 @@ fn opening_in_a_shared_cache_disturbs_nobody() {
                  INSERT INTO t SELECT i, hex(randomblob(2000)) FROM i"
             ))
             .unwrap();
-        let before = slow::TOLD.load(Ordering::Relaxed);
+        let before = slow.passed.load(Ordering::Relaxed);
         let over = AtomicBool::new(false);
         let done = std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -203,6 +156,6 @@ fn opening_in_a_shared_cache_disturbs_nobody() {
             done
         });
         assert!(done.is_ok(), "{mode}: {done:?}");
-        assert!(slow::TOLD.load(Ordering::Relaxed) >= before + 10, "{mode}");
+        assert!(slow.passed.load(Ordering::Relaxed) >= before + 10, "{mode}");
     }
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::provider::{
     Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
@@ -15,6 +14,7 @@ use sqlite_tde::{OpenOptions, TdeConnection};
 use super::workloads::{By, Mode, Workload};
 use sqlite_tde_testkit::platform::{Platform, PlatformVfs};
 use sqlite_tde_testkit::power::{Disk, Entry, Files, Image, Lie, PowerVfs};
+use sqlite_tde_testkit::run;
 
 /// A workload in one mode, on a VFS of its own.
 pub struct Subject<'a> {
@@ -440,16 +440,6 @@ const LATER: &str = "BEGIN;
 fn words(error: rusqlite::Error) -> String {
     let code = error.sqlite_error().map_or(0, |e| e.extended_code);
     format!("{error} (code {code})")
-}
-
-/// Runs every statement to its end.
-fn run(db: &Connection, sql: &str) -> rusqlite::Result<()> {
-    let mut batch = rusqlite::Batch::new(db, sql);
-    while let Some(mut statement) = batch.next()? {
-        let mut rows = statement.query([])?;
-        while rows.next()?.is_some() {}
-    }
-    Ok(())
 }
 
 /// Schema and rows of a database, without what [`LATER`] adds.

@@ -9,12 +9,12 @@ use std::os::raw::c_int;
 use std::path::Path;
 use std::time::Instant;
 
-use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::platform::over_base;
-use sqlite_tde_testkit::vfs::{Kind, Method, TestVfs, kind_of_file};
+use sqlite_tde_testkit::process;
+use sqlite_tde_testkit::vfs::{FaultyVfs, Kind, Method, kind_of_file};
+use sqlite_tde_testkit::{Home, copy_dir, try_rows};
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 /// Where the workload itself is about logs.
@@ -273,25 +273,6 @@ impl Run<'_> {
     }
 }
 
-fn try_rows(db: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
-    let mut statement = db.prepare(sql)?;
-    let columns = statement.column_count();
-    statement
-        .query_map([], |row| {
-            let values: Result<Vec<Value>, _> = (0..columns).map(|i| row.get(i)).collect();
-            values.map(|values| format!("{values:?}"))
-        })?
-        .collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}
-
 /// Whether this is how a failing disk may be reported. Anything else would blame the database, and
 /// so does `SQLITE_IOERR_DATA`, the code of what fails authentication.
 /// A file that is cut off may be called damaged.
@@ -325,11 +306,11 @@ fn sample(calls: &[(Method, c_int)], mode: usize) -> BTreeSet<usize> {
 }
 
 fn survives(workload: &Workload, modes: &[&str], plain: bool) {
-    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let full = process::full();
     let started = Instant::now();
     let (mut points, mut hit, mut failures) = (0, 0, Vec::new());
     for (index, &mode) in modes.iter().enumerate() {
-        let vfs = TestVfs::new();
+        let vfs = FaultyVfs::new();
         let home = Home::with(|options| options.base(over_base(vfs.name)));
         let run = Run { home: &home, workload, mode, plain: plain.then(|| over_base(vfs.name)) };
         let template = home.path("template");
@@ -345,7 +326,7 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
 
         // Once without faults: the calls there are, and what the database holds after each step.
         let dir = home.path("good");
-        copy(&template, &dir);
+        copy_dir(&template, &dir);
         let mut states = {
             let db = run.open(&dir).unwrap();
             vec![run.state(&db).unwrap()]
@@ -356,7 +337,7 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
             states.push(run.state(&db).unwrap());
         }
         let dir = home.path("count");
-        copy(&template, &dir);
+        copy_dir(&template, &dir);
         vfs.clear();
         let db = run.open(&dir).unwrap();
         assert!(run.steps(&db, || ()).1.is_none());
@@ -378,7 +359,7 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
                 );
                 points += 1;
                 let dir = home.path(&format!("{at}-{kind:?}"));
-                copy(&template, &dir);
+                copy_dir(&template, &dir);
                 // SQLite that cannot read back to a savepoint in a log keeps what it has in memory.
                 let forgets = mode == "WAL" && kind_of_file(calls[at].1) == "statement journal";
                 match one_fault(&run, &vfs, &dir, &states, at, kind, forgets) {
@@ -406,7 +387,7 @@ fn survives(workload: &Workload, modes: &[&str], plain: bool) {
 /// Answers how many calls failed, or what was wrong.
 fn one_fault(
     run: &Run<'_>,
-    vfs: &TestVfs,
+    vfs: &FaultyVfs,
     dir: &Path,
     states: &[State],
     at: usize,
@@ -546,7 +527,7 @@ fn a_disk_that_stays_full_loses_nothing_but_the_transaction() {
         MODES.iter().flat_map(|mode| ["NORMAL", "EXCLUSIVE"].map(|locking| (*mode, locking)))
     {
         for plain in [false, true] {
-            let vfs = TestVfs::new();
+            let vfs = FaultyVfs::new();
             let home = Home::with(|options| options.base(over_base(vfs.name)));
             let workload = &UPDATE;
             let run =
@@ -556,7 +537,7 @@ fn a_disk_that_stays_full_loses_nothing_but_the_transaction() {
             run.connect(&template.join("main.db")).unwrap().execute_batch(TABLES).unwrap();
             let open = |name: &str| {
                 let dir = home.path(name);
-                copy(&template, &dir);
+                copy_dir(&template, &dir);
                 let db = run.open(&dir).unwrap();
                 db.execute_batch(&format!("PRAGMA locking_mode={locking}")).unwrap();
                 db

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use sqlite_tde::{AccessPolicy, Change, Error, NewProtector, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::service::Service;
-use sqlite_tde_testkit::vfs::{Kind, TestVfs};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Kind};
 
 /// Bytes of one copy of the envelope.
 /// A copy of the envelope, and where the second one begins.
@@ -42,7 +42,7 @@ fn seen(db: &Connection) -> sqlite_tde::Result<(Vec<(String, String)>, bool)> {
 /// One fault in one operation on a copy of `template`. Answers how many calls were made to fail.
 fn one(
     home: &Home,
-    vfs: &TestVfs,
+    vfs: &FaultyVfs,
     path: &Path,
     operation: Operation,
     fault: Option<(usize, Kind)>,
@@ -67,7 +67,7 @@ fn one(
         Err(Error::Base(_) | Error::Sqlite(_) | Error::Busy(_)) => {}
         Err(Error::EnvelopeDamaged(_) | Error::PageAuthentication { .. }) if hits > 0 => {}
         // The disk died after the first copy was written: it may stand, and is not called done.
-        Err(Error::Unfinished(_)) if dies => {}
+        Err(Error::Unfinished { .. }) if dies => {}
         Err(error) => return Err(format!("it failed with {error:?}")),
     }
     if fault.is_none() {
@@ -80,7 +80,9 @@ fn one(
         return Err("it is said to be done, and the copies of the envelope differ".into());
     }
     let (unfinished, stands) = match &done {
-        Err(Error::Unfinished(words)) => (true, words.contains("changed, but one envelope copy")),
+        Err(Error::Unfinished { reason: words, .. }) => {
+            (true, words.contains("changed, but one envelope copy"))
+        }
         _ => (false, false),
     };
     // The same connection, another one, and a process that knows nothing.
@@ -118,7 +120,7 @@ fn a_change_that_fails_has_changed_nothing() {
     let (mut points, mut hit, mut failures) = (0, 0, Vec::new());
     for mode in MODES {
         for operation in OPERATIONS {
-            let vfs = TestVfs::new();
+            let vfs = FaultyVfs::new();
             let provider = Arc::new(service.clone());
             let mut policy = AccessPolicy::default();
             policy.revalidate = None;

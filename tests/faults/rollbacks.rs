@@ -9,10 +9,10 @@
 
 use std::path::Path;
 
-use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
-use sqlite_tde_testkit::Home;
-use sqlite_tde_testkit::vfs::{Kind, TestVfs};
+use sqlite_tde_testkit::process;
+use sqlite_tde_testkit::vfs::{FaultyVfs, Kind};
+use sqlite_tde_testkit::{Home, try_rows};
 
 const MODES: [&str; 5] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF"];
 const FAULTS: [Kind; 6] =
@@ -111,14 +111,7 @@ type State = Result<Vec<String>, String>;
 fn state(db: &Connection) -> State {
     let mut all = Vec::new();
     for sql in ["SELECT name, sql FROM sqlite_schema ORDER BY name", "SELECT * FROM t ORDER BY a"] {
-        let mut statement = db.prepare(sql).map_err(|error| error.to_string())?;
-        let columns = statement.column_count();
-        let rows = statement.query_map([], |row| {
-            let values: Result<Vec<Value>, _> = (0..columns).map(|i| row.get(i)).collect();
-            values.map(|values| format!("{values:?}"))
-        });
-        let rows = rows.and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        all.extend(rows.map_err(|error| error.to_string())?);
+        all.extend(try_rows(db, sql).map_err(|error| error.to_string())?);
     }
     let sound: String = db
         .query_row("PRAGMA integrity_check", [], |row| row.get(0))
@@ -128,13 +121,13 @@ fn state(db: &Connection) -> State {
 
 struct Site {
     plain: bool,
-    below: TestVfs,
+    below: FaultyVfs,
     home: Home,
 }
 
 impl Site {
     fn new(plain: bool) -> Self {
-        let below = TestVfs::new();
+        let below = FaultyVfs::new();
         let site = Self { plain, below, home: Home::with(|options| options.base(below.name)) };
         let db = site.connect(&site.home.path("template"), "on");
         // Pages of the same content on both sides.
@@ -196,7 +189,7 @@ impl Site {
 
 #[test]
 fn a_rollback_restores_what_plain_sqlite_restores() {
-    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let full = process::full();
     let only = std::env::var("SQLITE_TDE_SEED").ok().map(|seed| seed.parse().unwrap());
     let seeds = only.map_or(0..if full { 20_000 } else { 1_500 }, |seed| seed..seed + 1);
     let (plain, tde) = (Site::new(true), Site::new(false));

@@ -2,12 +2,11 @@
 //! the same flags, in the same order as by plain SQLite, with and without the short cuts to the
 //! disk.
 
-use std::ffi::c_int;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags, ffi};
-use sqlite_tde_testkit::Home;
-use sqlite_tde_testkit::vfs::TestVfs;
+use rusqlite::{Connection, OpenFlags};
+use sqlite_tde_testkit::vfs::FaultyVfs;
+use sqlite_tde_testkit::{Home, reserve};
 
 const MODES: [&str; 6] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"];
 const SYNCHRONOUS: [&str; 4] = ["OFF", "NORMAL", "FULL", "EXTRA"];
@@ -96,19 +95,6 @@ fn uri(path: &Path, vfs: &str, way: Way, setting: Setting) -> String {
     format!("file:{}?vfs={vfs}&psow={}{tuning}", path.display(), setting.psow)
 }
 
-/// Pages of the same content as those of `tde`, which SQLite leaves room in for a trailer.
-fn reserve(db: &Connection) {
-    for schema in [c"main", c"aux"] {
-        let mut bytes = sqlite_tde::RESERVE as c_int;
-        // SAFETY: the connection is open, and this control takes a pointer to an int.
-        let code = unsafe {
-            let op = ffi::SQLITE_FCNTL_RESERVE_BYTES;
-            ffi::sqlite3_file_control(db.handle(), schema.as_ptr(), op, (&raw mut bytes).cast())
-        };
-        assert_eq!(code, ffi::SQLITE_OK);
-    }
-}
-
 fn create(db: &Connection) {
     for schema in ["main", "aux"] {
         db.execute_batch(&format!(
@@ -124,13 +110,13 @@ fn create(db: &Connection) {
 /// Where a way's databases are made.
 struct Site {
     way: Way,
-    below: TestVfs,
+    below: FaultyVfs,
     home: Home,
 }
 
 impl Site {
     fn new(way: Way) -> Self {
-        let below = TestVfs::new();
+        let below = FaultyVfs::new();
         Self { way, below, home: Home::with(|options| options.base(below.name)) }
     }
 
@@ -143,7 +129,8 @@ impl Site {
         let db = Connection::open_with_flags(uri("main.db"), flags).unwrap();
         db.execute_batch(&format!("ATTACH '{}' AS aux", uri("aux.db"))).unwrap();
         if self.way == Way::Plain {
-            reserve(&db);
+            reserve(&db, c"main");
+            reserve(&db, c"aux");
         }
         create(&db);
         // The creation of a database is allowed its envelope.

@@ -5,13 +5,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
+use sqlite_tde::provider::ProviderError;
 use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
+use sqlite_tde_testkit::process::in_time;
 use sqlite_tde_testkit::service::{Service, State};
-use sqlite_tde_testkit::{Home, one};
+use sqlite_tde_testkit::{Home, code, one};
 
 const MODES: [&str; 4] = ["DELETE", "TRUNCATE", "PERSIST", "WAL"];
 const INACCESSIBLE: i32 = 10 | 0x75 << 8;
@@ -53,22 +55,6 @@ fn write(db: &Connection) -> rusqlite::Result<usize> {
     db.execute("INSERT INTO t VALUES(2)", [])
 }
 
-fn code(error: &rusqlite::Error) -> i32 {
-    error.sqlite_error().map_or(0, |error| error.extended_code)
-}
-
-/// Tries again until it answers something, for a minute.
-fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(answer) = attempt() {
-            return answer;
-        }
-        assert!(Instant::now() < until, "{what}: never");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_denial_ends_access_and_consent_heals_it() {
     for mode in MODES {
@@ -84,7 +70,11 @@ fn a_denial_ends_access_and_consent_heals_it() {
         assert_eq!(code(&error), INACCESSIBLE, "{mode}: {error}");
         let typed = Error::from(error);
         let words = "database inaccessible: key disabled: access was revoked";
-        assert!(matches!(&typed, Error::Inaccessible(_)) && typed.to_string() == words, "{typed}");
+        assert!(
+            matches!(&typed, Error::Inaccessible { source: Some(ProviderError::Denied(_)), .. })
+                && typed.to_string() == words,
+            "{typed:?}"
+        );
         for (who, db) in [("worker", &db), ("idle", &idle), ("cached", &cached)] {
             assert_eq!(code(&read(db).unwrap_err()), INACCESSIBLE, "{mode}: {who} reads");
             assert_eq!(code(&write(db).unwrap_err()), INACCESSIBLE, "{mode}: {who} writes");
@@ -233,7 +223,7 @@ fn a_refusal_of_one_connection_is_not_that_of_others() {
         db.tde_lock("main").unwrap();
         for again in 0..3 {
             let error = Error::from(read(&gone).unwrap_err());
-            assert!(matches!(error, Error::Inaccessible(_)), "{turn}, {again}: {error:?}");
+            assert!(matches!(error, Error::Inaccessible { .. }), "{turn}, {again}: {error:?}");
         }
         for (other, what) in [(&spare, "spare"), (&db, "the first")] {
             let found = read(other);

@@ -140,7 +140,7 @@ fn everything_done_with_keys_is_told() {
         assert_eq!(entry.pid, std::process::id());
         assert!(entry.program.starts_with("keys") && entry.uid.is_some(), "{entry:?}");
     }
-    assert!(all.iter().filter(|entry| entry.kind == "unwrap").all(|e| e.duration_us.is_some()));
+    assert!(all.iter().filter(|entry| entry.kind == "unwrap").all(|e| e.duration.is_some()));
     let text = std::fs::read(place.log.dir.join("audit.jsonl")).unwrap();
     for dek in place.service.deks() {
         let hex: String = dek.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -9,10 +9,13 @@ use std::time::Duration;
 use sqlite_tde::config::{
     Audit, BelowMin, Config, Layer, Policy, Provider, Source, duration, home,
 };
+#[cfg(unix)]
+use sqlite_tde::provider::Command;
 use sqlite_tde::provider::conformance::Direct;
-use sqlite_tde::provider::{Context, Cost};
+use sqlite_tde::provider::{Context, Cost, KeystoreTable, PassphraseTable, RawKeyTable};
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{AuditPolicy, Cipher, Error, Tuning};
+use sqlite_tde_testkit::set_mode;
 use zeroize::Zeroizing;
 
 /// A directory with `text` as its configuration.
@@ -28,11 +31,6 @@ fn write(path: &Path, bytes: &[u8]) {
     set_mode(path, 0o600);
 }
 
-fn set_mode(path: &Path, mode: u32) {
-    #[cfg(unix)]
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
-}
-
 fn load(text: &str) -> Config {
     Config::load(dir(text).path()).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
@@ -40,7 +38,7 @@ fn load(text: &str) -> Config {
 fn refusal(text: &str) -> String {
     match Config::load(dir(text).path()) {
         Ok(_) => panic!("{text}: this was accepted"),
-        Err(Error::Config(what)) => what,
+        Err(Error::Config(what)) => what.to_string(),
         Err(error) => panic!("{text}: {error:?}"),
     }
 }
@@ -75,7 +73,7 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
         "cipher = \"hunter2\"",
         1,
         "cipher",
-        "expected \"aes-256-gcm\" or \"aes-256-ctr-hmac-sha256\"",
+        "expected \"aes-256-gcm\" or \"aes-256-ctr-hmac-sha256\" or \"aegis-256x4\"",
     ),
     ("# yes\nallow_plaintext = \"yes\"", 2, "allow_plaintext", "expected true or false"),
     ("[io]\nread_ahead = 64", 2, "io.read_ahead", "expected true or false"),
@@ -325,7 +323,7 @@ fn without_a_file_the_defaults_hold() {
     audit.dir = Some(empty.path().join("audit"));
     assert_eq!((config.audit.clone(), values.audit), (audit, AuditPolicy::default()));
     assert!(!config.audit.enabled && values.policy.allows("anything"));
-    let keystore = Provider::Keystore { dir: Some(empty.path().to_owned()), passphrase: None };
+    let keystore = KeystoreTable { dir: Some(empty.path().to_owned()), passphrase: None }.into();
     assert_eq!(config.providers.into_iter().collect::<Vec<_>>(), [("keystore".into(), keystore)]);
     assert!(fs::read_dir(empty.path()).unwrap().next().is_none(), "loading creates nothing");
     assert!(home().unwrap().is_absolute());
@@ -388,27 +386,27 @@ fn every_field_is_taken_over() {
     for (name, provider) in [
         (
             "keystore",
-            Provider::Keystore {
+            Provider::from(KeystoreTable {
                 dir: Some(here("keys")),
                 passphrase: Some(Source::Environment("KEYSTORE_PASSPHRASE".into())),
-            },
+            }),
         ),
         (
             "recovery",
-            Provider::Passphrase {
+            PassphraseTable {
                 passphrase: Source::Prompt,
                 cost: Cost { memory_kib: 8, iterations: 1, parallelism: 1 },
-            },
+            }
+            .into(),
         ),
-        ("raw", Provider::Raw { key: Source::File("/run/key".into()) }),
+        ("raw", RawKeyTable { key: Source::File("/run/key".into()) }.into()),
+        #[cfg(unix)]
         (
             "ops",
-            Provider::Command {
-                wrap: words(&["ops-wrap", "--key", "{key_id}"]),
-                unwrap: words(&["ops-unwrap"]),
-                newest: Some(words(&["ops-newest"])),
-                time_out: duration("3s"),
-            },
+            Command::new(["ops-wrap", "--key", "{key_id}"], ["ops-unwrap"])
+                .newest(["ops-newest"])
+                .timeout(duration("3s").unwrap())
+                .into(),
         ),
     ] {
         assert_eq!(config.providers[name], provider);
@@ -455,14 +453,10 @@ fn configured_providers_work() {
     let mut config = Config::load(dir.path()).unwrap();
     write(&dir.path().join("raw.key"), &[7; 32]);
     write(&dir.path().join("store.passphrase"), b"battery staple\n");
-    if cfg!(unix) {
-        let provider = Provider::Command {
-            wrap: vec!["base64".into()],
-            unwrap: vec!["base64".into(), "-d".into()],
-            newest: None,
-            time_out: Some(Duration::from_secs(60)),
-        };
-        config.providers.insert("tool".into(), provider);
+    #[cfg(unix)]
+    {
+        let tool = Command::new(["base64"], ["base64", "-d"]).timeout(Duration::from_secs(60));
+        config.providers.insert("tool".into(), tool.into());
     }
     config.prompt = Some(Arc::new(|what| {
         assert!(what.contains("passphrase for k"), "{what}");

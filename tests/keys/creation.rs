@@ -12,6 +12,7 @@ use sqlite_tde::provider::{
 };
 use sqlite_tde::secret::Secret;
 use sqlite_tde_testkit::platform::{self, PlatformVfs};
+use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::{Home, one, plain};
 
 type Look = Box<dyn FnMut() + Send>;
@@ -253,7 +254,7 @@ fn rounds_with_errors(
 /// made nearly every round fail.
 #[test]
 fn threads_that_create_a_database_in_wal_mode_fail_no_more_often_than_plain_sqlites() {
-    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let full = process::full();
     let rounds = if full { 150 } else { 15 };
     let home = Home::new();
     for threads in [2, 4] {

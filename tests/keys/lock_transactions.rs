@@ -4,14 +4,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::Connection;
-use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use sqlite_tde::{AccessPolicy, Error, TdeConnection};
+use sqlite_tde_testkit::process::{self, in_time};
 use sqlite_tde_testkit::service::{Service, State};
-use sqlite_tde_testkit::{Home, one};
+use sqlite_tde_testkit::{Home, code, one, run};
 
 const INACCESSIBLE: i32 = 10 | 0x75 << 8;
 const MODES: [&str; 5] = ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "WAL"];
@@ -32,7 +32,7 @@ const ROWS: i64 = 300;
 
 /// `SQLITE_TDE_FULL=1` tries every case of the tables, otherwise one in seven.
 fn is_tried(number: usize) -> bool {
-    number.is_multiple_of(7) || std::env::var_os("SQLITE_TDE_FULL").is_some_and(|full| full == "1")
+    number.is_multiple_of(7) || process::full()
 }
 
 fn create(home: &Home, path: &Path, mode: &str) {
@@ -44,10 +44,6 @@ fn create(home: &Home, path: &Path, mode: &str) {
          INSERT INTO t SELECT i, zeroblob(900) FROM i",
     )
     .unwrap();
-}
-
-fn code(error: &rusqlite::Error) -> i32 {
-    error.sqlite_error().map_or(0, |error| error.extended_code)
 }
 
 /// What the transaction has done when the keys are locked.
@@ -75,16 +71,6 @@ enum Unlocks {
     Itself,
 }
 const UNLOCKS: [Unlocks; 4] = [Unlocks::Nobody, Unlocks::Neighbour, Unlocks::New, Unlocks::Itself];
-
-/// Runs each statement of `sql` to its end.
-fn run(db: &Connection, sql: &str) -> rusqlite::Result<()> {
-    let mut batch = rusqlite::Batch::new(db, sql);
-    while let Some(mut statement) = batch.next()? {
-        let mut rows = statement.raw_query();
-        while rows.next()?.is_some() {}
-    }
-    Ok(())
-}
 
 fn assert_old(db: &Connection, at: &str) {
     let sums = "SELECT count(*) || ' ' || sum(length(a)) || ' ' || min(i) FROM t";
@@ -215,18 +201,6 @@ fn the_last_close_after_a_lock_takes_the_log_along() {
 
 /// Writes every page, and leaves the rows as they were. SQLite writes none where nothing changes.
 const REWRITE: &str = "UPDATE t SET a = zeroblob(901); UPDATE t SET a = zeroblob(900)";
-
-/// Tries again until it answers something, for a minute.
-fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(answer) = attempt() {
-            return answer;
-        }
-        assert!(Instant::now() < until, "{what}: never");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// Reads every page anew.
 const READ: &str = "SELECT sum(length(a)) FROM t";

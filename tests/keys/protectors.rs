@@ -12,15 +12,9 @@ use sqlite_tde::provider::{
     Wrapped,
 };
 use sqlite_tde::secret::Secret;
-use sqlite_tde::{AccessPolicy, Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
+use sqlite_tde::{Error, NewProtector, OpenOptions, RotateProtector, TdeConnection};
 use sqlite_tde_testkit::service::{Service, State};
-use sqlite_tde_testkit::{Home, one, rows};
-
-fn quick() -> AccessPolicy {
-    let mut policy = AccessPolicy::default();
-    policy.attempts = 1;
-    policy
-}
+use sqlite_tde_testkit::{Home, one, one_attempt, rows};
 
 /// A home with a keystore and two services.
 fn home() -> (Home, Service, Service) {
@@ -31,15 +25,9 @@ fn home() -> (Home, Service, Service) {
             .provider("first", Arc::new(a))
             .provider("second", Arc::new(b))
             .default_protector("first:key")
-            .access(quick())
+            .access(one_attempt())
     });
     (home, first, second)
-}
-
-fn create(home: &Home, name: &str) -> Connection {
-    let db = home.open(&home.path(name));
-    db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
-    db
 }
 
 fn names(db: &Connection) -> Vec<String> {
@@ -66,8 +54,8 @@ fn opens_through(home: &Home, name: &str, protector: &str) -> Result<i64, Error>
 #[test]
 fn every_command_by_every_road() {
     let (home, first, _) = home();
-    drop(create(&home, "aux.db"));
-    let db = create(&home, "main.db");
+    drop(home.create("aux.db"));
+    let db = home.create("main.db");
     db.execute_batch(&format!("ATTACH '{}' AS aux", home.uri(&home.path("aux.db")))).unwrap();
     for (schema, argument) in [("main", ""), ("aux", ", 'aux'")] {
         let pragma = |rest: &str| format!("PRAGMA {schema}.{rest}");
@@ -132,7 +120,7 @@ fn every_command_by_every_road() {
 #[test]
 fn prepared_twice_is_done_once() {
     let (home, first, _) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     let generation = || db.tde_status("main").unwrap().generation;
     first.rotate("key");
     for sql in [
@@ -155,7 +143,7 @@ fn prepared_twice_is_done_once() {
 #[test]
 fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let (home, first, _) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     let hex = "0123456789abcdef".repeat(4);
     let before = std::fs::read(home.path("a.db")).unwrap();
     for (sql, words) in [
@@ -225,7 +213,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
 #[test]
 fn there_are_at_most_eight() {
     let (home, ..) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     for n in 1..8 {
         db.tde_add_protector("main", NewProtector::new(format!("second:{n}"))).unwrap();
     }
@@ -242,7 +230,7 @@ fn there_are_at_most_eight() {
 fn a_removed_protector_is_gone_from_the_file() {
     let (home, ..) = home();
     let path = home.path("a.db");
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     let blob = |bytes: &[u8]| bytes.windows(8).filter(|window| window == b"second:a").count();
     db.tde_add_protector("main", NewProtector::new("second:a")).unwrap();
     assert_eq!(blob(&std::fs::read(&path).unwrap()), 2, "a name in each copy");
@@ -258,7 +246,7 @@ fn a_protector_may_only_read_or_end() {
     let (home, ..) = home();
     for mode in ["DELETE", "WAL"] {
         let name = format!("{mode}.db");
-        let db = create(&home, &name);
+        let db = home.create(&name);
         one(&db, &format!("PRAGMA journal_mode={mode}"));
         let auditor = NewProtector::new("second:auditor").read_only(true);
         db.tde_add_protector("main", auditor.clone()).unwrap();
@@ -267,7 +255,8 @@ fn a_protector_may_only_read_or_end() {
         assert!(error.unwrap_err().to_string().contains("other rights"));
         let last = db.tde_remove_protector("main", "first:key").unwrap_err();
         assert!(last.to_string().contains("last protector that may write"), "{last}");
-        let past = NewProtector::new("second:ended").not_after(1_000_000_000);
+        let past = NewProtector::new("second:ended")
+            .not_after(UNIX_EPOCH + Duration::from_secs(1_000_000_000));
         let past = db.tde_add_protector("main", past).unwrap_err();
         assert!(past.to_string().contains("end is in the past"), "{past}");
         add_ended(&db, "second:ended");
@@ -302,10 +291,9 @@ fn a_protector_may_only_read_or_end() {
 
 /// Adds a protector, and waits until its time is over.
 fn add_ended(db: &Connection, name: &str) {
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let end = now() + 2;
+    let end = SystemTime::now() + Duration::from_secs(2);
     db.tde_add_protector("main", NewProtector::new(name).not_after(end)).unwrap();
-    while now() <= end {
+    while SystemTime::now() <= end {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -314,7 +302,7 @@ fn add_ended(db: &Connection, name: &str) {
 #[test]
 fn a_protector_that_has_ended_is_no_writer() {
     let (home, ..) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     add_ended(&db, "second:ended");
     let ended = || {
         let all = db.tde_protectors("main").unwrap();
@@ -356,7 +344,7 @@ fn the_least_number_of_protectors_is_of_those_that_serve() {
     let home = Home::with(move |options| {
         options.provider("first", Arc::new(service)).default_protector("first:key").policy(least)
     });
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     db.tde_add_protector("main", NewProtector::new("first:b")).unwrap();
     add_ended(&db, "first:ended");
     let refused = db.tde_remove_protector("main", "first:b").unwrap_err().to_string();
@@ -374,7 +362,7 @@ fn the_least_number_of_protectors_is_kept_by_two_at_once() {
     let home = Home::with(move |options| {
         options.provider("first", Arc::new(service)).default_protector("first:key").policy(least)
     });
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     for round in 0..30 {
         for name in ["first:b", "first:c"] {
             db.tde_add_protector("main", NewProtector::new(name)).unwrap();
@@ -435,9 +423,9 @@ fn a_protector_that_was_not_proven_does_not_stand_alone() {
             .provider("second", Arc::new(b))
             .provider("party", Arc::new(Party))
             .default_protector("first:key")
-            .access(quick())
+            .access(one_attempt())
     });
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     let add = |new: NewProtector| db.tde_add_protector("main", new).unwrap();
     let remove = |name: &str| db.tde_remove_protector("main", name);
     let change = add(NewProtector::new("party:key"));
@@ -482,7 +470,7 @@ fn a_protector_that_was_not_proven_does_not_stand_alone() {
 #[test]
 fn what_is_to_be_replaced_does_not_stay_without_a_word() {
     let (home, ..) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     db.tde_add_protector("main", NewProtector::new("second:new")).unwrap();
     for (replace, words) in [
         ("first:key", "cannot replace first:key; remove first:key first"),
@@ -506,10 +494,10 @@ fn what_is_to_be_replaced_does_not_stay_without_a_word() {
 /// Rotating gives nobody more rights than there were.
 #[test]
 fn rotating_to_another_key_keeps_the_limits() {
-    const END: u64 = 4_000_000_000;
+    let end = Some(UNIX_EPOCH + Duration::from_secs(4_000_000_000));
     let (home, ..) = home();
-    let db = create(&home, "a.db");
-    for (read_only, not_after) in [(true, 0), (false, END), (true, END)] {
+    let db = home.create("a.db");
+    for (read_only, not_after) in [(true, None), (false, end), (true, end)] {
         let delegate = NewProtector::new("second:a").read_only(read_only).not_after(not_after);
         db.tde_add_protector("main", delegate).unwrap();
         db.tde_rotate_protector("main", RotateProtector::to("second:b").in_place_of("second:a"))
@@ -526,7 +514,7 @@ fn rotating_to_another_key_keeps_the_limits() {
 fn rights_are_those_of_the_protector_that_gave_the_keys() {
     for mode in ["DELETE", "WAL"] {
         let (home, first, _) = home();
-        let db = create(&home, "a.db");
+        let db = home.create("a.db");
         one(&db, &format!("PRAGMA journal_mode={mode}"));
         let auditor = NewProtector::new("second:auditor").read_only(true);
         db.tde_add_protector("main", auditor).unwrap();
@@ -537,7 +525,10 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
         assert_eq!(write.sqlite_code(), rusqlite::ffi::SQLITE_READONLY, "{mode}: {write:?}");
         let words = sqlite_tde::last_error().unwrap();
         assert!(words.starts_with("read-only: "), "{mode}: {words}");
-        assert!(fails(&db, "PRAGMA tde_auto_rotate=OFF").contains("may only read"), "{mode}");
+        assert!(
+            fails(&db, "PRAGMA tde_auto_rotate=OFF").contains("opened through read-only protector"),
+            "{mode}"
+        );
         first.switch(State::Works);
         db.tde_lock("main").unwrap();
         db.execute("INSERT INTO t VALUES(2)", []).unwrap();
@@ -548,7 +539,7 @@ fn rights_are_those_of_the_protector_that_gave_the_keys() {
 #[test]
 fn a_name_is_no_key_to_what_another_protector_opened() {
     let (home, first, second) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     db.tde_add_protector("main", NewProtector::new("second:a")).unwrap();
     drop(db);
     first.switch(State::Denies);
@@ -564,8 +555,8 @@ fn a_name_is_no_key_to_what_another_protector_opened() {
 #[test]
 fn views_have_a_row_for_each() {
     let (home, ..) = home();
-    drop(create(&home, "aux.db"));
-    let db = create(&home, "main.db");
+    drop(home.create("aux.db"));
+    let db = home.create("main.db");
     db.execute_batch(&format!(
         "ATTACH '{}' AS aux; ATTACH ':memory:' AS plain; SELECT tde_add_protector('second:a', 'aux', 1, 4102444800)",
         home.uri(&home.path("aux.db"))
@@ -604,7 +595,7 @@ fn views_have_a_row_for_each() {
 #[test]
 fn verification_says_how_far_a_protector_goes() {
     let (home, first, second) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     for name in ["second:a", "keystore:k"] {
         if name == "keystore:k" {
             Keystore::at(home.path("keys")).create("k").unwrap();
@@ -629,8 +620,9 @@ fn verification_says_how_far_a_protector_goes() {
         assert_eq!(check(&db), ["yyyyy", expected, "yyyyy"], "{state:?}");
     }
     second.switch(State::Works);
-    let other =
-        Home::with(|options| options.provider("first", Arc::new(first.clone())).access(quick()));
+    let other = Home::with(|options| {
+        options.provider("first", Arc::new(first.clone())).access(one_attempt())
+    });
     let elsewhere = other.open(&home.path("a.db"));
     // Another keystore, which is empty, and no second service.
     assert_eq!(check(&elsewhere), ["yyyyy", "-----", "yy---"]);
@@ -642,7 +634,7 @@ fn a_hot_journal_comes_first() {
     let (home, ..) = home();
     for mode in ["DELETE", "TRUNCATE", "PERSIST"] {
         let (name, copy) = (format!("{mode}.db"), format!("{mode}-copy.db"));
-        let db = create(&home, &name);
+        let db = home.create(&name);
         db.execute_batch(&format!(
             "PRAGMA journal_mode={mode}; PRAGMA cache_size=1;
              WITH RECURSIVE i(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM i WHERE i < 200)
@@ -669,7 +661,7 @@ fn a_hot_journal_comes_first() {
 #[test]
 fn a_database_that_cannot_be_written_says_so() {
     let (home, first, _) = home();
-    drop(create(&home, "a.db"));
+    drop(home.create("a.db"));
     let uri = OpenOptions::new().vfs(&home.vfs).parameter("immutable", "1");
     let db = sqlite_tde::open_with(home.path("a.db"), &uri).unwrap();
     first.rotate("key");
@@ -682,7 +674,7 @@ fn a_database_that_cannot_be_written_says_so() {
 #[test]
 fn a_message_escapes_the_names_in_a_file() {
     let (home, ..) = home();
-    let db = create(&home, "a.db");
+    let db = home.create("a.db");
     db.tde_add_protector("main", NewProtector::new("second:\u{1b}[2J")).unwrap();
     let refused = db.tde_remove_protector("main", "nosuch\u{7}").unwrap_err();
     let refused = refused.to_string();

@@ -11,6 +11,7 @@ use cryptoki::types::AuthPin;
 use sqlite_tde::provider::conformance::Direct;
 use sqlite_tde::provider::{Context, Pkcs11, ProviderError, SecretSource, Token};
 use sqlite_tde::secret::Secret;
+use sqlite_tde_testkit::process::only;
 
 /// `NAME=PATH`, with a colon between several; the name is `softhsm` or `kryoptic`.
 const MODULES: &str = "SQLITE_TDE_PKCS11_MODULES";
@@ -56,7 +57,7 @@ pub fn on_each(test: &str, body: impl Fn(&Place)) {
         let place = Place::from_task(&format!("{name}|{path}|{}", dir.path().display()));
         place.init(LABEL);
         let mut command = place.command(std::env::current_exe().unwrap());
-        command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+        command.args(only(test));
         let output = command.env(PLACE, format!("{name}|{path}|{}", dir.path().display()));
         let output = output.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);

@@ -11,6 +11,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::TdeConnection;
 use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::process;
 
 const PAGE: u64 = 1024;
 const PAGES_AT: u64 = 16384;
@@ -129,7 +130,7 @@ fn open(home: &Home, path: &Path, parameters: &str) -> Connection {
 
 #[test]
 fn what_is_cut_off_is_an_error_and_never_zeros() {
-    let full = std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1");
+    let full = process::full();
     let (mut all, mut cases, mut seen) = (0, 0, 0);
     for (mode, log, parameters) in MODES {
         for (how, change) in CHANGES {

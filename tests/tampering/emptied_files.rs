@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, ffi};
 use sqlite_tde::TdeConnection;
-use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::{Home, run};
 
 const ROWS: i64 = 40;
 const CUTS: [u64; 5] = [0, 100, 8192, 16384, 16384 + 300];
@@ -41,15 +41,6 @@ const ROADS: [&str; 3] = ["main", "read-only", "attached"];
 
 fn value(a: i64) -> String {
     format!("{a:03} ").repeat(200)
-}
-
-fn run(db: &Connection, sql: &str) -> rusqlite::Result<()> {
-    for step in sql.split("; ").filter(|step| !step.is_empty()) {
-        let mut statement = db.prepare(step)?;
-        let mut rows = statement.query([])?;
-        while rows.next()?.is_some() {}
-    }
-    Ok(())
 }
 
 /// The code of an error that tells of damage.

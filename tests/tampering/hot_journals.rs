@@ -11,17 +11,13 @@ use rusqlite::ffi;
 use rusqlite::types::Value;
 use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::between::{self, Call, Method, Watch};
-use sqlite_tde_testkit::{Home, one};
+use sqlite_tde_testkit::{Home, beside, code, one, read_dir};
 
 /// Names as the VFS that watches tells them by.
 const JOURNAL: &str = "-journal";
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
 const PAGES_AT: u64 = 16384;
 const PAGE: u64 = 1024;
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", path.display()))
-}
 
 fn journal(path: &Path) -> PathBuf {
     beside(path, JOURNAL)
@@ -30,10 +26,6 @@ fn journal(path: &Path) -> PathBuf {
 fn damage(path: &Path, page: u64, bytes: &[u8]) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.write_all_at(bytes, PAGES_AT + (page - 1) * PAGE + 300).unwrap();
-}
-
-fn code(error: &rusqlite::Error) -> i32 {
-    error.sqlite_error().map_or(0, |error| error.extended_code)
 }
 
 const BUILD: &str = "PRAGMA page_size=1024; PRAGMA cache_size=3;
@@ -146,18 +138,9 @@ impl Watch for Snapshot {
             && call.name.contains("-mj")
             && call.name.starts_with(dir.to_str().unwrap())
         {
-            *self.files.lock().unwrap() = read_all(&dir);
+            *self.files.lock().unwrap() = read_dir(&dir);
         }
     }
-
-    fn done(&self, _: &Call<'_>) {}
-}
-
-fn read_all(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
-    files.sort();
-    files
 }
 
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(Snapshot::default);
@@ -187,7 +170,7 @@ fn an_old_journal_beside_a_newer_database_seals_nothing() {
                 std::mem::take(&mut *SNAPSHOT.files.lock().unwrap())
             } else {
                 db.execute_batch(&format!("BEGIN; {CHANGE}")).unwrap();
-                let files = read_all(&dir);
+                let files = read_dir(&dir);
                 db.execute_batch("COMMIT").unwrap();
                 files
             };
@@ -217,7 +200,7 @@ fn an_old_journal_beside_a_newer_database_seals_nothing() {
                     for (path, bytes) in &old {
                         fs::write(path, bytes).unwrap();
                     }
-                    let before = read_all(&dir);
+                    let before = read_dir(&dir);
                     let db = home.open(&path);
                     let setting = match opened {
                         "EXCLUSIVE" => "PRAGMA locking_mode=EXCLUSIVE".into(),
@@ -239,7 +222,7 @@ fn an_old_journal_beside_a_newer_database_seals_nothing() {
                     let found = db.tde_verify("main", |_, _| ()).unwrap();
                     assert!(page == 1 || found.bad_pages == [page as u32], "{what}: {found:?}");
                     drop(db);
-                    let same = before == read_all(&dir);
+                    let same = before == read_dir(&dir);
                     assert!(same || page == 1, "{what}: files were changed");
                 }
             }

@@ -16,6 +16,7 @@ use rusqlite::{Connection, ffi};
 use sqlite_tde::Tuning;
 use sqlite_tde_testkit::Home;
 use sqlite_tde_testkit::platform::{self, PlatformVfs};
+use sqlite_tde_testkit::process::full;
 
 const HEADER: usize = 512;
 const TRAILER: usize = 48;
@@ -203,10 +204,6 @@ impl Stage {
         }
         replays
     }
-}
-
-fn full() -> bool {
-    std::env::var_os("SQLITE_TDE_FULL").is_some_and(|value| value == "1")
 }
 
 #[test]

@@ -14,7 +14,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::Error;
 use sqlite_tde_testkit::between::{self, Call, Method, Watch};
-use sqlite_tde_testkit::{Home, one, plain};
+use sqlite_tde_testkit::{Home, beside, one, plain};
 
 const PAGE: usize = 1024;
 /// Bytes of an envelope, and of what a sector of a disk loses.
@@ -50,10 +50,6 @@ fn put(path: &Path, wanted: &[(String, Vec<u8>)]) {
     }
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    PathBuf::from(format!("{}{suffix}", path.display()))
-}
-
 fn of<'a>(files: &'a [(String, Vec<u8>)], wanted: &str) -> &'a [u8] {
     let found = files.iter().find(|(suffix, _)| suffix == wanted);
     found.map(|(_, bytes)| bytes.as_slice()).unwrap_or_default()
@@ -71,8 +67,6 @@ impl Watch for Snapshot {
             held.1 = found;
         }
     }
-
-    fn done(&self, _: &Call<'_>) {}
 }
 
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(Snapshot::default);

@@ -8,13 +8,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::{Error, TdeConnection};
 use sqlite_tde_testkit::process;
 use sqlite_tde_testkit::random::Random;
-use sqlite_tde_testkit::vfs::{Method, TestVfs};
-use sqlite_tde_testkit::{Home, one, rows};
+use sqlite_tde_testkit::vfs::{FaultyVfs, Method};
+use sqlite_tde_testkit::{Home, assert_sound, one, rows};
 
 const PAGE: usize = 1024;
 /// Where the id of a log is in its header.
@@ -67,12 +66,6 @@ fn seen(db: &Connection) -> Result<Vec<String>, Error> {
         Ok(out)
     };
     dump().map_err(Error::from)
-}
-
-fn assert_sound(db: &Connection, what: &str) {
-    assert_eq!(one(db, "PRAGMA integrity_check"), Value::Text("ok".into()), "{what}");
-    let found = db.tde_verify("main", |_, _| ()).unwrap();
-    assert!(found.is_clean(), "{what}: {found:?}");
 }
 
 fn assert_refused(error: &Error, what: &str) {
@@ -636,7 +629,7 @@ fn shipped_logs_are_replayed_one_after_another() {
 #[test]
 fn what_is_committed_beside_the_end_of_a_checkpoint_was_not_brought() {
     let home = Home::new();
-    let above = TestVfs::over(&home.vfs);
+    let above = FaultyVfs::over(&home.vfs);
     let path = home.path("a.db");
     let uri = format!("file:{}?vfs={}", path.display(), above.name);
     let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_URI;

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use sqlite_tde_testkit::random::Random;
 
-use super::history::{Files, beside};
+use super::history::Files;
 use super::watch::Seen;
 use super::{
     COPY, DATABASE, FRAMES_AT, INDEX, JOURNAL, LOG, PAGE, PAGES_AT, RECORD, RECORDS_AT, STRIDE,
 };
+use sqlite_tde_testkit::beside;
 use sqlite_tde_testkit::between::File;
 
 /// A part of a file. Units are pages, frame records and journal records.

@@ -13,6 +13,7 @@ use rusqlite::types::ValueRef;
 use sqlite_tde::Cipher;
 
 use super::{DATABASE, JOURNAL, LOG, PAGE, TRAILER};
+use sqlite_tde_testkit::beside;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
@@ -305,12 +306,6 @@ impl Files {
 /// What the log of a database of these bytes is called: the model's is a plain one.
 fn log_of(db: &[u8]) -> &'static str {
     if db.starts_with(b"SQLite format 3\0") { "-wal" } else { LOG }
-}
-
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Where a history runs.

@@ -8,9 +8,8 @@ use rusqlite::{Connection, ffi};
 use sqlite_tde::provider::Keystore;
 use sqlite_tde::{Error, TdeConnection};
 
-use super::history::beside;
 use super::{COPY, INDEX, JOURNAL, PAGE, PAGES_AT};
-use sqlite_tde_testkit::Home;
+use sqlite_tde_testkit::{Home, beside};
 
 /// Rows of one overflow page each, without a zero byte.
 fn build(db: &Connection, mode: &str) {

@@ -159,8 +159,8 @@ fn print_entry(out: &mut impl Write, entry: &Entry, json: bool) -> Result<(), Fa
             write!(out, "  {label}={}", quoted(&plain(value)))?;
         }
     }
-    if let Some(duration) = entry.duration_us {
-        write!(out, "  took={duration}us")?;
+    if let Some(duration) = entry.duration {
+        write!(out, "  took={}us", duration.as_micros())?;
     }
     let uid = entry.uid.map_or_else(String::new, |uid| format!("uid={uid} "));
     Ok(writeln!(out, "  {uid}pid={} program={}", entry.pid, plain(&entry.program))?)

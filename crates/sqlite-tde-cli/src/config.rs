@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Subcommand;
-use sqlite_tde::config::{self, BelowMin, Config, FILE_NAME, Layer, Provider};
+use sqlite_tde::config::{self, BelowMin, Config, FILE_NAME, Layer};
 
 use crate::failure::{DONE, Failure};
 
@@ -66,26 +66,12 @@ fn print(config: &Config) -> Result<(), Failure> {
         writeln!(out, "{label:<12} {value}")?;
     }
     for (name, provider) in &config.providers {
-        writeln!(out, "{:<12} {name}: {}", "provider", kind(provider))?;
+        writeln!(out, "{:<12} {name}: {}", "provider", provider.summary())?;
     }
     for name in unknown(config) {
         writeln!(out, "note: {name:?} is no provider here; an application has to bring it")?;
     }
     Ok(())
-}
-
-fn kind(provider: &Provider) -> String {
-    match provider {
-        Provider::Keystore { dir: Some(dir), .. } => format!("keystore in {}", dir.display()),
-        Provider::Keystore { .. } => "keystore".to_owned(),
-        Provider::Passphrase { .. } => "passphrase".to_owned(),
-        Provider::Raw { .. } => "raw key".to_owned(),
-        Provider::Command { wrap, .. } => {
-            format!("command {}", wrap.first().map_or("", String::as_str))
-        }
-        Provider::Pkcs11 { module, .. } => format!("PKCS#11 token of {}", module.display()),
-        _ => "another kind".to_owned(),
-    }
 }
 
 /// Names that are used and not configured.

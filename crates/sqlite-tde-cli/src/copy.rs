@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use clap::Args;
 use rusqlite::{Connection, OpenFlags};
@@ -69,7 +70,7 @@ pub fn duplicate(
     }
     let writes = |kept: &ProtectorStatus| {
         let is_kept = protectors.iter().any(|protector| protector.name() == kept.name);
-        is_kept && !kept.read_only && (kept.not_after == 0 || kept.not_after > now())
+        is_kept && !kept.read_only && kept.not_after.is_none_or(|end| end > SystemTime::now())
     };
     let Some(writer) = status.protectors.iter().find(|kept| writes(kept)) else {
         let text = "no protector is left for the copy that may write and has not ended";
@@ -141,12 +142,6 @@ fn protectors(status: &Status, without: &[String]) -> Result<Vec<NewProtector>, 
         protectors.push(NewProtector::new(name).not_after(*not_after).read_only(*read_only));
     }
     Ok(protectors)
-}
-
-/// The time in Unix seconds.
-fn now() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |time| time.as_secs())
 }
 
 fn journal_mode(connection: &Connection) -> Result<String, Failure> {

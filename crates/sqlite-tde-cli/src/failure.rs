@@ -124,7 +124,7 @@ fn code(error: &Error) -> u8 {
         Error::NoKey(_)
         | Error::WrongKey(_)
         | Error::KeyDisabled(_)
-        | Error::Inaccessible(_)
+        | Error::Inaccessible { .. }
         | Error::ProviderUnreachable(_)
         | Error::ProviderDamaged(_)
         | Error::LoosePermissions(_) => KEY,
@@ -166,8 +166,10 @@ fn hint(error: &Error) -> Option<String> {
              what may go on without it"
                 .into()
         }
-        Error::ReadOnly(_) => "open it through another protector: --through NAME".into(),
-        Error::KeyDisabled(_) | Error::Inaccessible(_) => {
+        Error::ReadOnly { protector: Some(_), .. } => {
+            "open it through another protector: --through NAME".into()
+        }
+        Error::KeyDisabled(_) | Error::Inaccessible { .. } => {
             "enable the key at its provider, or use another protector".into()
         }
         Error::ProviderUnreachable(_) => {

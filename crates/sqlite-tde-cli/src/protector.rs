@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{Table, presets};
@@ -13,7 +14,8 @@ use sqlite_tde::{
 
 use crate::copy::{file_len, read_only};
 use crate::failure::{DONE, Failure, KEY, say};
-use crate::report::{print_json, time};
+use crate::key::time;
+use crate::report::{date, print_json};
 
 #[derive(Subcommand)]
 pub enum Protector {
@@ -29,8 +31,8 @@ pub enum Protector {
         #[arg(long)]
         read_only: bool,
         /// Time of its end: 2027-01-31, or 2027-01-31T12:00:00Z
-        #[arg(long, value_name = "TIME", value_parser = seconds)]
-        not_after: Option<u64>,
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        not_after: Option<SystemTime>,
     },
     /// Wrap the database encryption key under the newest version of the keys, or under another key
     Rotate {
@@ -87,8 +89,7 @@ pub fn run(verb: Protector) -> Result<u8, Failure> {
             database.list(&database.about(found)?)?;
         }
         Protector::Add { database, name, read_only, not_after } => {
-            let new =
-                NewProtector::new(name).read_only(read_only).not_after(not_after.unwrap_or(0));
+            let new = NewProtector::new(name).read_only(read_only).not_after(not_after);
             database.change(|connection| connection.tde_add_protector(main, new))?;
         }
         Protector::Rotate { database, to, replace } => {
@@ -163,10 +164,7 @@ impl Database {
                 &protector.provider,
                 &protector.key,
                 &protector.key_version,
-                &match protector.not_after {
-                    0 => String::new(),
-                    seconds => time(seconds)?,
-                },
+                &protector.not_after.map_or_else(String::new, date),
                 if protector.read_only { "read" } else { "all" },
             ]);
         }
@@ -207,14 +205,4 @@ impl Database {
         let good = |check: &ProtectorCheck| check.matches && check.error.is_none();
         Ok(if checks.iter().all(good) { DONE } else { KEY })
     }
-}
-
-/// A date or a time, in Unix seconds.
-fn seconds(text: &str) -> Result<u64, String> {
-    let time = match text.len() {
-        10 => format!("{text}T00:00:00Z").parse::<jiff::Timestamp>(),
-        _ => text.parse(),
-    };
-    let seconds = time.ok().and_then(|time| u64::try_from(time.as_second()).ok());
-    seconds.ok_or_else(|| "expected 2027-01-31, or 2027-01-31T12:00:00Z, from 1970 on".into())
 }

@@ -2,7 +2,9 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode};
 use serde::Serialize;
 use sqlite_tde::{OpenOptions, Status, TdeConnection, Verification};
@@ -31,9 +33,9 @@ fn print_status(status: &Status) -> Result<(), Failure> {
         ("pages", status.pages.to_string()),
         ("key version", status.key_version.to_string()),
         ("generation", status.generation.to_string()),
-        ("created", time(status.created)?),
-        ("rotated", time(status.rotated)?),
-        ("regenerated", time(status.regenerated)?),
+        ("created", date(status.created)),
+        ("rotated", status.rotated.map_or_else(|| "never".into(), date)),
+        ("regenerated", status.regenerated.map_or_else(|| "never".into(), date)),
         ("auto-rotate", if status.auto_rotate { "on" } else { "off" }.to_string()),
         ("opened by", status.opened_through.clone()),
     ] {
@@ -135,12 +137,7 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(writeln!(io::stdout(), "{}", serde_json::to_string_pretty(value)?)?)
 }
 
-/// A time in UTC; 0 is never. SQLite knows the calendar.
-pub fn time(seconds: u64) -> Result<String, Failure> {
-    if seconds == 0 {
-        return Ok("never".into());
-    }
-    let calendar = Connection::open_in_memory()?;
-    let sql = "SELECT strftime('%Y-%m-%dT%H:%M:%SZ', ?1, 'unixepoch')";
-    Ok(calendar.query_row(sql, [seconds as i64], |row| row.get(0))?)
+/// A time in UTC, in whole seconds.
+pub fn date(time: SystemTime) -> String {
+    Timestamp::try_from(time).map_or_else(|_| format!("{time:?}"), |time| format!("{time:.0}"))
 }

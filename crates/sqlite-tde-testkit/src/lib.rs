@@ -2,10 +2,12 @@
 //!
 //! | module | has |
 //! |---|---|
-//! | `home` | a keystore and a VFS of a test's own; connections to compare, dumps |
-//! | `vfs` | a base VFS that records calls, and fails at the one a test names |
-//! | `between` | a VFS that shows each call before and after it |
-//! | `platform` | base VFSs with the methods and habits of other platforms |
+//! | `home` | a keystore and a VFS of a test's own |
+//! | `database` | connections to compare, dumps, checks |
+//! | `files` | files beside a database, directories |
+//! | `vfs` | the test VFS, its properties, and those that record calls and fail one |
+//! | `between` | properties that show each call before and after it |
+//! | `platform` | the methods and habits of other platforms |
 //! | `power` | a disk in memory that loses power |
 //! | `process` | the test binary started again with a task |
 //! | `random` | seeded random numbers |
@@ -18,6 +20,8 @@
 pub mod bank;
 #[cfg(unix)]
 pub mod between;
+mod database;
+mod files;
 mod home;
 pub mod platform;
 pub mod power;
@@ -32,4 +36,6 @@ pub mod stranger;
 pub mod twin;
 pub mod vfs;
 
+pub use database::*;
+pub use files::*;
 pub use home::*;

@@ -1,17 +1,16 @@
-//! Other platforms: a VFS over any other that has the properties of one, and a table of them.
+//! Other platforms: their properties, and a table of them.
 //!
-//! It stands below `tde`, as its base, or above it. `SQLITE_TDE_PLATFORM=NAME` puts one of
+//! Their VFS stands below `tde`, as its base, or above it. `SQLITE_TDE_PLATFORM=NAME` puts one of
 //! [`PLATFORMS`] below `tde` in the campaigns that use [`over_base`].
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::mem::size_of;
+use std::ffi::c_int;
 use std::ops::Range;
-use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::ffi;
+
+use crate::vfs::{Below, Call, File, Properties, TestVfs};
 
 /// Which methods an open file has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,12 +123,7 @@ pub fn over_base(base: &'static str) -> &'static str {
     }
 }
 
-/// A registered VFS with the properties of a platform.
-#[derive(Clone, Copy)]
-pub struct PlatformVfs {
-    pub name: &'static str,
-    state: &'static State,
-}
+pub type PlatformVfs = TestVfs<OnPlatform>;
 
 /// An open file, and what it has locked.
 struct Handle {
@@ -138,34 +132,30 @@ struct Handle {
     shm: usize,
 }
 
-struct State {
-    platform: Platform,
-    base: *mut ffi::sqlite3_vfs,
-    files: Mutex<HashMap<Vec<u8>, Vec<Handle>>>,
-    before_lock: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-    before_unfetch: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-}
+type Work = Mutex<Option<Box<dyn FnOnce() + Send>>>;
 
-// SAFETY: the base VFS is never freed and may be used by every thread.
-unsafe impl Sync for State {}
-// SAFETY: as above.
-unsafe impl Send for State {}
+/// The files of a VFS with the properties of a platform.
+pub struct OnPlatform {
+    platform: Platform,
+    /// Open files by name.
+    files: Mutex<HashMap<String, Vec<Handle>>>,
+    before_lock: Work,
+    before_unfetch: Work,
+}
 
 /// Where SQLite's locks lie in a database file.
 const PENDING: i64 = 0x4000_0000;
 const RESERVED: i64 = PENDING + 1;
 const SHARED: Range<i64> = PENDING + 2..PENDING + 512;
 
-impl State {
-    fn files(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Vec<Handle>>> {
+impl OnPlatform {
+    fn files(&self) -> MutexGuard<'_, HashMap<String, Vec<Handle>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self, file: &File, change: impl FnOnce(&mut Handle)) {
-        // SAFETY: `open` set it.
-        let path = unsafe { file.path() };
         let mut files = self.files();
-        let handles = path.and_then(|path| files.get_mut(path));
+        let handles = file.name.as_ref().and_then(|name| files.get_mut(name));
         if let Some(handle) =
             handles.and_then(|handles| handles.iter_mut().find(|handle| handle.id == file.id))
         {
@@ -179,9 +169,8 @@ impl State {
             return false;
         }
         let meets = |locked: Range<i64>| locked.start < bytes.end && bytes.start < locked.end;
-        // SAFETY: `open` set it.
-        let Some(path) = (unsafe { file.path() }) else { return false };
-        self.files().get(path).into_iter().flatten().any(|handle| {
+        let Some(name) = &file.name else { return false };
+        self.files().get(name).into_iter().flatten().any(|handle| {
             let other = handle.id != file.id;
             // A shared lock is one that its holder, too, must not write under.
             let shared = handle.lock == ffi::SQLITE_LOCK_SHARED
@@ -200,68 +189,32 @@ impl State {
 impl PlatformVfs {
     /// Registers `platform` over the VFS called `base`.
     pub fn new(platform: &Platform, base: &str) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("platform-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let name: &'static str = Box::leak(name.into_boxed_str());
-        let base = CString::new(base).unwrap();
-        // SAFETY: a VFS may be registered at any time; what it points to is leaked.
-        unsafe {
-            let base = ffi::sqlite3_vfs_find(base.as_ptr());
-            assert!(!base.is_null(), "the VFS below");
-            let state: &'static State = Box::leak(Box::new(State {
-                platform: *platform,
-                base,
-                files: Mutex::default(),
-                before_lock: Mutex::default(),
-                before_unfetch: Mutex::default(),
-            }));
-            let later = platform.version >= 3;
-            let vfs = ffi::sqlite3_vfs {
-                iVersion: platform.version,
-                szOsFile: size_of::<File>() as c_int + (*base).szOsFile,
-                mxPathname: (*base).mxPathname,
-                pNext: ptr::null_mut(),
-                zName: CString::new(name).unwrap().into_raw(),
-                pAppData: ptr::from_ref(state).cast_mut().cast(),
-                xOpen: Some(open),
-                xDelete: Some(delete),
-                xAccess: Some(access),
-                xFullPathname: Some(full_pathname),
-                xDlOpen: None,
-                xDlError: None,
-                xDlSym: None,
-                xDlClose: None,
-                xRandomness: Some(randomness),
-                xSleep: Some(sleep),
-                xCurrentTime: Some(current_time),
-                xGetLastError: None,
-                xCurrentTimeInt64: (platform.version < 2).then_some(not_of_this_version),
-                xSetSystemCall: None,
-                xGetSystemCall: None,
-                xNextSystemCall: later.then_some(next_system_call),
-            };
-            let code = ffi::sqlite3_vfs_register(Box::leak(Box::new(vfs)), 0);
-            assert_eq!(code, ffi::SQLITE_OK);
-            Self { name, state }
-        }
+        let properties = OnPlatform {
+            platform: *platform,
+            files: Mutex::default(),
+            before_lock: Mutex::default(),
+            before_unfetch: Mutex::default(),
+        };
+        Self::register(Some(base), properties)
     }
+}
 
+impl OnPlatform {
     /// Does `what` when the next first lock is asked for, before it is taken.
     pub fn before_lock(&self, what: impl FnOnce() + Send + 'static) {
-        *self.state.before_lock.lock().unwrap() = Some(Box::new(what));
+        *self.before_lock.lock().unwrap() = Some(Box::new(what));
     }
 
     /// Does `what` when SQLite next gives up what it has mapped: it has just read a wal-index that
     /// is new to it.
     pub fn before_unfetch(&self, what: impl FnOnce() + Send + 'static) {
-        *self.state.before_unfetch.lock().unwrap() = Some(Box::new(what));
+        *self.before_unfetch.lock().unwrap() = Some(Box::new(what));
     }
 
     /// The files on which a lock is held, in words.
     pub fn held(&self) -> Vec<String> {
-        let files = self.state.files();
+        let files = self.files();
         let lines = files.iter().flat_map(|(path, handles)| {
-            let path = String::from_utf8_lossy(path);
             let path = path.rsplit('/').next().unwrap_or_default().to_owned();
             handles.iter().filter(|handle| (handle.lock, handle.shm) != (0, 0)).map(
                 move |Handle { lock, shm, .. }| {
@@ -273,191 +226,127 @@ impl PlatformVfs {
     }
 }
 
-/// An open file; the base VFS's file lies right behind it.
-#[repr(C)]
-struct File {
-    head: ffi::sqlite3_file,
-    state: *const State,
-    id: usize,
-    /// A copy of the name, with zeros around it, from `CString::into_raw`; null for temporary
-    /// files.
-    copy: *mut c_char,
-}
-
-/// Zeros before and behind a copied name.
-const AROUND: usize = 16;
-
-impl File {
-    unsafe fn path(&self) -> Option<&[u8]> {
-        // SAFETY: `copied` made it, and `close` frees it.
-        (!self.copy.is_null()).then(|| unsafe { CStr::from_ptr(self.copy.add(AROUND)) }.to_bytes())
+/// Runs the work that waits, if there is any.
+fn run(work: &Work) {
+    let work = work.lock().unwrap().take();
+    if let Some(work) = work {
+        work();
     }
 }
 
-/// `name` with zeros around it: what SQLite's routines for names look for is not there.
-unsafe fn copied(name: *const c_char) -> *mut c_char {
-    if name.is_null() {
-        return ptr::null_mut();
-    }
-    // SAFETY: names are NUL-terminated.
-    let name = unsafe { CStr::from_ptr(name) }.to_bytes();
-    let mut copy = vec![0; AROUND + name.len() + AROUND];
-    copy[AROUND..AROUND + name.len()].copy_from_slice(name);
-    Box::into_raw(copy.into_boxed_slice()).cast()
-}
-
-unsafe fn free_copied(copy: *mut c_char) {
-    if !copy.is_null() {
-        // SAFETY: `copied` made it, of this length.
-        unsafe {
-            let len = CStr::from_ptr(copy.add(AROUND)).to_bytes().len() + 2 * AROUND;
-            drop(Box::from_raw(ptr::slice_from_raw_parts_mut(copy.cast::<u8>(), len)));
-        }
-    }
-}
-
-unsafe fn own<'a>(file: *mut ffi::sqlite3_file) -> &'a File {
-    // SAFETY: SQLite called a method of ours on it.
-    unsafe { &*file.cast::<File>() }
-}
-
-unsafe fn state<'a>(file: *mut ffi::sqlite3_file) -> &'a State {
-    // SAFETY: `open` set it, and it is leaked.
-    unsafe { &*own(file).state }
-}
-
-unsafe fn below(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
-    // SAFETY: szOsFile makes room for both.
-    unsafe { file.cast::<File>().add(1).cast() }
-}
-
-unsafe fn state_of_vfs<'a>(vfs: *mut ffi::sqlite3_vfs) -> &'a State {
-    // SAFETY: `PlatformVfs::new` set it, and it is leaked.
-    unsafe { &*(*vfs).pAppData.cast::<State>() }
-}
-
-unsafe extern "C" fn open(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: ffi::sqlite3_filename,
-    file: *mut ffi::sqlite3_file,
-    flags: c_int,
-    out: *mut c_int,
-) -> c_int {
-    static NEXT: AtomicUsize = AtomicUsize::new(1);
-    // SAFETY: the arguments are those of xOpen.
-    unsafe {
-        (*file).pMethods = ptr::null();
-        let state = state_of_vfs(vfs);
-        let (base, copy) = (below(file), copied(name));
-        (*base).pMethods = ptr::null();
-        let copies = state.platform.copies_names && !copy.is_null();
-        let passed = if copies { copy.add(AROUND).cast_const() } else { name };
-        let code = (*state.base).xOpen.unwrap()(state.base, passed, base, flags, out);
-        if (*base).pMethods.is_null() {
-            free_copied(copy);
-            return code;
-        }
-        let own = &mut *file.cast::<File>();
-        (own.state, own.id, own.copy) = (state, NEXT.fetch_add(1, Ordering::Relaxed), copy);
-        if let Some(path) = own.path() {
-            let handle = Handle { id: own.id, lock: 0, shm: 0 };
-            state.files().entry(path.to_vec()).or_default().push(handle);
-        }
-        own.head.pMethods = match state.platform.methods {
-            Methods::One => &METHODS[0],
-            Methods::Two => &METHODS[1],
-            Methods::TwoWithoutShm => &METHODS[2],
-            Methods::Three => &METHODS[3],
-            Methods::ThreeWithoutShm => &METHODS[4],
-            Methods::ThreeWithoutFetch => &METHODS[5],
-        };
-        code
-    }
-}
-
-unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: the last call on `file`.
-    unsafe {
-        let base = below(file);
-        let code = (*(*base).pMethods).xClose.unwrap()(base);
-        let own = own(file);
-        if let Some(path) = own.path() {
-            let mut files = state(file).files();
-            if let Some(handles) = files.get_mut(path) {
-                handles.retain(|handle| handle.id != own.id);
-                if handles.is_empty() {
-                    files.remove(path);
+impl Properties for OnPlatform {
+    fn call(&self, file: &File, call: &mut Call<'_>, below: &Below) -> c_int {
+        match call {
+            Call::Read { buf, at } => {
+                let bytes = *at..*at + buf.len() as i64;
+                if buf.len() > self.platform.longest_call || self.is_locked(file, bytes, false) {
+                    return ffi::SQLITE_IOERR_READ;
                 }
             }
+            Call::Write { bytes, .. } if bytes.len() > self.platform.longest_call => {
+                // What SQLite's unix VFS makes of a length that its mask cuts to nothing.
+                return ffi::SQLITE_FULL;
+            }
+            Call::Write { bytes, at }
+                if self.is_locked(file, *at..*at + bytes.len() as i64, true) =>
+            {
+                return ffi::SQLITE_IOERR_WRITE;
+            }
+            Call::Delete { .. } => {
+                let is_open = |name| self.files().contains_key(name);
+                if self.platform.undeletable && file.name.as_ref().is_some_and(is_open) {
+                    return ffi::SQLITE_IOERR_DELETE;
+                }
+            }
+            Call::Lock(ffi::SQLITE_LOCK_SHARED) => run(&self.before_lock),
+            Call::Unfetch { .. } => run(&self.before_unfetch),
+            Call::ShmUnmap { .. } => self.change(file, |handle| handle.shm = 0),
+            _ => {}
         }
-        free_copied(own.copy);
+        let code = below.call(call);
+        match call {
+            Call::Open if code == ffi::SQLITE_OK => {
+                if let Some(name) = &file.name {
+                    let handle = Handle { id: file.id, lock: 0, shm: 0 };
+                    self.files().entry(name.clone()).or_default().push(handle);
+                }
+            }
+            Call::Close => {
+                let mut files = self.files();
+                if let Some(name) = &file.name
+                    && let Some(handles) = files.get_mut(name)
+                {
+                    handles.retain(|handle| handle.id != file.id);
+                    if handles.is_empty() {
+                        files.remove(name);
+                    }
+                }
+            }
+            Call::Lock(level) if code == ffi::SQLITE_OK => {
+                self.change(file, |handle| handle.lock = handle.lock.max(*level));
+            }
+            Call::Unlock(level) => {
+                self.change(file, |handle| handle.lock = handle.lock.min(*level));
+            }
+            Call::ShmLock { first, count, flags } if code == ffi::SQLITE_OK => {
+                let bits = ((1_usize << *count) - 1) << *first;
+                let unlock = *flags & ffi::SQLITE_SHM_UNLOCK != 0;
+                self.change(file, |handle| {
+                    handle.shm = if unlock { handle.shm & !bits } else { handle.shm | bits };
+                });
+            }
+            _ => {}
+        }
         code
     }
-}
 
-unsafe extern "C" fn delete(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: *const c_char,
-    sync_dir: c_int,
-) -> c_int {
-    // SAFETY: the arguments are those of xDelete.
-    unsafe {
-        let state = state_of_vfs(vfs);
-        let path = CStr::from_ptr(name).to_bytes();
-        if state.platform.undeletable && state.files().contains_key(path) {
-            return ffi::SQLITE_IOERR_DELETE;
+    fn sector_size(&self, below: c_int) -> c_int {
+        self.platform.sector.unwrap_or(below)
+    }
+
+    fn characteristics(&self, mut below: c_int) -> c_int {
+        if self.platform.undeletable {
+            below |= ffi::SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN;
         }
-        (*state.base).xDelete.unwrap()(state.base, name, sync_dir)
+        match self.platform.powersafe {
+            Some(true) => below | ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE,
+            Some(false) => below & !ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE,
+            None => below,
+        }
     }
-}
 
-unsafe extern "C" fn access(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: *const c_char,
-    flags: c_int,
-    out: *mut c_int,
-) -> c_int {
-    // SAFETY: the arguments are those of xAccess.
-    unsafe {
-        let base = state_of_vfs(vfs).base;
-        (*base).xAccess.unwrap()(base, name, flags, out)
+    fn copies_names(&self) -> bool {
+        self.platform.copies_names
     }
-}
 
-unsafe extern "C" fn full_pathname(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: *const c_char,
-    len: c_int,
-    out: *mut c_char,
-) -> c_int {
-    // SAFETY: the arguments are those of xFullPathname.
-    unsafe {
-        let base = state_of_vfs(vfs).base;
-        (*base).xFullPathname.unwrap()(base, name, len, out)
+    fn alter_vfs(&self, vfs: &mut ffi::sqlite3_vfs) {
+        vfs.iVersion = self.platform.version;
+        (vfs.xDlOpen, vfs.xDlError, vfs.xDlSym, vfs.xDlClose) = (None, None, None, None);
+        (vfs.xGetLastError, vfs.xSetSystemCall, vfs.xGetSystemCall) = (None, None, None);
+        vfs.xCurrentTimeInt64 = (vfs.iVersion < 2).then_some(not_of_this_version);
+        vfs.xNextSystemCall = vfs.xNextSystemCall.filter(|_| vfs.iVersion >= 3);
     }
-}
 
-unsafe extern "C" fn randomness(vfs: *mut ffi::sqlite3_vfs, len: c_int, out: *mut c_char) -> c_int {
-    // SAFETY: the arguments are those of xRandomness.
-    unsafe {
-        let base = state_of_vfs(vfs).base;
-        (*base).xRandomness.unwrap()(base, len, out)
-    }
-}
-
-unsafe extern "C" fn sleep(vfs: *mut ffi::sqlite3_vfs, microseconds: c_int) -> c_int {
-    // SAFETY: the arguments are those of xSleep.
-    unsafe {
-        let base = state_of_vfs(vfs).base;
-        (*base).xSleep.unwrap()(base, microseconds)
-    }
-}
-
-unsafe extern "C" fn current_time(vfs: *mut ffi::sqlite3_vfs, out: *mut f64) -> c_int {
-    // SAFETY: the arguments are those of xCurrentTime.
-    unsafe {
-        let base = state_of_vfs(vfs).base;
-        (*base).xCurrentTime.unwrap()(base, out)
+    /// The methods of the platform, whatever those below are.
+    fn alter_methods(&self, methods: &mut ffi::sqlite3_io_methods, all: &ffi::sqlite3_io_methods) {
+        *methods = *all;
+        let platform = self.platform.methods;
+        methods.iVersion = match platform {
+            Methods::One => 1,
+            Methods::Two | Methods::TwoWithoutShm => 2,
+            Methods::Three | Methods::ThreeWithoutShm | Methods::ThreeWithoutFetch => 3,
+        };
+        if !platform.has_shm() {
+            methods.xShmMap = None;
+        }
+        // SQLite's own VFS without shared memory has the others all the same.
+        if platform == Methods::One {
+            methods.xSectorSize = None;
+            (methods.xShmLock, methods.xShmBarrier, methods.xShmUnmap) = (None, None, None);
+        }
+        if !matches!(platform, Methods::Three | Methods::ThreeWithoutShm) {
+            (methods.xFetch, methods.xUnfetch) = (None, None);
+        }
     }
 }
 
@@ -465,243 +354,3 @@ unsafe extern "C" fn current_time(vfs: *mut ffi::sqlite3_vfs, out: *mut f64) -> 
 unsafe extern "C" fn not_of_this_version(_: *mut ffi::sqlite3_vfs, _: *mut i64) -> c_int {
     panic!("a method of a later version was called");
 }
-
-unsafe extern "C" fn next_system_call(
-    vfs: *mut ffi::sqlite3_vfs,
-    name: *const c_char,
-) -> *const c_char {
-    // SAFETY: the arguments are those of xNextSystemCall.
-    unsafe {
-        let base = state_of_vfs(vfs).base;
-        let method = if (*base).iVersion >= 3 { (*base).xNextSystemCall } else { None };
-        method.map_or(ptr::null(), |method| method(base, name))
-    }
-}
-
-/// A method that is the base's.
-macro_rules! through {
-    ($name:ident => $method:ident $(, $arg:ident: $type:ty)*) => {
-        unsafe extern "C" fn $name(file: *mut ffi::sqlite3_file $(, $arg: $type)*) -> c_int {
-            // SAFETY: the arguments are those of the method, and the file is open.
-            unsafe {
-                let base = below(file);
-                (*(*base).pMethods).$method.unwrap()(base $(, $arg)*)
-            }
-        }
-    };
-}
-
-through!(truncate => xTruncate, size: i64);
-through!(sync => xSync, flags: c_int);
-through!(file_size => xFileSize, out: *mut i64);
-through!(check_reserved => xCheckReservedLock, out: *mut c_int);
-through!(file_control => xFileControl, op: c_int, arg: *mut c_void);
-through!(shm_map => xShmMap, page: c_int, size: c_int, extend: c_int, out: *mut *mut c_void);
-
-unsafe extern "C" fn read(
-    file: *mut ffi::sqlite3_file,
-    buf: *mut c_void,
-    len: c_int,
-    at: i64,
-) -> c_int {
-    // SAFETY: the arguments are those of xRead, and the file is open.
-    unsafe {
-        let state = state(file);
-        let bytes = at..at + i64::from(len);
-        if len as usize > state.platform.longest_call || state.is_locked(own(file), bytes, false) {
-            return ffi::SQLITE_IOERR_READ;
-        }
-        let base = below(file);
-        (*(*base).pMethods).xRead.unwrap()(base, buf, len, at)
-    }
-}
-
-unsafe extern "C" fn write(
-    file: *mut ffi::sqlite3_file,
-    buf: *const c_void,
-    len: c_int,
-    at: i64,
-) -> c_int {
-    // SAFETY: the arguments are those of xWrite, and the file is open.
-    unsafe {
-        let state = state(file);
-        if len as usize > state.platform.longest_call {
-            // What SQLite's unix VFS makes of a length that its mask cuts to nothing.
-            return ffi::SQLITE_FULL;
-        }
-        if state.is_locked(own(file), at..at + i64::from(len), true) {
-            return ffi::SQLITE_IOERR_WRITE;
-        }
-        let base = below(file);
-        (*(*base).pMethods).xWrite.unwrap()(base, buf, len, at)
-    }
-}
-
-unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        let base = below(file);
-        if level == ffi::SQLITE_LOCK_SHARED {
-            let what = state(file).before_lock.lock().unwrap().take();
-            if let Some(what) = what {
-                what();
-            }
-        }
-        let code = (*(*base).pMethods).xLock.unwrap()(base, level);
-        if code == ffi::SQLITE_OK {
-            state(file).change(own(file), |handle| handle.lock = handle.lock.max(level));
-        }
-        code
-    }
-}
-
-unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        let base = below(file);
-        let code = (*(*base).pMethods).xUnlock.unwrap()(base, level);
-        state(file).change(own(file), |handle| handle.lock = handle.lock.min(level));
-        code
-    }
-}
-
-unsafe extern "C" fn shm_lock(
-    file: *mut ffi::sqlite3_file,
-    offset: c_int,
-    n: c_int,
-    flags: c_int,
-) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        let base = below(file);
-        let code = (*(*base).pMethods).xShmLock.unwrap()(base, offset, n, flags);
-        if code == ffi::SQLITE_OK {
-            let bits = ((1_usize << n) - 1) << offset;
-            let unlock = flags & ffi::SQLITE_SHM_UNLOCK != 0;
-            state(file).change(own(file), |handle| {
-                handle.shm = if unlock { handle.shm & !bits } else { handle.shm | bits };
-            });
-        }
-        code
-    }
-}
-
-unsafe extern "C" fn shm_barrier(file: *mut ffi::sqlite3_file) {
-    // SAFETY: the file is open.
-    unsafe {
-        let base = below(file);
-        (*(*base).pMethods).xShmBarrier.unwrap()(base);
-    }
-}
-
-unsafe extern "C" fn shm_unmap(file: *mut ffi::sqlite3_file, delete: c_int) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        state(file).change(own(file), |handle| handle.shm = 0);
-        let base = below(file);
-        (*(*base).pMethods).xShmUnmap.unwrap()(base, delete)
-    }
-}
-
-unsafe extern "C" fn fetch(
-    file: *mut ffi::sqlite3_file,
-    at: i64,
-    len: c_int,
-    out: *mut *mut c_void,
-) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        let base = below(file);
-        *out = ptr::null_mut();
-        let methods = (*base).pMethods;
-        let method = if (*methods).iVersion >= 3 { (*methods).xFetch } else { None };
-        method.map_or(ffi::SQLITE_OK, |method| method(base, at, len, out))
-    }
-}
-
-unsafe extern "C" fn unfetch(file: *mut ffi::sqlite3_file, at: i64, page: *mut c_void) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        let before = state(file).before_unfetch.lock().unwrap().take();
-        if let Some(before) = before {
-            before();
-        }
-        let base = below(file);
-        let methods = (*base).pMethods;
-        let method = if (*methods).iVersion >= 3 { (*methods).xUnfetch } else { None };
-        method.map_or(ffi::SQLITE_OK, |method| method(base, at, page))
-    }
-}
-
-unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        let base = below(file);
-        let method = (*(*base).pMethods).xSectorSize.unwrap();
-        state(file).platform.sector.unwrap_or_else(|| method(base))
-    }
-}
-
-unsafe extern "C" fn characteristics(file: *mut ffi::sqlite3_file) -> c_int {
-    // SAFETY: the file is open.
-    unsafe {
-        let base = below(file);
-        let mut flags = (*(*base).pMethods).xDeviceCharacteristics.unwrap()(base);
-        let platform = &state(file).platform;
-        if platform.undeletable {
-            flags |= ffi::SQLITE_IOCAP_UNDELETABLE_WHEN_OPEN;
-        }
-        match platform.powersafe {
-            Some(true) => flags | ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE,
-            Some(false) => flags & !ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE,
-            None => flags,
-        }
-    }
-}
-
-const fn methods(version: c_int, shm: bool, maps: bool) -> ffi::sqlite3_io_methods {
-    let mut methods = ffi::sqlite3_io_methods {
-        iVersion: version,
-        xClose: Some(close),
-        xRead: Some(read),
-        xWrite: Some(write),
-        xTruncate: Some(truncate),
-        xSync: Some(sync),
-        xFileSize: Some(file_size),
-        xLock: Some(lock),
-        xUnlock: Some(unlock),
-        xCheckReservedLock: Some(check_reserved),
-        xFileControl: Some(file_control),
-        xSectorSize: if version > 1 { Some(sector_size) } else { None },
-        xDeviceCharacteristics: Some(characteristics),
-        xShmMap: None,
-        xShmLock: None,
-        xShmBarrier: None,
-        xShmUnmap: None,
-        xFetch: None,
-        xUnfetch: None,
-    };
-    if shm {
-        methods.xShmMap = Some(shm_map);
-    }
-    // SQLite's own VFS without shared memory has these all the same.
-    if version > 1 {
-        methods.xShmLock = Some(shm_lock);
-        methods.xShmBarrier = Some(shm_barrier);
-        methods.xShmUnmap = Some(shm_unmap);
-    }
-    if maps {
-        methods.xFetch = Some(fetch);
-        methods.xUnfetch = Some(unfetch);
-    }
-    methods
-}
-
-static METHODS: [ffi::sqlite3_io_methods; 6] = [
-    methods(1, false, false),
-    methods(2, true, false),
-    methods(2, false, false),
-    methods(3, true, true),
-    methods(3, false, true),
-    methods(3, true, false),
-];

@@ -24,6 +24,30 @@ pub fn report(line: &str) {
     writeln!(out, "{REPORT}{line}").and_then(|()| out.flush()).expect("the parent reads");
 }
 
+/// This test binary, to run the test called `test` alone.
+pub fn this_test(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(only(test));
+    command
+}
+
+/// The arguments with which a test binary runs the test called `test` alone.
+pub fn only(test: &str) -> [&str; 5] {
+    [test, "--exact", "--quiet", "--nocapture", "--test-threads=1"]
+}
+
+/// Tries until there is an answer, for a minute.
+pub fn in_time<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(answer) = attempt() {
+            return answer;
+        }
+        assert!(Instant::now() < until, "{what}: never");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A process that runs one test of this binary.
 pub struct Process {
     child: Child,
@@ -34,8 +58,7 @@ pub struct Process {
 impl Process {
     /// Runs the test called `test` with the environment variable `variable` set to `task`.
     pub fn start(test: &str, variable: &str, task: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([test, "--exact", "--quiet", "--nocapture", "--test-threads=1"])
+        let mut child = this_test(test)
             .env(variable, task)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

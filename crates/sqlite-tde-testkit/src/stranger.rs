@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::process::this_test;
 use crate::random::Random;
 
 /// Longer than any answer takes.
@@ -57,10 +58,8 @@ impl Peer {
 
     /// This test binary, which runs the test called `test` with `variable` set to `task`.
     pub fn again(test: &str, variable: &str, task: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args([test, "--exact", "--quiet", "--nocapture", "--test-threads=1"])
-            .env(variable, task);
+        let mut command = this_test(test);
+        command.env(variable, task);
         Self::start(command, "")
     }
 

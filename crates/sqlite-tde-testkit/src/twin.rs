@@ -9,11 +9,10 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use rusqlite::backup::Backup;
-use rusqlite::types::Value;
 use rusqlite::{Connection, ffi};
 use sqlite_tde::{Cipher, Error, TdeConnection};
 
-use crate::{Home, plain};
+use crate::{Home, beside, plain, reserve, try_rows};
 
 pub const PAGE: usize = 1024;
 /// Directories of the two databases, whose paths have the same length.
@@ -65,12 +64,6 @@ fn log_of(path: &Path) -> &'static str {
     if path.parent().is_some_and(|dir| dir.ends_with(SEALED)) { "-tdewal" } else { "-wal" }
 }
 
-pub fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
 fn remove(path: &Path) {
     for suffix in [""].iter().chain(&sqlite_tde::FILES_BESIDE) {
         let _ = fs::remove_file(beside(path, suffix));
@@ -103,7 +96,7 @@ impl Twin {
         let sealed = [0, 1]
             .map(|_| sqlite_tde::open_with(&paths[0], &home.options().cipher(cipher)).unwrap());
         let plain = [0, 1].map(|_| plain(&paths[1]));
-        reserve(&plain[0]);
+        reserve(&plain[0], c"main");
         let twin = Self { home, sealed, plain, paths };
         twin.run(&format!(
             "PRAGMA page_size={PAGE}; PRAGMA journal_mode={mode}; PRAGMA synchronous=NORMAL;
@@ -129,21 +122,6 @@ impl Twin {
     pub fn moment(&self) -> Moment {
         Moment { sealed: Files::of(&self.paths[0]), plain: Files::of(&self.paths[1]) }
     }
-}
-
-/// Makes SQLite leave as many bytes free on each page of a new database as an encrypted one has.
-fn reserve(db: &Connection) {
-    let mut bytes = TRAILER as std::ffi::c_int;
-    // SAFETY: the connection is open, and this file control takes a pointer to an int.
-    let code = unsafe {
-        ffi::sqlite3_file_control(
-            db.handle(),
-            c"main".as_ptr(),
-            ffi::SQLITE_FCNTL_RESERVE_BYTES,
-            (&raw mut bytes).cast(),
-        )
-    };
-    assert_eq!(code, ffi::SQLITE_OK);
 }
 
 /// What a database shows: after opening, after one more transaction, and when opened again.
@@ -339,17 +317,7 @@ const SCANS: [&str; 4] = [
 pub type Scan = Vec<Result<Vec<String>, String>>;
 
 fn scan(db: &Connection) -> Scan {
-    SCANS.iter().map(|sql| query(db, sql).map_err(|error| error.to_string())).collect()
-}
-
-fn query(db: &Connection, sql: &str) -> rusqlite::Result<Vec<String>> {
-    let mut statement = db.prepare(sql)?;
-    let columns = statement.column_count();
-    let rows = statement.query_map([], |row| {
-        let values: Result<Vec<Value>, _> = (0..columns).map(|i| row.get(i)).collect();
-        values.map(|values| format!("{values:?}"))
-    })?;
-    rows.collect()
+    SCANS.iter().map(|sql| try_rows(db, sql).map_err(|error| error.to_string())).collect()
 }
 
 /// Ends the process when one row takes longer than any machine could need.

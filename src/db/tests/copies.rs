@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 
+use super::faulty::{Call, Fault, Faults, Faulty};
 use super::*;
 use crate::error::Error;
 use crate::io::memory::Memory;
@@ -13,59 +14,30 @@ const SECTOR: usize = 512;
 
 /// Counts writes and syncs; from number `dies` on nothing reaches the disk, and `torn` says how
 /// many sectors of the write at that number do. Then all calls fail.
-#[derive(Default)]
-struct Failing {
-    memory: Memory,
+struct Dies {
     dies: Option<usize>,
     torn: usize,
     calls: Cell<usize>,
 }
 
+type Failing = Faulty<Dies>;
+
 impl Failing {
     fn new(bytes: Vec<u8>, dies: Option<usize>, torn: usize) -> Self {
-        Self { memory: Memory(RefCell::new(bytes)), dies, torn, calls: Cell::new(0) }
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.memory.0.borrow().clone()
-    }
-
-    /// Whether the call at hand, a change, is done: wholly, or in part.
-    fn call(&self) -> Option<usize> {
-        let number = self.calls.replace(self.calls.get() + 1);
-        match self.dies {
-            Some(dies) if number == dies => Some(self.torn),
-            Some(dies) if number > dies => Some(0),
-            _ => None,
-        }
+        let faults = Dies { dies, torn, calls: Cell::new(0) };
+        Self { base: Memory(RefCell::new(bytes)), faults }
     }
 }
 
-impl Storage for Failing {
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        self.memory.read(buf, at)
-    }
-
-    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        match self.call() {
-            None => self.memory.write(bytes, at),
-            Some(sectors) => {
-                self.memory.write(&bytes[..bytes.len().min(sectors * SECTOR)], at)?;
-                Err(Error::Base(10))
-            }
+impl Faults for Dies {
+    fn before(&self, _: &Memory, call: Call<'_>) -> Option<Fault> {
+        if !matches!(call, Call::Write(..) | Call::Sync) {
+            return None;
         }
-    }
-
-    fn truncate(&self, size: u64) -> Result<()> {
-        self.memory.truncate(size)
-    }
-
-    fn size(&self) -> Result<u64> {
-        self.memory.size()
-    }
-
-    fn sync(&self) -> Result<()> {
-        if self.call().is_some() { Err(Error::Base(10)) } else { Ok(()) }
+        let number = self.calls.replace(self.calls.get() + 1);
+        let dies = self.dies.filter(|dies| number >= *dies)?;
+        let sectors = if number == dies { self.torn } else { 0 };
+        Some(Fault { written: sectors * SECTOR, ..Fault::IO })
     }
 }
 
@@ -168,7 +140,7 @@ fn a_change_that_is_cut_off_is_old_or_new_and_mended() {
                         assert!(!db.session().unwrap().wants_mending(), "{at}: {party} only reads");
                         assert!(matches!(
                             db.session().unwrap().check_writable(),
-                            Err(Error::ReadOnly(_))
+                            Err(Error::ReadOnly { .. })
                         ));
                     }
                     assert_eq!(base.calls.get(), 0, "{at}: {party}");
@@ -368,7 +340,7 @@ fn keys_come_back_through_a_protector_of_the_same_envelope() {
         // The provider of the other one is asked for its own record.
         second.session_mut().unwrap().set_providers(Protectors::default());
         let refused = second.begin(&b);
-        assert!(matches!(refused, Err(Error::Inaccessible(_))), "round {round}: {refused:?}");
+        assert!(matches!(refused, Err(Error::Inaccessible { .. })), "round {round}: {refused:?}");
         assert!(second.watch(&b).is_err(), "round {round}");
         first.begin(&a).unwrap();
         second.session_mut().unwrap().set_providers(setup().protectors);
@@ -446,36 +418,21 @@ fn rights_are_those_of_the_protectors_in_force() {
 
 /// One sync fails, when `seen` is what others can read.
 struct OneSyncFails {
-    memory: Memory,
     at: usize,
     syncs: Cell<usize>,
     seen: RefCell<Vec<u8>>,
 }
 
-impl Storage for OneSyncFails {
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        self.memory.read(buf, at)
-    }
-
-    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.memory.write(bytes, at)
-    }
-
-    fn truncate(&self, size: u64) -> Result<()> {
-        self.memory.truncate(size)
-    }
-
-    fn size(&self) -> Result<u64> {
-        self.memory.size()
-    }
-
-    fn sync(&self) -> Result<()> {
-        let number = self.syncs.replace(self.syncs.get() + 1);
-        if number != self.at {
-            return Ok(());
-        }
-        self.seen.replace(self.memory.0.borrow().clone());
-        Err(Error::Base(10))
+impl Faults for OneSyncFails {
+    fn before(&self, base: &Memory, call: Call<'_>) -> Option<Fault> {
+        let number = match call {
+            Call::Sync => self.syncs.replace(self.syncs.get() + 1),
+            _ => return None,
+        };
+        (number == self.at).then(|| {
+            self.seen.replace(base.0.borrow().clone());
+            Fault::IO
+        })
     }
 }
 
@@ -485,13 +442,12 @@ impl Storage for OneSyncFails {
 fn an_undone_change_is_not_taken_for_an_older_envelope() {
     for at in [0, 1] {
         for (what, change, _) in CHANGES {
-            let memory = Memory(RefCell::new(with_two()));
-            let (syncs, seen) = (Cell::default(), RefCell::default());
-            let base = OneSyncFails { memory, at, syncs, seen };
+            let faults = OneSyncFails { at, syncs: Cell::default(), seen: RefCell::default() };
+            let base = Faulty { base: Memory(RefCell::new(with_two())), faults };
             let (mut db, mut reader) = (open(&base, "key").unwrap(), open(&base, "key").unwrap());
             reader.read(&base, &mut [0; 1024], 0).unwrap();
             let before = names(&db);
-            let mut change_with = |base: &OneSyncFails| {
+            let mut change_with = |base: &Faulty<OneSyncFails>| {
                 db.session_mut().unwrap().change_envelope(base, |envelope| {
                     change(&mut envelope.protectors);
                     Ok(())
@@ -505,7 +461,7 @@ fn an_undone_change_is_not_taken_for_an_older_envelope() {
             let look = |reader: &mut Main, then: &str| {
                 let found = reader.session_mut().unwrap().refresh_envelope(&base).map(|_| ());
                 found.unwrap_or_else(|error| panic!("{what}, sync {at}, {then}: {error}"));
-                assert!(are_equal(&base.memory.0.borrow()), "{what}, sync {at}, {then}");
+                assert!(are_equal(&base.base.0.borrow()), "{what}, sync {at}, {then}");
             };
             look(&mut reader, "undone");
             assert_eq!(names(&reader), before, "{what}, sync {at}");

@@ -2,6 +2,7 @@
 
 mod copies;
 mod emptied;
+pub(crate) mod faulty;
 mod slots;
 mod waiting;
 
@@ -183,7 +184,7 @@ fn page_1_is_kept_for_those_who_have_keys() {
         }
         db.session().unwrap().lock_keys().unwrap();
         let read = db.read(&base, &mut got, 0);
-        assert!(matches!(read, Err(Error::Inaccessible(_))), "{len} bytes: {read:?}");
+        assert!(matches!(read, Err(Error::Inaccessible { .. })), "{len} bytes: {read:?}");
         db.begin(&base).unwrap();
         assert_eq!(db.read(&base, &mut got, 0).unwrap(), Filled::Full);
     }

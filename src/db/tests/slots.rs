@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use super::faulty::{Call, Faults, Faulty};
 use super::*;
 use crate::file::wal::Origin;
 use crate::key::envelope::COPY_LEN;
@@ -12,38 +13,27 @@ use crate::page::RESERVE;
 const SLOT_LEN: usize = 512;
 const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
 
-/// A file, and the writes since its last sync.
+/// Keeps the file as of its last sync, and the writes since then.
 #[derive(Default)]
-struct Disk {
-    now: Memory,
+struct Unsynced {
     synced: RefCell<Vec<u8>>,
     unsynced: RefCell<Vec<(u64, Vec<u8>)>>,
     syncs: std::cell::Cell<usize>,
 }
 
-impl Storage for Disk {
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        self.now.read(buf, at)
-    }
+type Disk = Faulty<Unsynced>;
 
-    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.unsynced.borrow_mut().push((at, bytes.to_vec()));
-        self.now.write(bytes, at)
-    }
-
-    fn truncate(&self, size: u64) -> Result<()> {
-        self.now.truncate(size)
-    }
-
-    fn size(&self) -> Result<u64> {
-        self.now.size()
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.syncs.set(self.syncs.get() + 1);
-        self.synced.replace(self.now.0.borrow().clone());
-        self.unsynced.borrow_mut().clear();
-        Ok(())
+impl Faults for Unsynced {
+    fn after(&self, base: &Memory, call: Call<'_>) {
+        match call {
+            Call::Write(bytes, at) => self.unsynced.borrow_mut().push((at, bytes.to_vec())),
+            Call::Sync => {
+                self.syncs.set(self.syncs.get() + 1);
+                self.synced.replace(base.0.borrow().clone());
+                self.unsynced.borrow_mut().clear();
+            }
+            _ => {}
+        }
     }
 }
 
@@ -52,7 +42,7 @@ impl Disk {
     fn new() -> (Self, Main) {
         let (memory, mut db) = created(1024);
         db.before_commit(&memory).unwrap();
-        let disk = Self { now: memory, ..Self::default() };
+        let disk = Self { base: memory, faults: Unsynced::default() };
         disk.sync().unwrap();
         (disk, db)
     }
@@ -112,7 +102,7 @@ fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
                     }
                     let what = format!("{first}, {second}: log {number}, step {step}");
                     for damaged in PLACES {
-                        let mut image = disk.now.0.borrow().clone();
+                        let mut image = disk.bytes();
                         image[damaged + 20] ^= 1;
                         assert!(admits(&db, &image, &log), "{what}: slot at {damaged} damaged");
                     }
@@ -135,7 +125,7 @@ fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
 #[test]
 fn a_backup_admits_no_log_of_a_later_state() {
     let (disk, mut db) = Disk::new();
-    let mut backups = vec![(0, disk.now.0.borrow().clone())];
+    let mut backups = vec![(0, disk.bytes())];
     let mut logs = Vec::new();
     for number in 1..5_u8 {
         let log = begin(&db, &disk, number);
@@ -146,7 +136,7 @@ fn a_backup_admits_no_log_of_a_later_state() {
                 "page" => db.checkpoint_writes(&disk, id, 1).unwrap(),
                 _ => db.checkpoint_ends(&disk, id, None).unwrap(),
             }
-            backups.push((number, disk.now.0.borrow().clone()));
+            backups.push((number, disk.bytes()));
         }
     }
     for (place, (last, image)) in backups.iter().enumerate() {
@@ -164,12 +154,12 @@ fn a_backup_admits_no_log_of_a_later_state() {
 #[test]
 fn the_same_logs_lead_a_copy_to_the_same_states() {
     let (disk, mut db) = Disk::new();
-    let copy = Disk { now: Memory(disk.now.0.borrow().clone().into()), ..Disk::default() };
+    let copy = Disk::holding(disk.bytes());
     let mut other = Main::open(&copy, setup()).unwrap();
     for number in 1..5_u8 {
         let log = begin(&db, &disk, number);
         let id = (log.0, log.1.state);
-        assert!(admits(&other, &copy.now.0.borrow(), &log), "log {number}");
+        assert!(admits(&other, &copy.base.0.borrow(), &log), "log {number}");
         db.checkpoint_writes(&disk, id, 1).unwrap();
         // It goes on after it was brought whole.
         db.checkpoint_ends(&disk, id, Some((3, [number; RESERVE]))).unwrap();
@@ -185,7 +175,7 @@ fn the_same_logs_lead_a_copy_to_the_same_states() {
         other.checkpoint_ends(&copy, id, last).unwrap();
         copy.sync().unwrap();
     }
-    assert!(!admits(&other, &copy.now.0.borrow(), &([9; 16], Origin::default())));
+    assert!(!admits(&other, &copy.base.0.borrow(), &([9; 16], Origin::default())));
 }
 
 /// The newer slot is damaged, and the other one names an older state.
@@ -195,14 +185,14 @@ fn no_log_begins_on_a_state_that_may_be_an_older_one() {
     let before = begin(&db, &disk, 1);
     db.checkpoint_ends(&disk, (before.0, before.1.state), None).unwrap();
     disk.sync().unwrap();
-    let good = disk.now.0.borrow().clone();
+    let good = disk.bytes();
     let newer = PLACES.into_iter().find(|&place| {
         let mut image = good.clone();
         image[place + 20] ^= 1;
         !admits(&db, &image, &begin(&db, &disk, 2))
     });
-    disk.now.0.replace(good);
-    disk.now.0.borrow_mut()[newer.expect("one names the new state") + 20] ^= 1;
+    disk.base.0.replace(good);
+    disk.base.0.borrow_mut()[newer.expect("one names the new state") + 20] ^= 1;
     disk.sync().unwrap();
     let next = begin(&db, &disk, 3);
     assert_ne!(next.1.state, before.1.state);
@@ -253,11 +243,11 @@ fn a_recovery_says_where_the_log_ends() {
 fn slots_that_somebody_changed() {
     let (disk, mut db) = Disk::new();
     let first = begin(&db, &disk, 1);
-    let young = disk.now.0.borrow().clone();
+    let young = disk.bytes();
     db.checkpoint_ends(&disk, (first.0, first.1.state), None).unwrap();
     let second = begin(&db, &disk, 2);
     db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
-    let now = disk.now.0.borrow().clone();
+    let now = disk.bytes();
     let slot = |image: &[u8], number: usize| image[PLACES[number]..][..SLOT_LEN].to_vec();
     let with = |number: usize, bytes: &[u8]| {
         let mut image = now.clone();
@@ -266,7 +256,7 @@ fn slots_that_somebody_changed() {
     };
     let (other, mut other_db) = Disk::new();
     other_db.checkpoint_ends(&other, ([9; 16], begin(&other_db, &other, 9).1.state), None).unwrap();
-    let other = other.now.0.borrow().clone();
+    let other = other.bytes();
     let newest = usize::from(slot(&now, 0) == slot(&young, 0));
     for (what, image, admitted) in [
         ("as they are", now.clone(), [false, true]),
@@ -286,11 +276,11 @@ fn slots_that_somebody_changed() {
     }
     assert!(!admits(&db, &none, &first) && !admits(&db, &none, &second), "none left");
     // The one in use goes on, and a log that begins is admitted after power loss.
-    disk.now.0.replace(none.clone());
+    disk.base.0.replace(none.clone());
     db.checkpoint_begins(None, false);
     db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
-    assert!(admits(&db, &disk.now.0.borrow(), &second));
-    disk.now.0.replace(none);
+    assert!(admits(&db, &disk.base.0.borrow(), &second));
+    disk.base.0.replace(none);
     disk.sync().unwrap();
     let third = begin(&db, &disk, 3);
     assert!(disk.images().iter().all(|image| admits(&db, image, &third)));
@@ -300,27 +290,24 @@ fn slots_that_somebody_changed() {
 #[test]
 fn a_checkpoint_of_a_log_of_another_state_is_refused() {
     let (disk, mut db) = Disk::new();
-    let backup = disk.now.0.borrow().clone();
+    let backup = disk.bytes();
     let first = begin(&db, &disk, 1);
     db.checkpoint_ends(&disk, (first.0, first.1.state), None).unwrap();
     let second = begin(&db, &disk, 2);
-    disk.now.0.replace(backup.clone());
+    disk.base.0.replace(backup.clone());
     let id = (second.0, second.1.state);
     assert!(matches!(db.checkpoint_writes(&disk, id, 1), Err(Error::LogOutdated)));
     assert!(matches!(db.checkpoint_ends(&disk, id, None), Err(Error::LogOutdated)));
-    assert_eq!(*disk.now.0.borrow(), backup);
+    assert_eq!(*disk.base.0.borrow(), backup);
 }
 
 #[test]
 fn a_log_begins_on_a_good_page_1() {
     let (disk, db) = Disk::new();
     let log = begin(&db, &disk, 1);
-    let image = disk.now.0.borrow().clone();
+    let image = disk.bytes();
     assert_ne!(log.1.state, StateId::default());
-    assert_eq!(
-        begin(&db, &Disk { now: Memory(image.clone().into()), ..Disk::default() }, 2).1,
-        log.1
-    );
+    assert_eq!(begin(&db, &Disk::holding(image.clone()), 2).1, log.1);
     let mut bad = image;
     bad[ENVELOPE_LEN + 30] ^= 1;
     let base = Memory(bad.into());
@@ -341,13 +328,13 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
         let mut other = Main::open(&disk, setup()).unwrap();
         other.checkpoint_ends(&disk, id, None).unwrap();
         disk.sync().unwrap();
-        let copy = disk.now.0.borrow().clone();
+        let copy = disk.bytes();
         let copied = ([2; 16], db.log_origin(&Memory(copy.clone().into()), None).unwrap());
         assert!(admits(&db, &copy, &copied), "{by}");
         let handle = if by == "another" { &mut other } else { &mut db };
         handle.checkpoint_begins(None, false);
         handle.checkpoint_writes(&disk, id, 1).unwrap();
-        let image = disk.now.0.borrow().clone();
+        let image = disk.bytes();
         assert!(!admits(&db, &image, &copied), "{by}");
         assert!(admits(&db, &image, &(id.0, origin)), "{by}: its own");
     }

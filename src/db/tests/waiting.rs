@@ -5,56 +5,33 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 
+use super::faulty::{Call, Fault, Faults, Faulty};
 use super::*;
 
 const PAGE: usize = 1024;
 
 /// Fails the call that `left` counts down to, and where `for_good` all after it.
 #[derive(Default)]
-struct Failing {
-    base: Memory,
+struct Counted {
     left: Cell<u32>,
     for_good: bool,
     writes: Cell<u32>,
     reads: Cell<u32>,
 }
 
-impl Failing {
-    fn call<T>(&self, work: impl FnOnce(&Memory) -> Result<T>) -> Result<T> {
-        match self.left.get() {
-            0 => work(&self.base),
-            1 => {
-                self.left.set(u32::from(self.for_good));
-                Err(Error::Base(10))
-            }
-            left => {
-                self.left.set(left - 1);
-                work(&self.base)
-            }
-        }
-    }
-}
+type Failing = Faulty<Counted>;
 
-impl Storage for Failing {
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        self.reads.set(self.reads.get() + 1);
-        self.call(|base| base.read(buf, at))
-    }
-    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.writes.set(self.writes.get() + 1);
-        // A write that fails may have done half.
-        self.call(|base| base.write(bytes, at)).inspect_err(|_| {
-            let _ = self.base.write(&bytes[..bytes.len() / 2], at);
-        })
-    }
-    fn truncate(&self, size: u64) -> Result<()> {
-        self.call(|base| base.truncate(size))
-    }
-    fn size(&self) -> Result<u64> {
-        self.call(Storage::size)
-    }
-    fn sync(&self) -> Result<()> {
-        self.call(Storage::sync)
+impl Faults for Counted {
+    fn before(&self, _: &Memory, call: Call<'_>) -> Option<Fault> {
+        match call {
+            Call::Read => self.reads.set(self.reads.get() + 1),
+            Call::Write(..) => self.writes.set(self.writes.get() + 1),
+            _ => {}
+        }
+        let left = self.left.get();
+        let rest = if left == 1 { u32::from(self.for_good) } else { left.saturating_sub(1) };
+        self.left.set(rest);
+        (left == 1).then(|| Fault::half(call))
     }
 }
 

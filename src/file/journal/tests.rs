@@ -4,6 +4,7 @@
 mod replay;
 
 use super::*;
+use crate::db::tests::faulty::{Call, Fault, Faults, Faulty};
 use crate::db::tests::{keyring, keyring_and_next};
 use crate::io::Filled;
 use crate::io::memory::Memory;
@@ -38,11 +39,10 @@ enum Fails {
     From(usize),
 }
 
-/// Storage of which the call of a number fails, a write after a part of it was done. Keeps what the
-/// file was after each call that changed it.
+/// Fails the call of a number, a write after a part of it was done. Keeps what the file was after
+/// each call that changed it.
 #[derive(Default)]
-struct Disk {
-    base: Memory,
+struct Watched {
     fails: Cell<Option<Fails>>,
     calls: Cell<usize>,
     writes: Cell<usize>,
@@ -51,54 +51,37 @@ struct Disk {
     after: RefCell<Vec<Vec<u8>>>,
 }
 
-impl Disk {
-    fn call(&self) -> bool {
-        let call = self.calls.replace(self.calls.get() + 1);
-        match self.fails.get() {
-            Some(Fails::Once(at)) => call == at,
-            Some(Fails::From(at)) => call >= at,
-            _ => false,
-        }
-    }
+type Disk = Faulty<Watched>;
 
-    fn changed(&self) {
-        self.after.borrow_mut().push(self.base.0.borrow().clone());
-    }
-
+impl Watched {
     fn heal(&self) {
         self.fails.set(None);
     }
 }
 
-impl Storage for Disk {
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        if self.call() { Err(Error::Base(10)) } else { self.base.read(buf, at) }
-    }
-    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.writes.set(self.writes.get() + 1);
-        self.lowest.set(self.lowest.get().min(at));
-        let fails = self.call();
-        let len = if fails { bytes.len() / 2 } else { bytes.len() };
-        self.base.write(&bytes[..len], at)?;
-        if fails {
-            return Err(Error::Base(13));
+impl Faults for Watched {
+    fn before(&self, _: &Memory, call: Call<'_>) -> Option<Fault> {
+        if call == Call::Sync {
+            return None;
         }
-        self.changed();
-        Ok(())
-    }
-    fn truncate(&self, size: u64) -> Result<()> {
-        if self.call() {
-            return Err(Error::Base(10));
+        if let Call::Write(_, at) = call {
+            self.writes.set(self.writes.get() + 1);
+            self.lowest.set(self.lowest.get().min(at));
         }
-        self.base.truncate(size)?;
-        self.changed();
-        Ok(())
+        let number = self.calls.replace(self.calls.get() + 1);
+        let fails = match self.fails.get() {
+            Some(Fails::Once(at)) => number == at,
+            Some(Fails::From(at)) => number >= at,
+            _ => false,
+        };
+        let code = if matches!(call, Call::Write(..)) { 13 } else { 10 };
+        fails.then(|| Fault { code, ..Fault::half(call) })
     }
-    fn size(&self) -> Result<u64> {
-        if self.call() { Err(Error::Base(10)) } else { self.base.size() }
-    }
-    fn sync(&self) -> Result<()> {
-        Ok(())
+
+    fn after(&self, base: &Memory, call: Call<'_>) {
+        if call.changes() {
+            self.after.borrow_mut().push(base.0.borrow().clone());
+        }
     }
 }
 

@@ -2,38 +2,27 @@
 //! use.
 
 use super::*;
+use crate::db::tests::faulty::{Call, Fault, Faults, Faulty};
 use crate::io::memory::Memory;
 use proptest::prelude::*;
 
-/// Fails where `fail` is set, after half of what was to be written.
-struct Failing {
-    base: Memory,
+/// Fails changes where `fail` is set, after half of what was to be written.
+#[derive(Default)]
+struct Fails {
     fail: std::cell::Cell<bool>,
 }
 
-impl Storage for Failing {
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        self.base.read(buf, at)
-    }
-    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        let fail = self.fail.get();
-        self.base.write(&bytes[..if fail { bytes.len() / 2 } else { bytes.len() }], at)?;
-        if fail { Err(Error::Base(1)) } else { Ok(()) }
-    }
-    fn truncate(&self, size: u64) -> Result<()> {
-        if self.fail.get() { Err(Error::Base(1)) } else { self.base.truncate(size) }
-    }
-    fn size(&self) -> Result<u64> {
-        self.base.size()
-    }
-    fn sync(&self) -> Result<()> {
-        self.base.sync()
+type Failing = Faulty<Fails>;
+
+impl Faults for Fails {
+    fn before(&self, _: &Memory, call: Call<'_>) -> Option<Fault> {
+        (self.fail.get() && call.changes()).then(|| Fault { code: 1, ..Fault::half(call) })
     }
 }
 
 #[test]
 fn a_failed_write_spoils_nothing_around_it() {
-    let base = Failing { base: Memory::default(), fail: false.into() };
+    let base = Failing::default();
     let mut scratch = Scratch::new(Tuning::OFF).unwrap();
     scratch.write(&base, &[1; 3 * BLOCK], 0).unwrap();
     base.fail.set(true);
@@ -86,7 +75,7 @@ proptest! {
         tuning in prop_oneof![Just(Tuning::default()), Just(Tuning::OFF)],
         at_hand in 1..4_usize,
     ) {
-        let base = Failing { base: Memory::default(), fail: false.into() };
+        let base = Failing::default();
         let model = Memory::default();
         let mut scratch = Scratch::new(tuning).unwrap();
         scratch.groups = Groups::with(at_hand);
@@ -142,7 +131,8 @@ fn check(scratch: &mut Scratch, base: &Failing, model: &Memory, except: std::ops
 #[test]
 fn neighbours_are_written_at_once_and_failures_are_told() {
     for page in [1024, 4096, 65536] {
-        let base = Failing { base: Memory::default(), fail: true.into() };
+        let base = Failing::default();
+        base.fail.set(true);
         let mut scratch = Scratch::new(Tuning::default()).unwrap();
         let mut failed = 0;
         for at in (0..256 * 1024).step_by(page) {
@@ -193,7 +183,7 @@ fn write_three_groups(scratch: &mut Scratch, base: &Memory, fill: u8) {
 /// A rollback of a temporary database on a full disk begins with a truncation.
 #[test]
 fn a_truncation_writes_nothing() {
-    let base = Failing { base: Memory::default(), fail: false.into() };
+    let base = Failing::default();
     let mut scratch = Scratch::new(Tuning::default()).unwrap();
     scratch.groups = Groups::with(1);
     for block in 0..3 * PER_GROUP {

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::io::Storage;
 use crate::key::auditor::about;
 use crate::key::envelope::{PROTECTORS_MAX, ProtectorRecord};
-use crate::key::protector::{may_write, now};
+use crate::key::protector::may_write;
+use crate::process::time::now;
 
 /// One step of a change: from a record as read to its replacement.
 pub(crate) enum Step {
@@ -75,11 +76,9 @@ impl Session {
     pub(crate) fn finished(&self, steps: &[Step], done: bool) -> Result<bool> {
         let removes = |step: &Step| matches!(step, Step::Replace(..) | Step::Remove(_));
         if done && self.copies_differ() && steps.iter().any(removes) {
-            return Err(Error::Unfinished(
-                "changed, but one envelope copy is still old: repeat the command when the disk \
-                 works, or open for writing"
-                    .into(),
-            ));
+            let reason = "changed, but one envelope copy is still old: repeat the command when the \
+                          disk works, or open for writing";
+            return Err(Error::Unfinished { reason: reason.into(), source: None });
         }
         Ok(done)
     }
@@ -121,7 +120,7 @@ impl Session {
 
     /// Records a forbidden change in the audit log.
     pub(crate) fn refused(&self, error: &Error) {
-        if matches!(error, Error::Usage(_) | Error::ReadOnly(_)) {
+        if matches!(error, Error::Usage(_) | Error::ReadOnly { .. }) {
             self.auditor().note(&Event {
                 file_id: Some(self.keyring().file_id()),
                 outcome: Err(&error.to_string()),

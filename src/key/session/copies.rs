@@ -183,7 +183,7 @@ impl Session {
                         }
                         Some(_) => stale.push(name),
                     },
-                    Err(error @ Error::Inaccessible(_)) => return Err(error),
+                    Err(error @ Error::Inaccessible { .. }) => return Err(error),
                     Err(_) => bad.push(name),
                 }
             }
@@ -284,7 +284,7 @@ fn in_force(base: &impl Storage, keyring: &Keyring) -> Result<InForce> {
                 {
                     best = Some((envelope, at));
                 }
-                Err(error @ Error::Inaccessible(_)) => return Err(error),
+                Err(error @ Error::Inaccessible { .. }) => return Err(error),
                 Ok(_) | Err(_) => {}
             }
         }
@@ -343,7 +343,7 @@ fn write(
             log(error.sqlite_code(), "sqlite-tde: one copy of the envelope could not be written");
             Ok(Written::One)
         }
-        _ => Err(unfinished(&error)),
+        _ => Err(unfinished(error)),
     }
 }
 
@@ -359,13 +359,14 @@ fn write_first(base: &impl Storage, copy: &[u8], at: usize) -> Result<()> {
         return Err(error);
     }
     let is_as_before = read_copies(base).is_ok_and(|now| now == before);
-    Err(if !was_written && is_as_before { error } else { unfinished(&error) })
+    Err(if !was_written && is_as_before { error } else { unfinished(error) })
 }
 
 /// The error: a change failed, and its state on disk is unknown.
-fn unfinished(error: &Error) -> Error {
-    Error::Unfinished(format!(
+fn unfinished(error: Error) -> Error {
+    let reason = format!(
         "unknown whether the change took effect ({error}): keep old and new keys; repeat the \
          command when the disk works"
-    ))
+    );
+    Error::Unfinished { reason, source: Some(Box::new(error)) }
 }

@@ -18,7 +18,7 @@ pub(crate) use self::copies::{ATTEMPTS, PAUSE, steadily, unverified};
 use crate::audit::{Event, EventKind};
 use crate::error::{Error, Result};
 use crate::io::Storage;
-use crate::key::access::{LeaseState, RevokeReason};
+use crate::key::access::{LeaseState, Refusal, RevokeReason};
 use crate::key::auditor::Auditor;
 use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION_LEN};
 use crate::key::keyring::Keyring;
@@ -224,9 +224,8 @@ impl Session {
         if self.began == self.keyring.lockings() {
             return Ok(());
         }
-        Err(Error::Inaccessible(self.keyring.access.loss().unwrap_or_else(|| {
-            "keys were locked during this transaction; roll back and retry".into()
-        })))
+        let words = "keys were locked during this transaction; roll back and retry";
+        Err(self.keyring.access.loss().unwrap_or_else(|| Refusal::from(words)).into())
     }
 
     /// Runs once after each confirmation of the keys, and applies the protectors now in force: the
@@ -283,7 +282,7 @@ impl Session {
         let envelope = match self.in_force(base) {
             Ok(found) => found.envelope,
             // No protector of a damaged or older envelope counts: that is no answer.
-            Err(error) => return keyring.unanswered(protectors, error.to_string()),
+            Err(error) => return keyring.unanswered(protectors, (&error).into()),
         };
         let look = |keyring: &Arc<Keyring>, protectors: &Protectors, envelope: &Envelope| {
             let asked = catch_unwind(AssertUnwindSafe(|| keyring.revalidate(protectors, envelope)));
@@ -297,7 +296,8 @@ impl Session {
             (Ok(()), _) => {}
             (Err(_), Asker::MayWait) => look(keyring, protectors, &envelope),
             (Err(error), Asker::HoldsLocks) => {
-                keyring.unanswered(protectors, format!("no thread to ask the provider: {error}"));
+                let words = format!("no thread to ask the provider: {error}");
+                keyring.unanswered(protectors, words.into());
             }
         }
     }
@@ -375,7 +375,8 @@ impl Session {
     /// [`Error::ReadOnly`].
     pub(crate) fn check_writable(&self) -> Result<()> {
         if self.setup.read_only {
-            return Err(Error::ReadOnly("the database was opened for reading alone".into()));
+            let reason = "the database was opened for reading alone".into();
+            return Err(Error::ReadOnly { reason, protector: None });
         }
         self.check_rights()
     }
@@ -387,10 +388,9 @@ impl Session {
     /// [`Error::ReadOnly`].
     pub(crate) fn check_rights(&self) -> Result<()> {
         if self.is_read_only() {
-            return Err(Error::ReadOnly(format!(
-                "opened through read-only protector {}",
-                self.protector_name.escape_debug()
-            )));
+            let name = &self.protector_name;
+            let reason = format!("opened through read-only protector {}", name.escape_debug());
+            return Err(Error::ReadOnly { reason, protector: Some(name.clone()) });
         }
         Ok(())
     }

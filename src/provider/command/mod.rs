@@ -6,6 +6,7 @@
 //! A key is never in an argument or a variable, which other processes can see.
 
 mod process;
+mod table;
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -72,7 +73,7 @@ const DENIED: i32 = 77;
 /// Only the key is wrapped. The command need not bind the context: a blob put into another database
 /// gives a key that does not match that database's envelope. A blob of context and key together
 /// would be redundant, and no tool could return the key alone.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     wrap: Vec<OsString>,
     unwrap: Vec<OsString>,

@@ -89,6 +89,12 @@ pub struct Conformance<'a> {
     deterministic: bool,
 }
 
+impl fmt::Debug for Conformance<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conformance").field("key_id", &self.key_id).finish_non_exhaustive()
+    }
+}
+
 impl<'a> Conformance<'a> {
     /// `key_id` must wrap and unwrap.
     pub fn of(provider: &'a dyn KeyProvider, key_id: &str) -> Self {
@@ -170,6 +176,7 @@ impl<'a> Conformance<'a> {
 /// Results of a suite.
 #[derive(Debug, Clone)]
 #[must_use]
+#[non_exhaustive]
 pub struct Report {
     /// One entry for each check, in the order of running.
     pub checks: Vec<Check>,
@@ -177,6 +184,7 @@ pub struct Report {
 
 /// One check of the suite.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Check {
     /// The requirement, in a few words.
     pub name: &'static str,
@@ -186,6 +194,7 @@ pub struct Check {
 
 /// Outcome of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// The provider meets the requirement.
     Passed,

@@ -4,13 +4,12 @@ use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
-use crate::secret::{KEY_LEN, Secret};
+use crate::secret::{BASE64_LEN, HEX_LEN, KEY_LEN, Secret};
 
 /// The PEM label that [`KeyFormat::encode`] writes.
 const LABEL: &str = "SQLITE-TDE KEY";
 const BEGIN: &str = "-----BEGIN ";
 const DASHES: &str = "-----";
-const BASE64_LEN: usize = KEY_LEN.div_ceil(3) * 4;
 
 /// Words in the labels of blocks without a 256-bit key: asymmetric, encrypted, or no key at all.
 const OTHER_LABELS: [&str; 10] = [
@@ -48,7 +47,7 @@ impl KeyFormat {
             Some(Self::Pem)
         } else if text.len() == KEY_LEN {
             Some(Self::Raw)
-        } else if line.len() == 2 * KEY_LEN && line.iter().all(u8::is_ascii_hexdigit) {
+        } else if line.len() == HEX_LEN && line.iter().all(u8::is_ascii_hexdigit) {
             Some(Self::Hex)
         } else {
             None
@@ -83,15 +82,13 @@ impl KeyFormat {
 }
 
 fn from_hex(digits: &[u8]) -> Result<Secret> {
-    Secret::fill_with(|key| match base16ct::mixed::decode(digits, key) {
-        Ok(bytes) if bytes.len() == KEY_LEN => Ok(()),
-        _ => Err(Error::Usage(format!("a key in hexadecimal has {} digits", 2 * KEY_LEN))),
-    })
+    let not = || Error::Usage(format!("a key in hexadecimal has {HEX_LEN} digits"));
+    Secret::from_hex(digits).ok_or_else(not)
 }
 
 fn to_hex(key: &Secret) -> Result<Zeroizing<Vec<u8>>> {
-    let mut text = Zeroizing::new(vec![b'\n'; 2 * KEY_LEN + 1]);
-    let digits = &mut text[..2 * KEY_LEN];
+    let mut text = Zeroizing::new(vec![b'\n'; HEX_LEN + 1]);
+    let digits = &mut text[..HEX_LEN];
     base16ct::lower::encode(key.expose(), digits).map_err(|_| not_encoded())?;
     Ok(text)
 }
@@ -128,10 +125,7 @@ fn from_base64(body: &str) -> Result<Secret> {
         *digits.get_mut(len).ok_or_else(not)? = digit;
         len += 1;
     }
-    Secret::fill_with(|key| match Base64::decode(&digits[..len], key) {
-        Ok(bytes) if bytes.len() == KEY_LEN => Ok(()),
-        _ => Err(not()),
-    })
+    Secret::from_base64(&digits[..len]).ok_or_else(not)
 }
 
 fn to_pem(key: &Secret) -> Result<Zeroizing<Vec<u8>>> {

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::format::{damaged, decode, encode};
 use super::store::Store;
 use crate::provider::ProviderError;
+use crate::provider::source::check_mode;
 
 type Result<T> = std::result::Result<T, ProviderError>;
 
@@ -43,12 +44,12 @@ pub(super) fn read(dir: &Path) -> Result<Option<Zeroizing<Vec<u8>>>> {
     let Some(dir_meta) = if_found(fs::metadata(dir)).map_err(unreachable(dir))? else {
         return Ok(None);
     };
-    check_mode(dir, &dir_meta, DIR_MODE)?;
+    check_mode(dir, &dir_meta, 0o077, DIR_MODE)?;
     let Some(mut file) = if_found(File::open(&path)).map_err(unreachable(&path))? else {
         return Ok(None);
     };
     let meta = file.metadata().map_err(unreachable(&path))?;
-    check_mode(&path, &meta, FILE_MODE)?;
+    check_mode(&path, &meta, 0o077, FILE_MODE)?;
     let mut text = buffer(&path, meta.len())?;
     file.read_exact(&mut text).map_err(unreachable(&path))?;
     Ok(Some(text))
@@ -150,22 +151,7 @@ fn make_dir(dir: &Path) -> Result<()> {
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, DIR_MODE);
     builder.recursive(true).create(dir).map_err(unreachable(dir))?;
     missing.into_iter().filter_map(Path::parent).try_for_each(sync_dir)?;
-    check_mode(dir, &fs::metadata(dir).map_err(unreachable(dir))?, DIR_MODE)
-}
-
-#[cfg(unix)]
-fn check_mode(path: &Path, meta: &fs::Metadata, expected: u32) -> Result<()> {
-    let mode = std::os::unix::fs::MetadataExt::mode(meta) & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    Err(ProviderError::LoosePermissions { path: path.to_owned(), mode, expected })
-}
-
-/// Elsewhere the directory's access list is the platform's business.
-#[cfg(not(unix))]
-fn check_mode(_: &Path, _: &fs::Metadata, _: u32) -> Result<()> {
-    Ok(())
+    check_mode(dir, &fs::metadata(dir).map_err(unreachable(dir))?, 0o077, DIR_MODE)
 }
 
 fn unreachable(path: &Path) -> impl FnOnce(io::Error) -> ProviderError {

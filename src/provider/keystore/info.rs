@@ -1,42 +1,48 @@
 //! The public properties of a key: everything but its bytes.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
-
-/// The last second that can be written as a date: the 30th of December 9999, 22:00 UTC.
-const LAST_SECOND: u64 = 253_402_207_200;
+use crate::process::time::{self, LAST_SECOND, seconds};
 
 /// Public properties of a key.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct KeyInfo {
     /// 1 to 64 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// Seconds since 1970, UTC.
-    pub created: u64,
+    /// When it was created.
+    #[serde(serialize_with = "time::or_zero")]
+    pub created: SystemTime,
     /// Whether any of its versions wraps or unwraps.
     pub enabled: bool,
     /// Its allowed operations, at least one.
     pub operations: BTreeSet<Operation>,
-    /// Time of its deletion, in seconds since 1970, if it is scheduled for deletion.
-    pub purged_at: Option<u64>,
+    /// Time of its deletion, if it is scheduled for deletion.
+    #[serde(serialize_with = "time::or_null")]
+    pub purged_at: Option<SystemTime>,
     /// Oldest first, at least one.
     pub versions: Vec<KeyVersionInfo>,
 }
 
 /// Public properties of one version of a key.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct KeyVersionInfo {
     /// Counted from 1.
     pub version: u32,
-    /// Seconds since 1970, UTC.
-    pub created: u64,
+    /// When it was created.
+    #[serde(serialize_with = "time::or_zero")]
+    pub created: SystemTime,
     /// Whether it wraps and unwraps.
     pub enabled: bool,
     /// The first second in which it may be used, if limited.
-    pub not_before: Option<u64>,
+    #[serde(serialize_with = "time::or_null")]
+    pub not_before: Option<SystemTime>,
     /// The first second in which it may no longer be used, if limited.
-    pub not_after: Option<u64>,
+    #[serde(serialize_with = "time::or_null")]
+    pub not_after: Option<SystemTime>,
 }
 
 /// An operation of a key.
@@ -83,15 +89,15 @@ impl KeyRules {
         Self::default()
     }
 
-    /// The first second, counted from 1970, in which a version may be used; `None` lifts the rule.
-    pub fn not_before(mut self, seconds: Option<u64>) -> Self {
-        self.not_before = Some(seconds);
+    /// The first second in which a version may be used; `None` lifts the rule.
+    pub fn not_before(mut self, time: impl Into<Option<SystemTime>>) -> Self {
+        self.not_before = Some(time.into().map(seconds));
         self
     }
 
     /// The first second in which a version may no longer be used; `None` lifts the rule.
-    pub fn not_after(mut self, seconds: Option<u64>) -> Self {
-        self.not_after = Some(seconds);
+    pub fn not_after(mut self, time: impl Into<Option<SystemTime>>) -> Self {
+        self.not_after = Some(time.into().map(seconds));
         self
     }
 

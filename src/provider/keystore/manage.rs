@@ -1,16 +1,18 @@
 //! Changes of the keystore: each call replaces its file completely or not at all.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use subtle::ConstantTimeEq;
 
 use super::file;
 use super::info::{KeyInfo, KeyRules};
 use super::passphrase::Unlocked;
-use super::store::{Store, StoredKey, StoredVersion, is_name};
+use super::store::{Store, StoredKey, StoredVersion};
 use super::{Keystore, now};
 use crate::error::{Error, Result};
-use crate::provider::{ProviderError, SecretSource};
+use crate::process::time::system_time;
+use crate::provider::{ProviderError, SecretSource, is_name};
 use crate::secret::Secret;
 
 /// Default recovery period of a deleted key, in days.
@@ -57,10 +59,10 @@ impl Keystore {
         rules.check()?;
         self.update(|store| {
             if store.find(name).is_some() {
-                return Err(Error::KeyExists(name.to_owned()));
+                return Err(Error::KeyExists { name: name.to_owned() });
             }
             let added = store.add(name, key, now())?;
-            apply(added, None, rules, |_| Error::KeyExists(name.to_owned()))?;
+            apply(added, None, rules, |_| Error::KeyExists { name: name.to_owned() })?;
             Ok(added.info())
         })
     }
@@ -167,11 +169,11 @@ impl Keystore {
     }
 
     /// Schedules a key for deletion: its use is refused, and after `days` it is gone for good.
-    /// Returns the time of that, in seconds since 1970.
+    /// Returns the time of that.
     ///
     /// # Errors
     /// [`Error::Usage`] for days that are not 1 to 3650; else as [`Keystore::rotate`].
-    pub fn delete(&self, name: &str, days: u32) -> Result<u64> {
+    pub fn delete(&self, name: &str, days: u32) -> Result<SystemTime> {
         if !DAYS.contains(&days) {
             let text = format!("a key can be brought back for 1 to 3650 days, not {days}");
             return Err(Error::Usage(text));
@@ -179,7 +181,7 @@ impl Keystore {
         let end = now() + u64::from(days) * DAY;
         self.change(|store| {
             self.live_mut(store, name)?.purged_at = Some(end);
-            Ok(end)
+            Ok(system_time(end))
         })
     }
 
@@ -223,7 +225,7 @@ impl Keystore {
     /// [`Keystore::create`].
     pub fn set_passphrase(&self, source: &SecretSource) -> Result<()> {
         let unlocked = self.derive(source)?;
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         let store = match self.decode_file()? {
             Some((_, found)) if found.passphrase().is_some() => {
                 let text = "the keystore has a passphrase already: change that one";
@@ -242,7 +244,7 @@ impl Keystore {
     pub fn change_passphrase(&self, source: &SecretSource) -> Result<()> {
         self.unlock_protected()?;
         let unlocked = self.derive(source)?;
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         self.reseal(&self.unlock_protected()?, Some(unlocked))
     }
 
@@ -252,7 +254,7 @@ impl Keystore {
     /// [`Error::Usage`] if it has no passphrase; else as [`Keystore::create`].
     pub fn remove_passphrase(&self) -> Result<()> {
         self.unlock_protected()?;
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         self.reseal(&self.unlock_protected()?, None)
     }
 
@@ -265,7 +267,7 @@ impl Keystore {
 
     /// The caller holds the lock.
     fn reseal(&self, store: &Store, unlocked: Option<Arc<Unlocked>>) -> Result<()> {
-        file::write(self.dir(), &store.sealed_under(unlocked.clone())?)?;
+        file::write(&self.dir, &store.sealed_under(unlocked.clone())?)?;
         self.remember(unlocked);
         Ok(())
     }
@@ -287,14 +289,14 @@ impl Keystore {
             Some(_) => None,
             None => Some(self.empty()?),
         };
-        let _lock = file::lock(self.dir())?;
+        let _lock = file::lock(&self.dir)?;
         let store = match self.load()? {
             Some(store) => Some(store),
             None => new,
         };
         let mut store = store.map_or_else(|| self.empty(), Ok)?;
         let answer = change(&mut store)?;
-        file::write(self.dir(), &store)?;
+        file::write(&self.dir, &store)?;
         if store.unlocked.is_some() {
             self.remember(store.unlocked);
         }
@@ -309,7 +311,7 @@ impl Keystore {
 
     /// A keystore without keys, under the passphrase if there is one.
     fn empty(&self) -> Result<Store, ProviderError> {
-        let unlocked = self.source().map(|source| self.derive(source)).transpose()?;
+        let unlocked = self.source.as_ref().map(|source| self.derive(source)).transpose()?;
         Ok(Store { unlocked, ..Store::default() })
     }
 

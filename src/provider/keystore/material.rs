@@ -8,7 +8,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use crate::secret::{KEY_LEN, Secret};
+use crate::secret::{BASE64_LEN, Secret};
 
 /// A sealed key, as `wrap` seals: nonce, ciphertext, tag.
 pub(super) const BLOB_LEN: usize = 72;
@@ -21,9 +21,8 @@ pub(super) enum Material {
     Sealed([u8; BLOB_LEN]),
 }
 
-pub(super) const CLEAR_TEXT_LEN: usize = KEY_LEN.div_ceil(3) * 4;
 const SEALED_TEXT_LEN: usize = BLOB_LEN.div_ceil(3) * 4;
-const _: () = assert!(CLEAR_TEXT_LEN != SEALED_TEXT_LEN, "the length tells them apart");
+const _: () = assert!(BASE64_LEN != SEALED_TEXT_LEN, "the length tells them apart");
 
 /// Base64, straight between the file's text and a [`Secret`].
 impl Serialize for Material {
@@ -43,14 +42,11 @@ impl<'de> Deserialize<'de> for Material {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Borrowed, not copied: base64 has no escapes that serde_json would have to undo elsewhere.
         let text = <&str>::deserialize(deserializer)?;
-        if text.len() != CLEAR_TEXT_LEN {
+        if text.len() != BASE64_LEN {
             return from_base64(text).map(Self::Sealed);
         }
-        let key = Secret::fill_with(|key| match Base64::decode(text, key) {
-            Ok(bytes) if bytes.len() == KEY_LEN => Ok(()),
-            _ => Err(D::Error::custom("a key is not 32 bytes of base64")),
-        })?;
-        Ok(Self::Clear(key))
+        let key = Secret::from_base64(text.as_bytes()).map(Self::Clear);
+        key.ok_or_else(|| D::Error::custom("a key is not 32 bytes of base64"))
     }
 }
 

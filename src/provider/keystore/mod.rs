@@ -17,12 +17,11 @@ mod manage;
 mod material;
 mod passphrase;
 mod store;
+mod table;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use etcetera::BaseStrategy;
 use zeroize::Zeroizing;
@@ -33,6 +32,7 @@ pub use self::info::{KeyInfo, KeyRules, KeyVersionInfo, Operation};
 pub use self::manage::RECOVERY_DAYS;
 use self::passphrase::{Params, Unlocked};
 use self::store::{Store, StoredVersion};
+pub use self::table::KeystoreTable;
 use super::derived::Derived;
 use super::runs::{Ours, Runs};
 use super::wrap::{self, MECHANISM};
@@ -42,6 +42,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::process;
+use crate::process::time::now;
 use crate::secret::Secret;
 
 /// The service-managed key: the one that [`Keystore`] creates by itself when it first wraps.
@@ -69,10 +70,10 @@ pub struct Keystore {
 
 impl Keystore {
     /// The keystore in `$SQLITE_TDE_HOME`, or where that is unset or empty, in `sqlite-tde` under
-    /// the platform's data directory. A relative one is taken from the directory in which the
-    /// process was when it was first asked for. Its passphrase is read from the file that
-    /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE` names, or from the open descriptor whose number is in
-    /// `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FD`, if one of them is set. Creates and reads nothing.
+    /// the platform's data directory. A relative path is taken as by [`Keystore::at`]. Its
+    /// passphrase is read from the file that `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FILE` names, or from
+    /// the open descriptor whose number is in `$SQLITE_TDE_KEYSTORE_PASSPHRASE_FD`, if one of them
+    /// is set. Creates and reads nothing.
     ///
     /// # Errors
     /// [`Error::Usage`] if the variable is unset and the user has no home directory, and for a
@@ -86,11 +87,7 @@ impl Keystore {
 
     fn home(variable: Option<OsString>) -> Result<Self> {
         if let Some(dir) = variable.filter(|dir| !dir.is_empty()) {
-            // The process may change its directory: a relative one is where it was at first.
-            static FIRST: Mutex<BTreeMap<OsString, PathBuf>> = Mutex::new(BTreeMap::new());
-            let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
-            let absolute = || std::path::absolute(&dir).unwrap_or_else(|_| dir.clone().into());
-            return Ok(Self::at(first.entry(dir.clone()).or_insert_with(absolute).clone()));
+            return Ok(Self::at(dir));
         }
         let platform = etcetera::base_strategy::choose_native_strategy().map_err(|error| {
             Error::Usage(format!("no place for a keystore ({error}): set {HOME_VARIABLE}"))
@@ -157,14 +154,6 @@ impl Keystore {
     pub fn list(&self) -> Result<Vec<KeyInfo>> {
         let store = self.load()?.unwrap_or_default();
         Ok(store.keys.iter().map(store::StoredKey::info).collect())
-    }
-
-    fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    fn source(&self) -> Option<&SecretSource> {
-        self.source.as_ref()
     }
 
     /// The file as it is; its MAC is not checked.
@@ -259,8 +248,7 @@ impl Keystore {
         }
         version.refusal(now()).map_or(Ok(version), |why| {
             let path = self.path();
-            let path = path.display();
-            let text = format!("version {number} of key {name:?} in {path} {why}");
+            let text = format!("version {number} of key {name:?} in {} {why}", path.display());
             Err(ProviderError::denied(text))
         })
     }
@@ -358,10 +346,9 @@ impl KeyProvider for Keystore {
         let aad = wrap::aad(context, key_id, version.version);
         let dek = wrap::open(&store.open(key_id, version)?, &aad, blob);
         dek.map(Answer::from).ok_or_else(|| {
-            let path = self.path();
-            let path = path.display();
             ProviderError::wrong_key(format!(
-                "version {key_version} of key {key_id:?} in {path} did not wrap this database's key"
+                "version {key_version} of key {key_id:?} in {} did not wrap this database's key",
+                self.path().display()
             ))
         })
     }
@@ -381,11 +368,6 @@ impl KeyProvider for Keystore {
     fn runs(&self, _: Ours) -> Runs {
         self.source.as_ref().map_or(Runs::Here, SecretSource::runs)
     }
-}
-
-/// Seconds since 1970; 0 for a clock that is set before.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 fn not_done(error: Error) -> ProviderError {

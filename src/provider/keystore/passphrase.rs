@@ -11,7 +11,6 @@
 //! Argon2id (RFC 9106) is made to be slow and to need memory. [`Unlocked`] is its result, which is
 //! cached; the passphrase itself is not.
 
-use argon2::{Algorithm, Argon2, Version};
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -19,9 +18,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::material::{BLOB_LEN, Material, Text};
-use crate::provider::passphrase::hash;
-use crate::provider::{Cost, ProviderError, wrap};
-use crate::secret::{KEY_LEN, Secret, fill_random};
+use crate::provider::{Cost, ProviderError, random, wrap};
+use crate::secret::{KEY_LEN, Secret};
 use crate::suite::hkdf;
 
 const SEAL: &[u8] = b"sqlite-tde v1 keystore seal";
@@ -32,13 +30,9 @@ const CHECK: &[u8] = b"sqlite-tde v1 keystore check";
 const SALT_LEN: usize = 16;
 const TAG_LEN: usize = 32;
 
-/// Bounds of the cost in a file. More would let an altered file take all memory, or minutes.
-const MEMORY_KIB: std::ops::RangeInclusive<u32> = 8 << 10..=1 << 20;
-const ITERATIONS: std::ops::RangeInclusive<u32> = 1..=64;
-const LANES: std::ops::RangeInclusive<u32> = 1..=16;
-/// Memory times iterations: some seconds.
-const WORK_MAX_KIB: u64 = 4 << 20;
-const _: () = assert!(*MEMORY_KIB.start() >= 8 * *LANES.end(), "RFC 9106: 8 blocks for each lane");
+/// The least memory of a file's cost. The other bounds are those of [`Cost`]: without them an
+/// altered file could take all memory, or minutes.
+const MEMORY_MIN_KIB: u32 = 8 << 10;
 
 /// The passphrase's parameters in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,10 +61,7 @@ impl Params {
 }
 
 fn is_bounded(cost: Cost) -> bool {
-    MEMORY_KIB.contains(&cost.memory_kib)
-        && ITERATIONS.contains(&cost.iterations)
-        && LANES.contains(&cost.parallelism)
-        && u64::from(cost.memory_kib) * u64::from(cost.iterations) <= WORK_MAX_KIB
+    cost.is_bounded() && cost.memory_kib >= MEMORY_MIN_KIB
 }
 
 /// The keys that a passphrase leads to.
@@ -92,8 +83,7 @@ impl Unlocked {
             let text = format!("keystore: a cost of {cost} is out of bounds: set another");
             return Err(ProviderError::denied(text));
         }
-        let mut salt = [0; SALT_LEN];
-        fill_random(&mut salt).map_err(|error| ProviderError::unreachable(error.to_string()))?;
+        let salt = random()?;
         let [seal, mac, check] = derive(passphrase, &salt, cost)?;
         let Cost { memory_kib, iterations, parallelism: lanes } = cost;
         let (salt, check) = (Text(salt), Text(*check.expose()));
@@ -149,7 +139,7 @@ fn derive(
     salt: &[u8; SALT_LEN],
     cost: Cost,
 ) -> Result<[Secret; 3], ProviderError> {
-    let key = argon2id(passphrase, salt, cost)?;
+    let key = cost.derive(passphrase, salt)?;
     Ok([SEAL, MAC, CHECK].map(|label| hkdf::derive(&key, salt, &[label])))
 }
 
@@ -159,18 +149,14 @@ fn binding(name: &str, version: u32) -> Vec<u8> {
     [KEY, &[name.len() as u8], name.as_bytes(), &version.to_be_bytes()].concat()
 }
 
-fn argon2id(passphrase: &[u8], salt: &[u8], cost: Cost) -> Result<Secret, ProviderError> {
-    let Cost { memory_kib, iterations, parallelism } = cost;
-    let params = argon2::Params::new(memory_kib, iterations, parallelism, Some(KEY_LEN))
-        .map_err(|error| ProviderError::damaged(format!("keystore: {error}")))?;
-    hash(&Argon2::new(Algorithm::Argon2id, Version::V0x13, params), passphrase, salt)
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::{Arc, LazyLock};
 
+    use argon2::{Algorithm, Argon2, Version};
+
     use super::*;
+    use crate::provider::passphrase::hash;
     use crate::suite::tests::hex;
 
     pub(in super::super) const PASSPHRASE: &[u8] = b"correct horse";
@@ -207,7 +193,7 @@ pub(super) mod tests {
     #[test]
     fn reference_vector() {
         let cost = Cost { memory_kib: 64 << 10, iterations: 2, parallelism: 1 };
-        let key = argon2id(b"password", b"somesalt", cost).unwrap();
+        let key = cost.derive(b"password", b"somesalt").unwrap();
         let want = "09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7";
         assert_eq!(key.expose().to_vec(), hex(want));
     }

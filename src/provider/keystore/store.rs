@@ -9,10 +9,9 @@ use super::info::{KeyInfo, KeyRules, KeyVersionInfo, Operation, utc};
 use super::material::Material;
 use super::passphrase::Unlocked;
 use crate::error::{Error, Result};
-use crate::provider::ProviderError;
+use crate::process::time::system_time;
+use crate::provider::{ProviderError, is_name};
 use crate::secret::Secret;
-
-const NAME_MAX_LEN: usize = 64;
 
 /// The content of the file.
 #[derive(Default)]
@@ -224,10 +223,10 @@ impl StoredKey {
     pub(super) fn info(&self) -> KeyInfo {
         KeyInfo {
             name: self.name.clone(),
-            created: self.created,
+            created: system_time(self.created),
             enabled: self.enabled,
             operations: self.operations.clone(),
-            purged_at: self.purged_at,
+            purged_at: self.purged_at.map(system_time),
             versions: self.versions.iter().map(StoredVersion::info).collect(),
         }
     }
@@ -268,13 +267,12 @@ impl StoredVersion {
     }
 
     fn info(&self) -> KeyVersionInfo {
-        let Self { version, created, enabled, not_before, not_after, .. } = *self;
-        KeyVersionInfo { version, created, enabled, not_before, not_after }
+        KeyVersionInfo {
+            version: self.version,
+            created: system_time(self.created),
+            enabled: self.enabled,
+            not_before: self.not_before.map(system_time),
+            not_after: self.not_after.map(system_time),
+        }
     }
-}
-
-/// 1 to 64 of `[A-Za-z0-9._-]`.
-pub(super) fn is_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    (1..=NAME_MAX_LEN).contains(&name.len()) && name.bytes().all(allowed)
 }

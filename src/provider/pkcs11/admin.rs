@@ -41,7 +41,7 @@ impl Pkcs11 {
         match self.access.read(|call| keys::some_versions(call, label).map(drop)) {
             Err(ProviderError::NotHere(_)) => {}
             Err(error) => return Err(error.into()),
-            Ok(()) => return Err(Error::KeyExists(label.to_owned())),
+            Ok(()) => return Err(Error::KeyExists { name: label.to_owned() }),
         }
         Ok(self.access.write(|call| self.generate(call, label, &[1]))?)
     }

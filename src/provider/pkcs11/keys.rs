@@ -188,26 +188,19 @@ struct Found {
 
 impl Found {
     fn secret(self) -> Version {
-        Version {
-            encrypts: self.encrypt.then_some(self.handle),
-            decrypts: self.decrypt.then_some(self.handle),
-            label: self.label,
-            id: self.id,
-            algorithm: Algorithm::Aes,
-            extractable: self.extractable,
-        }
+        let encrypts = self.encrypt.then_some(self.handle);
+        self.version(Algorithm::Aes, encrypts)
     }
 
     fn private(self, public: &[Self]) -> Version {
         let pair = public.iter().find(|key| key.id == self.id && key.label == self.label);
-        Version {
-            encrypts: pair.filter(|key| key.encrypt).map(|key| key.handle),
-            decrypts: self.decrypt.then_some(self.handle),
-            label: self.label,
-            id: self.id,
-            algorithm: Algorithm::Rsa,
-            extractable: self.extractable,
-        }
+        self.version(Algorithm::Rsa, pair.filter(|key| key.encrypt).map(|key| key.handle))
+    }
+
+    fn version(self, algorithm: Algorithm, encrypts: Option<ObjectHandle>) -> Version {
+        let Self { handle, label, id, decrypt, extractable, .. } = self;
+        let decrypts = decrypt.then_some(handle);
+        Version { label, id, algorithm, encrypts, decrypts, extractable }
     }
 }
 

@@ -33,7 +33,8 @@ pub enum Mechanism {
 }
 
 impl Mechanism {
-    const ALL: [Self; 4] = [Self::AesGcm, Self::AesKeyWrap, Self::RsaOaepSha256, Self::RsaOaepSha1];
+    pub(super) const ALL: [Self; 4] =
+        [Self::AesGcm, Self::AesKeyWrap, Self::RsaOaepSha256, Self::RsaOaepSha1];
 
     /// Its name in a protector record.
     #[must_use]

@@ -27,12 +27,14 @@ mod keys;
 mod mechanism;
 mod module;
 mod session;
+mod table;
 
 use std::fmt;
 use std::path::PathBuf;
 
 pub use admin::TokenKey;
 pub use mechanism::Mechanism;
+pub use table::Pkcs11Table;
 
 use self::blob::Binding;
 use self::failure::{Cause, Failure, cause, words};
@@ -41,9 +43,9 @@ use self::session::{Access, Call};
 use super::runs::{Ours, Runs};
 use super::{
     Answer, Context, KeyProvider, ProviderError, SecretSource, UnwrapRequest, VersionRequest,
-    WaitsFor, WrapRequest, Wrapped,
+    WaitsFor, WrapRequest, Wrapped, random,
 };
-use crate::secret::{Secret, fill_random};
+use crate::secret::Secret;
 
 /// One of a module's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,8 +180,7 @@ fn seal(
     dek: &Secret,
     aad: &[u8],
 ) -> Result<Vec<u8>, Failure> {
-    let mut nonce = [0; 12];
-    fill_random(&mut nonce).map_err(|error| ProviderError::unreachable(error.to_string()))?;
+    let nonce = random()?;
     let Some((encrypts, decrypts)) = version.both() else {
         let text = format!("version {} has only one half of a key", version.name());
         return Err(ProviderError::denied(text).into());

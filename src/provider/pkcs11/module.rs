@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11 as Library};
 use cryptoki::error::{Error, RvError};
@@ -21,6 +21,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::failure::Failure;
+use crate::process::lock;
 use crate::provider::ProviderError;
 
 /// A PIN that a slot's token refused.
@@ -62,10 +63,6 @@ pub(super) enum Login {
 }
 
 static MODULES: LazyLock<Mutex<HashMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The library at `path`, loaded if it was not.
 ///

@@ -15,7 +15,8 @@ use cryptoki::slot::Slot;
 
 use super::Token;
 use super::failure::{Failure, words};
-use super::module::{self, Login, Module, lock};
+use super::module::{self, Login, Module};
+use crate::process::lock;
 use crate::provider::{ProviderError, SecretSource, WaitsFor};
 
 /// A token with its module and PIN.

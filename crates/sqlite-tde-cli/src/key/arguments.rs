@@ -1,6 +1,7 @@
 //! Arguments of `key`, and their meaning to the library.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
@@ -115,7 +116,7 @@ pub struct Rules {
 
 /// A time, or `None`.
 #[derive(Clone, Copy)]
-pub struct Limit(Option<u64>);
+pub struct Limit(Option<SystemTime>);
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Op {
@@ -204,14 +205,19 @@ fn limit(text: &str) -> Result<Limit, String> {
     if text == "none" {
         return Ok(Limit(None));
     }
+    time(text).map(|time| Limit(Some(time))).map_err(|words| format!("{words}, or `none`"))
+}
+
+/// A date, or a time with its offset.
+pub fn time(text: &str) -> Result<SystemTime, String> {
     const DATE_LEN: usize = "2027-01-31".len();
     let time = match text.len() {
         DATE_LEN => format!("{text}T00:00:00Z").parse::<Timestamp>(),
         _ => text.parse::<Timestamp>(),
     };
-    let seconds = time.ok().and_then(|time| u64::try_from(time.as_second()).ok());
-    let wanted = "expected 2027-01-31, or 2027-01-31T12:00:00Z, from 1970 on, or `none`";
-    seconds.map(|seconds| Limit(Some(seconds))).ok_or_else(|| wanted.into())
+    let time = time.ok().filter(|time| time.as_second() >= 0);
+    time.and_then(|time| SystemTime::try_from(time).ok())
+        .ok_or_else(|| "expected 2027-01-31, or 2027-01-31T12:00:00Z, from 1970 on".into())
 }
 
 impl Format {

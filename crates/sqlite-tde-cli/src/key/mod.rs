@@ -6,19 +6,18 @@ mod arguments;
 mod text;
 
 use std::io::{self, Write};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use comfy_table::{Table, presets};
-use jiff::Timestamp;
 use sqlite_tde::provider::{KeyFormat, KeyInfo, KeyVersionInfo, Keystore};
 use sqlite_tde::secret::Secret;
 
-pub use arguments::Key;
 use arguments::{Export, Format, Import, Passphrase, Place, Rules, Which};
+pub use arguments::{Key, time};
 
 use crate::failure::{Failure, USAGE};
 use crate::prompt;
-use crate::report::print_json;
+use crate::report::{date, print_json};
 use crate::settings;
 
 /// Runs a verb on the keys of the local keystore.
@@ -46,7 +45,7 @@ fn change(keystore: &Keystore, key: Key) -> Result<(), Failure> {
         Key::Import(import) => import_key(keystore, &import),
         Key::Export(export) => export_key(keystore, &export),
         Key::Delete { name, days } => {
-            let end = show(keystore.delete(&name, days)?);
+            let end = date(keystore.delete(&name, days)?);
             done(&format!("key {name} is refused from now on, and gone for good at {end}"))
         }
         Key::Undelete { name } => {
@@ -98,12 +97,6 @@ fn set(keystore: &Keystore, which: &Which, rules: &Rules) -> Result<(), Failure>
     print_keys(&[key])
 }
 
-/// A time in UTC.
-fn show(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().and_then(|s| Timestamp::from_second(s).ok());
-    time.map_or_else(|| format!("second {seconds}"), |time| time.to_string())
-}
-
 fn list(keystore: &Keystore, json: bool) -> Result<(), Failure> {
     let keys = keystore.list()?;
     if json { print_json(&keys) } else { print_keys(&keys) }
@@ -116,11 +109,11 @@ fn print_keys(keys: &[KeyInfo]) -> Result<(), Failure> {
     for key in keys {
         let may: Vec<&str> = key.operations.iter().map(|operation| operation.name()).collect();
         for version in &key.versions {
-            let limit = |time: Option<u64>| time.map_or_else(String::new, show);
+            let limit = |time: Option<SystemTime>| time.map_or_else(String::new, date);
             table.add_row([
                 key.name.clone(),
                 version.version.to_string(),
-                show(version.created),
+                date(version.created),
                 limit(version.not_before),
                 limit(version.not_after),
                 may.join(", "),
@@ -132,9 +125,9 @@ fn print_keys(keys: &[KeyInfo]) -> Result<(), Failure> {
 }
 
 fn state(key: &KeyInfo, version: &KeyVersionInfo) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let now = SystemTime::now();
     match key.purged_at {
-        Some(time) => format!("deleted, gone at {}", show(time)),
+        Some(time) => format!("deleted, gone at {}", date(time)),
         None if !key.enabled => "key disabled".into(),
         None if !version.enabled => "disabled".into(),
         None if version.not_before.is_some_and(|begin| now < begin) => "not yet".into(),

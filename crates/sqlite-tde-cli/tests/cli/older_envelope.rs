@@ -3,8 +3,8 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 
+use super::protectors::command;
 use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::{Error, NewProtector, RotateProtector, TdeConnection};
@@ -29,17 +29,6 @@ fn put(path: &Path, bytes: &[u8], at: usize) {
     let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
     file.write_all_at(bytes, at as u64).unwrap();
     std::mem::forget(file);
-}
-
-/// Another process that uses the same keystore.
-fn command(home: &Home, line: &str) {
-    let done = Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
-        .current_dir(home.dir.path())
-        .env("SQLITE_TDE_HOME", home.path("keys"))
-        .args(line.split(' '))
-        .output()
-        .unwrap();
-    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// Who removes the protector `b`, so that `db` or its process knows.
@@ -101,10 +90,10 @@ fn case(mode: &str, remover: Remover) -> Case {
     first.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
     drop(first);
     for key in ["b", "c", "d"] {
-        command(&home, &format!("key create {key}"));
+        command(&home, "keys", &format!("key create {key}"));
     }
-    command(&home, "protector add a.db b");
-    command(&home, "protector add a.db d");
+    command(&home, "keys", "protector add a.db b");
+    command(&home, "keys", "protector add a.db d");
     let old = envelope(&path);
     let db = home.open(&path);
     assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(1));
@@ -117,7 +106,7 @@ fn case(mode: &str, remover: Remover) -> Case {
             neighbour = (remover == Remover::Neighbour).then_some(other);
         }
         Remover::Process => {
-            command(&home, "protector remove a.db b");
+            command(&home, "keys", "protector remove a.db b");
             assert_eq!(db.tde_protectors("main").unwrap().len(), 2);
         }
     }
@@ -193,7 +182,7 @@ fn another_envelope_of_the_same_generation_is_refused() {
         let Case { home, db, _neighbour, old, new } = case(mode, Remover::Itself);
         let path = home.path("a.db");
         put(&path, &old, 0);
-        command(&home, "protector add a.db c");
+        command(&home, "keys", "protector add a.db c");
         let other = envelope(&path);
         for (what, operation) in OPERATIONS {
             let refused = operation(&db).expect_err(what).to_string();
@@ -233,7 +222,7 @@ fn a_restored_file_opens() {
             let db = home.open(&path);
             one(&db, &format!("PRAGMA journal_mode={mode}"));
             db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
-            command(&home, "key create b");
+            command(&home, "keys", "key create b");
             db.tde_add_protector("main", NewProtector::new("b")).unwrap();
             drop(db);
             std::fs::copy(&path, home.path("backup.db")).unwrap();

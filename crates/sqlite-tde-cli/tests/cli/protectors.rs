@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sqlite_tde::{AccessPolicy, TdeConnection};
-use sqlite_tde_testkit::{Home, one};
+use sqlite_tde::TdeConnection;
+use sqlite_tde_testkit::{Home, one, one_attempt};
 
 use super::place::Place;
 
@@ -99,20 +99,8 @@ fn a_check_tells_by_its_exit_code() {
     place.ok("protector check app.db");
 }
 
-fn quick() -> AccessPolicy {
-    let mut policy = AccessPolicy::default();
-    policy.attempts = 1;
-    policy
-}
-
-fn create(home: &Home, name: &str) -> rusqlite::Connection {
-    let db = home.open(&home.path(name));
-    db.execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(1)").unwrap();
-    db
-}
-
 /// The command line, as another process with the keystore in `keys` of `home`.
-fn command(home: &Home, keys: &str, line: &str) {
+pub fn command(home: &Home, keys: &str, line: &str) {
     let done = std::process::Command::new(env!("CARGO_BIN_EXE_sqlite-tde"))
         .current_dir(home.dir.path())
         .env("SQLITE_TDE_HOME", home.path(keys))
@@ -135,13 +123,13 @@ fn what_a_protector_gave_goes_with_it() {
     ];
     for mode in ["DELETE", "WAL"] {
         for (what, not_here, done, reads, writes) in rows {
-            let mut policy = quick();
+            let mut policy = one_attempt();
             policy.revalidate = Some(Duration::ZERO);
             let home = Home::with(|options| options.access(policy));
             for line in ["key create k1", "key create ro"] {
                 command(&home, "keys", line);
             }
-            let db = create(&home, "a.db");
+            let db = home.create("a.db");
             one(&db, &format!("PRAGMA journal_mode={mode}"));
             drop(db);
             command(&home, "keys", "protector add a.db k1");

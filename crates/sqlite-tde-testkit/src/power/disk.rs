@@ -59,7 +59,6 @@ const CALLS: usize = 3_000_000;
 pub struct Disk {
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,
-    handles: usize,
     calls: usize,
     lie: Option<Lie>,
     pub log: Vec<Entry>,
@@ -107,12 +106,6 @@ impl Disk {
             None if self.logs_unnamed => self.log.push(Entry { inode, name: "".into(), op }),
             None => {}
         }
-    }
-
-    /// A number that tells apart two handles of one file.
-    pub fn handle(&mut self) -> usize {
-        self.handles += 1;
-        self.handles
     }
 
     /// A file without a name dies with its handle, and is logged only where `logs_unnamed` says so.

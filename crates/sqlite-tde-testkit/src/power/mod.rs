@@ -5,11 +5,10 @@
 //! |---|---|
 //! | `disk.rs` | files by name, their locks, and the log |
 //! | `shm.rs` | the shared memory of a write-ahead log and the locks on it |
-//! | `vfs.rs` | the same as an `sqlite3_vfs` |
+//! | `vfs.rs` | the same as properties of the test VFS |
 //! | `image.rs` | from a log and a point in it to what a disk may hold |
 //!
 //! Each VFS has a name and a disk of its own; the disk can be exchanged between two connections.
-#![allow(dead_code, unused_imports)] // each test file uses its part
 
 mod disk;
 mod image;

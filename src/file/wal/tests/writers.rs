@@ -7,57 +7,42 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::db::tests::faulty::{Call, Fault, Faults, Faulty};
 
-/// How a call fails: before it did anything, half way, or after all of it was done.
+/// How a write fails: before it did anything, half way, or after all of it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+enum Extent {
     Nothing,
     Half,
     All,
 }
 
-/// Storage of which one call fails.
+/// Fails one read, write or look at the size.
 #[derive(Default)]
-struct Disk {
-    base: Memory,
+struct OneFails {
     reads: Cell<u32>,
     writes: Cell<u32>,
     /// Calls until one fails, and how.
-    fails: Cell<Option<(u32, Fault)>>,
+    fails: Cell<Option<(u32, Extent)>>,
 }
 
-impl Disk {
-    /// How the call at hand fails, if it does.
-    fn fault(&self) -> Option<Fault> {
-        let (left, fault) = self.fails.get()?;
-        self.fails.set(left.checked_sub(1).map(|left| (left, fault)));
-        (left == 0).then_some(fault)
-    }
-}
+type Disk = Faulty<OneFails>;
 
-impl Storage for Disk {
-    fn read(&self, buf: &mut [u8], at: u64) -> Result<bool> {
-        self.reads.set(self.reads.get() + 1);
-        if self.fault().is_some() { Err(Error::Base(10)) } else { self.base.read(buf, at) }
-    }
-    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.writes.set(self.writes.get() + 1);
-        match self.fault() {
-            None => return self.base.write(bytes, at),
-            Some(Fault::Nothing) => {}
-            Some(Fault::Half) => self.base.write(&bytes[..bytes.len() / 2], at)?,
-            Some(Fault::All) => self.base.write(bytes, at)?,
+impl Faults for OneFails {
+    fn before(&self, _: &Memory, call: Call<'_>) -> Option<Fault> {
+        match call {
+            Call::Read => self.reads.set(self.reads.get() + 1),
+            Call::Write(..) => self.writes.set(self.writes.get() + 1),
+            Call::Size => {}
+            Call::Truncate | Call::Sync => return None,
         }
-        Err(Error::Base(10))
-    }
-    fn truncate(&self, size: u64) -> Result<()> {
-        self.base.truncate(size)
-    }
-    fn size(&self) -> Result<u64> {
-        if self.fault().is_some() { Err(Error::Base(10)) } else { self.base.size() }
-    }
-    fn sync(&self) -> Result<()> {
-        Ok(())
+        let (left, extent) = self.fails.get()?;
+        self.fails.set(left.checked_sub(1).map(|left| (left, extent)));
+        (left == 0).then(|| match extent {
+            Extent::Nothing => Fault::IO,
+            Extent::Half => Fault::half(call),
+            Extent::All => Fault { written: usize::MAX, ..Fault::IO },
+        })
     }
 }
 

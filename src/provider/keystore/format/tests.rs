@@ -1,11 +1,11 @@
 //! The text: reads back as it was written, or not at all.
 
 use super::super::info::Operation;
-use super::super::material::{CLEAR_TEXT_LEN, Material};
+use super::super::material::Material;
 use super::super::passphrase::tests::{PASSPHRASE, unlocked};
 use super::super::store::StoredVersion;
 use super::*;
-use crate::secret::{KEY_LEN, Secret};
+use crate::secret::{BASE64_LEN, KEY_LEN, Secret};
 
 const PATH: &str = "/home/keystore.json";
 
@@ -74,8 +74,8 @@ fn secrets(store: &Store) -> Vec<[u8; KEY_LEN]> {
 #[test]
 fn text_is_json_and_reads_back() {
     for (what, store, format, key_len) in [
-        ("the first format", sample(), 1, CLEAR_TEXT_LEN),
-        ("rules", ruled(), 2, CLEAR_TEXT_LEN),
+        ("the first format", sample(), 1, BASE64_LEN),
+        ("rules", ruled(), 2, BASE64_LEN),
         ("a passphrase", protected(), 2, 96),
         ("a passphrase and no rules", sample().sealed_under(Some(unlocked())).unwrap(), 2, 96),
     ] {

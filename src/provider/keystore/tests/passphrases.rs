@@ -23,11 +23,11 @@ fn source(text: &'static str) -> SecretSource {
 
 /// The same directory, seen by a process that has `text`.
 fn with(store: &Keystore, text: &'static str) -> Keystore {
-    Keystore { cost: CHEAP, ..Keystore::at(store.dir()).passphrase(source(text)) }
+    Keystore { cost: CHEAP, ..Keystore::at(&store.dir).passphrase(source(text)) }
 }
 
 fn without(store: &Keystore) -> Keystore {
-    Keystore { cost: CHEAP, ..Keystore::at(store.dir()) }
+    Keystore { cost: CHEAP, ..Keystore::at(&store.dir) }
 }
 
 fn is_wrong<T>(answer: &Result<T>) -> bool {
@@ -109,7 +109,7 @@ fn a_passphrase_is_asked_for_once_and_again_when_it_has_changed() {
     first.create("k").unwrap();
     first.set_passphrase(&source("one")).unwrap();
     let (ask, asked) = prompt("one");
-    let store = Keystore { cost: CHEAP, ..Keystore::at(first.dir()).passphrase(ask) };
+    let store = Keystore { cost: CHEAP, ..Keystore::at(&first.dir).passphrase(ask) };
     let clone = store.clone();
     assert_eq!(store.waits_for(), WaitsFor::Person);
     assert_eq!(first.waits_for(), WaitsFor::Nothing);
@@ -141,7 +141,7 @@ fn a_wrong_passphrase_is_asked_for_once_a_call_and_not_kept() {
     first.create("k").unwrap();
     first.set_passphrase(&source("one")).unwrap();
     let (ask, asked) = prompt("two");
-    let store = Keystore::at(first.dir()).passphrase(ask);
+    let store = Keystore::at(&first.dir).passphrase(ask);
     for calls in 1..=2 {
         assert!(is_wrong(&store.rotate("k")));
         assert_eq!(asked.load(Ordering::SeqCst), calls);
@@ -186,7 +186,7 @@ fn a_passphrase_that_cannot_be_had_changes_nothing() {
     let fails = SecretSource::Prompt(Arc::new(|_| Err(io::Error::other("no terminal"))));
     let missing = SecretSource::File(dir.path().join("missing"));
     for (what, source) in [("no answer", &fails), ("no file", &missing), ("empty", &source(""))] {
-        let given = Keystore::at(store.dir()).passphrase(source.clone());
+        let given = Keystore::at(&store.dir).passphrase(source.clone());
         let refused = |answer: Result<()>| match answer {
             Err(Error::ProviderUnreachable(_) | Error::NoKey(_) | Error::ProviderDamaged(_)) => {}
             answer => panic!("{what}: {answer:?}"),

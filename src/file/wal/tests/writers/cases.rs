@@ -41,7 +41,7 @@ const SCRIPT: [Step; 30] = [
 #[test]
 fn each_call_fails_once() {
     for tuning in TUNINGS {
-        for fault in [Fault::Nothing, Fault::Half, Fault::All] {
+        for fault in [Extent::Nothing, Extent::Half, Extent::All] {
             for (grain, exclusive) in [(1, false), (4096, true)] {
                 let met = (0..)
                     .take_while(|&call| one_call_fails(grain, tuning, exclusive, (call, fault)));
@@ -52,7 +52,7 @@ fn each_call_fails_once() {
 }
 
 /// Whether there were so many calls.
-fn one_call_fails(grain: usize, tuning: Tuning, exclusive: bool, fault: (u32, Fault)) -> bool {
+fn one_call_fails(grain: usize, tuning: Tuning, exclusive: bool, fault: (u32, Extent)) -> bool {
     let what = (grain, tuning, exclusive, fault);
     let mut world = World::new(keyring_and_next().0, grain, tuning, exclusive);
     world.disk.fails.set(Some(fault));
@@ -131,7 +131,7 @@ fn a_frame_that_could_not_be_written_is_an_error_until_it_is_taken_back() {
         world.roll_back(0);
 
         (0..4).for_each(|page| world.append(0, page, 0, 3).unwrap());
-        world.disk.fails.set(Some((0, Fault::Nothing)));
+        world.disk.fails.set(Some((0, Extent::Nothing)));
         let Writer { wal, db, .. } = &mut world.writers[0];
         let lost = if tuning.gather_writes {
             assert!(wal.before_sync(&world.disk, db).is_err());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::pool;
+use crate::process::pool;
 
 /// Error of a provider. Each kind has another remedy: configure the key, restore access, wait,
 /// restore a backup.
@@ -77,10 +77,6 @@ impl Reason {
     pub fn request_id(self, id: impl Into<String>) -> Self {
         Self { request_id: Some(id.into()), ..self }
     }
-
-    fn and(self, more: &str) -> Self {
-        Self { text: format!("{}; {more}", self.text), ..self }
-    }
 }
 
 impl<T: Into<String>> From<T> for Reason {
@@ -135,7 +131,7 @@ impl ProviderError {
         | Self::Damaged(reason)
         | Self::WrongKey(reason) = &mut self
         {
-            *reason = reason.clone().and(more);
+            reason.text = format!("{}; {more}", reason.text);
         }
         self
     }

@@ -26,8 +26,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::Deadline;
-use crate::process::{forks, threads};
+use super::{Deadline, forks, lock, threads};
 
 const THREADS: usize = 32;
 const THREADS_MAX: usize = 64;
@@ -38,7 +37,7 @@ const IDLE: Duration = Duration::from_secs(5);
 
 /// The reason why a call has no answer.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     Panicked,
     TimedOut,
     /// There was no place for it in time, beside so many other calls.
@@ -88,7 +87,7 @@ enum Progress {
 
 /// Runs `work`, a call of the provider `owner`, and waits for its answer until `deadline`. An
 /// answer that comes later is dropped, and with it wiped.
-pub(super) fn run<T: Send + 'static>(
+pub(crate) fn run<T: Send + 'static>(
     owner: u64,
     deadline: Deadline,
     work: impl FnOnce() -> T + Send + 'static,
@@ -137,7 +136,7 @@ fn replace_running(call: &Mutex<Progress>, end: Progress) -> bool {
 
 /// Drops `value`, which may run foreign code, on a thread of ours. Without a thread the value is
 /// never dropped.
-pub(super) fn drop_apart<T: Send + 'static>(value: T) {
+pub(crate) fn drop_apart<T: Send + 'static>(value: T) {
     let kept = Arc::new(Mutex::new(Some(value)));
     let of_job = Arc::clone(&kept);
     let job = move || {
@@ -296,8 +295,4 @@ fn contained<T>(work: impl FnOnce() -> T) -> Option<T> {
     }
     std::mem::forget(payload);
     None
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,9 @@
-//! Reads tables of TOML so that each mistake is named with its line and field.
+//! Tables of `config.toml`, read so that each mistake is named with its line and field.
 //!
 //! What stands in the file is never repeated in a message: where a passphrase was written instead
 //! of the place to find it, the message must not carry it on.
+
+mod span;
 
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
@@ -10,43 +12,52 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::error::FileError;
+pub use span::duration;
+
 /// A mistake: where it is, in bytes from the start of the text, and what it is.
 #[derive(Debug)]
-pub(super) struct Wrong {
+pub(crate) struct Wrong {
     at: usize,
     field: String,
     what: String,
 }
 
-pub(super) type Result<T, E = Wrong> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = Wrong> = std::result::Result<T, E>;
 
 impl Wrong {
     /// The mistake in words, for people with `text` in an editor.
-    pub fn in_words(&self, path: &Path, text: &str) -> String {
+    pub fn in_words(self, path: &Path, text: &str) -> FileError {
         let before = text.get(..self.at).unwrap_or(text);
-        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count();
-        let field = if self.field.is_empty() { "" } else { &format!(", {}", self.field) };
-        format!("{}, line {line}{field}: {}", path.display(), self.what)
+        let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count() as u64;
+        FileError::at(path, self.what).line(line).setting(self.field)
     }
 }
 
-/// A table, and which of its fields were asked for.
-pub(super) struct Table<'t> {
-    fields: &'t DeTable<'t>,
+/// A place in the file.
+struct Place<'t> {
+    /// The directory that relative paths start at.
+    dir: &'t Path,
+    /// The names that lead there.
     path: String,
     at: usize,
+}
+
+/// A table, and which of its fields were asked for.
+pub(crate) struct Table<'t> {
+    fields: &'t DeTable<'t>,
+    place: Place<'t>,
     known: Vec<&'static str>,
 }
 
-/// A value and its name.
-pub(super) struct Value<'t> {
+/// A value and its place.
+pub(crate) struct Value<'t> {
     value: &'t DeValue<'t>,
-    pub path: String,
-    at: usize,
+    place: Place<'t>,
 }
 
 /// The whole file.
-pub(super) fn parse(text: &str) -> Result<Spanned<DeTable<'_>>> {
+pub(crate) fn parse(text: &str) -> Result<Spanned<DeTable<'_>>> {
     DeTable::parse(text).map_err(|error| Wrong {
         at: error.span().map_or(0, |span: Range<usize>| span.start),
         field: String::new(),
@@ -55,9 +66,41 @@ pub(super) fn parse(text: &str) -> Result<Spanned<DeTable<'_>>> {
     })
 }
 
+impl<'t> Place<'t> {
+    /// The place of the field `name` of the table here.
+    fn field(&self, name: &str, at: usize) -> Self {
+        let dot = if self.path.is_empty() { "" } else { "." };
+        Place { dir: self.dir, path: format!("{}{dot}{name}", self.path), at }
+    }
+
+    fn wrong(&self, what: impl Into<String>) -> Wrong {
+        Wrong { at: self.at, field: self.path.clone(), what: what.into() }
+    }
+}
+
 impl<'t> Table<'t> {
-    pub fn root(parsed: &'t Spanned<DeTable<'t>>) -> Self {
-        Self { fields: parsed.get_ref(), path: String::new(), at: 0, known: Vec::new() }
+    /// The whole file, which is in `dir`.
+    pub fn root(parsed: &'t Spanned<DeTable<'t>>, dir: &'t Path) -> Self {
+        let place = Place { dir, path: String::new(), at: 0 };
+        Self { fields: parsed.get_ref(), place, known: Vec::new() }
+    }
+
+    /// The directory that relative paths start at.
+    pub fn dir(&self) -> &'t Path {
+        self.place.dir
+    }
+
+    /// The result of `read`; a field that it did not ask for is refused.
+    pub fn read<T>(mut self, read: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let found = read(&mut self)?;
+        let unknown = |name: &str| !self.known.contains(&name);
+        match self.fields.keys().find(|name| unknown(name.get_ref())) {
+            Some(name) => Err(self.place.field(name.get_ref(), name.span().start).wrong(format!(
+                "there is no such field here; known are {}",
+                self.known.join(", ")
+            ))),
+            None => Ok(found),
+        }
     }
 
     /// The field `name`, if it is there.
@@ -69,14 +112,11 @@ impl<'t> Table<'t> {
 
     /// The field `name`, which has to be there.
     pub fn need(&mut self, name: &'static str) -> Result<Value<'t>> {
-        self.get(name).ok_or_else(|| Wrong {
-            at: self.at,
-            field: join(&self.path, name),
-            what: "this is missing".to_owned(),
-        })
+        let missing = self.place.field(name, self.place.at);
+        self.get(name).ok_or_else(|| missing.wrong("this is missing"))
     }
 
-    /// What `read` makes of the field `name`, or `default` where it is not there.
+    /// The result of `read` for the field `name`, or `default` without that field.
     pub fn or<T>(
         &mut self,
         name: &'static str,
@@ -86,7 +126,16 @@ impl<'t> Table<'t> {
         self.get(name).map_or(Ok(default), read)
     }
 
-    /// What `read` makes of the field `name`, if it is there.
+    /// The result of `read` for the table `name`, or the default without that table.
+    pub fn group<T: Default>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        self.or(name, T::default(), |value| value.fields(read))
+    }
+
+    /// The result of `read` for the field `name`, if it is there.
     pub fn maybe<T>(
         &mut self,
         name: &'static str,
@@ -103,42 +152,32 @@ impl<'t> Table<'t> {
         })
     }
 
-    /// Refuses fields that were not asked for.
-    pub fn end(self) -> Result<()> {
-        let unknown = |name: &str| !self.known.contains(&name);
-        match self.fields.keys().find(|name| unknown(name.get_ref())) {
-            Some(name) => Err(Wrong {
-                at: name.span().start,
-                field: join(&self.path, name.get_ref()),
-                what: format!("there is no such field here; known are {}", self.known.join(", ")),
-            }),
-            None => Ok(()),
-        }
-    }
-
-    /// A mistake in the table as a whole.
+    /// A mistake in the table as a whole. Not every set of features has a table that can have one.
+    #[cfg_attr(not(feature = "pkcs11"), allow(dead_code))]
     pub fn wrong(&self, what: impl Into<String>) -> Wrong {
-        Wrong { at: self.at, field: self.path.clone(), what: what.into() }
+        self.place.wrong(what)
     }
 
     fn value(&self, name: &str, value: &'t Spanned<DeValue<'t>>) -> Value<'t> {
-        let path = join(&self.path, name);
-        Value { value: value.get_ref(), path, at: value.span().start }
+        Value { value: value.get_ref(), place: self.place.field(name, value.span().start) }
     }
 }
 
 impl<'t> Value<'t> {
     pub fn wrong(&self, what: impl Into<String>) -> Wrong {
-        Wrong { at: self.at, field: self.path.clone(), what: what.into() }
+        self.place.wrong(what)
     }
 
     pub fn table(self) -> Result<Table<'t>> {
         match self.value {
-            DeValue::Table(fields) => {
-                Ok(Table { fields, path: self.path, at: self.at, known: Vec::new() })
-            }
+            DeValue::Table(fields) => Ok(Table { fields, place: self.place, known: Vec::new() }),
             _ => Err(self.wrong("expected a table")),
         }
+    }
+
+    /// [`Table::read`] of this table.
+    pub fn fields<T>(self, read: impl FnOnce(&mut Table<'t>) -> Result<T>) -> Result<T> {
+        self.table()?.read(read)
     }
 
     pub fn text(&self) -> Result<&'t str> {
@@ -172,7 +211,7 @@ impl<'t> Value<'t> {
     }
 
     /// One of the names in `choices`.
-    pub fn choice<T: Copy>(self, choices: &[(&str, T)]) -> Result<T> {
+    pub fn choice<T: Copy>(&self, choices: &[(&str, T)]) -> Result<T> {
         let found =
             self.text().ok().and_then(|text| choices.iter().find(|(name, _)| *name == text));
         found.map(|(_, choice)| *choice).ok_or_else(|| {
@@ -182,38 +221,37 @@ impl<'t> Value<'t> {
         })
     }
 
-    pub fn list(self) -> Result<Vec<Value<'t>>> {
+    pub fn list(&self) -> Result<Vec<Value<'t>>> {
         let DeValue::Array(values) = self.value else {
             return Err(self.wrong("expected a list in brackets"));
         };
         let value = |(n, value): (usize, &'t Spanned<DeValue<'t>>)| Value {
             value: value.get_ref(),
-            path: format!("{}[{n}]", self.path),
-            at: value.span().start,
+            place: Place {
+                path: format!("{}[{n}]", self.place.path),
+                at: value.span().start,
+                ..self.place
+            },
         };
         Ok(values.iter().enumerate().map(value).collect())
     }
 
     /// A list of texts.
-    pub fn texts(self) -> Result<Vec<String>> {
+    pub fn texts(&self) -> Result<Vec<String>> {
         self.list()?.iter().map(|value| value.text().map(str::to_owned)).collect()
     }
 
     /// A span of time; `zero` says whether none is one.
     pub fn duration(self, zero: bool) -> Result<Duration> {
-        let found = self.text().ok().and_then(super::duration);
+        let found = self.text().ok().and_then(duration);
         found.filter(|span| zero || !span.is_zero()).ok_or_else(|| {
             let least = if zero { "" } else { " above zero" };
             self.wrong(format!("expected a span of time{least}, such as \"200ms\" or \"24h\""))
         })
     }
 
-    /// A path; a relative one is taken from `dir`.
-    pub fn path(self, dir: &Path) -> Result<PathBuf> {
-        Ok(dir.join(self.text()?))
+    /// A path; a relative one starts at the directory of the file.
+    pub fn path(self) -> Result<PathBuf> {
+        Ok(self.place.dir.join(self.text()?))
     }
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
