@@ -87,7 +87,7 @@ fn config(file: &mut Table<'_>) -> Result<Config> {
     let default_protector = file.get("default_protector");
     config.settings = Layer {
         default_protector: default_protector.as_ref().map(protector).transpose()?,
-        cipher: file.maybe("cipher", cipher)?,
+        cipher: file.maybe("cipher", |value| cipher(&value))?,
         allow_plaintext: file.maybe("allow_plaintext", Value::flag)?,
         tuning: file.group("io", tuning)?,
         access: file.group("access", access)?,
