@@ -202,7 +202,7 @@ fn transactions(settings: &mut Settings) {
 
 /// (e) The cipher suites.
 fn suites(settings: &mut Settings) {
-    for cipher in [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256] {
+    for cipher in Cipher::ALL {
         let shape = Shape { cipher, ..Shape::of(settings.rows()) };
         four(settings, "suites", &json!(cipher.name()), shape);
     }

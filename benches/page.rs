@@ -38,7 +38,7 @@ fn bare(c: &mut Criterion, page_size: usize) {
 fn pages(c: &mut Criterion) {
     for page_size in [1024, 4096, 16384, 65536] {
         bare(c, page_size);
-        for suite in [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256] {
+        for suite in Cipher::ALL {
             let mut pages = Pages::new(suite, page_size).unwrap();
             let mut page = vec![1; page_size];
             let mut group = c.benchmark_group("seal");

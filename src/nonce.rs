@@ -3,6 +3,7 @@
 //! ```text
 //! aes-256-gcm               | prefix 12 | epoch 9  | counter 3 |      1 per block
 //! aes-256-ctr-hmac-sha256               | epoch 11 | counter 5 |   8192 per block
+//! aegis-256x4               | prefix 8  | epoch 16 | counter 4 |      1 per block
 //! ```
 //! A run of nonces starts at a random point: all of these bytes are drawn, but for the low 13 bits
 //! of the second suite's counter, which are the AES blocks of one block of ours. From there the
@@ -48,7 +49,7 @@ use crate::secret::fill_random;
 use crate::suite::SuiteId;
 
 /// Longest nonce of any suite.
-pub(crate) const MAX_NONCE: usize = 24;
+pub(crate) const MAX_NONCE: usize = 28;
 
 /// AES blocks that one step of the counter-mode suite sets aside: a 64 KiB page and a frame header
 /// need 4,098.
@@ -74,6 +75,7 @@ impl Layout {
         match suite {
             SuiteId::Aes256Gcm => Self { epoch: 12..21, counter: 21..24, step: 1 },
             SuiteId::Aes256CtrHmacSha256 => Self { epoch: 0..11, counter: 11..16, step: CTR_STEP },
+            SuiteId::Aegis256X4 => Self { epoch: 8..24, counter: 24..28, step: 1 },
         }
     }
 

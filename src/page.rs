@@ -5,9 +5,14 @@
 //! +-----------------+-------------+-------------+------------+--------------+
 //! | ciphertext      | key version | nonce       | tag        | zeros        |
 //! +-----------------+-------------+-------------+------------+--------------+
-//!                     4, big-endian  24 | 16       16 | 28      4 | 0
-//!                                    aes-256-gcm | aes-256-ctr-hmac-sha256
 //! ```
+//! The key version has 4 bytes, big-endian.
+//!
+//! | suite | nonce | tag | zeros |
+//! |---|---|---|---|
+//! | `aes-256-gcm` | 24 | 16 | 4 |
+//! | `aes-256-ctr-hmac-sha256` | 16 | 28 | 0 |
+//! | `aegis-256x4` | 28 | 16 | 0 |
 //!
 //! The associated data binds a block to its place, so that it authenticates nowhere else: file id
 //! (16), purpose (1), number (8), length of the whole block (4), key version (4), and of a log's
@@ -33,8 +38,14 @@ const LOG_ID_LEN: usize = size_of::<LogId>();
 const SCHEDULES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 const _: () = assert!(RESERVE <= u8::MAX as usize, "SQLite keeps it in one byte");
-const _: () = assert!(VERSION_LEN + 24 + 16 <= RESERVE, "suite 1 fits");
-const _: () = assert!(VERSION_LEN + 16 + 28 <= RESERVE, "suite 2 fits");
+const _: () = {
+    let mut at = 0;
+    while at < SuiteId::ALL.len() {
+        let (nonce_len, tag_len) = lengths(SuiteId::ALL[at]);
+        assert!(VERSION_LEN + nonce_len + tag_len <= RESERVE, "every suite fits");
+        at += 1;
+    }
+};
 
 /// Which DEK of a database, counted from 1.
 pub type KeyVersion = u32;
@@ -331,14 +342,14 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    const SUITES: [SuiteId; 2] = [SuiteId::Aes256Gcm, SuiteId::Aes256CtrHmacSha256];
+    const SUITES: [SuiteId; 3] = SuiteId::ALL;
 
     fn keys(suite: SuiteId, file: u8, purpose: Purpose, version: KeyVersion) -> Arc<BlockKeys> {
         let key = Secret::from_slice(&[9; 32]).unwrap();
         Arc::new(BlockKeys {
             file_id: [file; 16],
             purpose,
-            current: (version, SuiteKey::new(suite, &key)),
+            current: (version, SuiteKey::new(suite, version, &key)),
             retired: Vec::new(),
             found: Mutex::default(),
         })

@@ -83,8 +83,7 @@ fn cache(db: &Connection, what: i32) -> i64 {
     now.into()
 }
 
-const CIPHERS: [sqlite_tde::Cipher; 2] =
-    [sqlite_tde::Cipher::Aes256Gcm, sqlite_tde::Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [sqlite_tde::Cipher; 3] = sqlite_tde::Cipher::ALL;
 
 #[test]
 fn the_counter_counts() {

@@ -21,7 +21,7 @@ use sqlite_tde_testkit::{Home, one};
 const TASK: &str = "SQLITE_TDE_TEST_FORKS";
 const PROVIDER_TASK: &str = "SQLITE_TDE_TEST_FORKED_PROVIDER";
 const MODES: [&str; 3] = ["DELETE", "PERSIST", "WAL"];
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [Cipher; 3] = Cipher::ALL;
 /// Long enough that no two pieces of ciphertext are equal by chance.
 const PIECE: usize = 32;
 

@@ -16,7 +16,7 @@ use sqlite_tde_testkit::{Home, dump, one, plain};
 const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/format/decrypt.py");
 const PASSPHRASE: &str = "correct horse";
 const CHEAP: Cost = Cost { memory_kib: 16, iterations: 2, parallelism: 2 };
-const SUITES: [&str; 2] = ["aes-256-gcm", "aes-256-ctr-hmac-sha256"];
+const SUITES: [&str; 3] = ["aes-256-gcm", "aes-256-ctr-hmac-sha256", "aegis-256x4"];
 const PROTECTORS: [&str; 3] = ["keystore:app", "raw:label", "passphrase:label"];
 
 /// The journal mode of a database, and what is under way when its files are copied.

@@ -90,7 +90,7 @@ impl Site {
     }
 
     fn uri(&self, file: &str) -> String {
-        let cipher = self.random().pick(&[Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256]);
+        let cipher = self.random().pick(&Cipher::ALL);
         let path = self.dir.join(file);
         if self.plain {
             return format!("file:{}?vfs=unix", path.display());

@@ -24,11 +24,13 @@ use sqlite_tde_testkit::process::{as_nobody, only};
 use sqlite_tde_testkit::scan::{Found, Needles, scan};
 
 const TASK: &str = "SQLITE_TDE_TEST_MEMORY";
-const CASES: [(&str, Cipher); 4] = [
+const CASES: [(&str, Cipher); 6] = [
     ("DELETE", Cipher::Aes256Gcm),
     ("WAL", Cipher::Aes256Gcm),
     ("DELETE", Cipher::Aes256CtrHmacSha256),
     ("WAL", Cipher::Aes256CtrHmacSha256),
+    ("DELETE", Cipher::Aegis256X4),
+    ("WAL", Cipher::Aegis256X4),
 ];
 
 /// A keystore that tells what it was given.

@@ -70,7 +70,7 @@ fn journal_modes_and_page_sizes_equal_plain() {
 #[test]
 fn both_suites_and_auto_vacuum_equal_plain() {
     let home = Home::new();
-    for cipher in [sqlite_tde::Cipher::Aes256Gcm, sqlite_tde::Cipher::Aes256CtrHmacSha256] {
+    for cipher in sqlite_tde::Cipher::ALL {
         for auto_vacuum in ["NONE", "FULL", "INCREMENTAL"] {
             let what = format!("{}, auto_vacuum {auto_vacuum}", cipher.name());
             let path = home.path(&what.replace([' ', ','], "-"));

@@ -173,6 +173,9 @@ fn an_application_does_not_weaken_what_the_configuration_demands() {
         ("policy.allowed_providers", "[policy]\nallowed_providers = [\"keystore\"]", |options| {
             options.policy(Policy::default())
         }),
+        ("policy.allowed_ciphers", "[policy]\nallowed_ciphers = [\"aes-256-gcm\"]", |options| {
+            options.policy(Policy::default())
+        }),
         ("policy.below_min", "[policy]\nbelow_min = \"refuse\"", |options| {
             let mut policy = Policy::default();
             policy.below_min = sqlite_tde::config::BelowMin::Warn;

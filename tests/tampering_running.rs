@@ -78,7 +78,7 @@ fn count_panics() {
     });
 }
 
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [Cipher; 3] = Cipher::ALL;
 
 fn configs(mode: &'static str) -> Vec<Config> {
     let mut configs = Vec::new();

@@ -245,7 +245,7 @@ fn a_log_of_another_database_is_ignored() {
 #[test]
 fn a_transaction_larger_than_the_cache_commits_and_rolls_back() {
     let home = Home::new();
-    for suite in ["aes-256-gcm", "aes-256-ctr-hmac-sha256"] {
+    for suite in ["aes-256-gcm", "aes-256-ctr-hmac-sha256", "aegis-256x4"] {
         let path = home.path(suite);
         let cipher = suite.parse().unwrap();
         let db = sqlite_tde::open_with(&path, &home.options().cipher(cipher)).unwrap();

@@ -87,9 +87,7 @@ fn config(file: &mut Table<'_>) -> Result<Config> {
     let default_protector = file.get("default_protector");
     config.settings = Layer {
         default_protector: default_protector.as_ref().map(protector).transpose()?,
-        cipher: file.maybe("cipher", |value| {
-            value.choice(&SuiteId::ALL.map(|suite| (suite.name(), suite)))
-        })?,
+        cipher: file.maybe("cipher", |value| cipher(&value))?,
         allow_plaintext: file.maybe("allow_plaintext", Value::flag)?,
         tuning: file.group("io", tuning)?,
         access: file.group("access", access)?,
@@ -117,6 +115,10 @@ fn config(file: &mut Table<'_>) -> Result<Config> {
         }
         _ => Ok(config),
     }
+}
+
+fn cipher(value: &Value<'_>) -> Result<SuiteId> {
+    value.choice(&SuiteId::ALL.map(|suite| (suite.name(), suite)))
 }
 
 fn protector(value: &Value<'_>) -> Result<String> {
@@ -234,6 +236,9 @@ fn policy(table: &mut Table<'_>) -> Result<PolicyLayer> {
         below_min: table.maybe("below_min", |value| value.choice(&below))?,
         allowed_providers: table.maybe("allowed_providers", |value| {
             value.list()?.iter().map(allowed).collect::<Result<_>>().map(Some)
+        })?,
+        allowed_ciphers: table.maybe("allowed_ciphers", |value| {
+            value.list()?.iter().map(cipher).collect::<Result<_>>().map(Some)
         })?,
     })
 }

@@ -832,5 +832,7 @@ pub(super) fn create(setup: &Setup) -> Result<(Arc<Keyring>, Envelope)> {
     if let Some(expected) = setup.settings().file_id {
         return Err(wrong_file("none, for the file is empty", &[expected]));
     }
-    Keyring::create(&setup.protectors, setup.wanted(), setup.settings().cipher, now())
+    let cipher = setup.settings().cipher;
+    setup.settings().policy.check_cipher(cipher)?;
+    Keyring::create(&setup.protectors, setup.wanted(), cipher, now())
 }

@@ -32,7 +32,7 @@ impl Pages {
         let keys = BlockKeys {
             file_id: [1; 16],
             purpose: Purpose::Page,
-            current: (1, SuiteKey::new(suite, &Secret::random()?)),
+            current: (1, SuiteKey::new(suite, 1, &Secret::random()?)),
             retired: Vec::new(),
             found: std::sync::Mutex::default(),
         };

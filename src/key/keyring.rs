@@ -98,7 +98,7 @@ impl Held {
 
     fn subkey(&self, label: &[&[u8]]) -> (KeyVersion, SuiteKey) {
         let subkey = self.extracted.expand(label);
-        (self.dek.version, SuiteKey::new(self.dek.suite, &subkey))
+        (self.dek.version, SuiteKey::new(self.dek.suite, self.dek.version, &subkey))
     }
 }
 
@@ -458,7 +458,7 @@ pub(crate) fn scratch_keys() -> Result<Arc<BlockKeys>> {
     Ok(Arc::new(BlockKeys {
         file_id: FileId::default(),
         purpose: Purpose::Scratch,
-        current: (0, SuiteKey::new(SuiteId::Aes256Gcm, &Secret::random()?)),
+        current: (0, SuiteKey::new(SuiteId::Aes256Gcm, 0, &Secret::random()?)),
         retired: Vec::new(),
         found: Mutex::default(),
     }))

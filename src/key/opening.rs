@@ -107,6 +107,7 @@ impl<'a> Opening<'a> {
             return Err(wrong_file(&FileId(file_id).to_string(), &[expected]));
         }
         let (version, suite) = copy.current();
+        self.protectors.settings.policy.check_cipher(suite)?;
         let wanted = |record: &&ProtectorRecord| matches(record, self.wanted);
         let mut records: Vec<&ProtectorRecord> = copy.protectors().iter().filter(wanted).collect();
         if records.is_empty() {

@@ -5,6 +5,7 @@ use super::protector::check_time;
 use crate::error::{Error, Result};
 use crate::provider::ProviderError;
 use crate::settings::{BelowMin, Policy};
+use crate::suite::SuiteId;
 
 impl Policy {
     /// Whether keys of the provider called `name` may be protectors.
@@ -23,6 +24,18 @@ impl Policy {
     /// not allowed.
     pub(crate) fn check_opening(&self, name: &str) -> Result<(), ProviderError> {
         if self.allows(name) { Ok(()) } else { Err(ProviderError::denied(self.not_allowed(name))) }
+    }
+
+    /// Refuses a database under a cipher suite that is not allowed.
+    pub(crate) fn check_cipher(&self, suite: SuiteId) -> Result<()> {
+        match &self.allowed_ciphers {
+            Some(allowed) if !allowed.contains(&suite) => Err(Error::Usage(format!(
+                "the policy allows no cipher {}, only {}",
+                suite.name(),
+                allowed.iter().map(|suite| suite.name()).collect::<Vec<_>>().join(", ")
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn not_allowed(&self, name: &str) -> String {

@@ -171,6 +171,8 @@ settings! {
     /// The providers whose keys may become protectors, and through which databases are opened; any
     /// where there is no list.
     allowed_providers: Option<Vec<String>> = None, subset;
+    /// The cipher suites of databases, new or existing; any where there is no list.
+    allowed_ciphers: Option<Vec<SuiteId>> = None, subset;
 }
 
 settings! {

@@ -41,10 +41,10 @@ pub(super) fn no_smaller(demanded: &u32, now: &u32) -> Option<u32> {
 }
 
 /// A list must not get other members, nor be dropped.
-pub(super) fn subset(
-    demanded: &Option<Vec<String>>,
-    now: &Option<Vec<String>>,
-) -> Option<Option<Vec<String>>> {
+pub(super) fn subset<T: Clone + PartialEq>(
+    demanded: &Option<Vec<T>>,
+    now: &Option<Vec<T>>,
+) -> Option<Option<Vec<T>>> {
     let weaker = demanded.as_ref().is_some_and(|demanded| {
         now.as_ref().is_none_or(|now| now.iter().any(|name| !demanded.contains(name)))
     });

@@ -1,6 +1,7 @@
 //! The cipher suites, behind one trait. The envelope records the suite of each key version; nothing
 //! is negotiated.
 
+pub(crate) mod aegis;
 pub(crate) mod ctr_hmac;
 pub(crate) mod hkdf;
 pub(crate) mod xaes;
@@ -26,10 +27,14 @@ pub enum SuiteId {
     Aes256Gcm = 1,
     /// AES-256-CTR, then HMAC-SHA-256 truncated to 28 bytes: `aes-256-ctr-hmac-sha256`.
     Aes256CtrHmacSha256 = 2,
+    /// AEGIS-256X4, as draft-irtf-cfrg-aegis-aead specifies it, with tags of 16 bytes:
+    /// `aegis-256x4`.
+    Aegis256X4 = 3,
 }
 
 impl SuiteId {
-    pub(crate) const ALL: [Self; 2] = [Self::Aes256Gcm, Self::Aes256CtrHmacSha256];
+    /// Every suite.
+    pub const ALL: [Self; 3] = [Self::Aes256Gcm, Self::Aes256CtrHmacSha256, Self::Aegis256X4];
 
     /// Its number in an envelope.
     #[must_use]
@@ -49,15 +54,17 @@ impl SuiteId {
         match self {
             Self::Aes256Gcm => "aes-256-gcm",
             Self::Aes256CtrHmacSha256 => "aes-256-ctr-hmac-sha256",
+            Self::Aegis256X4 => "aegis-256x4",
         }
     }
 
-    /// Length of its nonce, in bytes.
+    /// Length of the drawn part of its nonce, in bytes.
     #[must_use]
     pub const fn nonce_len(self) -> usize {
         match self {
             Self::Aes256Gcm => xaes::NONCE_LEN,
             Self::Aes256CtrHmacSha256 => ctr_hmac::NONCE_LEN,
+            Self::Aegis256X4 => aegis::NONCE_LEN,
         }
     }
 
@@ -67,6 +74,7 @@ impl SuiteId {
         match self {
             Self::Aes256Gcm => xaes::TAG_LEN,
             Self::Aes256CtrHmacSha256 => ctr_hmac::TAG_LEN,
+            Self::Aegis256X4 => aegis::TAG_LEN,
         }
     }
 }
@@ -76,8 +84,8 @@ impl FromStr for SuiteId {
 
     fn from_str(name: &str) -> Result<Self, Error> {
         Self::ALL.into_iter().find(|suite| suite.name() == name).ok_or_else(|| {
-            let [a, b] = Self::ALL.map(Self::name);
-            Error::Usage(format!("there is no cipher {name}: expected {a} or {b}"))
+            let names = Self::ALL.map(Self::name).join(" or ");
+            Error::Usage(format!("there is no cipher {name}: expected {names}"))
         })
     }
 }
@@ -121,6 +129,7 @@ pub(crate) trait Suite {
 pub(crate) enum SuiteKey {
     Gcm(xaes::Key),
     CtrHmac(Arc<ctr_hmac::Key>),
+    Aegis(Arc<aegis::Key>),
 }
 
 /// The part of a nonce that chooses the schedule; zeros for a suite with a single schedule.
@@ -131,13 +140,16 @@ pub(crate) type Choice = [u8; xaes::PREFIX_LEN];
 pub(crate) enum Schedule {
     Gcm(Arc<xaes::Schedule>),
     CtrHmac(Arc<ctr_hmac::Key>),
+    Aegis(Arc<aegis::Key>),
 }
 
 impl SuiteKey {
-    pub(crate) fn new(suite: SuiteId, subkey: &Secret) -> Self {
+    /// The subkey of key version `version` for `suite`.
+    pub(crate) fn new(suite: SuiteId, version: u32, subkey: &Secret) -> Self {
         match suite {
             SuiteId::Aes256Gcm => Self::Gcm(xaes::Key::new(subkey)),
             SuiteId::Aes256CtrHmacSha256 => Self::CtrHmac(ctr_hmac::Key::new(subkey)),
+            SuiteId::Aegis256X4 => Self::Aegis(aegis::Key::new(subkey, version)),
         }
     }
 
@@ -145,6 +157,7 @@ impl SuiteKey {
         match self {
             Self::Gcm(_) => SuiteId::Aes256Gcm,
             Self::CtrHmac(_) => SuiteId::Aes256CtrHmacSha256,
+            Self::Aegis(_) => SuiteId::Aegis256X4,
         }
     }
 
@@ -155,7 +168,7 @@ impl SuiteKey {
         match self {
             // Too short a nonce is refused where it is used, so it need not be refused here.
             Self::Gcm(_) => nonce.first_chunk().copied().unwrap_or_default(),
-            Self::CtrHmac(_) => Choice::default(),
+            _ => Choice::default(),
         }
     }
 
@@ -164,6 +177,7 @@ impl SuiteKey {
         match self {
             Self::Gcm(key) => Schedule::Gcm(key.schedule(choice)),
             Self::CtrHmac(key) => Schedule::CtrHmac(Arc::clone(key)),
+            Self::Aegis(key) => Schedule::Aegis(Arc::clone(key)),
         }
     }
 }
@@ -176,6 +190,7 @@ impl Deref for Schedule {
         match self {
             Self::Gcm(schedule) => &**schedule,
             Self::CtrHmac(key) => &**key,
+            Self::Aegis(key) => &**key,
         }
     }
 }
@@ -215,7 +230,7 @@ pub(crate) mod tests {
     #[test]
     fn a_flipped_bit_is_found_and_nothing_is_released() {
         for suite in SuiteId::ALL {
-            let key = SuiteKey::new(suite, &Secret::from_slice(&[3; 32]).unwrap());
+            let key = SuiteKey::new(suite, 1, &Secret::from_slice(&[3; 32]).unwrap());
             let plain = *b"forty bytes of plaintext, no more of it.";
             let good_nonce = vec![9; suite.nonce_len()];
             let (mut cipher, mut tag) = ([0; 40], vec![0; suite.tag_len()]);
@@ -223,7 +238,7 @@ pub(crate) mod tests {
             schedule.seal(&good_nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
             // Content that each suite leaves in a buffer that held 0xee.
             let left = match suite {
-                SuiteId::Aes256Gcm => [0; 40],
+                SuiteId::Aes256Gcm | SuiteId::Aegis256X4 => [0; 40],
                 SuiteId::Aes256CtrHmacSha256 => [0xee; 40],
             };
             let parts = [cipher.to_vec(), good_nonce, tag, b"aad".to_vec()];
@@ -246,7 +261,7 @@ pub(crate) mod tests {
     #[test]
     fn wrong_lengths_are_errors() {
         for suite in SuiteId::ALL {
-            let key = SuiteKey::new(suite, &Secret::from_slice(&[3; 32]).unwrap());
+            let key = SuiteKey::new(suite, 1, &Secret::from_slice(&[3; 32]).unwrap());
             let right = [suite.nonce_len(), 9, 9, suite.tag_len()];
             for (part, wrong) in (0..4)
                 .flat_map(|part| [0, right[part] - 1, right[part] + 1].map(|wrong| (part, wrong)))
@@ -269,7 +284,7 @@ pub(crate) mod tests {
     #[test]
     fn blocks_of_any_length_come_back() {
         for suite in SuiteId::ALL {
-            let key = SuiteKey::new(suite, &Secret::from_slice(&[3; 32]).unwrap());
+            let key = SuiteKey::new(suite, 1, &Secret::from_slice(&[3; 32]).unwrap());
             assert_eq!(key.id(), suite);
             for len in [0, 1, 15, 16, 17, 4048, 65488] {
                 let (nonce, plain) = (vec![9; suite.nonce_len()], vec![0x5a; len]);

@@ -399,6 +399,7 @@ const fn mode(
 
 const GCM: Cipher = Cipher::Aes256Gcm;
 const CTR: Cipher = Cipher::Aes256CtrHmacSha256;
+const AEGIS: Cipher = Cipher::Aegis256X4;
 
 pub const MODES: &[Mode] = &[
     mode("DELETE", "NORMAL", 1024, CTR, true),
@@ -421,4 +422,7 @@ pub const MODES: &[Mode] = &[
     mode("MEMORY", "FULL", 1024, GCM, true),
     mode("MEMORY", "NORMAL", 4096, CTR, true),
     mode("OFF", "FULL", 1024, CTR, true),
+    mode("PERSIST", "FULL", 4096, AEGIS, true),
+    mode("WAL", "NORMAL", 1024, AEGIS, true),
+    mode("WAL", "FULL", 4096, AEGIS, true),
 ];

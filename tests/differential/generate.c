@@ -312,7 +312,7 @@ static void begin_database(void) {
   static const char *const syncs[] = {"OFF", "NORMAL", "FULL", "FULL", "EXTRA"};
   char uri[200] = "";
   plan.page_size = PICK(sizes);
-  if (chance(30)) strcat(uri, "&tde_cipher=aes-256-ctr-hmac-sha256");
+  if (chance(30)) strcat(uri, chance(50) ? "&tde_cipher=aes-256-ctr-hmac-sha256" : "&tde_cipher=aegis-256x4");
   if (chance(25)) strcat(uri, "&tde_read_ahead=off");
   if (chance(25)) strcat(uri, "&tde_gather_writes=off");
   if (uri[0]) ADD("tde %s", uri + 1);

@@ -172,6 +172,88 @@ class CtrHmac:
         return counted(self.aes, nonce, 16, cipher)
 
 
+# ---- AEGIS-256X4, draft-irtf-cfrg-aegis-aead ----
+
+
+def aes_round(state, key):
+    """One round of AES, of 16 bytes as a number."""
+    a, b, c, d = state >> 96, state >> 64 & 0xFFFFFFFF, state >> 32 & 0xFFFFFFFF, state & 0xFFFFFFFF
+    return (
+        (T0[a >> 24] ^ T1[b >> 16 & 255] ^ T2[c >> 8 & 255] ^ T3[d & 255]) << 96
+        | (T0[b >> 24] ^ T1[c >> 16 & 255] ^ T2[d >> 8 & 255] ^ T3[a & 255]) << 64
+        | (T0[c >> 24] ^ T1[d >> 16 & 255] ^ T2[a >> 8 & 255] ^ T3[b & 255]) << 32
+        | (T0[d >> 24] ^ T1[a >> 16 & 255] ^ T2[b >> 8 & 255] ^ T3[c & 255])
+    ) ^ key
+
+
+class Aegis256X4:
+    LANES, BLOCK = 4, 64
+    C0 = 0x000101020305080D1522375990E97962
+    C1 = 0xDB3D18556DC22FF12011314273B528DD
+
+    def __init__(self, key):
+        self.key = key
+
+    def start(self, nonce):
+        k0, k1 = (int.from_bytes(self.key[i : i + 16], "big") for i in (0, 16))
+        n0, n1 = (int.from_bytes(nonce[i : i + 16], "big") for i in (0, 16))
+        first = (k0 ^ n0, k1 ^ n1, self.C1, self.C0, k0 ^ self.C0, k1 ^ self.C1)
+        self.lanes = [list(first) for _ in range(self.LANES)]
+        context = [(i << 8 | self.LANES - 1) << 112 for i in range(self.LANES)]
+        for _ in range(4):
+            for word in (k0, k1, k0 ^ n0, k1 ^ n1):
+                for lane, number in zip(self.lanes, context):
+                    lane[3] ^= number
+                    lane[5] ^= number
+                self.update([word] * self.LANES)
+
+    def update(self, words):
+        for lane, word in zip(self.lanes, words):
+            a, b, c, d, e, f = lane
+            lane[:] = (
+                aes_round(f, a ^ word), aes_round(a, b), aes_round(b, c),
+                aes_round(c, d), aes_round(d, e), aes_round(e, f),
+            )
+
+    @staticmethod
+    def words(block):
+        return [int.from_bytes(block[i : i + 16], "big") for i in range(0, len(block), 16)]
+
+    def blocks(self, data):
+        for at in range(0, len(data), self.BLOCK):
+            yield data[at : at + self.BLOCK]
+
+    def open(self, nonce, aad, cipher, tag):
+        self.start(nonce)
+        for block in self.blocks(aad):
+            self.update(self.words(block.ljust(self.BLOCK, b"\0")))
+        plain = b""
+        for block in self.blocks(cipher):
+            key = b"".join((b ^ e ^ f ^ c & d).to_bytes(16, "big") for _, b, c, d, e, f in self.lanes)
+            part = xor(block, key[: len(block)])
+            self.update(self.words(part.ljust(self.BLOCK, b"\0")))
+            plain += part
+        lengths = int.from_bytes(struct.pack("<2Q", 8 * len(aad), 8 * len(cipher)), "big")
+        last = [lane[3] ^ lengths for lane in self.lanes]
+        for _ in range(7):
+            self.update(last)
+        digest = 0
+        for lane in self.lanes:
+            for word in lane:
+                digest ^= word
+        return plain if hmac.compare_digest(digest.to_bytes(16, "big"), tag) else None
+
+
+class Aegis:
+    """Its nonce is all of the trailer before the tag, the key version included."""
+
+    def __init__(self, key):
+        self.cipher = Aegis256X4(key)
+
+    def open(self, nonce, aad, cipher, tag):
+        return self.cipher.open(aad[29:33] + nonce, aad, cipher, tag)
+
+
 # ---- derivations ----
 
 
@@ -418,8 +500,8 @@ class Cipher:
         self.file_id, self.purpose = copy["file id"], purpose
         self.version, suite = copy["deks"][0]["version"], copy["deks"][0]["suite"]
         subkey = hkdf(dek, self.file_id, label)
-        self.suite = {1: Xaes, 2: CtrHmac}[suite](subkey)
-        self.nonce = {1: 24, 2: 16}[suite]
+        self.suite = {1: Xaes, 2: CtrHmac, 3: Aegis}[suite](subkey)
+        self.nonce, self.tag = {1: (24, 16), 2: (16, 28), 3: (28, 16)}[suite]
 
     def open(self, number, block, log=b""):
         """The plaintext, or None."""
@@ -427,11 +509,10 @@ class Cipher:
             return None
         cipher, trailer = block[:-RESERVE], block[-RESERVE:]
         tag_at = 4 + self.nonce
-        tag_len = {24: 16, 16: 28}[self.nonce]
-        if trailer[:4] != struct.pack(">I", self.version) or any(trailer[tag_at + tag_len :]):
+        if trailer[:4] != struct.pack(">I", self.version) or any(trailer[tag_at + self.tag :]):
             return None
         aad = self.file_id + struct.pack(">BQII", self.purpose, number, len(block), self.version) + log
-        return self.suite.open(trailer[4:tag_at], aad, cipher, trailer[tag_at : tag_at + tag_len])
+        return self.suite.open(trailer[4:tag_at], aad, cipher, trailer[tag_at : tag_at + self.tag])
 
 
 # ---- the files ----

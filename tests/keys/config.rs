@@ -73,7 +73,7 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
         "cipher = \"hunter2\"",
         1,
         "cipher",
-        "expected \"aes-256-gcm\" or \"aes-256-ctr-hmac-sha256\"",
+        "expected \"aes-256-gcm\" or \"aes-256-ctr-hmac-sha256\" or \"aegis-256x4\"",
     ),
     ("# yes\nallow_plaintext = \"yes\"", 2, "allow_plaintext", "expected true or false"),
     ("[io]\nread_ahead = 64", 2, "io.read_ahead", "expected true or false"),

@@ -10,12 +10,12 @@ use rusqlite::Connection;
 use rusqlite::types::Value;
 use sqlite_tde::config::{Config, Pins, Policy};
 use sqlite_tde::provider::{
-    Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor, WrapRequest,
-    Wrapped,
+    Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WaitsFor,
+    WrapRequest, Wrapped,
 };
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{
-    Error, FileId, NewProtector, OpenOptions, Options, RotateProtector, TdeConnection,
+    Cipher, Error, FileId, NewProtector, OpenOptions, Options, RotateProtector, TdeConnection,
 };
 use sqlite_tde_testkit::{Home, one, plain};
 
@@ -125,6 +125,42 @@ fn a_database_that_an_attacker_made_is_told_by_its_id() {
         // Beside a connection of the process that has it open.
         let _held = victim.open(&victim.path("a.db"));
         assert!(strict.try_open(&victim.path("a.db")).is_err());
+    }
+}
+
+/// A cipher that the policy leaves out is neither written nor read, whoever asks for it and whoever
+/// has the database open.
+#[test]
+fn a_policy_holds_for_the_ciphers_of_databases() {
+    let free = Home::with(|options| options);
+    for cipher in Cipher::ALL {
+        let mut policy = Policy::default();
+        policy.allowed_ciphers = Some(vec![cipher]);
+        let strict = Home::with(|options| {
+            options.keystore(Keystore::at(free.path("keys"))).policy(policy).cipher(cipher)
+        });
+        for other in Cipher::ALL {
+            let path = free.path(&format!("{}-{}.db", cipher.name(), other.name()));
+            let made = sqlite_tde::open_with(&path, &strict.options().cipher(other))
+                .and_then(|db| Ok(db.execute_batch("CREATE TABLE t(a)")?));
+            assert_eq!(made.is_ok(), other == cipher, "{cipher:?} {other:?}: {made:?}");
+            let held = sqlite_tde::open_with(&path, &free.options().cipher(other)).unwrap();
+            held.execute_batch("CREATE TABLE IF NOT EXISTS t(a)").unwrap();
+            for opened in [strict.try_open(&path), {
+                drop(held);
+                strict.try_open(&path)
+            }] {
+                match opened.map(|db| db.execute_batch("SELECT * FROM t")) {
+                    Ok(read) => assert!(read.is_ok() && other == cipher, "{cipher:?} {other:?}"),
+                    Err(error) => {
+                        let (name, only) = (other.name(), cipher.name());
+                        let words = format!("the policy allows no cipher {name}, only {only}");
+                        assert_eq!(error.to_string(), words);
+                        assert_ne!(other, cipher);
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -149,6 +149,7 @@ impl Reader {
             let nonces = match self.cipher {
                 Cipher::Aes256Gcm => vec![trailer[4..28].to_vec()],
                 Cipher::Aes256CtrHmacSha256 => ranges(&trailer[4..20], sealed.len() - RESERVE),
+                Cipher::Aegis256X4 => vec![trailer[4..32].to_vec()],
                 other => panic!("{place}: the nonces of {other:?}"),
             };
             let block = hash(&sealed);

@@ -19,7 +19,7 @@ impl Mode {
     /// Every journal mode with every locking mode and cipher, and those that do without locks.
     pub fn all() -> Vec<Self> {
         let mut modes = Vec::new();
-        for cipher in [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256] {
+        for cipher in Cipher::ALL {
             for journal in ["DELETE", "TRUNCATE", "PERSIST", "MEMORY", "OFF", "WAL"] {
                 for locking in ["NORMAL", "EXCLUSIVE"] {
                     modes.push(Self { journal, locking, nolock: false, cipher });

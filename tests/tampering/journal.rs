@@ -15,7 +15,7 @@ use sqlite_tde_testkit::twin::{
 };
 
 const MODES: [&str; 3] = ["DELETE", "TRUNCATE", "PERSIST"];
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [Cipher; 3] = Cipher::ALL;
 
 /// Of the journal: our header, and SQLite's journal in records.
 const HEADER: usize = 512;

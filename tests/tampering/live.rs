@@ -14,7 +14,7 @@ use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::twin::{PAGE, TRAILER, Tally};
 use sqlite_tde_testkit::{Home, beside};
 
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [Cipher; 3] = Cipher::ALL;
 const FRAMES_AT: u64 = 1024;
 const RECORD: usize = 24 + PAGE + TRAILER;
 /// Of the wal-index: the page numbers of frames, and the hash table over them.

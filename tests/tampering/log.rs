@@ -16,7 +16,7 @@ use sqlite_tde_testkit::twin::{
     Files, Judge, Moment, Outcome, PAGE, PAGES_AT, Scan, TRAILER, Tally, Twin,
 };
 
-const CIPHERS: [Cipher; 2] = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256];
+const CIPHERS: [Cipher; 3] = Cipher::ALL;
 
 /// Of the log: our header, record 0, and where the frames begin.
 const HEADER: usize = 512;

@@ -49,6 +49,10 @@ fn print(config: &Config) -> Result<(), Failure> {
         BelowMin::Warn => "warned of",
     };
     let allowed = policy.allowed_providers.as_ref().map_or_else(|| "any".into(), |a| a.join(", "));
+    let ciphers = policy.allowed_ciphers.as_ref().map_or_else(
+        || "any".into(),
+        |allowed| allowed.iter().map(|cipher| cipher.name()).collect::<Vec<_>>().join(", "),
+    );
     for (label, value) in [
         ("protector", protector.to_owned()),
         ("cipher", cipher.name().to_owned()),
@@ -62,6 +66,7 @@ fn print(config: &Config) -> Result<(), Failure> {
         ("protectors", format!("at least {}", policy.min_protectors)),
         ("below that", below.to_owned()),
         ("allowed", allowed),
+        ("ciphers", ciphers),
     ] {
         writeln!(out, "{label:<12} {value}")?;
     }

@@ -138,7 +138,7 @@ struct Question {
 }
 
 fn ciphers() -> impl TypedValueParser<Value = Cipher> {
-    let names = [Cipher::Aes256Gcm, Cipher::Aes256CtrHmacSha256].map(Cipher::name);
+    let names = Cipher::ALL.map(Cipher::name);
     PossibleValuesParser::new(names).try_map(|name| name.parse::<Cipher>())
 }
 

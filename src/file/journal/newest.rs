@@ -17,7 +17,7 @@ use crate::suite::SuiteId;
 type TagPart = [u8; 8];
 
 /// Their distance from the end of a sealed block, in every suite.
-const TAG_BEFORE_END: usize = 20;
+const TAG_BEFORE_END: usize = 16;
 
 const fn is_in_tag(suite: SuiteId) -> bool {
     let before_tag = size_of::<KeyVersion>() + suite.nonce_len();
@@ -25,7 +25,13 @@ const fn is_in_tag(suite: SuiteId) -> bool {
     before_tag <= at && at + size_of::<TagPart>() <= before_tag + suite.tag_len()
 }
 
-const _: () = assert!(is_in_tag(SuiteId::Aes256Gcm) && is_in_tag(SuiteId::Aes256CtrHmacSha256));
+const _: () = {
+    let mut at = 0;
+    while at < SuiteId::ALL.len() {
+        assert!(is_in_tag(SuiteId::ALL[at]));
+        at += 1;
+    }
+};
 
 /// Entries for which room is made at once, and which an idle journal keeps: 16 KiB. A transaction
 /// that needs more doubles it.
