@@ -37,6 +37,7 @@ impl Needles {
         needles.add(WAL, &wal_key);
         match cipher {
             Cipher::Aes256Gcm => needles.add("GCM", &gcm_key(&page_key, &page[4096 - 44..][..12])),
+            Cipher::Aegis256X4 => {}
             _ => {
                 for (half, key) in [("page's", &page_key), ("wal's", &wal_key)] {
                     let (_, hkdf) = Hkdf::<Sha256>::extract(Some(&[]), key);
@@ -74,6 +75,8 @@ impl Needles {
         match (self.cipher, mode) {
             (Cipher::Aes256Gcm, "WAL") => keys.extend([PAGE, WAL, "GCM"]),
             (Cipher::Aes256Gcm, _) => keys.extend([PAGE, "GCM"]),
+            (Cipher::Aegis256X4, "WAL") => keys.extend([PAGE, WAL]),
+            (Cipher::Aegis256X4, _) => keys.push(PAGE),
             (_, "WAL") => keys.extend(["CTR, page", "CTR, wal"]),
             _ => keys.push("CTR, page"),
         }
