@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Deadline, ProviderError};
-use crate::secret::{Secret, fill_random};
+use crate::secret::Secret;
 
 /// The data that a wrapped key is bound to. Providers with associated data pass
 /// [`Context::encode`]; for the others the envelope's own MAC binds it.
@@ -37,8 +37,8 @@ pub struct RequestId([u8; 16]);
 impl RequestId {
     pub(super) fn new() -> Self {
         let mut id = [0; 16];
-        if fill_random(&mut id).is_err() {
-            // It is no secret, only different from the others.
+        // It is no secret, only different from the others.
+        if getrandom::fill(&mut id).is_err() {
             static COUNT: AtomicU64 = AtomicU64::new(0);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let count =
