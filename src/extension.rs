@@ -13,7 +13,8 @@ use crate::error::{Result, log};
 use crate::ffi;
 use crate::options::{Options, register};
 use crate::vfs::connection::add_functions;
-use crate::vfs::routines::{answer, take_host};
+use crate::vfs::routines::{answer, keep_library, take_host};
+use crate::vfs::{Holder, holder, is_default};
 
 /// Whether the default was asked for.
 static DEFAULT: AtomicBool = AtomicBool::new(false);
@@ -42,7 +43,6 @@ pub unsafe fn load(
     default: bool,
 ) -> c_int {
     let (db, table) = (db.cast::<ffi::sqlite3>(), table.cast::<ffi::sqlite3_api_routines>());
-    let default = default || DEFAULT.load(Ordering::Relaxed);
     if table.is_null() {
         return ffi::SQLITE_ERROR; // called by something that is no host
     }
@@ -54,7 +54,9 @@ pub unsafe fn load(
             // SAFETY: `db` is the connection that loads us: it was opened before we could add to
             // it.
             unsafe { add_functions(db, message, table) };
-            return OK_LOAD_PERMANENTLY;
+            // The one answer that a host takes for success which calls an entry point for each
+            // connection (sqlite3_auto_extension) does not keep a library that it loads.
+            return if keep_library() { ffi::SQLITE_OK } else { OK_LOAD_PERMANENTLY };
         }
         Ok(Err(refusal)) => refusal,
         Err(_) => "sqlite-tde: internal panic caught while loading".to_owned(),
@@ -72,21 +74,47 @@ fn start(default: bool) -> Result<(), String> {
     register_configured(default).map_err(|error| format!("sqlite-tde: {error}"))
 }
 
-fn register_configured(default: bool) -> Result<()> {
-    let now = Config::load_default()?;
-    let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
-    let config = first.as_ref().unwrap_or(&now);
+fn register_configured(asked: bool) -> Result<()> {
+    let held = match holder("tde")? {
+        Holder::OtherCopy if !asked || is_default(c"tde") => {
+            log(
+                ffi::SQLITE_WARNING,
+                "sqlite-tde: another copy of the library has the VFS tde: it stays, with its \
+                 configuration",
+            );
+            return Ok(());
+        }
+        Holder::ThisCopy => true,
+        _ => false,
+    };
+    let read = Config::load_default();
+    let (config, first) = {
+        let mut first = FIRST.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*first, &read) {
+            (Some(config), _) => (config.clone(), false),
+            (None, Ok(config)) => (first.insert(config.clone()).clone(), true),
+            (None, Err(_)) => return read.map(drop),
+        }
+    };
+    let had = DEFAULT.load(Ordering::Relaxed);
+    // What was asked for stays: after sqlite3_shutdown, the default too.
+    let options = Options::new().as_default(asked || had && !held);
+    let options = options.plaintext_by_default(asked || had);
     // The default VFS passes plaintext, which the other entry point does not: it is asked for.
-    let replace = first.is_some() && default && !DEFAULT.load(Ordering::Relaxed);
-    let options = Options::new().as_default(default).plaintext_by_default(default);
-    register(options.replace(replace).config(config)?)?;
-    if config.differs_from(&now) {
-        log(
-            ffi::SQLITE_WARNING,
-            "sqlite-tde: it was loaded with another configuration, which stays: what config.toml \
-             says now holds for the next start of the program",
-        );
+    let replace = !first && asked && !had;
+    let registered = options.replace(replace).config(&config).and_then(register);
+    if registered.is_err() && first {
+        *FIRST.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
-    first.get_or_insert(now);
+    registered?;
+    let stays = "what it was first loaded with stays until the program starts anew";
+    match read {
+        Ok(now) if config.differs_from(&now) => log(
+            ffi::SQLITE_WARNING,
+            &format!("sqlite-tde: it was loaded with another configuration: {stays}"),
+        ),
+        Ok(_) => {}
+        Err(error) => log(ffi::SQLITE_WARNING, &format!("sqlite-tde: {error}: {stays}")),
+    }
     Ok(())
 }

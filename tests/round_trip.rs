@@ -68,7 +68,7 @@ fn journal_modes_and_page_sizes_equal_plain() {
 }
 
 #[test]
-fn both_suites_and_auto_vacuum_equal_plain() {
+fn every_suite_and_auto_vacuum_equal_plain() {
     let home = Home::new();
     for cipher in sqlite_tde::Cipher::ALL {
         for auto_vacuum in ["NONE", "FULL", "INCREMENTAL"] {
@@ -145,6 +145,34 @@ fn every_road_to_a_new_database_reserves_its_bytes() {
         let db = home.open(&path);
         assert_sound(&db, road);
         assert!(!rows(&db, "SELECT * FROM t").is_empty(), "{road}");
+    }
+}
+
+/// SQLite ends the backup of an empty database by cutting the other one to a page of its size.
+#[test]
+fn a_backup_of_an_empty_database_cuts_no_page() {
+    for (from, to) in [(1024, 4096), (1024, 65536), (4096, 1024), (4096, 4096), (512, 1024)] {
+        for mode in ["DELETE", "WAL"] {
+            let home = Home::new();
+            let path = home.path("to.db");
+            let mut filled = home.open(&path);
+            filled.execute_batch(&format!("PRAGMA page_size={to}")).unwrap();
+            one(&filled, &format!("PRAGMA journal_mode={mode}"));
+            filled
+                .execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES(hex(zeroblob(9000)))")
+                .unwrap();
+            let empty = home.open(&home.path("from.db"));
+            empty.execute_batch(&format!("PRAGMA page_size={from}")).unwrap();
+            let done = rusqlite::backup::Backup::new(&empty, &mut filled)
+                .and_then(|backup| backup.run_to_completion(7, std::time::Duration::ZERO, None));
+            let (count, name) =
+                (i64::from(done.is_err()), format!("{mode}, {from} into {to}: {done:?}"));
+            drop(filled);
+            let again = home.open(&path);
+            let tables = one(&again, "SELECT count(*) FROM sqlite_schema");
+            assert_eq!(tables, rusqlite::types::Value::Integer(count), "{name}");
+            assert_eq!(one(&again, "PRAGMA integrity_check"), "ok".to_owned().into(), "{name}");
+        }
     }
 }
 

@@ -633,6 +633,10 @@ impl Main {
         }
         match &mut self.state {
             State::Encrypted(_) if size == 0 => self.undo_creation(base),
+            // A backup of an empty database with smaller pages would leave part of page 1.
+            State::Encrypted(open) if !size.is_multiple_of(open.pages.page_size() as u64) => {
+                Err(Error::PageSizeChange)
+            }
             State::Encrypted(open) => {
                 let pages = &mut open.pages;
                 pages.ahead.clear();

@@ -2,8 +2,8 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::ffi;
 
@@ -13,6 +13,7 @@ use crate::db::wal_index::{PAGE_NUMBERS, Words};
 use crate::error::{Error, Result};
 use crate::file::beside;
 use crate::io::{Remains, Storage};
+use crate::process::forks;
 
 /// An open file of the base VFS, in memory of ours. Dropping it closes it.
 pub(crate) struct BaseFile {
@@ -58,6 +59,49 @@ pub(super) struct Place {
     name: *const c_char,
 }
 
+/// Keeps a lock from being taken while a file is closed.
+///
+/// Closing a descriptor drops all POSIX locks of the process on that file. SQLite's unix VFS keeps
+/// it open while any connection of the process has a lock, but another thread can take one between
+/// that check and the close: writers then no longer exclude each other.
+struct Closing {
+    process: u64,
+    lock: RwLock<()>,
+    /// That of a forked child: a thread of its parent may have held this one.
+    child: OnceLock<&'static Self>,
+}
+
+impl Closing {
+    fn here() -> &'static RwLock<()> {
+        static FIRST: OnceLock<&'static Closing> = OnceLock::new();
+        let process = forks::process();
+        let mut place = &FIRST;
+        loop {
+            match place.get() {
+                Some(closing) if closing.process == process => return &closing.lock,
+                Some(parents) => place = &parents.child,
+                // Another thread may be faster.
+                None => {
+                    let (lock, child) = (RwLock::default(), OnceLock::new());
+                    _ = place.set(Box::leak(Box::new(Self { process, lock, child })));
+                }
+            }
+        }
+    }
+}
+
+/// Whether `path` leads to anything but a regular file, as far as the system says.
+#[cfg(unix)]
+fn is_special(path: &CStr) -> bool {
+    let kind = |file: rustix::fs::Stat| rustix::fs::FileType::from_raw_mode(file.st_mode as _);
+    rustix::fs::stat(path).is_ok_and(|file| !kind(file).is_file())
+}
+
+#[cfg(not(unix))]
+fn is_special(_: &CStr) -> bool {
+    false
+}
+
 impl Place {
     /// # Safety
     /// `vfs` is a registered VFS, and `name` what was passed to its xOpen, for a main database with
@@ -90,7 +134,7 @@ impl Place {
     }
 
     /// Runs `work` on a file beside this database, which is opened for reading; `None` if it does
-    /// not exist.
+    /// not exist or is no regular file: opening a FIFO would wait for its writer.
     ///
     /// # Safety
     /// This is the place of a main database that is open.
@@ -107,7 +151,7 @@ impl Place {
         let name = self.name_of(which);
         // SAFETY: as above.
         unsafe {
-            if !self.has(name)? {
+            if !self.has(name)? || is_special(CStr::from_ptr(name)) {
                 return Ok(None);
             }
             let file = BaseFile::open(self.vfs, name, flags, std::ptr::null_mut())?;
@@ -270,6 +314,7 @@ impl BaseFile {
 
     /// Closes the file. No other method but the destructor may be called afterwards.
     pub(super) fn close(&self) -> c_int {
+        let _alone = Closing::here().write().unwrap_or_else(PoisonError::into_inner);
         let code = call!(self, xClose);
         // SAFETY: `open` allocated the file; SQLite, too, clears this after xClose.
         unsafe { (*self.file).pMethods = std::ptr::null() };
@@ -480,6 +525,7 @@ impl Host for BaseFile {
     }
 
     fn lock(&self, level: LockLevel) -> Result<()> {
+        let _nobody_closes = Closing::here().read().unwrap_or_else(PoisonError::into_inner);
         done(call!(self, xLock, level.code()))
     }
 

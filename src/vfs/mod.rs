@@ -88,6 +88,19 @@ static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex
 pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     routines::check_reachable()?;
     let Registration { name, base, default, replace, said, protectors } = registration;
+    let linked = match holder(name)? {
+        Holder::Nobody => false,
+        Holder::ThisCopy => true,
+        Holder::OtherCopy => {
+            return Err(Error::Usage(format!(
+                "another copy of the library has the VFS {name:?}, with settings of its own"
+            )));
+        }
+        Holder::Stranger => {
+            let words = if name.is_empty() { "it needs one" } else { "another VFS has it" };
+            return Err(Error::Usage(format!("the VFS cannot be called {name:?}: {words}")));
+        }
+    };
     let mut new = Registered { default, said, protectors };
     // Providers of the application are dropped after the locks: they may register and open, too.
     let mut former = None;
@@ -115,9 +128,14 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     };
     // A host may unload a library that failed. So nothing points into it before all that can fail
     // is done: after the first of these, SQLite is initialised, and then the second cannot fail.
-    // Both last until sqlite3_shutdown, hence are said again in each registration.
-    // SAFETY: `create` made it, and it is never freed.
-    let code = unsafe { api::register_vfs(vfs, registered_of(vfs).default) };
+    // Both last until sqlite3_shutdown, hence are said again in each registration. A VFS that the
+    // host made the default above this one stays, unless the default is asked for.
+    let code = if linked && !default {
+        ffi::SQLITE_OK
+    } else {
+        // SAFETY: `create` made it, and it is never freed.
+        unsafe { api::register_vfs(vfs, registered_of(vfs).default) }
+    };
     drop(registered);
     drop(former);
     for code in [api::on_every_connection(connection::add_functions), code] {
@@ -129,6 +147,38 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     forks::watch();
     threads::block_signals_by(signals::blocked);
     Ok(())
+}
+
+/// Who has the name of a VFS.
+pub(crate) enum Holder {
+    Nobody,
+    ThisCopy,
+    /// A copy of the library that was loaded from another file.
+    OtherCopy,
+    /// A VFS of somebody else, or nobody if the name is empty.
+    Stranger,
+}
+
+/// Who has the VFS called `name`.
+///
+/// # Errors
+/// [`Error::Usage`] for a name with a NUL byte.
+pub(crate) fn holder(name: &str) -> Result<Holder> {
+    let there = api::find_vfs(Some(&no_nul(name)?));
+    // SAFETY: sqlite3_vfs_find answers NULL or a registered VFS.
+    Ok(match unsafe { (is_ours(there), kin::is_kin(there)) } {
+        _ if name.is_empty() => Holder::Stranger,
+        _ if there.is_null() => Holder::Nobody,
+        (true, _) => Holder::ThisCopy,
+        (_, true) => Holder::OtherCopy,
+        _ => Holder::Stranger,
+    })
+}
+
+/// Whether the VFS called `name` is SQLite's default.
+#[cfg(feature = "extension")]
+pub(crate) fn is_default(name: &CStr) -> bool {
+    api::find_vfs(Some(name)) == api::find_vfs(None)
 }
 
 /// Refuses a second registration that says what the first does not.
@@ -164,12 +214,6 @@ fn no_nul(name: &str) -> Result<CString> {
 
 fn create(name: &str, base: Option<&str>, registered: Registered) -> Result<*mut ffi::sqlite3_vfs> {
     let own_name = no_nul(name)?;
-    let there = api::find_vfs(Some(&own_name));
-    // SAFETY: sqlite3_vfs_find answers NULL or a registered VFS.
-    if name.is_empty() || !there.is_null() && !unsafe { kin::is_kin(there) } {
-        let words = if name.is_empty() { "it needs one" } else { "another VFS has it" };
-        return Err(Error::Usage(format!("the VFS cannot be called {name:?}: {words}")));
-    }
     let base_name = base.map(no_nul).transpose()?;
     let base_vfs = kin::base_for(base_name.as_deref())?;
     // SAFETY: `base_for` answers registered VFSs. Members of later versions are there where the

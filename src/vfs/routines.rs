@@ -177,7 +177,7 @@ pub(super) fn transient() -> Option<Destructor> {
 }
 
 #[cfg(feature = "extension")]
-pub(crate) use host::{answer, take_host};
+pub(crate) use host::{answer, keep_library, take_host};
 
 #[cfg(feature = "extension")]
 mod host {
@@ -223,6 +223,39 @@ mod host {
         ptr::fn_addr_eq(served.vfs_find, find).then_some(()).ok_or_else(|| {
             "sqlite-tde already serves another copy of SQLite in this process".to_owned()
         })
+    }
+
+    /// Keeps this library in the process, whoever unloads it: threads, forks and VFSs of SQLite's
+    /// lead into it. Whether that could be done; not where it is part of the program.
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "freebsd",
+        target_vendor = "apple"
+    ))]
+    pub(crate) fn keep_library() -> bool {
+        static KEPT: OnceLock<bool> = OnceLock::new();
+        *KEPT.get_or_init(|| {
+            let mut found = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+            let flags = libc::RTLD_NOW | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
+            // SAFETY: the address is one of this library's; dladdr fills the struct if it answers
+            // other than 0, with a NUL-terminated name. The library is loaded already, so nothing
+            // of it runs; the handle is never closed.
+            unsafe {
+                libc::dladdr(keep_library as *const c_void, found.as_mut_ptr()) != 0
+                    && !libc::dlopen((*found.as_ptr()).dli_fname, flags).is_null()
+            }
+        })
+    }
+
+    #[cfg(not(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "freebsd",
+        target_vendor = "apple"
+    )))]
+    pub(crate) fn keep_library() -> bool {
+        false
     }
 
     /// Gives a host `text` as the error message that it will free.

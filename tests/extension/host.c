@@ -232,6 +232,67 @@ static void refuse_other_copy(const char *other) {
   CHECK(message && strstr(message, "another copy of SQLite"), message ? message : "no message");
 }
 
+static int ran, lines_that_stay;
+
+static int count_connection(sqlite3 *db, char **message, const void *table) {
+  (void)db, (void)message, (void)table;
+  ran++;
+  return SQLITE_OK;
+}
+
+static void read_log(void *unused, int code, const char *line) {
+  (void)unused, (void)code;
+  lines_that_stay += strstr(line, "what it was first loaded with stays") != 0;
+}
+
+/* As the host's own auto-extension it is one of several, and nobody can unload it. */
+static void load_for_each_connection(void) {
+  void *handle = dlopen(library, RTLD_NOW);
+  CHECK(handle, dlerror());
+  void (*entry)(void) = (void (*)(void))dlsym(handle, "sqlite3_extension_init");
+  CHECK(sqlite3_auto_extension(entry) == SQLITE_OK, "");
+  CHECK(sqlite3_auto_extension((void (*)(void))count_connection) == SQLITE_OK, "");
+  sqlite3 *db;
+  int flags = SQLITE_OPEN_READWRITE | 0x02000000 /* SQLITE_OPEN_EXRESCODE */;
+  CHECK(sqlite3_open_v2(":memory:", &db, flags, 0) == SQLITE_OK, sqlite3_errmsg(db));
+  CHECK(ran == 1, "an auto-extension after it did not run");
+  must(db, "SELECT tde_last_error()");
+  sqlite3_close(db);
+  sqlite3_reset_auto_extension();
+  for (int times = 0; times < 8; times++) dlclose(handle);
+  load_alone("sqlite3_extension_init");
+  use_databases("tde", "kept");
+}
+
+/* A configuration that nobody can read any more is no reason to refuse a later load. */
+static void load_beside_a_broken_configuration(void) {
+  char name[600];
+  sqlite3_shutdown();
+  CHECK(sqlite3_config(SQLITE_CONFIG_LOG, read_log, (void *)0) == SQLITE_OK, "");
+  CHECK(sqlite3_initialize() == SQLITE_OK, "");
+  load_alone("sqlite3_extension_init");
+  CHECK(lines_that_stay == 0, "");
+  snprintf(name, sizeof name, "%s/config.toml", getenv("SQLITE_TDE_HOME"));
+  FILE *file = fopen(name, "w");
+  CHECK(file && fputs("allow_plaintext = [", file) >= 0 && fclose(file) == 0, name);
+  load_alone("sqlite3_extension_init");
+  CHECK(lines_that_stay == 1, "nothing was logged");
+  CHECK(remove(name) == 0, name);
+}
+
+/* A VFS that the host made the default, above this one, stays unless the default is asked for. */
+static void load_beneath_a_shim(void) {
+  load_alone("sqlite3_tdedefault_init");
+  sqlite3_vfs shim = *sqlite3_vfs_find("tde");
+  shim.zName = "shim";
+  CHECK(sqlite3_vfs_register(&shim, 1) == SQLITE_OK, "");
+  load_alone("sqlite3_extension_init");
+  CHECK(sqlite3_vfs_find(0) == &shim, "a later load displaced the host's default VFS");
+  load_alone("sqlite3_tdedefault_init");
+  CHECK(sqlite3_vfs_find(0) == sqlite3_vfs_find("tde"), "the default was asked for");
+  sqlite3_vfs_unregister(&shim);
+}
+
 int main(int count, char **arguments) {
   CHECK(count >= 3, "host LIBRARY DIRECTORY [OTHER_SQLITE]");
   library = arguments[1];
@@ -295,6 +356,9 @@ int main(int count, char **arguments) {
     sort_in(db, 0);
     sqlite3_close(db);
   }
+  load_for_each_connection();
+  load_beside_a_broken_configuration();
+  load_beneath_a_shim();
   CHECK(file_holds(path("plain.db"), MARKER), "the control: plaintext is found where it is");
   if (count > 3) refuse_other_copy(arguments[3]);
   printf("SQLite %s: loaded\n", sqlite3_libversion());
