@@ -90,6 +90,7 @@ pub mod internals;
 mod io;
 mod key;
 mod nonce;
+mod number;
 mod options;
 mod page;
 mod process;

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::file::wal::Frames;
 use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
 use crate::key::session::Session;
+use crate::number::{FrameNo, PageNo};
 use crate::process::time::{self, system_time, unless_never};
 use crate::provider::WaitsFor;
 
@@ -225,9 +226,11 @@ impl Verifier {
         let Findings { pages, bad_pages, bad_count, bad_copies, stale_copies, .. } = self.findings;
         Verification {
             pages,
-            bad_pages,
+            bad_pages: bad_pages.into_iter().map(PageNo::get).collect(),
             bad_page_count: bad_count,
-            bad_frames: self.begun.map(|(_, log)| log.bad).unwrap_or_default(),
+            bad_frames: self
+                .begun
+                .map_or_else(Vec::new, |(_, log)| log.bad.into_iter().map(FrameNo::get).collect()),
             bad_envelope_copies: bad_copies,
             stale_envelope_copies: stale_copies,
             refused,

@@ -20,6 +20,7 @@ use crate::key::envelope::slot::Slot;
 use crate::key::envelope::slots::FIRST_SEQUENCE;
 use crate::key::keyring::Keyring;
 use crate::key::session::Session;
+use crate::number::PageNo;
 
 impl Main {
     /// Writes the envelope of a new database before its first page; that page sets the page size.
@@ -30,7 +31,7 @@ impl Main {
         }
         let State::Empty(prepared) = &mut self.state else { return Ok(()) };
         let page_size = first_page_size(bytes, at)?;
-        check_page_1(bytes, at, page_size)?;
+        check_page_1(bytes, PageNo::at(at, bytes.len()), bytes.len())?;
         let (keyring, mut envelope) = match prepared.take() {
             Some(keys) => keys,
             None => create(&self.setup)?,
