@@ -26,7 +26,7 @@ LAYERS = """
     secret
     error
     process
-    ffi number
+    ffi
 """
 SRC = pathlib.Path(__file__).resolve().parent.parent / "src"
 rank = {}

@@ -90,7 +90,6 @@ pub mod internals;
 mod io;
 mod key;
 mod nonce;
-mod number;
 mod options;
 mod page;
 mod process;

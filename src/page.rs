@@ -19,14 +19,16 @@
 //! records the id of their log (16). No two places have the same associated data: the purpose, at a
 //! fixed offset, determines its length.
 
+mod number;
+
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
+pub(crate) use self::number::{FrameNo, PageNo};
 use crate::error::Result;
 use crate::nonce::NonceSequence;
-use crate::number::PageNo;
 use crate::suite::{Choice, Schedule, SuiteId, SuiteKey, Unauthentic};
 
 /// Bytes that a sealed block adds to its plaintext, and SQLite's reserve bytes on each page.
@@ -73,12 +75,6 @@ pub(crate) struct Place {
 impl From<u64> for Place {
     fn from(number: u64) -> Self {
         Self { number, log: None }
-    }
-}
-
-impl From<PageNo> for Place {
-    fn from(page: PageNo) -> Self {
-        u64::from(page.get()).into()
     }
 }
 
@@ -392,7 +388,7 @@ mod tests {
             let open = |number, block: &[u8]| {
                 let mut block = block.to_vec();
                 let opened =
-                    PageCipher::new(Arc::clone(&keys)).open_known(PageNo::new(number), &mut block);
+                    PageCipher::new(Arc::clone(&keys)).open_known(PageNo(number), &mut block);
                 (opened, block)
             };
             let block = sealed(suite, &[5; 976]);

@@ -19,7 +19,6 @@ use crate::error::{Error, Result};
 use crate::file::wal::Frames;
 use crate::key::envelope::{Envelope, FORMAT, ProtectorRecord};
 use crate::key::session::Session;
-use crate::number::{FrameNo, PageNo};
 use crate::process::time::{self, system_time, unless_never};
 use crate::provider::WaitsFor;
 
@@ -226,11 +225,11 @@ impl Verifier {
         let Findings { pages, bad_pages, bad_count, bad_copies, stale_copies, .. } = self.findings;
         Verification {
             pages,
-            bad_pages: bad_pages.into_iter().map(PageNo::get).collect(),
+            bad_pages: bad_pages.into_iter().map(|page| page.0).collect(),
             bad_page_count: bad_count,
-            bad_frames: self
-                .begun
-                .map_or_else(Vec::new, |(_, log)| log.bad.into_iter().map(FrameNo::get).collect()),
+            bad_frames: self.begun.map_or_else(Vec::new, |(_, log)| {
+                log.bad.into_iter().map(|frame| frame.0).collect()
+            }),
             bad_envelope_copies: bad_copies,
             stale_envelope_copies: stale_copies,
             refused,

@@ -8,6 +8,7 @@
 //! there are no pages, alone or beside pages that are rolled back. Once both copies say that there
 //! are, they are on disk: a file that ends before its first page was cut.
 
+use crate::page::PageNo;
 use std::sync::Arc;
 
 use super::main::{Encrypted, Main, State, create};
@@ -20,7 +21,6 @@ use crate::key::envelope::slot::Slot;
 use crate::key::envelope::slots::FIRST_SEQUENCE;
 use crate::key::keyring::Keyring;
 use crate::key::session::Session;
-use crate::number::PageNo;
 
 impl Main {
     /// Writes the envelope of a new database before its first page; that page sets the page size.

@@ -24,6 +24,7 @@
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
 //!    errors it ignores, fail only if the base fails.
 
+use crate::page::PageNo;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -42,7 +43,6 @@ use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, REGION_LEN};
 use crate::key::keyring::{Keyring, candidates};
 use crate::key::opening::Opening;
 use crate::key::session::{ATTEMPTS, PAUSE, Session, Setup, emptied, steadily};
-use crate::number::PageNo;
 use crate::process::time::now;
 use crate::settings::Tuning;
 use crate::settings::identity::wrong_file;
@@ -353,7 +353,7 @@ impl Main {
         self.known_size = None;
         let Some(Encrypted { session, pages }) = self.opened() else { return Ok(()) };
         session.require_envelope(base)?;
-        let last = PageNo::new(pages.count(base)?).min(*grown.end());
+        let last = PageNo(pages.count(base)?).min(*grown.end());
         for page in grown.start().to(last) {
             if !logged.contains(&page) {
                 pages.seal_if_bad(base, page)?;
@@ -400,9 +400,10 @@ impl Main {
         let visible = pages.check_size(base, demand)?.unwrap_or_default().visible;
         let page = PageNo::at(at, pages.page_size());
         if visible.contains(&page) {
-            return Err(Error::PageAuthentication { page: page.get() });
+            Err(Error::PageAuthentication { page: page.0 })
+        } else {
+            Ok(())
         }
-        Ok(())
     }
 
     /// The size reported to SQLite. If the file was cut under its locks, that is the known size:
@@ -515,14 +516,11 @@ impl Main {
         let State::Encrypted(open) = &self.state else { return Ok(0) };
         let pages = &open.pages;
         // As SQLite counts: a page that is cut short belongs to the database, and is missing.
-        let size = logical_size(base.size()?);
-        let whole = pages.count_in(size);
-        let known = self.known_size.map(|known| pages.begun_in(known)).or(in_index);
-        let known = known.unwrap_or_else(|| pages.begun_in(size));
-        if known > whole {
-            return Err(Error::PageAuthentication { page: PageNo::after(whole).get() });
-        }
-        Ok(known)
+        let count = |size: u64| pages.begun_in(size);
+        let there = logical_size(base.size()?);
+        let whole = pages.count_in(there);
+        let known = self.known_size.map(count).or(in_index).unwrap_or(count(there));
+        if known > whole { Err(Error::PageAuthentication { page: whole + 1 }) } else { Ok(known) }
     }
 
     pub(crate) fn read(&mut self, base: &impl Storage, buf: &mut [u8], at: u64) -> Result<Filled> {

@@ -49,8 +49,7 @@ use crate::file::journal::{Counters, Journal};
 use crate::file::wal::{Origin, Owner, Salts, Wal};
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::session::{Session, Setup};
-use crate::number::{FrameNo, PageNo};
-use crate::page::LogId;
+use crate::page::{FrameNo, LogId, PageNo};
 
 /// State of a database that is readable without entering it; it decides which database a journal or
 /// log belongs to.

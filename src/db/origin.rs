@@ -9,8 +9,7 @@ use crate::file::wal::Origin;
 use crate::io::Storage;
 use crate::key::envelope::slot::{Fit, LastFrame, Slot, StateId};
 use crate::key::envelope::slots::Slots;
-use crate::number::{FrameNo, PageNo};
-use crate::page::LogId;
+use crate::page::{FrameNo, LogId, PageNo};
 
 impl Main {
     /// The state of the file, for a log that begins. `in_index` are its pages by the wal-index.
@@ -93,7 +92,7 @@ impl Main {
                 Fit::No => return Err(Error::LogOutdated),
                 // SQLite never brings less than before: after a recovery `log_ends` lowers this.
                 Fit::Brought { frames, .. } if FrameNo::NONE < brought && brought < frames => {
-                    return Err(Error::LogCut { frame: brought.next().get() });
+                    return Err(Error::LogCut { frame: brought.next().0 });
                 }
                 Fit::Brought { frames, partly: true } if frames == brought => None,
                 Fit::Brought { .. } | Fit::Begun => Some(slot.state),
@@ -146,7 +145,7 @@ impl Main {
         match (slots.newest().map(|slot| slot.fit(&log, &state)), last) {
             (Some(Fit::No), _) => return Err(Error::LogOutdated),
             (Some(Fit::Brought { frames, .. }), Some((last, _))) if last < frames => {
-                return Err(Error::LogCut { frame: last.next().get() });
+                return Err(Error::LogCut { frame: last.next().0 });
             }
             _ => {}
         }

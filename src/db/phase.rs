@@ -12,7 +12,7 @@
 //! latest when the next transaction begins.
 //! SQLite does not say that it rolls back: it opens the journal, or reads it from its beginning.
 
-use crate::number::PageNo;
+use crate::page::PageNo;
 
 /// The phase of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::file::wal::Salts;
-use crate::number::{FrameNo, PageNo};
+use crate::page::{FrameNo, PageNo};
 
 /// The memory of a wal-index, as the base VFS has mapped it.
 pub(crate) trait Words {
@@ -114,10 +114,12 @@ impl WalIndex {
     }
 
     /// The frame up to which the current reader sees the log at least; `NONE` if it sees none of it.
-    pub(super) fn mark(&self, words: &impl Words) -> Option<FrameNo> {
-        match self.reader? {
-            0 => Some(FrameNo::NONE),
-            number => frame(words, MARKS_WORD + number as usize),
+    /// Without shared memory only this connection has the log open, and it sees all of it.
+    pub(super) fn mark(&self, words: &impl Words) -> FrameNo {
+        match self.reader {
+            _ if !words.is_index_mapped() => FrameNo::MAX,
+            None | Some(0) => FrameNo::NONE,
+            Some(number) => FrameNo(words.word(0, MARKS_WORD + number as usize).unwrap_or(0)),
         }
     }
 }
@@ -132,14 +134,9 @@ pub(crate) fn salts(words: &impl Words) -> Option<Salts> {
     is_init.then_some(bytes)
 }
 
-/// The number of a frame in the header or the checkpoint info.
-fn frame(words: &impl Words, word: usize) -> Option<FrameNo> {
-    words.word(0, word).map(FrameNo::new)
-}
-
 /// The frame of the last commit in the log.
 pub(super) fn last_frame(words: &impl Words) -> Option<FrameNo> {
-    frame(words, FRAMES_WORD)
+    words.word(0, FRAMES_WORD).map(FrameNo)
 }
 
 /// Pages of the database after the last commit in the log; 0 without a commit.
@@ -149,12 +146,12 @@ pub(super) fn pages(words: &impl Words) -> Option<u32> {
 
 /// The frame up to which checkpoints have brought the log to the database file.
 pub(super) fn frames_in_file(words: &impl Words) -> Option<FrameNo> {
-    frame(words, BACKFILL_WORD)
+    words.word(0, BACKFILL_WORD).map(FrameNo)
 }
 
 /// The frame up to which the last checkpoint set out to bring the log to the database file.
 pub(super) fn frames_attempted(words: &impl Words) -> Option<FrameNo> {
-    Some(frame(words, ATTEMPTED_WORD)?.min(last_frame(words)?))
+    Some(FrameNo(words.word(0, ATTEMPTED_WORD)?).min(last_frame(words)?))
 }
 
 /// Pages of the database, if all frames of the log are in the database file: a checkpoint that
@@ -171,7 +168,7 @@ pub(super) fn last_commit(words: &impl Words) -> Option<(FrameNo, u32)> {
     fence(Ordering::Acquire);
     let again = [FRAMES_WORD, PAGES_WORD].map(|word| words.word(0, HEADER_LEN_WORDS + word));
     let known = again == [frames, pages];
-    frames.map(FrameNo::new).zip(pages).filter(|_| known)
+    frames.map(FrameNo).zip(pages).filter(|_| known)
 }
 
 /// The last page that the checkpoint which just began will write, if it copies the whole log.
@@ -181,12 +178,12 @@ pub(super) fn last_commit(words: &impl Words) -> Option<(FrameNo, u32)> {
 /// yet, except those beyond the end of the database (`walCheckpoint`).
 pub(super) fn checkpoint_end(words: &impl Words) -> Option<PageNo> {
     let (frames, pages) = last_commit(words)?;
-    if frame(words, ATTEMPTED_WORD)? != frames {
+    if words.word(0, ATTEMPTED_WORD)? != frames.0 {
         return None;
     }
     let first = frames_in_file(words)?.next();
     let copied = first.to(frames).filter_map(|frame| page_of(words, frame));
-    copied.filter(|page| page.get() <= pages).max()
+    copied.filter(|page| page.0 <= pages).max()
 }
 
 /// The page whose content `frame` holds.
@@ -196,7 +193,7 @@ pub(super) fn page_of(words: &impl Words, frame: FrameNo) -> Option<PageNo> {
         None => words.word(0, index + HEADER_WORDS),
         Some(rest) => words.word(1 + rest / PAGE_NUMBERS, rest % PAGE_NUMBERS),
     };
-    page.map(PageNo::new)
+    page.map(PageNo)
 }
 
 #[cfg(test)]
@@ -231,11 +228,11 @@ mod tests {
         memory[0][SALT_WORD + 1] = u32::from_ne_bytes(*b"pair");
         let memory = Memory(memory);
         for (frame, ..) in places {
-            assert_eq!(page_of(&memory, FrameNo::new(frame)), Some(PageNo::new(1000 + frame)));
+            assert_eq!(page_of(&memory, FrameNo(frame)), Some(PageNo(1000 + frame)));
         }
         assert_eq!(salts(&memory), Some(*b"saltpair"));
         assert_eq!(page_of(&memory, FrameNo::NONE), None);
-        assert_eq!(page_of(&memory, FrameNo::new(8159 + 4096)), None);
+        assert_eq!(page_of(&memory, FrameNo(8159 + 4096)), None);
         let unmapped = Memory(Vec::new());
         assert_eq!((salts(&unmapped), page_of(&unmapped, FrameNo::FIRST)), (None, None));
     }
@@ -265,7 +262,7 @@ mod tests {
             memory[ATTEMPTED_WORD] = 5;
             memory[HEADER_WORDS..][..5].copy_from_slice(&pages);
             change(&mut memory);
-            let end = checkpoint_end(&Memory(vec![memory])).map(PageNo::get);
+            let end = checkpoint_end(&Memory(vec![memory])).map(|page| page.0);
             assert_eq!(end, expected, "{what}");
         }
     }

@@ -18,7 +18,7 @@
 use super::Database;
 use super::host::Host;
 use crate::error::{Error, Result};
-use crate::number::PageNo;
+use crate::page::PageNo;
 
 impl<H: Host> Database<H> {
     /// SQLite asks for all writes to be handed to the operating system. It does so before each

@@ -11,8 +11,7 @@ use crate::key::cipher::Subkey;
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::{Dek, Keyring};
 use crate::key::session::Setup;
-use crate::number::{FrameNo, PageNo};
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, PageNo, RESERVE};
 use crate::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor, WrapRequest,
     Wrapped,
@@ -94,7 +93,7 @@ impl Owner for Index {
     }
 
     fn page_of(&self, frame: FrameNo) -> Option<PageNo> {
-        self.pages.get(frame.since(FrameNo::FIRST)?).copied().map(PageNo::new)
+        self.pages.get(frame.since(FrameNo::FIRST)?).copied().map(PageNo)
     }
 
     fn origin(&self) -> Result<Origin> {
@@ -203,7 +202,11 @@ impl File {
                 let _ = wal.frames(&self.base, &self.index, FrameNo::MAX);
             }
             Some(Open::Database(db)) => {
-                let _ = db.seal_holes(&self.base, PageNo::FIRST..=PageNo::MAX, &Default::default());
+                let _ = db.seal_holes(
+                    &self.base,
+                    PageNo::FIRST..=PageNo(u32::MAX),
+                    &Default::default(),
+                );
                 db.phase.hot_journal();
                 let _ = db.before_sync(&self.base);
                 db.phase.journal_changed();

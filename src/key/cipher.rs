@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::keyring::Keyring;
 use crate::error::Result;
-use crate::number::PageNo;
-use crate::page::{KeyVersion, PageCipher, Place};
+use crate::page::{KeyVersion, PageCipher, PageNo, Place};
 
 /// Input to the derivation of a journal's subkey, besides the DEK.
 pub(crate) type JournalSalt = [u8; 36];

@@ -18,8 +18,7 @@ use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION
 use crate::key::keyring::Dek;
 use crate::key::keyring::Keyring;
 use crate::key::session::Setup;
-use crate::number::PageNo;
-use crate::page::RESERVE;
+use crate::page::{PageNo, RESERVE};
 use crate::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
@@ -414,7 +413,7 @@ fn spoil(base: &Memory, page: u64) {
 }
 
 fn bad_pages(db: &mut Main, base: &Memory) -> Vec<u32> {
-    db.verify_all(base).unwrap().bad_pages.into_iter().map(PageNo::get).collect()
+    db.verify_all(base).unwrap().bad_pages.into_iter().map(|page| page.0).collect()
 }
 
 /// A torn page that was free before the transaction has no copy in the journal.
@@ -504,7 +503,7 @@ fn recovery_seals_holes_where_the_log_has_grown_the_file() {
         (10, u32::MAX, None, &[3]),
     ];
     for (from, to, logged, left) in rows {
-        let (grown, in_log) = (PageNo::new(from)..=PageNo::new(to), logged.map(PageNo::new));
+        let (grown, in_log) = (PageNo(from)..=PageNo(to), logged.map(PageNo));
         db.seal_holes(&base, grown, &in_log.into_iter().collect()).unwrap();
         assert_eq!(bad_pages(&mut db, &base), left, "{from} to {to}, {logged:?} in the log");
     }

@@ -7,9 +7,8 @@ use super::*;
 use crate::file::wal::Origin;
 use crate::key::envelope::COPY_LEN;
 use crate::key::envelope::slot::{Fit, StateId};
-use crate::number::FrameNo;
-use crate::page::LogId;
 use crate::page::RESERVE;
+use crate::page::{FrameNo, LogId};
 
 const SLOT_LEN: usize = 512;
 const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
@@ -163,11 +162,11 @@ fn the_same_logs_lead_a_copy_to_the_same_states() {
         assert!(admits(&other, &copy.base.0.borrow(), &log), "log {number}");
         db.checkpoint_writes(&disk, id, FrameNo::FIRST).unwrap();
         // It goes on after it was brought whole.
-        db.checkpoint_ends(&disk, id, Some((FrameNo::new(3), [number; RESERVE]))).unwrap();
+        db.checkpoint_ends(&disk, id, Some((FrameNo(3), [number; RESERVE]))).unwrap();
         disk.sync().unwrap();
         db.checkpoint_begins(None, false);
-        db.checkpoint_writes(&disk, id, FrameNo::new(5)).unwrap();
-        let last = Some((FrameNo::new(5), [number; RESERVE]));
+        db.checkpoint_writes(&disk, id, FrameNo(5)).unwrap();
+        let last = Some((FrameNo(5), [number; RESERVE]));
         db.checkpoint_ends(&disk, id, last).unwrap();
         disk.sync().unwrap();
         if number % 2 == 0 {
@@ -214,8 +213,8 @@ fn no_checkpoint_brings_less_than_the_one_before() {
     for (brought, lacks) in [(3, None), (5, None), (4, Some(5)), (5, None), (7, None), (1, Some(2))]
     {
         db.checkpoint_begins(None, false);
-        assert_eq!(cut(db.checkpoint_writes(&disk, id, FrameNo::new(brought))), lacks, "{brought}");
-        let last = Some((FrameNo::new(brought), [1; RESERVE]));
+        assert_eq!(cut(db.checkpoint_writes(&disk, id, FrameNo(brought))), lacks, "{brought}");
+        let last = Some((FrameNo(brought), [1; RESERVE]));
         assert_eq!(cut(db.checkpoint_ends(&disk, id, last)), lacks, "{brought}: the end");
     }
 }
@@ -226,17 +225,17 @@ fn a_recovery_says_where_the_log_ends() {
     let (disk, mut db) = Disk::new();
     let log = begin(&db, &disk, 1);
     let id = (log.0, log.1.state);
-    db.checkpoint_writes(&disk, id, FrameNo::new(7)).unwrap();
+    db.checkpoint_writes(&disk, id, FrameNo(7)).unwrap();
     for (what, log, end, brought) in [
         ("all is there", id.0, 9, 7),
         ("another log", [9; 16], 3, 7),
         ("the last ones are gone", id.0, 5, 5),
         ("again", id.0, 5, 5),
     ] {
-        db.log_ends(&disk, (log, id.1), FrameNo::new(end)).unwrap();
+        db.log_ends(&disk, (log, id.1), FrameNo(end)).unwrap();
         assert!(disk.unsynced.borrow().is_empty() || brought == 7, "{what}: not synced");
         let fit = db.fit(&disk, &id.0, &id.1).unwrap();
-        assert_eq!(fit, Fit::Brought { frames: FrameNo::new(brought), partly: true }, "{what}");
+        assert_eq!(fit, Fit::Brought { frames: FrameNo(brought), partly: true }, "{what}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Mapping of SQLite's offsets to the file; the picture is in the parent module.
 
 use crate::key::envelope::ENVELOPE_LEN;
-use crate::number::PageNo;
+use crate::page::PageNo;
 
 pub(crate) const PAGES_AT: u64 = ENVELOPE_LEN as u64;
 /// Length of the gap; also SQLite's largest page.

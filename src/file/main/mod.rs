@@ -19,8 +19,7 @@ use crate::file::wal::Demand;
 use crate::io::read_ahead::Ahead;
 use crate::io::{Filled, Storage};
 use crate::key::cipher::Cipher;
-use crate::number::PageNo;
-use crate::page::RESERVE;
+use crate::page::{PageNo, RESERVE};
 
 /// SQLite's database header, of which page 1 is checked before it is written.
 pub(crate) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -108,7 +107,7 @@ impl Pages {
                     return Ok(None);
                 }
                 Found::Missing if page.offset(self.page_size) < known => {
-                    return Err(Error::PageAuthentication { page: page.get() });
+                    return Err(Error::PageAuthentication { page: page.0 });
                 }
                 Found::Missing => {
                     buf[done..].fill(0);
@@ -118,7 +117,7 @@ impl Pages {
                     self.made_up_header(buf, at as usize);
                     return Ok(Some(Filled::Full));
                 }
-                Found::Bad => return Err(Error::PageAuthentication { page: page.get() }),
+                Found::Bad => return Err(Error::PageAuthentication { page: page.0 }),
             }
             done += len;
         }
@@ -214,11 +213,6 @@ impl Pages {
         buf.copy_from_slice(&header[at..at + buf.len()]);
     }
 
-    /// Whole pages in the file.
-    pub(crate) fn whole(&self, base: &impl Storage) -> Result<u32> {
-        Ok(self.count_in(logical_size(base.size()?)))
-    }
-
     /// Whole pages in `size` of SQLite's bytes.
     pub(crate) fn count_in(&self, size: u64) -> u32 {
         u32::try_from(size / self.page_size as u64).unwrap_or(u32::MAX)
@@ -240,10 +234,10 @@ impl Pages {
         base: &impl Storage,
         demand: DemandOfLog<'_>,
     ) -> Result<Option<Demand>> {
-        let whole = self.whole(base)?;
+        let whole = self.count_in(logical_size(base.size()?));
         match demand()? {
             Some(demand) if whole < demand.pages => {
-                Err(Error::PageAuthentication { page: PageNo::after(whole).get() })
+                Err(Error::PageAuthentication { page: whole + 1 })
             }
             demand => Ok(demand),
         }
@@ -301,7 +295,7 @@ impl Pages {
         let has_log = demand.is_some();
         let logged = demand.unwrap_or_default().logged;
         let kept = if has_log { self.count_in(size) } else { self.begun_in(size) };
-        for page in PageNo::after(kept).to(PageNo::new(self.begun_in(to))) {
+        for page in PageNo::after(kept).to(PageNo(self.begun_in(to))) {
             if !logged.contains(&page) {
                 self.store_zeros(base, page)?;
             }
@@ -333,8 +327,8 @@ impl Pages {
         if self.load(base, PageNo::FIRST)? != Found::Good {
             return Ok(());
         }
-        let mut trunk = PageNo::new(be_u32(&self.plain[FREELIST_AT..]));
-        let (used, last) = (self.used().unwrap_or(count), PageNo::new(count));
+        let mut trunk = PageNo(be_u32(&self.plain[FREELIST_AT..]));
+        let (used, last) = (self.used().unwrap_or(count), PageNo(count));
         for page in PageNo::after(used).to(last) {
             self.seal_if_bad(base, page)?;
         }
@@ -342,9 +336,9 @@ impl Pages {
         let mut left = count as usize;
         while trunk != PageNo::NONE && left > 0 && self.load(base, trunk)? == Found::Good {
             let mut words = self.plain.chunks_exact(4).map(be_u32);
-            trunk = PageNo::new(words.next().unwrap_or(0));
+            trunk = PageNo(words.next().unwrap_or(0));
             let free = words.next().unwrap_or(0) as usize;
-            let leaves: Vec<PageNo> = words.take(free).map(PageNo::new).collect();
+            let leaves: Vec<PageNo> = words.take(free).map(PageNo).collect();
             left = left.saturating_sub(1 + leaves.len());
             for leaf in leaves.into_iter().filter(|leaf| PageNo::FIRST < *leaf && *leaf <= last) {
                 self.seal_if_bad(base, leaf)?;

@@ -98,8 +98,7 @@ use crate::io::read_ahead::Ahead;
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::Keyring;
-use crate::number::{FrameNo, PageNo};
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, PageNo, RESERVE};
 use crate::secret::fill_random;
 use crate::settings::Tuning;
 
@@ -396,7 +395,7 @@ impl Wal {
                 // then.
                 let in_chain = self.last_in_chain(base)?;
                 if in_chain > last {
-                    return Err(Error::FrameAuthentication { frame: last.next().get() });
+                    return Err(Error::FrameAuthentication { frame: last.next().0 });
                 }
             }
             if last != self.seen {
@@ -455,8 +454,8 @@ impl Wal {
             return;
         };
         debug_assert!(self.start.is_some() && self.layout.is_some(), "frames without record 0");
-        debug_assert!(self.transaction.has(first), "frame {first} is of no transaction");
-        debug_assert!(!self.transaction.has_lost(last), "frame {last} is lost and outgoing");
+        debug_assert!(self.transaction.has(first), "{first:?} is of no transaction");
+        debug_assert!(!self.transaction.has_lost(last), "{last:?} is lost and outgoing");
     }
 
     /// Invariant 5, when nothing may be outgoing.
@@ -522,11 +521,6 @@ impl Wal {
 /// The salts in SQLite's WAL header.
 fn salts_in(header: &[u8]) -> &[u8] {
     &header[WAL_SALTS_AT..WAL_SALTS_AT + size_of::<Salts>()]
-}
-
-/// The page whose content a frame holds, by its header.
-fn page_in(frame: &[u8]) -> PageNo {
-    PageNo::new(number(frame))
 }
 
 /// The big-endian number that `bytes` start with.

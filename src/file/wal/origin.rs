@@ -2,13 +2,12 @@
 
 use super::chain::Chain;
 use super::layout::Layout;
-use super::{COMMIT_AT, FRAME_HEADER, Origin, Owner, SALTS_AT, Wal, number, page_in};
+use super::{COMMIT_AT, FRAME_HEADER, Origin, Owner, SALTS_AT, Wal, number};
 use crate::error::{Error, Result};
 use crate::file::journal::Counters;
 use crate::io::Storage;
 use crate::key::envelope::slot::{Fit, LastFrame, StateId};
-use crate::number::{FrameNo, PageNo};
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, PageNo, RESERVE};
 
 /// Attempts at a log that others may begin anew meanwhile: SQLite recovers without locks if it may
 /// not write the wal-index.
@@ -139,12 +138,12 @@ impl Wal {
         // A log without frames is harmless if the file has all of it, for nothing is played back.
         // A power loss with synchronous=OFF leaves that, when the next log was begun.
         if there < brought && (partly || there > FrameNo::NONE) {
-            return Err(Error::LogCut { frame: there.next().get() });
+            return Err(Error::LogCut { frame: there.next().0 });
         }
         if let Some(last) = in_index
             && self.last_in_chain(base)? > last
         {
-            return Err(Error::LogCut { frame: last.next().get() });
+            return Err(Error::LogCut { frame: last.next().0 });
         }
         Ok(())
     }
@@ -200,8 +199,7 @@ impl Wal {
         counters: Option<Counters>,
     ) -> Result<bool> {
         let is_it = |frame: &[u8]| {
-            page_in(frame) == PageNo::FIRST
-                && counters.is_none_or(|counters| frame[COUNTERS] == counters)
+            number(frame) == 1 && counters.is_none_or(|counters| frame[COUNTERS] == counters)
         };
         let last = self.last_in_index(owner).unwrap_or_default();
         let of_page_1 = |frame: &FrameNo| owner.page_of(*frame) == Some(PageNo::FIRST);

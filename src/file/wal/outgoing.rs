@@ -4,7 +4,7 @@
 //! lies within the reach of a torn write.
 
 use super::layout::Layout;
-use crate::number::FrameNo;
+use crate::page::FrameNo;
 
 /// Capacity in bytes, unless one record is longer.
 const LIMIT: usize = 65536;

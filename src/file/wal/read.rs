@@ -3,12 +3,10 @@
 use crate::ffi;
 
 use super::layout::Layout;
-use super::{
-    COMMIT_AT, FRAME_HEADER, Owner, Recovered, SALTS_AT, WAL_HEADER, Wal, number, page_in,
-};
+use super::{COMMIT_AT, FRAME_HEADER, Owner, Recovered, SALTS_AT, WAL_HEADER, Wal, number};
 use crate::error::{Error, Result};
 use crate::io::{Filled, Storage};
-use crate::number::FrameNo;
+use crate::page::{FrameNo, PageNo};
 
 impl Wal {
     pub(crate) fn size(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<u64> {
@@ -70,14 +68,14 @@ impl Wal {
                 return if starts && !self.transaction.has(frame) {
                     Ok(Filled::Full)
                 } else {
-                    Err(Error::FrameAuthentication { frame: frame.get() })
+                    Err(Error::FrameAuthentication { frame: frame.0 })
                 };
             }
             if starts {
                 self.note_commit(frame);
             } else if !self.is_expected(owner, frame, within + len) {
                 self.held = None;
-                return Err(Error::FrameAuthentication { frame: frame.get() });
+                return Err(Error::FrameAuthentication { frame: frame.0 });
             }
             buf[done..done + len].copy_from_slice(&self.plain[within..within + len]);
             done += len;
@@ -151,7 +149,7 @@ impl Wal {
         if end <= FRAME_HEADER && self.transaction.has(frame) {
             return true;
         }
-        let page = page_in(&self.plain);
+        let page = PageNo(number(&self.plain));
         owner.page_of(frame).is_none_or(|expected| expected == page)
     }
 

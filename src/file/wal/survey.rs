@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 
 use super::chain::Chain;
 use super::layout::Layout;
-use super::{COMMIT_AT, FRAME_HEADER, Frames, Owner, Salts, Wal, number, page_in};
+use super::{COMMIT_AT, FRAME_HEADER, Frames, Owner, Salts, Wal, number};
 use crate::error::{Error, Result};
 use crate::io::Storage;
-use crate::number::{FrameNo, PageNo};
+use crate::page::{FrameNo, PageNo};
 
 /// A log's requirements on the file of its database.
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ impl Wal {
                 chain = None;
                 return;
             }
-            let (page, size) = (page_in(&wal.plain), number(&wal.plain[COMMIT_AT..]));
+            let (page, size) = (PageNo(number(&wal.plain)), number(&wal.plain[COMMIT_AT..]));
             let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
             let goes_on = chain.as_mut().is_some_and(|chain| chain.goes_on(&wal.plain[..length]));
             for (bound, pages) in [
@@ -89,7 +89,7 @@ impl Wal {
                 pending.push(page);
                 if size > 0 {
                     if is_over {
-                        written.extend(pending.iter().filter(|page| page.get() <= size));
+                        written.extend(pending.iter().filter(|page| page.0 <= size));
                     }
                     demand.logged.extend(pending.drain(..));
                 }
@@ -98,9 +98,9 @@ impl Wal {
                 end.is_some_and(|end| end.0 == frame && end.1.is_some_and(|end| end != size));
         })?;
         if wrong_end {
-            return Err(Error::FrameAuthentication { frame: last.get() });
+            return Err(Error::FrameAuthentication { frame: last.0 });
         }
-        demand.pages = written.last().map_or(least, |last| last.get().max(least));
+        demand.pages = written.last().map_or(least, |last| last.0.max(least));
         Ok(demand)
     }
 
@@ -129,7 +129,7 @@ impl Wal {
         self.load_layout(base)?;
         let there = self.last_in(base)?;
         self.survey(base, last, last, |wal, frame, good| {
-            let page = page_in(&wal.plain);
+            let page = PageNo(number(&wal.plain));
             if good && owner.page_of(frame).is_none_or(|expected| expected == page) {
                 frames.pages.insert(page);
             } else {
@@ -195,13 +195,16 @@ impl Wal {
         mut see: impl FnMut(&mut Self, FrameNo, bool) -> bool,
     ) -> Result<()> {
         let Some(layout) = self.layout else { return Ok(()) };
-        let there = self.last_in(base)?;
+        let last = self.last_in(base)?.min(*frames.end());
         self.ahead.clear();
-        let frames = *frames.start()..=there.min(*frames.end());
-        let seen = self.see_each(base, layout, sure, frames, &mut see);
+        let goes_on = |frame| {
+            let good = self.start.is_some() && self.load_written(base, layout, frame)?;
+            Ok(see(self, frame, good) && (good || frame < sure))
+        };
+        let end = frames.start().to(last).map(goes_on).find(|goes_on| !matches!(goes_on, Ok(true)));
         self.ahead.clear();
         self.held = None;
-        seen
+        end.transpose().map(|_| ())
     }
 
     /// Whether `is` holds for one of these frames.
@@ -217,22 +220,5 @@ impl Wal {
             !found
         })?;
         Ok(found)
-    }
-
-    fn see_each(
-        &mut self,
-        base: &impl Storage,
-        layout: Layout,
-        sure: FrameNo,
-        frames: std::ops::RangeInclusive<FrameNo>,
-        see: &mut impl FnMut(&mut Self, FrameNo, bool) -> bool,
-    ) -> Result<()> {
-        for frame in frames.start().to(*frames.end()) {
-            let good = self.start.is_some() && self.load_written(base, layout, frame)?;
-            if !see(self, frame, good) || !good && frame >= sure {
-                break;
-            }
-        }
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! A handle's record of the frames that it writes before they are committed.
 
 use super::FRAME_HEADER;
-use crate::number::FrameNo;
+use crate::page::FrameNo;
 
 /// Frame headers that are kept, of 24 bytes each: however many frames a transaction has, they take
 /// 192 KiB. A frame past them is read where its page is overwritten.

@@ -6,7 +6,7 @@ use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Owner, Pending, WAL_HEADER, Wal, number};
 use crate::error::{Error, Result};
 use crate::io::Storage;
-use crate::number::FrameNo;
+use crate::page::FrameNo;
 
 impl Wal {
     pub(crate) fn write(
@@ -139,9 +139,9 @@ impl Wal {
     /// legitimate only after a recovery that ended the log earlier.
     fn refuse_denial(&mut self, base: &impl Storage, frame: FrameNo) -> Result<()> {
         if self.last_in_chain(base)? >= frame {
-            return Err(Error::FrameAuthentication { frame: frame.get() });
+            return Err(Error::FrameAuthentication { frame: frame.0 });
         }
-        self.published = frame.before();
+        self.published = FrameNo(frame.0.saturating_sub(1));
         Ok(())
     }
 
@@ -166,7 +166,7 @@ impl Wal {
         if self.load(base, layout, frame)? {
             Ok(())
         } else {
-            Err(Error::FrameAuthentication { frame: frame.get() })
+            Err(Error::FrameAuthentication { frame: frame.0 })
         }
     }
 
@@ -207,8 +207,7 @@ impl Wal {
         if commits && !self.outgoing.takes(frame) {
             self.flush(base, layout)?;
         }
-        let unkeyed = Error::FrameAuthentication { frame: frame.get() };
-        let cipher = self.cipher.as_ref().ok_or(unkeyed)?;
+        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: frame.0 })?;
         let plain = &self.plain[..layout.frame()];
         if self.outgoing.takes(frame) {
             cipher.seal(layout.block(frame), plain, self.outgoing.place(layout, frame))?;

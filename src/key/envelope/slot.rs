@@ -20,8 +20,7 @@
 use subtle::ConstantTimeEq;
 
 use super::{MAC_LEN, SECTOR_LEN, is_zero, mac};
-use crate::number::FrameNo;
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, RESERVE};
 use crate::secret::{Secret, fill_random};
 
 /// Names one content of a database file.
@@ -97,7 +96,7 @@ impl Slot {
         (frame, trailer): &LastFrame,
         mac_key: &Secret,
     ) -> Option<StateId> {
-        let what = [STATE_LABEL, &state[..], log, &frame.get().to_be_bytes(), trailer].concat();
+        let what = [STATE_LABEL, &state[..], log, &frame.0.to_be_bytes(), trailer].concat();
         mac(mac_key, &what)?.first_chunk().copied()
     }
 
@@ -110,7 +109,7 @@ impl Slot {
         bytes[STATE_AT..LOG_AT].copy_from_slice(&self.state);
         bytes[LOG_AT..PARTLY_AT].copy_from_slice(&self.log);
         bytes[PARTLY_AT..BROUGHT_AT].copy_from_slice(&u32::from(self.partly).to_be_bytes());
-        bytes[BROUGHT_AT..MAC_AT].copy_from_slice(&self.brought.get().to_be_bytes());
+        bytes[BROUGHT_AT..MAC_AT].copy_from_slice(&self.brought.0.to_be_bytes());
         let tag = mac(mac_key, &bytes[..MAC_AT])?;
         bytes[MAC_AT..USED].copy_from_slice(&tag);
         Some(bytes)
@@ -131,7 +130,7 @@ impl Slot {
             state: *bytes[STATE_AT..].first_chunk()?,
             log: *bytes[LOG_AT..].first_chunk()?,
             partly: bytes[BROUGHT_AT - 1] != 0,
-            brought: FrameNo::new(u32::from_be_bytes(*bytes[BROUGHT_AT..].first_chunk()?)),
+            brought: FrameNo(u32::from_be_bytes(*bytes[BROUGHT_AT..].first_chunk()?)),
         })
     }
 }
@@ -144,7 +143,7 @@ mod tests {
         Secret::from_slice(&[byte; 32]).unwrap()
     }
 
-    const BROUGHT: FrameNo = FrameNo::new(5);
+    const BROUGHT: FrameNo = FrameNo(5);
     const SLOT: Slot =
         Slot { sequence: 7, state: [3; 16], log: [4; 16], partly: true, brought: BROUGHT };
 
@@ -192,7 +191,7 @@ mod tests {
     #[test]
     fn a_state_follows_from_all_that_was_brought_to_the_file() {
         let after = |state, log, frame, trailer, by: &Secret| {
-            let last = (FrameNo::new(frame), [trailer; RESERVE]);
+            let last = (FrameNo(frame), [trailer; RESERVE]);
             Slot::state_after(&[state; 16], &[log; 16], &last, by).unwrap()
         };
         let states = [
