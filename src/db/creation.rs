@@ -8,7 +8,6 @@
 //! there are no pages, alone or beside pages that are rolled back. Once both copies say that there
 //! are, they are on disk: a file that ends before its first page was cut.
 
-use crate::page::PageNo;
 use std::sync::Arc;
 
 use super::main::{Encrypted, Main, State, create};
@@ -31,7 +30,7 @@ impl Main {
         }
         let State::Empty(prepared) = &mut self.state else { return Ok(()) };
         let page_size = first_page_size(bytes, at)?;
-        check_page_1(bytes, PageNo::at(at, bytes.len()), bytes.len())?;
+        check_page_1(bytes, at, bytes.len())?;
         let (keyring, mut envelope) = match prepared.take() {
             Some(keys) => keys,
             None => create(&self.setup)?,

@@ -399,11 +399,8 @@ impl Main {
         let pages = &open.pages;
         let visible = pages.check_size(base, demand)?.unwrap_or_default().visible;
         let page = PageNo::at(at, pages.page_size());
-        if visible.contains(&page) {
-            Err(Error::PageAuthentication { page: page.0 })
-        } else {
-            Ok(())
-        }
+        let missing = Error::PageAuthentication { page: page.0 };
+        if visible.contains(&page) { Err(missing) } else { Ok(()) }
     }
 
     /// The size reported to SQLite. If the file was cut under its locks, that is the known size:

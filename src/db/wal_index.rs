@@ -167,8 +167,7 @@ pub(super) fn last_commit(words: &impl Words) -> Option<(FrameNo, u32)> {
     // A writer changes the second copy of the header before the first.
     fence(Ordering::Acquire);
     let again = [FRAMES_WORD, PAGES_WORD].map(|word| words.word(0, HEADER_LEN_WORDS + word));
-    let known = again == [frames, pages];
-    frames.map(FrameNo).zip(pages).filter(|_| known)
+    if again == [frames, pages] { frames.map(FrameNo).zip(pages) } else { None }
 }
 
 /// The last page that the checkpoint which just began will write, if it copies the whole log.

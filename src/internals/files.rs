@@ -202,11 +202,8 @@ impl File {
                 let _ = wal.frames(&self.base, &self.index, FrameNo::MAX);
             }
             Some(Open::Database(db)) => {
-                let _ = db.seal_holes(
-                    &self.base,
-                    PageNo::FIRST..=PageNo(u32::MAX),
-                    &Default::default(),
-                );
+                let grown = PageNo::FIRST..=PageNo(u32::MAX);
+                let _ = db.seal_holes(&self.base, grown, &Default::default());
                 db.phase.hot_journal();
                 let _ = db.before_sync(&self.base);
                 db.phase.journal_changed();

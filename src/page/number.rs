@@ -5,12 +5,11 @@
 
 use super::Place;
 
-/// The number of a page of a database; `NONE` is no page.
+/// The number of a page of a database; 0 is no page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct PageNo(pub(crate) u32);
 
 impl PageNo {
-    pub(crate) const NONE: Self = Self(0);
     pub(crate) const FIRST: Self = Self(1);
 
     /// The page that follows the first `count`; the last number of all if there is none.
@@ -73,7 +72,7 @@ mod tests {
             assert_eq!(PageNo::at(offset, 1024), PageNo(page));
             assert_eq!(PageNo(page).offset(1024), offset / 1024 * 1024);
         }
-        assert_eq!(PageNo::NONE.offset(1024), 0);
+        assert_eq!(PageNo(0).offset(1024), 0);
         assert_eq!(PageNo(u32::MAX).offset(65536), (u64::from(u32::MAX) - 1) << 16);
     }
 

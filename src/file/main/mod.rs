@@ -249,8 +249,7 @@ impl Pages {
         if bytes.len() != self.page_size || page.offset(self.page_size) != at {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         }
-        check_page_1(bytes, page, self.page_size)?;
-        Ok(page)
+        check_page_1(bytes, at, self.page_size).map(|()| page)
     }
 
     /// A rollback gives the file the size that it had before. SQLite writes zeros as the last page,
@@ -334,7 +333,7 @@ impl Pages {
         }
         // A bound in case trunks form a loop: a file has no more free pages than pages.
         let mut left = count as usize;
-        while trunk != PageNo::NONE && left > 0 && self.load(base, trunk)? == Found::Good {
+        while trunk.0 != 0 && left > 0 && self.load(base, trunk)? == Found::Good {
             let mut words = self.plain.chunks_exact(4).map(be_u32);
             trunk = PageNo(words.next().unwrap_or(0));
             let free = words.next().unwrap_or(0) as usize;
@@ -416,8 +415,8 @@ pub(crate) fn is_header(at: u64, buf: &[u8]) -> bool {
 }
 
 /// Refuses a page 1 whose pages the trailer would cut, or whose database has pages of another size.
-pub(crate) fn check_page_1(bytes: &[u8], page: PageNo, page_size: usize) -> Result<()> {
-    if page > PageNo::FIRST || !bytes.starts_with(SQLITE_MAGIC) {
+pub(crate) fn check_page_1(bytes: &[u8], at: u64, page_size: usize) -> Result<()> {
+    if at > 0 || !bytes.starts_with(SQLITE_MAGIC) {
         return Ok(());
     }
     if bytes[PAGE_SIZE_AT..FORMAT_AT] != page_size_field(page_size) {

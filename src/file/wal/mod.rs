@@ -344,8 +344,7 @@ impl Wal {
         (self.layout, self.start, self.published) = (None, None, FrameNo::NONE);
         base.write(&image, 0)?;
         self.set_layout(layout);
-        (self.start, self.end) = (Some(start), Some(FrameNo::NONE));
-        self.fits = Some(layout.log);
+        (self.start, self.end, self.fits) = (Some(start), Some(FrameNo::NONE), Some(layout.log));
         Ok(())
     }
 

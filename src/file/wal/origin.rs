@@ -1,7 +1,6 @@
 //! Whether a log belongs to the database file that it lies beside.
 
 use super::chain::Chain;
-use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Origin, Owner, SALTS_AT, Wal, number};
 use crate::error::{Error, Result};
 use crate::file::journal::Counters;
@@ -128,10 +127,9 @@ impl Wal {
         }
         let (mut there, mut chain) = (FrameNo::NONE, self.start.as_ref().map(Chain::new));
         self.survey(base, FrameNo::NONE, brought, |wal, frame, good| {
-            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
-            let mut goes_on = |chain: &mut Chain| good && chain.goes_on(&wal.plain[..length]);
+            let mut goes_on = || chain.as_mut().is_some_and(|chain| chain.goes_on(wal.frame()));
             // Others may have overwritten the frames that a recovery dropped.
-            if good && (look == Look::InUse || chain.as_mut().is_some_and(&mut goes_on)) {
+            if good && (look == Look::InUse || goes_on()) {
                 there = frame;
             }
         })?;

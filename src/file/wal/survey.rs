@@ -62,8 +62,7 @@ impl Wal {
                 return;
             }
             let (page, size) = (PageNo(number(&wal.plain)), number(&wal.plain[COMMIT_AT..]));
-            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
-            let goes_on = chain.as_mut().is_some_and(|chain| chain.goes_on(&wal.plain[..length]));
+            let goes_on = chain.as_mut().is_some_and(|chain| chain.goes_on(wal.frame()));
             for (bound, pages) in [
                 (in_file, &mut written),
                 (last, &mut demand.logged),
@@ -108,9 +107,8 @@ impl Wal {
     pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<FrameNo> {
         let (mut last, mut chain) = (FrameNo::NONE, self.start.as_ref().map(Chain::new));
         self.survey(base, FrameNo::NONE, FrameNo::MAX, |wal, frame, good| {
-            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
-            let mut goes_on = |chain: &mut Chain| good && chain.is_sure(&wal.plain[..length]);
-            if chain.as_mut().is_some_and(&mut goes_on) && wal.commit().is_some() {
+            let goes_on = good && chain.as_mut().is_some_and(|chain| chain.is_sure(wal.frame()));
+            if goes_on && wal.commit().is_some() {
                 last = frame;
             }
         })?;
@@ -158,6 +156,11 @@ impl Wal {
             }
         })?;
         Ok(last)
+    }
+
+    /// The frame in `plain`, header and page.
+    pub(super) fn frame(&self) -> &[u8] {
+        &self.plain[..self.layout.map_or(FRAME_HEADER, Layout::frame)]
     }
 
     /// The last whole frame in the file.
