@@ -598,10 +598,7 @@ impl Main {
         self.check_envelope_once(base)?;
         let State::Encrypted(open) = &mut self.state else { return base.write(bytes, at) };
         let pages = &mut open.pages;
-        let size = match self.known_size {
-            Some(size) => size,
-            None => logical_size(base.size()?.max(pages.outgoing.end())),
-        };
+        let size = self.known_size.map_or_else(|| pages.size(base), Ok)?;
         self.known_size = Some(size);
         let page = pages.check_write(bytes, at)?;
         self.phase.page_written();
@@ -639,10 +636,7 @@ impl Main {
                 let pages = &mut open.pages;
                 pages.ahead.clear();
                 pages.outgoing.cut(physical_size(size));
-                let had = match self.known_size {
-                    Some(size) => size,
-                    None => logical_size(base.size()?.max(pages.outgoing.end())),
-                };
+                let had = self.known_size.map_or_else(|| pages.size(base), Ok)?;
                 self.known_size = Some(had.min(size));
                 if had < size {
                     // A checkpoint sets the size of a database whose last pages were never written.

@@ -113,8 +113,8 @@ impl WalIndex {
         self.at_checkpoint.is_some_and(|at_lock| salts(words) != Some(at_lock))
     }
 
-    /// The frame up to which the current reader sees the log at least; `NONE` if it sees none of it.
-    /// Without shared memory only this connection has the log open, and it sees all of it.
+    /// The frame up to which the current reader sees the log at least. Without shared memory only
+    /// this connection has the log open, and it sees all of it.
     pub(super) fn mark(&self, words: &impl Words) -> FrameNo {
         match self.reader {
             _ if !words.is_index_mapped() => FrameNo::MAX,

@@ -1,7 +1,7 @@
 //! SQLite's numbers of pages and of frames: neither passes for the other, or for a count.
 //!
-//! Both begin at 1. A damaged file or wal-index may have 0 in place of one, which must stay distinct
-//! from an unknown number and fail like any wrong one: so 0 is a value here.
+//! Both begin at 1. A damaged file or wal-index may have 0 in place of one, which must be told from
+//! an unknown number and fail like any wrong one: so 0 is a value here.
 
 use super::Place;
 
@@ -51,8 +51,8 @@ impl FrameNo {
         Self(self.0.saturating_add(1))
     }
 
-    /// How many frames lie between the begin of `first` and that of this one; `None` if it is an
-    /// earlier one.
+    /// The number of frames from `first` up to the one before this; `None` if this is earlier than
+    /// `first`.
     pub(crate) fn since(self, first: Self) -> Option<usize> {
         usize::try_from(self.0.checked_sub(first.0)?).ok()
     }

@@ -175,11 +175,8 @@ impl Pages {
         if let Some(sealed) = self.outgoing.get(at, self.page_size) {
             let (body, reserve) = plain.split_at_mut(self.page_size - RESERVE);
             reserve.fill(0);
-            return Ok(if self.cipher.open(page, sealed, body)? {
-                Found::Good
-            } else {
-                Found::Bad
-            });
+            let good = self.cipher.open(page, sealed, body)?;
+            return Ok(if good { Found::Good } else { Found::Bad });
         }
         let whole = base.read(plain, at)?;
         let good = match page {
@@ -211,6 +208,11 @@ impl Pages {
         header[FORMAT_AT..RESERVE_AT].fill(1);
         header[RESERVE_AT..RESERVE_AT + 4].copy_from_slice(&[RESERVE as u8, 64, 32, 32]);
         buf.copy_from_slice(&header[at..at + buf.len()]);
+    }
+
+    /// SQLite's size of the file, with the buffered pages.
+    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+        Ok(logical_size(base.size()?.max(self.outgoing.end())))
     }
 
     /// Whole pages in `size` of SQLite's bytes.

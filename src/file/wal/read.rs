@@ -51,7 +51,7 @@ impl Wal {
             let (frame, within) = layout.locate(at + done as u64)?;
             let len = (layout.frame() - within).min(buf.len() - done);
             let starts = within == 0;
-            if !self.load(base, layout, frame)? {
+            if !self.load(base, frame)? {
                 if !starts && within + len <= FRAME_HEADER && self.transaction.took_back(frame) {
                     // SQLite before 3.50 still computes checksums anew from behind a frame that it
                     // took back: it reads the one of that frame, and computes none from it. Where
@@ -155,19 +155,12 @@ impl Wal {
 
     /// Puts `frame` into `plain`, from memory or from its record; `false` if that does not
     /// authenticate.
-    pub(super) fn load(
-        &mut self,
-        base: &impl Storage,
-        layout: Layout,
-        frame: FrameNo,
-    ) -> Result<bool> {
+    pub(super) fn load(&mut self, base: &impl Storage, frame: FrameNo) -> Result<bool> {
         self.held = None;
         if self.transaction.has_lost(frame) {
             return Err(Error::Base(ffi::SQLITE_IOERR_READ));
         }
-        if self.start.is_none() {
-            return Ok(false);
-        }
+        let Some(layout) = self.layout.filter(|_| self.start.is_some()) else { return Ok(false) };
         let (Some(cipher), Some(record)) = (&self.cipher, self.outgoing.record(layout, frame))
         else {
             return self.load_written(base, layout, frame);

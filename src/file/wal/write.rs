@@ -163,7 +163,7 @@ impl Wal {
             self.plain[..FRAME_HEADER].copy_from_slice(header);
             return Ok(());
         }
-        if self.load(base, layout, frame)? {
+        if self.load(base, frame)? {
             Ok(())
         } else {
             Err(Error::FrameAuthentication { frame: frame.0 })
@@ -255,7 +255,7 @@ impl Wal {
             self.pending = None;
             return Ok(());
         }
-        if !self.load(base, layout, pending.frame)? {
+        if !self.load(base, pending.frame)? {
             return Ok(());
         }
         self.pending = None;
