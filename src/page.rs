@@ -19,11 +19,14 @@
 //! records the id of their log (16). No two places have the same associated data: the purpose, at a
 //! fixed offset, determines its length.
 
+mod number;
+
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
+pub(crate) use self::number::{FrameNo, PageNo};
 use crate::error::Result;
 use crate::nonce::NonceSequence;
 use crate::suite::{Choice, Schedule, SuiteId, SuiteKey, Unauthentic};
@@ -103,9 +106,9 @@ pub(crate) struct Found {
     block: Option<Arc<OpenedBlock>>,
 }
 
-/// A block that was authentic as block `number` under these keys, sealed and open.
+/// A block that was authentic as page `page` under these keys, sealed and open.
 struct OpenedBlock {
-    number: u64,
+    page: PageNo,
     sealed: Vec<u8>,
     open: Vec<u8>,
 }
@@ -286,21 +289,21 @@ impl PageCipher {
         opened
     }
 
-    /// As [`PageCipher::open_in_place`] of block `number`, which many handles read and few change.
+    /// As [`PageCipher::open_in_place`] of `page`, which many handles read and few change.
     /// The bytes that were last found authentic there, under these keys, are so again.
     pub(crate) fn open_known(
         &mut self,
-        number: u64,
+        page: PageNo,
         block: &mut [u8],
     ) -> std::result::Result<(), Unauthentic> {
         let known = self.keys.found().block.clone();
-        if let Some(known) = known.filter(|known| known.number == number && known.sealed == block) {
+        if let Some(known) = known.filter(|known| known.page == page && known.sealed == block) {
             block.copy_from_slice(&known.open);
             return Ok(());
         }
         let sealed = block.to_vec();
-        self.open_in_place(number, block)?;
-        let opened = OpenedBlock { number, sealed, open: block.to_vec() };
+        self.open_in_place(page, block)?;
+        let opened = OpenedBlock { page, sealed, open: block.to_vec() };
         self.keys.found().block = Some(Arc::new(opened));
         Ok(())
     }
@@ -384,7 +387,8 @@ mod tests {
             let keys = keys(suite, 1, Purpose::Page, 1);
             let open = |number, block: &[u8]| {
                 let mut block = block.to_vec();
-                let opened = PageCipher::new(Arc::clone(&keys)).open_known(number, &mut block);
+                let opened =
+                    PageCipher::new(Arc::clone(&keys)).open_known(PageNo(number), &mut block);
                 (opened, block)
             };
             let block = sealed(suite, &[5; 976]);

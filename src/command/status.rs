@@ -223,11 +223,12 @@ impl Verifier {
 
     pub(crate) fn finish(self, refused: Option<String>) -> Verification {
         let Findings { pages, bad_pages, bad_count, bad_copies, stale_copies, .. } = self.findings;
+        let bad_frames = self.begun.map(|(_, log)| log.bad).unwrap_or_default();
         Verification {
             pages,
-            bad_pages,
+            bad_pages: bad_pages.into_iter().map(|page| page.0).collect(),
             bad_page_count: bad_count,
-            bad_frames: self.begun.map(|(_, log)| log.bad).unwrap_or_default(),
+            bad_frames: bad_frames.into_iter().map(|frame| frame.0).collect(),
             bad_envelope_copies: bad_copies,
             stale_envelope_copies: stale_copies,
             refused,

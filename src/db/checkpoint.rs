@@ -1,6 +1,7 @@
 //! From the log to the main file: checkpoints, and the work after a recovery.
 
 use crate::ffi;
+use crate::page::PageNo;
 
 use super::host::Host;
 use super::wal_index::{self, WalIndex, Words};
@@ -8,13 +9,12 @@ use super::{Database, Part};
 use crate::error::{Error, Result, log};
 use crate::file::wal::{Demand, Frames, Recovered, View, Wal};
 
-/// The wal-index's values for `wal`. Without shared memory only this connection has the log open,
-/// and it sees all of it.
+/// The wal-index's values for `wal`.
 fn view_of(words: &impl Words, index: &WalIndex, wal: &Wal) -> View {
     View {
-        in_file: wal_index::frames_in_file(words).unwrap_or(0),
+        in_file: wal_index::frames_in_file(words).unwrap_or_default(),
         end: wal.end_or(wal_index::last_commit(words)),
-        mark: if words.is_index_mapped() { index.mark(words).unwrap_or(0) } else { u32::MAX },
+        mark: index.mark(words),
         salts: wal_index::salts(words),
     }
 }
@@ -112,7 +112,7 @@ impl<H: Host> Database<H> {
         let view = View { end: wal.end_or(wal_index::last_commit(host)), ..View::default() };
         let logged = wal.demand(base, view)?.logged;
         let last = wal_index::pages(host).unwrap_or(last);
-        main.seal_holes(host, least.saturating_add(1)..=last, &logged)?;
+        main.seal_holes(host, PageNo::after(least)..=PageNo(last), &logged)?;
         if let Some((log, end)) = wal.recovered_end(wal_index::last_frame(host)) {
             main.log_ends(host, log, end)?;
         }

@@ -30,7 +30,7 @@ impl Main {
         }
         let State::Empty(prepared) = &mut self.state else { return Ok(()) };
         let page_size = first_page_size(bytes, at)?;
-        check_page_1(bytes, at, page_size)?;
+        check_page_1(bytes, at, bytes.len())?;
         let (keyring, mut envelope) = match prepared.take() {
             Some(keys) => keys,
             None => create(&self.setup)?,

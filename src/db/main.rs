@@ -24,6 +24,7 @@
 //!    finds nothing to flush: the size that it asks for and the truncation that follows, whose
 //!    errors it ignores, fail only if the base fails.
 
+use crate::page::PageNo;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -295,7 +296,7 @@ impl Main {
     pub(crate) fn is_in_wal_mode(&mut self, base: &impl Storage) -> Result<bool> {
         let Some(Encrypted { pages, .. }) = self.opened() else { return Ok(false) };
         for _ in 0..ATTEMPTS {
-            match pages.load(base, 1)? {
+            match pages.load(base, PageNo::FIRST)? {
                 Found::Good => return Ok(pages.says_wal()),
                 Found::Missing => return Ok(false),
                 Found::Bad => std::thread::sleep(PAUSE),
@@ -346,15 +347,15 @@ impl Main {
     pub(crate) fn seal_holes(
         &mut self,
         base: &impl Storage,
-        grown: std::ops::RangeInclusive<u32>,
-        logged: &BTreeSet<u32>,
+        grown: std::ops::RangeInclusive<PageNo>,
+        logged: &BTreeSet<PageNo>,
     ) -> Result<()> {
         self.known_size = None;
         let Some(Encrypted { session, pages }) = self.opened() else { return Ok(()) };
         session.require_envelope(base)?;
-        let last = pages.count(base)?.min(u64::from(*grown.end()));
-        for page in u64::from(*grown.start())..=last {
-            if !logged.contains(&(page as u32)) {
+        let last = PageNo(pages.count(base)?).min(*grown.end());
+        for page in grown.start().to(last) {
+            if !logged.contains(&page) {
                 pages.seal_if_bad(base, page)?;
             }
         }
@@ -369,7 +370,7 @@ impl Main {
         match self.phase.has_restored().then(|| self.opened()).flatten() {
             Some(Encrypted { pages, .. }) => {
                 // Bytes that another process appends meanwhile are no page of this database.
-                let known = known.map(|size| u64::from(pages.count_in(size)));
+                let known = known.map(|size| pages.count_in(size));
                 pages.seal_free(base, known)
             }
             None => Ok(()),
@@ -397,8 +398,9 @@ impl Main {
         let State::Encrypted(open) = &self.state else { return Ok(()) };
         let pages = &open.pages;
         let visible = pages.check_size(base, demand)?.unwrap_or_default().visible;
-        let page = u32::try_from(at / pages.page_size() as u64 + 1).unwrap_or(u32::MAX);
-        if visible.contains(&page) { Err(Error::PageAuthentication { page }) } else { Ok(()) }
+        let page = PageNo::at(at, pages.page_size());
+        let missing = Error::PageAuthentication { page: page.0 };
+        if visible.contains(&page) { Err(missing) } else { Ok(()) }
     }
 
     /// The size reported to SQLite. If the file was cut under its locks, that is the known size:
@@ -428,7 +430,7 @@ impl Main {
     }
 
     /// A checkpoint begins.
-    pub(crate) fn checkpoint_begins(&mut self, last_page: Option<u32>, void: bool) {
+    pub(crate) fn checkpoint_begins(&mut self, last_page: Option<PageNo>, void: bool) {
         self.envelope_checked = false;
         self.phase = Phase::Checkpoint(Checkpoint { last_page, noted: false, void });
     }
@@ -471,7 +473,7 @@ impl Main {
         let Some(Encrypted { pages, .. }) = self.opened() else {
             return Ok(Some(Begun::NoPage(counter)));
         };
-        Ok(match pages.load(base, 1)? {
+        Ok(match pages.load(base, PageNo::FIRST)? {
             // A transaction that creates a database may write its first page last, over zeros.
             Found::Good if pages.has_header() => Some(Begun::Page1(pages.counters())),
             Found::Good | Found::Missing => Some(Begun::NoPage(counter)),
@@ -511,7 +513,7 @@ impl Main {
         let State::Encrypted(open) = &self.state else { return Ok(0) };
         let pages = &open.pages;
         // As SQLite counts: a page that is cut short belongs to the database, and is missing.
-        let count = |size: u64| pages.count_in(size.next_multiple_of(pages.page_size() as u64));
+        let count = |size: u64| pages.begun_in(size);
         let there = logical_size(base.size()?);
         let whole = pages.count_in(there);
         let known = self.known_size.map(count).or(in_index).unwrap_or(count(there));
@@ -596,18 +598,15 @@ impl Main {
         self.check_envelope_once(base)?;
         let State::Encrypted(open) = &mut self.state else { return base.write(bytes, at) };
         let pages = &mut open.pages;
-        let size = match self.known_size {
-            Some(size) => size,
-            None => logical_size(base.size()?.max(pages.outgoing.end())),
-        };
+        let size = self.known_size.map_or_else(|| pages.size(base), Ok)?;
         self.known_size = Some(size);
-        pages.check_write(bytes, at)?;
+        let page = pages.check_write(bytes, at)?;
         self.phase.page_written();
         let waits = !pages.outgoing.is_empty();
         let written = if self.phase.is_hot_rollback() && at + bytes.len() as u64 > size {
-            pages.regrow(base, bytes, at)
+            pages.regrow(base, bytes, page)
         } else {
-            pages.put(base, bytes, at, size, may_wait, demand)
+            pages.put(base, bytes, page, size, may_wait, demand)
         };
         if written.is_err() && waits {
             // The buffered pages are lost, and the size reported to SQLite is no longer known.
@@ -641,10 +640,7 @@ impl Main {
                 let pages = &mut open.pages;
                 pages.ahead.clear();
                 pages.outgoing.cut(physical_size(size));
-                let had = match self.known_size {
-                    Some(size) => size,
-                    None => logical_size(base.size()?.max(pages.outgoing.end())),
-                };
+                let had = self.known_size.map_or_else(|| pages.size(base), Ok)?;
                 self.known_size = Some(had.min(size));
                 if had < size {
                     // A checkpoint sets the size of a database whose last pages were never written.
@@ -665,7 +661,7 @@ impl Main {
     pub(crate) fn verify(
         &mut self,
         base: &impl Storage,
-        log: &BTreeSet<u32>,
+        log: &BTreeSet<PageNo>,
         findings: &mut Findings,
         count: u64,
     ) -> Result<bool> {
@@ -678,12 +674,13 @@ impl Main {
             (findings.bad_copies, findings.stale_copies) = session.faulty_copies(base)?;
         }
         let end = findings.pages.min(findings.done.saturating_add(count));
-        for page in findings.done + 1..=end {
-            let counts = !is_lock_page(page, pages.page_size()) && !log.contains(&(page as u32));
+        while findings.done < end {
+            let page = PageNo::after(findings.done);
+            let counts = !is_lock_page(page, pages.page_size()) && !log.contains(&page);
             if counts && pages.load(base, page)? != Found::Good {
                 findings.add(page);
             }
-            findings.done = page;
+            findings.done += 1;
         }
         if end < findings.pages {
             return Ok(false);
@@ -694,7 +691,7 @@ impl Main {
             let suspects = std::mem::take(&mut findings.bad_pages);
             findings.bad_count -= suspects.len() as u64;
             std::thread::sleep(std::time::Duration::from_millis(10));
-            for page in suspects.into_iter().map(u64::from) {
+            for page in suspects {
                 if pages.load(base, page)? != Found::Good {
                     findings.add(page);
                 }
@@ -726,7 +723,7 @@ pub(crate) struct Findings {
     /// Pages that were looked at.
     pub(crate) done: u64,
     /// The first of the bad pages, at most [`LISTED`]: whoever writes the file decides how many.
-    pub(crate) bad_pages: Vec<u32>,
+    pub(crate) bad_pages: Vec<PageNo>,
     pub(crate) bad_count: u64,
     pub(crate) bad_copies: Vec<char>,
     /// Authentic copies of the envelope that are older than the other one, or than one that this
@@ -737,10 +734,10 @@ pub(crate) struct Findings {
 pub(super) const LISTED: usize = 1 << 16;
 
 impl Findings {
-    fn add(&mut self, page: u64) {
+    fn add(&mut self, page: PageNo) {
         self.bad_count += 1;
         if self.bad_pages.len() < LISTED {
-            self.bad_pages.push(page as u32);
+            self.bad_pages.push(page);
         }
     }
 }

@@ -49,7 +49,7 @@ use crate::file::journal::{Counters, Journal};
 use crate::file::wal::{Origin, Owner, Salts, Wal};
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::session::{Session, Setup};
-use crate::page::LogId;
+use crate::page::{FrameNo, LogId, PageNo};
 
 /// State of a database that is readable without entering it; it decides which database a journal or
 /// log belongs to.
@@ -112,11 +112,11 @@ impl<H: Host> Owner for Around<'_, H> {
         wal_index::salts(self.host)
     }
 
-    fn last_frame(&self) -> Option<u32> {
+    fn last_frame(&self) -> Option<FrameNo> {
         wal_index::last_frame(self.host)
     }
 
-    fn page_of(&self, frame: u32) -> Option<u32> {
+    fn page_of(&self, frame: FrameNo) -> Option<PageNo> {
         wal_index::page_of(self.host, frame)
     }
 

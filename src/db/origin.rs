@@ -9,7 +9,7 @@ use crate::file::wal::Origin;
 use crate::io::Storage;
 use crate::key::envelope::slot::{Fit, LastFrame, Slot, StateId};
 use crate::key::envelope::slots::Slots;
-use crate::page::LogId;
+use crate::page::{FrameNo, LogId, PageNo};
 
 impl Main {
     /// The state of the file, for a log that begins. `in_index` are its pages by the wal-index.
@@ -51,7 +51,7 @@ impl Main {
     pub(crate) fn counters_on_disk(&self, base: &impl Storage) -> Result<Option<Counters>> {
         let State::Encrypted(open) = &self.state else { return Ok(None) };
         let mut page = vec![0; open.pages.page_size()];
-        let good = open.pages.load_into(base, 1, &mut page)? == Found::Good;
+        let good = open.pages.load_into(base, PageNo::FIRST, &mut page)? == Found::Good;
         Ok(good.then(|| counters_in(&page)))
     }
 
@@ -77,7 +77,7 @@ impl Main {
         &mut self,
         base: &impl Storage,
         (log, state): (LogId, StateId),
-        brought: u32,
+        brought: FrameNo,
     ) -> Result<()> {
         if self.phase.in_checkpoint().noted {
             return Ok(());
@@ -91,8 +91,8 @@ impl Main {
             Some(slot) => match slot.fit(&log, &state) {
                 Fit::No => return Err(Error::LogOutdated),
                 // SQLite never brings less than before: after a recovery `log_ends` lowers this.
-                Fit::Brought { frames, .. } if 0 < brought && brought < frames => {
-                    return Err(Error::LogCut { frame: brought + 1 });
+                Fit::Brought { frames, .. } if FrameNo::NONE < brought && brought < frames => {
+                    return Err(Error::LogCut { frame: brought.next().0 });
                 }
                 Fit::Brought { frames, partly: true } if frames == brought => None,
                 Fit::Brought { .. } | Fit::Begun => Some(slot.state),
@@ -114,7 +114,7 @@ impl Main {
         &mut self,
         base: &impl Storage,
         (log, state): (LogId, StateId),
-        end: u32,
+        end: FrameNo,
     ) -> Result<()> {
         let Ok(session) = self.session() else { return Ok(()) };
         let keyring = session.keyring();
@@ -145,7 +145,7 @@ impl Main {
         match (slots.newest().map(|slot| slot.fit(&log, &state)), last) {
             (Some(Fit::No), _) => return Err(Error::LogOutdated),
             (Some(Fit::Brought { frames, .. }), Some((last, _))) if last < frames => {
-                return Err(Error::LogCut { frame: last + 1 });
+                return Err(Error::LogCut { frame: last.next().0 });
             }
             _ => {}
         }

@@ -12,6 +12,8 @@
 //! latest when the next transaction begins.
 //! SQLite does not say that it rolls back: it opens the journal, or reads it from its beginning.
 
+use crate::page::PageNo;
+
 /// The phase of a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Phase {
@@ -34,7 +36,7 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Checkpoint {
     /// The last page that it will write; `None` if unknown.
-    pub(crate) last_page: Option<u32>,
+    pub(crate) last_page: Option<PageNo>,
     /// The slots announce its frames.
     pub(crate) noted: bool,
     /// The log may have been begun anew since SQLite read the wal-index: nothing may be written.

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::file::wal::Salts;
+use crate::page::{FrameNo, PageNo};
 
 /// The memory of a wal-index, as the base VFS has mapped it.
 pub(crate) trait Words {
@@ -28,11 +29,11 @@ pub(crate) const RECOVER: u32 = 2;
 pub(crate) const READ: u32 = 3;
 
 /// Page numbers in a region, which has a hash table of 8192 entries behind them.
-pub(crate) const PAGE_NUMBERS: u32 = 4096;
+pub(crate) const PAGE_NUMBERS: usize = 4096;
 /// Words before the page numbers in region 0.
-const HEADER_WORDS: u32 = 136 / 4;
+const HEADER_WORDS: usize = 136 / 4;
 /// Page numbers in region 0.
-const FIRST: u32 = PAGE_NUMBERS - HEADER_WORDS;
+const FIRST: usize = PAGE_NUMBERS - HEADER_WORDS;
 /// Words of the header: one whose first byte marks it as written, the frame of the last commit, the
 /// pages of the database after it, and two of salts.
 const INIT_WORD: usize = 3;
@@ -112,11 +113,13 @@ impl WalIndex {
         self.at_checkpoint.is_some_and(|at_lock| salts(words) != Some(at_lock))
     }
 
-    /// The frame up to which the current reader sees the log at least; 0 if it sees none of it.
-    pub(super) fn mark(&self, words: &impl Words) -> Option<u32> {
-        match self.reader? {
-            0 => Some(0),
-            number => words.word(0, MARKS_WORD + number as usize),
+    /// The frame up to which the current reader sees the log at least. Without shared memory only
+    /// this connection has the log open, and it sees all of it.
+    pub(super) fn mark(&self, words: &impl Words) -> FrameNo {
+        match self.reader {
+            _ if !words.is_index_mapped() => FrameNo::MAX,
+            None | Some(0) => FrameNo::NONE,
+            Some(number) => FrameNo(words.word(0, MARKS_WORD + number as usize).unwrap_or(0)),
         }
     }
 }
@@ -132,8 +135,8 @@ pub(crate) fn salts(words: &impl Words) -> Option<Salts> {
 }
 
 /// The frame of the last commit in the log.
-pub(super) fn last_frame(words: &impl Words) -> Option<u32> {
-    words.word(0, FRAMES_WORD)
+pub(super) fn last_frame(words: &impl Words) -> Option<FrameNo> {
+    words.word(0, FRAMES_WORD).map(FrameNo)
 }
 
 /// Pages of the database after the last commit in the log; 0 without a commit.
@@ -141,14 +144,14 @@ pub(super) fn pages(words: &impl Words) -> Option<u32> {
     words.word(0, PAGES_WORD)
 }
 
-/// Frames that checkpoints have brought to the database file.
-pub(super) fn frames_in_file(words: &impl Words) -> Option<u32> {
-    words.word(0, BACKFILL_WORD)
+/// The frame up to which checkpoints have brought the log to the database file.
+pub(super) fn frames_in_file(words: &impl Words) -> Option<FrameNo> {
+    words.word(0, BACKFILL_WORD).map(FrameNo)
 }
 
-/// Frames that the last checkpoint set out to bring to the database file.
-pub(super) fn frames_attempted(words: &impl Words) -> Option<u32> {
-    Some(words.word(0, ATTEMPTED_WORD)?.min(last_frame(words)?))
+/// The frame up to which the last checkpoint set out to bring the log to the database file.
+pub(super) fn frames_attempted(words: &impl Words) -> Option<FrameNo> {
+    Some(FrameNo(words.word(0, ATTEMPTED_WORD)?).min(last_frame(words)?))
 }
 
 /// Pages of the database, if all frames of the log are in the database file: a checkpoint that
@@ -159,12 +162,12 @@ pub(super) fn pages_if_all_in_file(words: &impl Words) -> Option<u32> {
 }
 
 /// The frame of the last commit and the pages after it, unless another commit is in progress.
-pub(super) fn last_commit(words: &impl Words) -> Option<(u32, u32)> {
+pub(super) fn last_commit(words: &impl Words) -> Option<(FrameNo, u32)> {
     let [frames, pages] = [FRAMES_WORD, PAGES_WORD].map(|word| words.word(0, word));
     // A writer changes the second copy of the header before the first.
     fence(Ordering::Acquire);
     let again = [FRAMES_WORD, PAGES_WORD].map(|word| words.word(0, HEADER_LEN_WORDS + word));
-    if again == [frames, pages] { frames.zip(pages) } else { None }
+    if again == [frames, pages] { frames.map(FrameNo).zip(pages) } else { None }
 }
 
 /// The last page that the checkpoint which just began will write, if it copies the whole log.
@@ -172,25 +175,24 @@ pub(super) fn last_commit(words: &impl Words) -> Option<(u32, u32)> {
 ///
 /// SQLite writes, in the order of pages, each page of the frames that are not in the database
 /// yet, except those beyond the end of the database (`walCheckpoint`).
-pub(super) fn checkpoint_end(words: &impl Words) -> Option<u32> {
+pub(super) fn checkpoint_end(words: &impl Words) -> Option<PageNo> {
     let (frames, pages) = last_commit(words)?;
-    if words.word(0, ATTEMPTED_WORD)? != frames {
+    if words.word(0, ATTEMPTED_WORD)? != frames.0 {
         return None;
     }
-    let first = words.word(0, BACKFILL_WORD)?.checked_add(1)?;
-    (first..=frames).filter_map(|frame| page_of(words, frame)).filter(|page| *page <= pages).max()
+    let first = frames_in_file(words)?.next();
+    let copied = first.to(frames).filter_map(|frame| page_of(words, frame));
+    copied.filter(|page| page.0 <= pages).max()
 }
 
-/// The page whose content `frame`, from 1, holds.
-pub(super) fn page_of(words: &impl Words, frame: u32) -> Option<u32> {
-    let index = frame.checked_sub(1)?;
-    match index.checked_sub(FIRST) {
-        None => words.word(0, (index + HEADER_WORDS) as usize),
-        Some(rest) => {
-            let region = 1 + (rest / PAGE_NUMBERS) as usize;
-            words.word(region, (rest % PAGE_NUMBERS) as usize)
-        }
-    }
+/// The page whose content `frame` holds.
+pub(super) fn page_of(words: &impl Words, frame: FrameNo) -> Option<PageNo> {
+    let index = frame.since(FrameNo::FIRST)?;
+    let page = match index.checked_sub(FIRST) {
+        None => words.word(0, index + HEADER_WORDS),
+        Some(rest) => words.word(1 + rest / PAGE_NUMBERS, rest % PAGE_NUMBERS),
+    };
+    page.map(PageNo)
 }
 
 #[cfg(test)]
@@ -208,7 +210,7 @@ mod tests {
         }
 
         fn word(&self, region: usize, word: usize) -> Option<u32> {
-            self.0.get(region)?[..PAGE_NUMBERS as usize].get(word).copied()
+            self.0.get(region)?[..PAGE_NUMBERS].get(word).copied()
         }
     }
 
@@ -225,13 +227,13 @@ mod tests {
         memory[0][SALT_WORD + 1] = u32::from_ne_bytes(*b"pair");
         let memory = Memory(memory);
         for (frame, ..) in places {
-            assert_eq!(page_of(&memory, frame), Some(1000 + frame));
+            assert_eq!(page_of(&memory, FrameNo(frame)), Some(PageNo(1000 + frame)));
         }
         assert_eq!(salts(&memory), Some(*b"saltpair"));
-        assert_eq!(page_of(&memory, 0), None);
-        assert_eq!(page_of(&memory, 8159 + 4096), None);
+        assert_eq!(page_of(&memory, FrameNo::NONE), None);
+        assert_eq!(page_of(&memory, FrameNo(8159 + 4096)), None);
         let unmapped = Memory(Vec::new());
-        assert_eq!((salts(&unmapped), page_of(&unmapped, 1)), (None, None));
+        assert_eq!((salts(&unmapped), page_of(&unmapped, FrameNo::FIRST)), (None, None));
     }
 
     /// Contents of a wal-index, and the last page of the checkpoint that begins.
@@ -257,9 +259,10 @@ mod tests {
             }
             memory[BACKFILL_WORD] = 2;
             memory[ATTEMPTED_WORD] = 5;
-            memory[HEADER_WORDS as usize..][..5].copy_from_slice(&pages);
+            memory[HEADER_WORDS..][..5].copy_from_slice(&pages);
             change(&mut memory);
-            assert_eq!(checkpoint_end(&Memory(vec![memory])), expected, "{what}");
+            let end = checkpoint_end(&Memory(vec![memory])).map(|page| page.0);
+            assert_eq!(end, expected, "{what}");
         }
     }
 }

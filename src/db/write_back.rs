@@ -18,6 +18,7 @@
 use super::Database;
 use super::host::Host;
 use crate::error::{Error, Result};
+use crate::page::PageNo;
 
 impl<H: Host> Database<H> {
     /// SQLite asks for all writes to be handed to the operating system. It does so before each
@@ -47,9 +48,9 @@ impl<H: Host> Database<H> {
     /// Whether the page at `at` may wait to be written together with those that follow it: in a
     /// checkpoint that takes the whole log, in the order of pages, up to its last one.
     pub(super) fn may_wait(&self, at: u64, len: usize) -> bool {
-        let page = at / len.max(1) as u64 + 1;
         let last = self.main.phase.in_checkpoint().last_page;
-        self.main.tuning().gather_writes && last.is_some_and(|last| page < u64::from(last))
+        self.main.tuning().gather_writes
+            && last.is_some_and(|last| PageNo::at(at, len.max(1)) < last)
     }
 
     /// The invariants above, as far as the main file can see them.

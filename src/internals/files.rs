@@ -11,7 +11,7 @@ use crate::key::cipher::Subkey;
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::{Dek, Keyring};
 use crate::key::session::Setup;
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, PageNo, RESERVE};
 use crate::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WaitsFor, WrapRequest,
     Wrapped,
@@ -88,12 +88,12 @@ impl Owner for Index {
         self.salts
     }
 
-    fn last_frame(&self) -> Option<u32> {
+    fn last_frame(&self) -> Option<FrameNo> {
         None
     }
 
-    fn page_of(&self, frame: u32) -> Option<u32> {
-        self.pages.get(frame as usize - 1).copied()
+    fn page_of(&self, frame: FrameNo) -> Option<PageNo> {
+        self.pages.get(frame.since(FrameNo::FIRST)?).copied().map(PageNo)
     }
 
     fn origin(&self) -> Result<Origin> {
@@ -196,13 +196,14 @@ impl File {
         match self.open.as_mut() {
             Some(Open::Wal(wal)) => {
                 let _ = wal.before_sync(&self.base, &self.index);
-                let view = View { in_file: u32::MAX, ..View::default() };
+                let view = View { in_file: FrameNo::MAX, ..View::default() };
                 let _ = wal.demand(&self.base, view);
                 let _ = wal.is_foreign(&self.base);
-                let _ = wal.frames(&self.base, &self.index, u32::MAX);
+                let _ = wal.frames(&self.base, &self.index, FrameNo::MAX);
             }
             Some(Open::Database(db)) => {
-                let _ = db.seal_holes(&self.base, 1..=u32::MAX, &Default::default());
+                let grown = PageNo::FIRST..=PageNo(u32::MAX);
+                let _ = db.seal_holes(&self.base, grown, &Default::default());
                 db.phase.hot_journal();
                 let _ = db.before_sync(&self.base);
                 db.phase.journal_changed();
@@ -210,7 +211,7 @@ impl File {
                 if let Ok(origin) = db.log_origin(&self.base, None) {
                     let log = [1; 16];
                     let _ = db.fit(&self.base, &log, &origin.state);
-                    let _ = db.checkpoint_writes(&self.base, (log, origin.state), 1);
+                    let _ = db.checkpoint_writes(&self.base, (log, origin.state), FrameNo::FIRST);
                     let _ = db.checkpoint_ends(&self.base, (log, origin.state), None);
                 }
             }

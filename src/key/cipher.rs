@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::keyring::Keyring;
 use crate::error::Result;
-use crate::page::{KeyVersion, PageCipher, Place};
+use crate::page::{KeyVersion, PageCipher, PageNo, Place};
 
 /// Input to the derivation of a journal's subkey, besides the DEK.
 pub(crate) type JournalSalt = [u8; 36];
@@ -74,8 +74,8 @@ impl Cipher {
     ///
     /// # Errors
     /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
-    pub(crate) fn open_known(&self, number: u64, block: &mut [u8]) -> Result<bool> {
-        self.with(|cipher| cipher.open_known(number, block).is_ok())
+    pub(crate) fn open_known(&self, page: PageNo, block: &mut [u8]) -> Result<bool> {
+        self.with(|cipher| cipher.open_known(page, block).is_ok())
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut PageCipher) -> T) -> Result<T> {

@@ -501,7 +501,7 @@ impl Words for BaseFile {
 
     fn word(&self, region: usize, word: usize) -> Option<u32> {
         let region = *self.regions.get(region)?;
-        if region.is_null() || word >= PAGE_NUMBERS as usize {
+        if region.is_null() || word >= PAGE_NUMBERS {
             return None;
         }
         // SAFETY: the base mapped a region of 32768 bytes, aligned for words, of which this is

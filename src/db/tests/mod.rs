@@ -18,7 +18,7 @@ use crate::key::envelope::{self, ENVELOPE_LEN, Envelope, ProtectorRecord, REGION
 use crate::key::keyring::Dek;
 use crate::key::keyring::Keyring;
 use crate::key::session::Setup;
-use crate::page::RESERVE;
+use crate::page::{PageNo, RESERVE};
 use crate::provider::{
     Answer, KeyProvider, ProviderError, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
@@ -231,7 +231,7 @@ fn a_creation_cut_off_is_begun_anew_or_completed() {
         }
         db.before_commit(&base).unwrap();
         let found = db.verify_all(&base).unwrap();
-        assert_eq!(found.bad_pages, [0_u32; 0], "{what}");
+        assert_eq!(found.bad_pages, [], "{what}");
         if what != "A torn" {
             assert_eq!(found.bad_copies, [], "{what}");
         }
@@ -320,7 +320,7 @@ fn holes_are_sealed() {
         db.read(&base, &mut got, page * 1024).unwrap();
         assert_eq!(got, [0; 1024], "page {}", page + 1);
     }
-    assert_eq!(db.verify_all(&base).unwrap().bad_pages, [0_u32; 0]);
+    assert_eq!(db.verify_all(&base).unwrap().bad_pages, []);
 }
 
 #[test]
@@ -413,7 +413,7 @@ fn spoil(base: &Memory, page: u64) {
 }
 
 fn bad_pages(db: &mut Main, base: &Memory) -> Vec<u32> {
-    db.verify_all(base).unwrap().bad_pages
+    db.verify_all(base).unwrap().bad_pages.into_iter().map(|page| page.0).collect()
 }
 
 /// A torn page that was free before the transaction has no copy in the journal.
@@ -503,7 +503,8 @@ fn recovery_seals_holes_where_the_log_has_grown_the_file() {
         (10, u32::MAX, None, &[3]),
     ];
     for (from, to, logged, left) in rows {
-        db.seal_holes(&base, from..=to, &logged.into_iter().collect()).unwrap();
+        let (grown, in_log) = (PageNo(from)..=PageNo(to), logged.map(PageNo));
+        db.seal_holes(&base, grown, &in_log.into_iter().collect()).unwrap();
         assert_eq!(bad_pages(&mut db, &base), left, "{from} to {to}, {logged:?} in the log");
     }
 }

@@ -7,8 +7,8 @@ use super::*;
 use crate::file::wal::Origin;
 use crate::key::envelope::COPY_LEN;
 use crate::key::envelope::slot::{Fit, StateId};
-use crate::page::LogId;
 use crate::page::RESERVE;
+use crate::page::{FrameNo, LogId};
 
 const SLOT_LEN: usize = 512;
 const PLACES: [usize; 2] = [COPY_LEN, REGION_LEN + COPY_LEN];
@@ -92,7 +92,7 @@ fn the_log_in_use_is_admitted_whatever_power_loss_leaves() {
                 for (step, does) in life.chars().enumerate() {
                     let id = (log.0, log.1.state);
                     match does {
-                        'p' => db.checkpoint_writes(&disk, id, 1).unwrap(),
+                        'p' => db.checkpoint_writes(&disk, id, FrameNo::FIRST).unwrap(),
                         'E' => db.checkpoint_ends(&disk, id, None).unwrap(),
                         _ => {
                             // SQLite's, after which nothing is unsynced.
@@ -133,7 +133,7 @@ fn a_backup_admits_no_log_of_a_later_state() {
         for step in ["page", "end"] {
             let id = (log.0, log.1.state);
             match step {
-                "page" => db.checkpoint_writes(&disk, id, 1).unwrap(),
+                "page" => db.checkpoint_writes(&disk, id, FrameNo::FIRST).unwrap(),
                 _ => db.checkpoint_ends(&disk, id, None).unwrap(),
             }
             backups.push((number, disk.bytes()));
@@ -160,17 +160,17 @@ fn the_same_logs_lead_a_copy_to_the_same_states() {
         let log = begin(&db, &disk, number);
         let id = (log.0, log.1.state);
         assert!(admits(&other, &copy.base.0.borrow(), &log), "log {number}");
-        db.checkpoint_writes(&disk, id, 1).unwrap();
+        db.checkpoint_writes(&disk, id, FrameNo::FIRST).unwrap();
         // It goes on after it was brought whole.
-        db.checkpoint_ends(&disk, id, Some((3, [number; RESERVE]))).unwrap();
+        db.checkpoint_ends(&disk, id, Some((FrameNo(3), [number; RESERVE]))).unwrap();
         disk.sync().unwrap();
         db.checkpoint_begins(None, false);
-        db.checkpoint_writes(&disk, id, 5).unwrap();
-        let last = Some((5, [number; RESERVE]));
+        db.checkpoint_writes(&disk, id, FrameNo(5)).unwrap();
+        let last = Some((FrameNo(5), [number; RESERVE]));
         db.checkpoint_ends(&disk, id, last).unwrap();
         disk.sync().unwrap();
         if number % 2 == 0 {
-            other.checkpoint_writes(&copy, id, 1).unwrap();
+            other.checkpoint_writes(&copy, id, FrameNo::FIRST).unwrap();
         }
         other.checkpoint_ends(&copy, id, last).unwrap();
         copy.sync().unwrap();
@@ -213,8 +213,8 @@ fn no_checkpoint_brings_less_than_the_one_before() {
     for (brought, lacks) in [(3, None), (5, None), (4, Some(5)), (5, None), (7, None), (1, Some(2))]
     {
         db.checkpoint_begins(None, false);
-        assert_eq!(cut(db.checkpoint_writes(&disk, id, brought)), lacks, "{brought}");
-        let last = Some((brought, [1; RESERVE]));
+        assert_eq!(cut(db.checkpoint_writes(&disk, id, FrameNo(brought))), lacks, "{brought}");
+        let last = Some((FrameNo(brought), [1; RESERVE]));
         assert_eq!(cut(db.checkpoint_ends(&disk, id, last)), lacks, "{brought}: the end");
     }
 }
@@ -225,17 +225,17 @@ fn a_recovery_says_where_the_log_ends() {
     let (disk, mut db) = Disk::new();
     let log = begin(&db, &disk, 1);
     let id = (log.0, log.1.state);
-    db.checkpoint_writes(&disk, id, 7).unwrap();
+    db.checkpoint_writes(&disk, id, FrameNo(7)).unwrap();
     for (what, log, end, brought) in [
         ("all is there", id.0, 9, 7),
         ("another log", [9; 16], 3, 7),
         ("the last ones are gone", id.0, 5, 5),
         ("again", id.0, 5, 5),
     ] {
-        db.log_ends(&disk, (log, id.1), end).unwrap();
+        db.log_ends(&disk, (log, id.1), FrameNo(end)).unwrap();
         assert!(disk.unsynced.borrow().is_empty() || brought == 7, "{what}: not synced");
         let fit = db.fit(&disk, &id.0, &id.1).unwrap();
-        assert_eq!(fit, Fit::Brought { frames: brought, partly: true }, "{what}");
+        assert_eq!(fit, Fit::Brought { frames: FrameNo(brought), partly: true }, "{what}");
     }
 }
 
@@ -246,7 +246,7 @@ fn slots_that_somebody_changed() {
     let young = disk.bytes();
     db.checkpoint_ends(&disk, (first.0, first.1.state), None).unwrap();
     let second = begin(&db, &disk, 2);
-    db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
+    db.checkpoint_writes(&disk, (second.0, second.1.state), FrameNo::FIRST).unwrap();
     let now = disk.bytes();
     let slot = |image: &[u8], number: usize| image[PLACES[number]..][..SLOT_LEN].to_vec();
     let with = |number: usize, bytes: &[u8]| {
@@ -278,7 +278,7 @@ fn slots_that_somebody_changed() {
     // The one in use goes on, and a log that begins is admitted after power loss.
     disk.base.0.replace(none.clone());
     db.checkpoint_begins(None, false);
-    db.checkpoint_writes(&disk, (second.0, second.1.state), 1).unwrap();
+    db.checkpoint_writes(&disk, (second.0, second.1.state), FrameNo::FIRST).unwrap();
     assert!(admits(&db, &disk.base.0.borrow(), &second));
     disk.base.0.replace(none);
     disk.sync().unwrap();
@@ -296,7 +296,7 @@ fn a_checkpoint_of_a_log_of_another_state_is_refused() {
     let second = begin(&db, &disk, 2);
     disk.base.0.replace(backup.clone());
     let id = (second.0, second.1.state);
-    assert!(matches!(db.checkpoint_writes(&disk, id, 1), Err(Error::LogOutdated)));
+    assert!(matches!(db.checkpoint_writes(&disk, id, FrameNo::FIRST), Err(Error::LogOutdated)));
     assert!(matches!(db.checkpoint_ends(&disk, id, None), Err(Error::LogOutdated)));
     assert_eq!(*disk.base.0.borrow(), backup);
 }
@@ -324,7 +324,7 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
         let (id, origin) = begin(&db, &disk, 1);
         let id = (id, origin.state);
         db.checkpoint_begins(None, false);
-        db.checkpoint_writes(&disk, id, 1).unwrap();
+        db.checkpoint_writes(&disk, id, FrameNo::FIRST).unwrap();
         let mut other = Main::open(&disk, setup()).unwrap();
         other.checkpoint_ends(&disk, id, None).unwrap();
         disk.sync().unwrap();
@@ -333,7 +333,7 @@ fn a_log_that_goes_on_shuts_out_what_a_copy_began() {
         assert!(admits(&db, &copy, &copied), "{by}");
         let handle = if by == "another" { &mut other } else { &mut db };
         handle.checkpoint_begins(None, false);
-        handle.checkpoint_writes(&disk, id, 1).unwrap();
+        handle.checkpoint_writes(&disk, id, FrameNo::FIRST).unwrap();
         let image = disk.bytes();
         assert!(!admits(&db, &image, &copied), "{by}");
         assert!(admits(&db, &image, &(id.0, origin)), "{by}: its own");

@@ -1,6 +1,7 @@
 //! Mapping of SQLite's offsets to the file; the picture is in the parent module.
 
 use crate::key::envelope::ENVELOPE_LEN;
+use crate::page::PageNo;
 
 pub(crate) const PAGES_AT: u64 = ENVELOPE_LEN as u64;
 /// Length of the gap; also SQLite's largest page.
@@ -33,6 +34,6 @@ pub(crate) fn logical_size(physical: u64) -> u64 {
 }
 
 /// SQLite never reads or writes the page that holds its lock bytes.
-pub(crate) fn is_lock_page(page: u64, page_size: usize) -> bool {
-    page == PENDING_BYTE / page_size as u64 + 1
+pub(crate) fn is_lock_page(page: PageNo, page_size: usize) -> bool {
+    page == PageNo::at(PENDING_BYTE, page_size)
 }

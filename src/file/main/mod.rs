@@ -19,7 +19,7 @@ use crate::file::wal::Demand;
 use crate::io::read_ahead::Ahead;
 use crate::io::{Filled, Storage};
 use crate::key::cipher::Cipher;
-use crate::page::RESERVE;
+use crate::page::{PageNo, RESERVE};
 
 /// SQLite's database header, of which page 1 is checked before it is written.
 pub(crate) const SQLITE_MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -88,8 +88,7 @@ impl Pages {
     ) -> Result<Option<Filled>> {
         let mut done = 0;
         while done < buf.len() {
-            let place = at + done as u64;
-            let (page, within) = self.locate(place);
+            let (page, within) = self.locate(at + done as u64);
             let len = (self.page_size - within).min(buf.len() - done);
             let part = &mut buf[done..done + len];
             let found = if read_ahead && within == 0 && self.load_ahead(base, page, part)? {
@@ -103,12 +102,12 @@ impl Pages {
             };
             match found {
                 Found::Good => {}
-                Found::Missing if page == 1 => {
+                Found::Missing if page == PageNo::FIRST => {
                     buf.fill(0);
                     return Ok(None);
                 }
-                Found::Missing if place - (within as u64) < known => {
-                    return Err(Error::PageAuthentication { page: page as u32 });
+                Found::Missing if page.offset(self.page_size) < known => {
+                    return Err(Error::PageAuthentication { page: page.0 });
                 }
                 Found::Missing => {
                     buf[done..].fill(0);
@@ -118,7 +117,7 @@ impl Pages {
                     self.made_up_header(buf, at as usize);
                     return Ok(Some(Filled::Full));
                 }
-                Found::Bad => return Err(Error::PageAuthentication { page: page as u32 }),
+                Found::Bad => return Err(Error::PageAuthentication { page: page.0 }),
             }
             done += len;
         }
@@ -127,19 +126,24 @@ impl Pages {
 
     /// The page in which SQLite's byte `at` lies, and the offset in it. The page size is a power of
     /// two, and reads are frequent, so this is a shift.
-    fn locate(&self, at: u64) -> (u64, usize) {
-        let page = (at >> self.page_size.trailing_zeros()) + 1;
+    fn locate(&self, at: u64) -> (PageNo, usize) {
+        let page = PageNo::after(at >> self.page_size.trailing_zeros());
         (page, at as usize & (self.page_size - 1))
+    }
+
+    /// Where `page` lies in the file.
+    fn position(&self, page: PageNo) -> u64 {
+        physical(page.offset(self.page_size))
     }
 
     /// Opens page `page` into `part`, a page with or without its reserve bytes, if it was read
     /// ahead or can be now.
-    fn load_ahead(&mut self, base: &impl Storage, page: u64, part: &mut [u8]) -> Result<bool> {
+    fn load_ahead(&mut self, base: &impl Storage, page: PageNo, part: &mut [u8]) -> Result<bool> {
         let usable = self.page_size - RESERVE;
         if part.len() < usable || !self.outgoing.is_empty() {
             return Ok(false);
         }
-        let at = physical((page - 1) * self.page_size as u64);
+        let at = self.position(page);
         let Some(sealed) = self.ahead.read(base, at, self.page_size, self.page_size) else {
             return Ok(false);
         };
@@ -153,7 +157,7 @@ impl Pages {
     }
 
     /// Reads page `page` into `self.plain`.
-    pub(crate) fn load(&mut self, base: &impl Storage, page: u64) -> Result<Found> {
+    pub(crate) fn load(&mut self, base: &impl Storage, page: PageNo) -> Result<Found> {
         let mut plain = std::mem::take(&mut self.plain);
         let found = self.load_into(base, page, &mut plain);
         self.plain = plain;
@@ -164,23 +168,20 @@ impl Pages {
     pub(crate) fn load_into(
         &self,
         base: &impl Storage,
-        page: u64,
+        page: PageNo,
         plain: &mut [u8],
     ) -> Result<Found> {
-        let at = physical((page - 1) * self.page_size as u64);
+        let at = self.position(page);
         if let Some(sealed) = self.outgoing.get(at, self.page_size) {
             let (body, reserve) = plain.split_at_mut(self.page_size - RESERVE);
             reserve.fill(0);
-            return Ok(if self.cipher.open(page, sealed, body)? {
-                Found::Good
-            } else {
-                Found::Bad
-            });
+            let good = self.cipher.open(page, sealed, body)?;
+            return Ok(if good { Found::Good } else { Found::Bad });
         }
         let whole = base.read(plain, at)?;
         let good = match page {
             _ if !whole => false,
-            1 => self.cipher.open_known(page, plain)?,
+            PageNo::FIRST => self.cipher.open_known(page, plain)?,
             _ => self.cipher.open_in_place(page, plain)?,
         };
         if good {
@@ -193,7 +194,7 @@ impl Pages {
     /// Whether `bytes` are the page at `at`, but for its reserve bytes.
     pub(crate) fn has_page(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<bool> {
         let usable = self.page_size - RESERVE;
-        let page = at / self.page_size as u64 + 1;
+        let page = PageNo::at(at, self.page_size);
         Ok(self.load(base, page)? == Found::Good && self.plain[..usable] == bytes[..usable])
     }
 
@@ -209,9 +210,9 @@ impl Pages {
         buf.copy_from_slice(&header[at..at + buf.len()]);
     }
 
-    /// Whole pages in the file.
-    pub(crate) fn whole(&self, base: &impl Storage) -> Result<u32> {
-        Ok(self.count_in(logical_size(base.size()?)))
+    /// SQLite's size of the file, with the buffered pages.
+    pub(crate) fn size(&self, base: &impl Storage) -> Result<u64> {
+        Ok(logical_size(base.size()?.max(self.outgoing.end())))
     }
 
     /// Whole pages in `size` of SQLite's bytes.
@@ -219,9 +220,14 @@ impl Pages {
         u32::try_from(size / self.page_size as u64).unwrap_or(u32::MAX)
     }
 
+    /// As [`Self::count_in`], including a partial last one.
+    pub(crate) fn begun_in(&self, size: u64) -> u32 {
+        u32::try_from(size.div_ceil(self.page_size as u64)).unwrap_or(u32::MAX)
+    }
+
     /// Pages in the file, including a partial last one.
-    pub(crate) fn count(&self, base: &impl Storage) -> Result<u64> {
-        Ok(logical_size(base.size()?).div_ceil(self.page_size as u64))
+    pub(crate) fn count(&self, base: &impl Storage) -> Result<u32> {
+        Ok(self.begun_in(logical_size(base.size()?)))
     }
 
     /// Refuses a file with fewer pages than its log requires; returns the log's requirements.
@@ -230,7 +236,7 @@ impl Pages {
         base: &impl Storage,
         demand: DemandOfLog<'_>,
     ) -> Result<Option<Demand>> {
-        let whole = self.whole(base)?;
+        let whole = self.count_in(logical_size(base.size()?));
         match demand()? {
             Some(demand) if whole < demand.pages => {
                 Err(Error::PageAuthentication { page: whole + 1 })
@@ -239,21 +245,23 @@ impl Pages {
         }
     }
 
-    pub(crate) fn check_write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        if bytes.len() != self.page_size || !at.is_multiple_of(self.page_size as u64) {
+    /// The page that a write of `bytes` at `at` is.
+    pub(crate) fn check_write(&self, bytes: &[u8], at: u64) -> Result<PageNo> {
+        let page = PageNo::at(at, self.page_size);
+        if bytes.len() != self.page_size || page.offset(self.page_size) != at {
             return Err(Error::NotAPage { offset: at, len: bytes.len() });
         }
-        check_page_1(bytes, at, self.page_size as u32)
+        check_page_1(bytes, at, self.page_size).map(|()| page)
     }
 
     /// A rollback gives the file the size that it had before. SQLite writes zeros as the last page,
     /// later the journal's pages over their places; it needs no others. These stay holes, so that a
     /// page that was cut off is never read as zeros; see [`Self::seal_free`].
-    pub(crate) fn regrow(&mut self, base: &impl Storage, bytes: &[u8], at: u64) -> Result<()> {
+    pub(crate) fn regrow(&mut self, base: &impl Storage, bytes: &[u8], page: PageNo) -> Result<()> {
         if bytes.iter().all(|&byte| byte == 0) {
-            base.truncate(physical_size(at + bytes.len() as u64))
+            base.truncate(physical_size(page.offset(self.page_size) + bytes.len() as u64))
         } else {
-            self.store(base, bytes, at, false)
+            self.store(base, bytes, page, false)
         }
     }
 
@@ -262,15 +270,16 @@ impl Pages {
         &mut self,
         base: &impl Storage,
         bytes: &[u8],
-        at: u64,
+        page: PageNo,
         size: u64,
         may_wait: bool,
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
+        let at = page.offset(self.page_size);
         if at > size {
             self.fill(base, size, at, demand)?;
         }
-        self.store(base, bytes, at, may_wait)
+        self.store(base, bytes, page, may_wait)
     }
 
     /// Seals zeros from `size`, the end of the file, up to `to`. A partial page is replaced if the
@@ -282,34 +291,30 @@ impl Pages {
         to: u64,
         demand: DemandOfLog<'_>,
     ) -> Result<()> {
-        let page_size = self.page_size as u64;
         self.outgoing.flush(base)?;
         let demand = self.check_size(base, demand)?;
         let has_log = demand.is_some();
         let logged = demand.unwrap_or_default().logged;
-        let from = if has_log { size / page_size } else { size.div_ceil(page_size) };
-        let mut hole = from * page_size;
-        while hole < to {
-            let page = u32::try_from(hole / page_size + 1).unwrap_or(u32::MAX);
+        let kept = if has_log { self.count_in(size) } else { self.begun_in(size) };
+        for page in PageNo::after(kept).to(PageNo(self.begun_in(to))) {
             if !logged.contains(&page) {
-                self.store_zeros(base, hole)?;
+                self.store_zeros(base, page)?;
             }
-            hole += self.page_size as u64;
         }
         Ok(())
     }
 
-    fn store_zeros(&mut self, base: &impl Storage, at: u64) -> Result<()> {
+    fn store_zeros(&mut self, base: &impl Storage, page: PageNo) -> Result<()> {
         self.plain.fill(0);
         let zeros = std::mem::take(&mut self.plain);
-        let stored = self.store(base, &zeros, at, false);
+        let stored = self.store(base, &zeros, page, false);
         self.plain = zeros;
         stored
     }
 
-    pub(crate) fn seal_if_bad(&mut self, base: &impl Storage, page: u64) -> Result<()> {
+    pub(crate) fn seal_if_bad(&mut self, base: &impl Storage, page: PageNo) -> Result<()> {
         if !is_lock_page(page, self.page_size) && self.load(base, page)? != Found::Good {
-            self.store_zeros(base, (page - 1) * self.page_size as u64)?;
+            self.store_zeros(base, page)?;
         }
         Ok(())
     }
@@ -317,26 +322,26 @@ impl Pages {
     /// Seals zeros over each bad page that is free: past the end of the database, if a shorter one
     /// was committed and the file not yet cut, or a leaf of the freelist, whose content has no
     /// meaning. Only authentic pages are believed; SQLite meets a bad one by itself.
-    pub(crate) fn seal_free(&mut self, base: &impl Storage, known: Option<u64>) -> Result<()> {
+    pub(crate) fn seal_free(&mut self, base: &impl Storage, known: Option<u32>) -> Result<()> {
         let count = self.count(base)?;
         let count = known.map_or(count, |known| known.min(count));
-        if self.load(base, 1)? != Found::Good {
+        if self.load(base, PageNo::FIRST)? != Found::Good {
             return Ok(());
         }
-        let mut trunk = u64::from(be_u32(&self.plain[FREELIST_AT..]));
-        let used = self.used();
-        for page in used.map_or(count, u64::from) + 1..=count {
+        let mut trunk = PageNo(be_u32(&self.plain[FREELIST_AT..]));
+        let (used, last) = (self.used().unwrap_or(count), PageNo(count));
+        for page in PageNo::after(used).to(last) {
             self.seal_if_bad(base, page)?;
         }
         // A bound in case trunks form a loop: a file has no more free pages than pages.
-        let mut left = count;
-        while trunk != 0 && left > 0 && self.load(base, trunk)? == Found::Good {
+        let mut left = count as usize;
+        while trunk.0 != 0 && left > 0 && self.load(base, trunk)? == Found::Good {
             let mut words = self.plain.chunks_exact(4).map(be_u32);
-            trunk = words.next().map_or(0, u64::from);
+            trunk = PageNo(words.next().unwrap_or(0));
             let free = words.next().unwrap_or(0) as usize;
-            let leaves: Vec<u64> = words.take(free).map(u64::from).collect();
-            left = left.saturating_sub(1 + leaves.len() as u64);
-            for leaf in leaves.into_iter().filter(|leaf| (2..=count).contains(leaf)) {
+            let leaves: Vec<PageNo> = words.take(free).map(PageNo).collect();
+            left = left.saturating_sub(1 + leaves.len());
+            for leaf in leaves.into_iter().filter(|leaf| PageNo::FIRST < *leaf && *leaf <= last) {
                 self.seal_if_bad(base, leaf)?;
             }
         }
@@ -351,24 +356,24 @@ impl Pages {
         counts.then(|| at(COUNT_AT))
     }
 
-    /// Seals `bytes` as the page at `at` and writes it, with the buffered pages before it. If it
-    /// `may_wait`, it is only buffered, until a page comes that does not follow it.
+    /// Seals `bytes` as `page` and writes it, with the buffered pages before it. If it `may_wait`,
+    /// it is only buffered, until a page comes that does not follow it.
     pub(crate) fn store(
         &mut self,
         base: &impl Storage,
         bytes: &[u8],
-        at: u64,
+        page: PageNo,
         may_wait: bool,
     ) -> Result<()> {
         self.ahead.clear();
-        let page = at / self.page_size as u64 + 1;
+        let at = self.position(page);
         let body = &bytes[..self.page_size - RESERVE];
         if !may_wait && self.outgoing.is_empty() {
             self.sealed.resize(self.page_size, 0);
             self.cipher.seal(page, body, &mut self.sealed)?;
-            return base.write(&self.sealed, physical(at));
+            return base.write(&self.sealed, at);
         }
-        let room = self.outgoing.room(base, physical(at), self.page_size)?;
+        let room = self.outgoing.room(base, at, self.page_size)?;
         let sealed = self.cipher.seal(page, body, room);
         if sealed.is_err() {
             self.outgoing.take_back(self.page_size);
@@ -394,7 +399,7 @@ impl Pages {
 
     /// Whether the database is in WAL mode.
     pub(crate) fn has_log(&mut self, base: &impl Storage) -> Result<bool> {
-        Ok(self.load(base, 1)? == Found::Good && self.says_wal())
+        Ok(self.load(base, PageNo::FIRST)? == Found::Good && self.says_wal())
     }
 }
 
@@ -412,11 +417,11 @@ pub(crate) fn is_header(at: u64, buf: &[u8]) -> bool {
 }
 
 /// Refuses a page 1 whose pages the trailer would cut, or whose database has pages of another size.
-pub(crate) fn check_page_1(bytes: &[u8], at: u64, page_size: u32) -> Result<()> {
+pub(crate) fn check_page_1(bytes: &[u8], at: u64, page_size: usize) -> Result<()> {
     if at > 0 || !bytes.starts_with(SQLITE_MAGIC) {
         return Ok(());
     }
-    if bytes[PAGE_SIZE_AT..FORMAT_AT] != page_size_field(page_size as usize) {
+    if bytes[PAGE_SIZE_AT..FORMAT_AT] != page_size_field(page_size) {
         return Err(Error::PageSizeChange);
     }
     if usize::from(bytes[RESERVE_AT]) < RESERVE {
@@ -432,7 +437,7 @@ pub(crate) fn page_size_field(page_size: usize) -> [u8; 2] {
 
 /// The page size of a new database, from its first write: one whole page.
 pub(crate) fn first_page_size(bytes: &[u8], at: u64) -> Result<u32> {
-    let len = bytes.len() as u32;
+    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     if !len.is_power_of_two() || !PAGE_SIZES.contains(&len) {
         return Err(Error::PageSize(len));
     }

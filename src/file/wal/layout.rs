@@ -4,7 +4,7 @@
 use super::{FRAME_HEADER, RECORD_0, WAL_HEADER};
 use crate::error::{Error, Result};
 use crate::key::keyring::{FileId, ID_LEN};
-use crate::page::{LogId, Place, RESERVE};
+use crate::page::{FrameNo, LogId, Place, RESERVE};
 
 pub(super) const MAGIC: &[u8; 16] = b"sqlite-tde wal\0\0";
 const FORMAT: u32 = 1;
@@ -44,8 +44,8 @@ impl Layout {
         self.record().next_multiple_of(self.grain)
     }
 
-    pub(super) fn position(self, frame: u32) -> u64 {
-        2 * self.sector() as u64 + u64::from(frame - 1) * self.stride() as u64
+    pub(super) fn position(self, frame: FrameNo) -> u64 {
+        2 * self.sector() as u64 + u64::from(frame.0.saturating_sub(1)) * self.stride() as u64
     }
 
     /// The place of record 0 as a block. Its number encodes the layout and is no frame's: the grain
@@ -55,16 +55,16 @@ impl Layout {
     }
 
     /// The place of the record of `frame` as a block.
-    pub(super) fn block(self, frame: u32) -> Place {
-        Place { number: u64::from(frame), log: Some(self.log) }
+    pub(super) fn block(self, frame: FrameNo) -> Place {
+        Place { number: u64::from(frame.0), log: Some(self.log) }
     }
 
     /// The frame at SQLite's offset `at`, which is at least [`WAL_HEADER`], and the place in it.
-    pub(super) fn locate(self, at: u64) -> Result<(u32, usize)> {
+    pub(super) fn locate(self, at: u64) -> Result<(FrameNo, usize)> {
         let at = at - WAL_HEADER as u64;
         let frame = at / self.frame() as u64 + 1;
         let frame = u32::try_from(frame).map_err(|_| Error::NotAPage { offset: at, len: 0 })?;
-        Ok((frame, (at % self.frame() as u64) as usize))
+        Ok((FrameNo(frame), (at % self.frame() as u64) as usize))
     }
 
     /// The file size for SQLite's size `size`.
@@ -97,10 +97,10 @@ impl Layout {
         header as u64 + frames * self.frame() as u64 + part as u64
     }
 
-    /// Whole frames in a file of `physical` bytes.
-    pub(super) fn frames_in(self, physical: u64) -> u32 {
+    /// The last whole frame in a file of `physical` bytes.
+    pub(super) fn last_in(self, physical: u64) -> FrameNo {
         let frames = self.logical_size(physical).saturating_sub(WAL_HEADER as u64);
-        u32::try_from(frames / self.frame() as u64).unwrap_or(u32::MAX)
+        FrameNo(u32::try_from(frames / self.frame() as u64).unwrap_or(u32::MAX))
     }
 
     pub(super) fn decode(header: &[u8], file_id: &FileId) -> Option<Self> {

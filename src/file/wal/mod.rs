@@ -98,7 +98,7 @@ use crate::io::read_ahead::Ahead;
 use crate::key::cipher::{Cipher, Subkey};
 use crate::key::envelope::slot::{Fit, StateId};
 use crate::key::keyring::Keyring;
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, PageNo, RESERVE};
 use crate::secret::fill_random;
 use crate::settings::Tuning;
 
@@ -127,9 +127,9 @@ pub(crate) trait Owner {
     /// The salts in the wal-index; `None` without shared memory.
     fn salts(&self) -> Option<Salts>;
     /// The frame of the last commit by the wal-index; `None` without shared memory.
-    fn last_frame(&self) -> Option<u32>;
+    fn last_frame(&self) -> Option<FrameNo>;
     /// The page that the wal-index has for `frame`; `None` without shared memory.
-    fn page_of(&self, frame: u32) -> Option<u32>;
+    fn page_of(&self, frame: FrameNo) -> Option<PageNo>;
     /// Refuses a commit to the log of a database file that can no longer be opened.
     fn check_envelope(&self) -> Result<()>;
     /// The state of the database file, for a log that begins.
@@ -162,15 +162,15 @@ pub(crate) struct Recovered {
 #[derive(Debug, Default)]
 pub(crate) struct Frames {
     /// Pages in the log; their copies in the database file need not be whole.
-    pub(crate) pages: BTreeSet<u32>,
+    pub(crate) pages: BTreeSet<PageNo>,
     /// Frames that failed authentication.
-    pub(crate) bad: Vec<u32>,
+    pub(crate) bad: Vec<FrameNo>,
 }
 
 /// The first bytes of a frame that SQLite has not written to its end.
 #[derive(Clone, Copy)]
 struct Pending {
-    frame: u32,
+    frame: FrameNo,
     filled: usize,
     /// It was begun under an earlier lock. Only its exact rest is accepted, which a VFS above may
     /// have delayed; otherwise SQLite has taken it back.
@@ -225,12 +225,12 @@ pub(crate) struct Wal {
     /// The log that this handle began, or that it found to belong to the database.
     fits: Option<LogId>,
     /// The frame of the last commit that this handle recovered or wrote.
-    end: Option<u32>,
+    end: Option<FrameNo>,
     /// The last frame that was committed, by a recovery through this handle or as the wal-index
     /// once said of this log: no transaction may write over it.
-    published: u32,
+    published: FrameNo,
     /// The last committed frame, as of this handle's last check or own commit.
-    seen: u32,
+    seen: FrameNo,
     /// [`Owner::locks`] at this handle's last check.
     locks: u64,
     /// Record 0 was compared with the wal-index, or read, since that check.
@@ -242,7 +242,7 @@ pub(crate) struct Wal {
     /// The bytes of the pending frame so far.
     gathered: Vec<u8>,
     /// Number of the frame in `plain`, equal to its record in the file or outgoing.
-    held: Option<u32>,
+    held: Option<FrameNo>,
     /// The plaintext of a frame, with room for its trailer while it is sealed.
     plain: Vec<u8>,
     /// Buffer for a record that is written by itself.
@@ -264,8 +264,8 @@ impl Wal {
             void: None,
             fits: None,
             end: None,
-            published: 0,
-            seen: 0,
+            published: FrameNo::NONE,
+            seen: FrameNo::NONE,
             locks: 0,
             current: false,
             pending: None,
@@ -311,7 +311,7 @@ impl Wal {
                 self.flush(base, layout)?;
             }
             self.forget_transaction();
-            (self.pending, self.end) = (None, Some(0));
+            (self.pending, self.end) = (None, Some(FrameNo::NONE));
             return Ok(());
         }
         let kept = self.layout.filter(|_| self.start.is_some());
@@ -341,10 +341,10 @@ impl Wal {
         cipher.seal(layout.record_0(), &start.0, &mut image[record_0])?;
         // SQLite has taken the outgoing frames back, or it would not begin anew.
         self.forget_transaction();
-        (self.layout, self.start, self.published) = (None, None, 0);
+        (self.layout, self.start, self.published) = (None, None, FrameNo::NONE);
         base.write(&image, 0)?;
         self.set_layout(layout);
-        (self.start, self.end, self.fits) = (Some(start), Some(0), Some(layout.log));
+        (self.start, self.end, self.fits) = (Some(start), Some(FrameNo::NONE), Some(layout.log));
         Ok(())
     }
 
@@ -394,7 +394,7 @@ impl Wal {
                 // then.
                 let in_chain = self.last_in_chain(base)?;
                 if in_chain > last {
-                    return Err(Error::FrameAuthentication { frame: last + 1 });
+                    return Err(Error::FrameAuthentication { frame: last.next().0 });
                 }
             }
             if last != self.seen {
@@ -408,7 +408,7 @@ impl Wal {
     }
 
     /// The frame of the last commit by the wal-index, if that describes this log.
-    fn last_in_index(&self, owner: &impl Owner) -> Option<u32> {
+    fn last_in_index(&self, owner: &impl Owner) -> Option<FrameNo> {
         let last = owner.last_frame()?;
         // Read after the frame, the salts also reveal a log that was begun meanwhile.
         (self.start.is_some() && self.salts() == owner.salts()).then_some(last)
@@ -453,8 +453,8 @@ impl Wal {
             return;
         };
         debug_assert!(self.start.is_some() && self.layout.is_some(), "frames without record 0");
-        debug_assert!(self.transaction.has(first), "frame {first} is of no transaction");
-        debug_assert!(!self.transaction.has_lost(last), "frame {last} is lost and outgoing");
+        debug_assert!(self.transaction.has(first), "{first:?} is of no transaction");
+        debug_assert!(!self.transaction.has_lost(last), "{last:?} is lost and outgoing");
     }
 
     /// Invariant 5, when nothing may be outgoing.
@@ -508,7 +508,7 @@ impl Wal {
         self.outgoing.reset();
         self.ahead.clear();
         (self.layout, self.start, self.end) = (Some(layout), None, None);
-        self.published = 0;
+        self.published = FrameNo::NONE;
         self.pending = None;
         self.held = None;
         self.plain.resize(layout.record(), 0);

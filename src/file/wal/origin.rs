@@ -1,13 +1,12 @@
 //! Whether a log belongs to the database file that it lies beside.
 
 use super::chain::Chain;
-use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Origin, Owner, SALTS_AT, Wal, number};
 use crate::error::{Error, Result};
 use crate::file::journal::Counters;
 use crate::io::Storage;
 use crate::key::envelope::slot::{Fit, LastFrame, StateId};
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, PageNo, RESERVE};
 
 /// Attempts at a log that others may begin anew meanwhile: SQLite recovers without locks if it may
 /// not write the wal-index.
@@ -116,7 +115,7 @@ impl Wal {
         &mut self,
         base: &impl Storage,
         owner: &impl Owner,
-        (brought, partly): (u32, bool),
+        (brought, partly): (FrameNo, bool),
         look: Look,
     ) -> Result<()> {
         let in_index = self.last_in_index(owner).filter(|_| look == Look::InUse);
@@ -126,24 +125,23 @@ impl Wal {
         if enough || look == Look::InUse && in_index.is_none() {
             return Ok(());
         }
-        let (mut there, mut chain) = (0, self.start.as_ref().map(Chain::new));
-        self.survey(base, 0, brought, |wal, frame, good| {
-            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
-            let mut goes_on = |chain: &mut Chain| good && chain.goes_on(&wal.plain[..length]);
+        let (mut there, mut chain) = (FrameNo::NONE, self.start.as_ref().map(Chain::new));
+        self.survey(base, FrameNo::NONE, brought, |wal, frame, good| {
+            let mut goes_on = || chain.as_mut().is_some_and(|chain| chain.goes_on(wal.frame()));
             // Others may have overwritten the frames that a recovery dropped.
-            if good && (look == Look::InUse || chain.as_mut().is_some_and(&mut goes_on)) {
+            if good && (look == Look::InUse || goes_on()) {
                 there = frame;
             }
         })?;
         // A log without frames is harmless if the file has all of it, for nothing is played back.
         // A power loss with synchronous=OFF leaves that, when the next log was begun.
-        if there < brought && (partly || there > 0) {
-            return Err(Error::LogCut { frame: there + 1 });
+        if there < brought && (partly || there > FrameNo::NONE) {
+            return Err(Error::LogCut { frame: there.next().0 });
         }
         if let Some(last) = in_index
             && self.last_in_chain(base)? > last
         {
-            return Err(Error::LogCut { frame: last + 1 });
+            return Err(Error::LogCut { frame: last.next().0 });
         }
         Ok(())
     }
@@ -164,24 +162,27 @@ impl Wal {
 
     /// After a recovery: the log, the state on which it was begun and the last frame that counts,
     /// by the wal-index if it is in shared memory.
-    pub(crate) fn recovered_end(&self, in_index: Option<u32>) -> Option<((LogId, StateId), u32)> {
+    pub(crate) fn recovered_end(
+        &self,
+        in_index: Option<FrameNo>,
+    ) -> Option<((LogId, StateId), FrameNo)> {
         let (layout, start) = self.layout.zip(self.start)?;
         Some(((layout.log, start.origin().state), in_index.or(self.end)?))
     }
 
     /// The frames that the current checkpoint may copy to the file, by the wal-index or by this
     /// handle's own knowledge.
-    pub(crate) fn brought(&self, attempted: Option<u32>) -> u32 {
-        attempted.or(self.end).unwrap_or(0)
+    pub(crate) fn brought(&self, attempted: Option<FrameNo>) -> FrameNo {
+        attempted.or(self.end).unwrap_or_default()
     }
 
     /// The last one of those frames, if known.
     pub(crate) fn last_frame(
         &self,
         base: &impl Storage,
-        brought: u32,
+        brought: FrameNo,
     ) -> Result<Option<LastFrame>> {
-        let Some(layout) = self.layout.filter(|_| brought > 0) else { return Ok(None) };
+        let Some(layout) = self.layout.filter(|_| brought > FrameNo::NONE) else { return Ok(None) };
         let mut trailer = [0; RESERVE];
         let at = layout.position(brought) + layout.frame() as u64;
         Ok(base.read_whole(&mut trailer, at)?.then_some((brought, trailer)))
@@ -198,20 +199,21 @@ impl Wal {
         let is_it = |frame: &[u8]| {
             number(frame) == 1 && counters.is_none_or(|counters| frame[COUNTERS] == counters)
         };
-        let last = self.last_in_index(owner).unwrap_or(0);
-        let told = (1..=last).rev().filter(|&frame| owner.page_of(frame) == Some(1)).take(TOLD);
+        let last = self.last_in_index(owner).unwrap_or_default();
+        let of_page_1 = |frame: &FrameNo| owner.page_of(*frame) == Some(PageNo::FIRST);
+        let told = FrameNo::FIRST.to(last).rev().filter(of_page_1).take(TOLD);
         for frame in told {
             if self.find(base, frame..=frame, is_it)? {
                 return Ok(true);
             }
         }
-        self.find(base, 1..=u32::MAX, is_it)
+        self.find(base, FrameNo::FIRST..=FrameNo::MAX, is_it)
     }
 
     /// Whether a transaction was committed to the log.
     fn has_commit(&mut self, base: &impl Storage) -> Result<bool> {
         let Some(salts) = self.salts() else { return Ok(false) };
-        self.find(base, 1..=u32::MAX, |frame| {
+        self.find(base, FrameNo::FIRST..=FrameNo::MAX, |frame| {
             number(&frame[COMMIT_AT..]) > 0 && frame[SALTS_AT..].starts_with(&salts)
         })
     }

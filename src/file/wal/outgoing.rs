@@ -4,6 +4,7 @@
 //! lies within the reach of a torn write.
 
 use super::layout::Layout;
+use crate::page::FrameNo;
 
 /// Capacity in bytes, unless one record is longer.
 const LIMIT: usize = 65536;
@@ -12,41 +13,45 @@ const LIMIT: usize = 65536;
 #[derive(Default)]
 pub(super) struct Outgoing {
     bytes: Vec<u8>,
-    first: u32,
-    count: u32,
+    /// The first and the last frame in it.
+    frames: Option<(FrameNo, FrameNo)>,
 }
 
 impl Outgoing {
     /// The first frame in it.
-    pub(super) fn first(&self) -> Option<u32> {
-        (self.count > 0).then_some(self.first)
+    pub(super) fn first(&self) -> Option<FrameNo> {
+        Some(self.frames?.0)
     }
 
     /// The last frame in it.
-    pub(super) fn last(&self) -> Option<u32> {
-        Some(self.first()? + self.count - 1)
+    pub(super) fn last(&self) -> Option<FrameNo> {
+        Some(self.frames?.1)
+    }
+
+    fn count(&self) -> usize {
+        self.frames.and_then(|(first, last)| last.since(first)).map_or(0, |index| index + 1)
     }
 
     pub(super) fn is_full(&self, layout: Layout) -> bool {
-        (self.count as usize + 1) * layout.stride() > LIMIT
+        (self.count() + 1) * layout.stride() > LIMIT
     }
 
     /// Whether `frame` is in it or comes next.
-    pub(super) fn takes(&self, frame: u32) -> bool {
-        self.count == 0 || frame.checked_sub(self.first).is_some_and(|index| index <= self.count)
+    pub(super) fn takes(&self, frame: FrameNo) -> bool {
+        self.frames.is_none_or(|(first, last)| first <= frame && frame <= last.next())
     }
 
     /// The record of `frame`, if it is in it.
-    pub(super) fn record(&self, layout: Layout, frame: u32) -> Option<&[u8]> {
-        let index = frame.checked_sub(self.first).filter(|&index| index < self.count)?;
-        let at = index as usize * layout.stride();
+    pub(super) fn record(&self, layout: Layout, frame: FrameNo) -> Option<&[u8]> {
+        let (first, _) = self.frames.filter(|(_, last)| frame <= *last)?;
+        let at = frame.since(first)? * layout.stride();
         Some(&self.bytes[at..at + layout.record()])
     }
 
     /// Room to seal the record of `frame`; the record counts once [`Outgoing::took`] is called.
-    pub(super) fn place(&mut self, layout: Layout, frame: u32) -> &mut [u8] {
-        let index = if self.count == 0 { 0 } else { (frame - self.first) as usize };
-        let at = index * layout.stride();
+    pub(super) fn place(&mut self, layout: Layout, frame: FrameNo) -> &mut [u8] {
+        let index = self.first().and_then(|first| frame.since(first));
+        let at = index.unwrap_or(0) * layout.stride();
         if self.bytes.len() < at + layout.stride() {
             self.bytes.resize(at + layout.stride(), 0);
         }
@@ -54,16 +59,14 @@ impl Outgoing {
     }
 
     /// The record of `frame` is sealed where it belongs.
-    pub(super) fn took(&mut self, frame: u32) {
-        if self.count == 0 {
-            self.first = frame;
-        }
-        self.count = self.count.max(frame - self.first + 1);
+    pub(super) fn took(&mut self, frame: FrameNo) {
+        let (first, last) = self.frames.unwrap_or((frame, frame));
+        self.frames = Some((first, last.max(frame)));
     }
 
     /// The bytes to write, from the first record to the end of the last.
     pub(super) fn records(&self, layout: Layout) -> &[u8] {
-        match (self.count as usize).checked_sub(1) {
+        match self.count().checked_sub(1) {
             None => &[],
             Some(last) => &self.bytes[..last * layout.stride() + layout.record()],
         }
@@ -75,7 +78,7 @@ impl Outgoing {
     }
 
     pub(super) fn clear(&mut self) {
-        self.count = 0;
+        self.frames = None;
     }
 
     /// As [`Outgoing::clear`], before records of another length come.

@@ -6,6 +6,7 @@ use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Owner, Recovered, SALTS_AT, WAL_HEADER, Wal, number};
 use crate::error::{Error, Result};
 use crate::io::{Filled, Storage};
+use crate::page::{FrameNo, PageNo};
 
 impl Wal {
     pub(crate) fn size(&mut self, base: &impl Storage, owner: &impl Owner) -> Result<u64> {
@@ -50,7 +51,7 @@ impl Wal {
             let (frame, within) = layout.locate(at + done as u64)?;
             let len = (layout.frame() - within).min(buf.len() - done);
             let starts = within == 0;
-            if !self.load(base, layout, frame)? {
+            if !self.load(base, frame)? {
                 if !starts && within + len <= FRAME_HEADER && self.transaction.took_back(frame) {
                     // SQLite before 3.50 still computes checksums anew from behind a frame that it
                     // took back: it reads the one of that frame, and computes none from it. Where
@@ -67,14 +68,14 @@ impl Wal {
                 return if starts && !self.transaction.has(frame) {
                     Ok(Filled::Full)
                 } else {
-                    Err(Error::FrameAuthentication { frame })
+                    Err(Error::FrameAuthentication { frame: frame.0 })
                 };
             }
             if starts {
                 self.note_commit(frame);
             } else if !self.is_expected(owner, frame, within + len) {
                 self.held = None;
-                return Err(Error::FrameAuthentication { frame });
+                return Err(Error::FrameAuthentication { frame: frame.0 });
             }
             buf[done..done + len].copy_from_slice(&self.plain[within..within + len]);
             done += len;
@@ -105,7 +106,7 @@ impl Wal {
                 buf.copy_from_slice(&start.header()[at..end]);
                 if at == 0 {
                     self.recovered = Some(Recovered { least: start.origin().pages, last: 0 });
-                    self.end = Some(0);
+                    self.end = Some(FrameNo::NONE);
                 }
                 Ok(Filled::Full)
             }
@@ -126,7 +127,7 @@ impl Wal {
     }
 
     /// Notes a commit that SQLite recovers. SQLite ends the log at a frame without its salts.
-    fn note_commit(&mut self, frame: u32) {
+    fn note_commit(&mut self, frame: FrameNo) {
         let Some(pages) = self.commit() else { return };
         let recovers = self.salts().is_some_and(|salts| self.plain[SALTS_AT..].starts_with(&salts));
         if !recovers || self.transaction.has(frame) {
@@ -142,26 +143,24 @@ impl Wal {
 
     /// Whether the frame in `plain`, of which SQLite asks for bytes up to `end`, is the one that it
     /// means by `frame`.
-    fn is_expected(&self, owner: &impl Owner, frame: u32, end: usize) -> bool {
+    fn is_expected(&self, owner: &impl Owner, frame: FrameNo, end: usize) -> bool {
         // Before it commits, SQLite may ask for the checksum of a frame that the wal-index has not:
         // before 3.50, of one that it took back after others were overwritten.
         if end <= FRAME_HEADER && self.transaction.has(frame) {
             return true;
         }
-        let page = number(&self.plain);
+        let page = PageNo(number(&self.plain));
         owner.page_of(frame).is_none_or(|expected| expected == page)
     }
 
     /// Puts `frame` into `plain`, from memory or from its record; `false` if that does not
     /// authenticate.
-    pub(super) fn load(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<bool> {
+    pub(super) fn load(&mut self, base: &impl Storage, frame: FrameNo) -> Result<bool> {
         self.held = None;
         if self.transaction.has_lost(frame) {
             return Err(Error::Base(ffi::SQLITE_IOERR_READ));
         }
-        if self.start.is_none() {
-            return Ok(false);
-        }
+        let Some(layout) = self.layout.filter(|_| self.start.is_some()) else { return Ok(false) };
         let (Some(cipher), Some(record)) = (&self.cipher, self.outgoing.record(layout, frame))
         else {
             return self.load_written(base, layout, frame);
@@ -176,7 +175,7 @@ impl Wal {
         &mut self,
         base: &impl Storage,
         layout: Layout,
-        frame: u32,
+        frame: FrameNo,
     ) -> Result<bool> {
         self.held = None;
         let Some(cipher) = &self.cipher else { return Ok(false) };

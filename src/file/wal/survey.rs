@@ -9,6 +9,7 @@ use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Frames, Owner, Salts, Wal, number};
 use crate::error::{Error, Result};
 use crate::io::Storage;
+use crate::page::{FrameNo, PageNo};
 
 /// A log's requirements on the file of its database.
 #[derive(Debug, Default)]
@@ -20,9 +21,9 @@ pub(crate) struct Demand {
     pub(crate) pages: u32,
     /// Pages that committed frames have, as far as no later commit made the database smaller. A
     /// checkpoint copies them to the file, or has done so: each of them was written by SQLite.
-    pub(crate) logged: BTreeSet<u32>,
+    pub(crate) logged: BTreeSet<PageNo>,
     /// Those of them that the reader at hand finds in the log, unless they are in the file.
-    pub(crate) visible: BTreeSet<u32>,
+    pub(crate) visible: BTreeSet<PageNo>,
 }
 
 /// Values from the wal-index, or from this handle's own knowledge. They are not authenticated, and
@@ -30,11 +31,11 @@ pub(crate) struct Demand {
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct View {
     /// Checkpoints have brought the frames up to this one to the database file.
-    pub(crate) in_file: u32,
+    pub(crate) in_file: FrameNo,
     /// The frame of the last commit, and the pages of the database after it by the wal-index.
-    pub(crate) end: Option<(u32, Option<u32>)>,
+    pub(crate) end: Option<(FrameNo, Option<u32>)>,
     /// The reader at hand sees the frames up to this one.
-    pub(crate) mark: u32,
+    pub(crate) mark: FrameNo,
     /// The salts of the log that the wal-index describes.
     pub(crate) salts: Option<Salts>,
 }
@@ -51,18 +52,17 @@ impl Wal {
         // wal-index before it writes the first frame.
         let is_over = view.salts.is_some() && self.salts().is_some() && view.salts != self.salts();
         let View { in_file, end, mark, .. } = if is_over { View::default() } else { view };
-        let last = end.map_or(0, |(frame, _)| frame);
+        let last = end.map_or(FrameNo::NONE, |(frame, _)| frame);
         let mut chain = self.start.as_ref().map(Chain::new);
         let (mut demand, mut written) = (Demand::default(), BTreeSet::new());
         let (mut pending, mut wrong_end) = (Vec::new(), false);
-        self.survey(base, last, u32::MAX, |wal, frame, good| {
+        self.survey(base, last, FrameNo::MAX, |wal, frame, good| {
             if !good {
                 chain = None;
                 return;
             }
-            let (page, size) = (number(&wal.plain), number(&wal.plain[COMMIT_AT..]));
-            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
-            let goes_on = chain.as_mut().is_some_and(|chain| chain.goes_on(&wal.plain[..length]));
+            let (page, size) = (PageNo(number(&wal.plain)), number(&wal.plain[COMMIT_AT..]));
+            let goes_on = chain.as_mut().is_some_and(|chain| chain.goes_on(wal.frame()));
             for (bound, pages) in [
                 (in_file, &mut written),
                 (last, &mut demand.logged),
@@ -71,7 +71,7 @@ impl Wal {
                 if frame <= bound {
                     pages.insert(page);
                     if size > 0 {
-                        pages.split_off(&size.saturating_add(1));
+                        pages.split_off(&PageNo::after(size));
                     }
                 }
             }
@@ -81,14 +81,14 @@ impl Wal {
             }
             if let Some(pages) = wal.commit() {
                 least = least.min(pages);
-                written.split_off(&pages.saturating_add(1));
+                written.split_off(&PageNo::after(pages));
             }
             // The wal-index may hide commits: the log proves them by itself.
             if frame > last && goes_on {
                 pending.push(page);
                 if size > 0 {
                     if is_over {
-                        written.extend(pending.iter().filter(|&&page| page <= size));
+                        written.extend(pending.iter().filter(|page| page.0 <= size));
                     }
                     demand.logged.extend(pending.drain(..));
                 }
@@ -97,19 +97,18 @@ impl Wal {
                 end.is_some_and(|end| end.0 == frame && end.1.is_some_and(|end| end != size));
         })?;
         if wrong_end {
-            return Err(Error::FrameAuthentication { frame: last });
+            return Err(Error::FrameAuthentication { frame: last.0 });
         }
-        demand.pages = written.last().map_or(least, |&last| last.max(least));
+        demand.pages = written.last().map_or(least, |last| last.0.max(least));
         Ok(demand)
     }
 
-    /// The frame of the last commit that SQLite's checksums confirm; 0 without one.
-    pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<u32> {
-        let (mut last, mut chain) = (0, self.start.as_ref().map(Chain::new));
-        self.survey(base, 0, u32::MAX, |wal, frame, good| {
-            let length = wal.layout.map_or(FRAME_HEADER, Layout::frame);
-            let mut goes_on = |chain: &mut Chain| good && chain.is_sure(&wal.plain[..length]);
-            if chain.as_mut().is_some_and(&mut goes_on) && wal.commit().is_some() {
+    /// The frame of the last commit that SQLite's checksums confirm.
+    pub(super) fn last_in_chain(&mut self, base: &impl Storage) -> Result<FrameNo> {
+        let (mut last, mut chain) = (FrameNo::NONE, self.start.as_ref().map(Chain::new));
+        self.survey(base, FrameNo::NONE, FrameNo::MAX, |wal, frame, good| {
+            let goes_on = good && chain.as_mut().is_some_and(|chain| chain.is_sure(wal.frame()));
+            if goes_on && wal.commit().is_some() {
                 last = frame;
             }
         })?;
@@ -122,13 +121,13 @@ impl Wal {
         &mut self,
         base: &impl Storage,
         owner: &impl Owner,
-        last: u32,
+        last: FrameNo,
     ) -> Result<Frames> {
         let mut frames = Frames::default();
         self.load_layout(base)?;
-        let there = self.frames_in(base)?;
+        let there = self.last_in(base)?;
         self.survey(base, last, last, |wal, frame, good| {
-            let page = number(&wal.plain);
+            let page = PageNo(number(&wal.plain));
             if good && owner.page_of(frame).is_none_or(|expected| expected == page) {
                 frames.pages.insert(page);
             } else {
@@ -138,20 +137,20 @@ impl Wal {
         // The wal-index is not trusted: a shorter log counts as lacking one frame, whatever its
         // numbers.
         if self.layout.is_some() && there < last {
-            frames.bad.push(there + 1);
+            frames.bad.push(there.next());
         }
         Ok(frames)
     }
 
     /// The frame of the last commit without a wal-index in shared memory: the one that this handle
     /// recovered or wrote, or else the last one in the file.
-    pub(crate) fn last_commit(&mut self, base: &impl Storage) -> Result<u32> {
+    pub(crate) fn last_commit(&mut self, base: &impl Storage) -> Result<FrameNo> {
         self.load_layout(base)?;
         if let Some(end) = self.end {
             return Ok(end);
         }
-        let mut last = 0;
-        self.survey(base, 0, u32::MAX, |wal, frame, good| {
+        let mut last = FrameNo::NONE;
+        self.survey(base, FrameNo::NONE, FrameNo::MAX, |wal, frame, good| {
             if good && wal.commit().is_some() {
                 last = frame;
             }
@@ -159,13 +158,19 @@ impl Wal {
         Ok(last)
     }
 
-    fn frames_in(&self, base: &impl Storage) -> Result<u32> {
-        self.layout.map_or(Ok(0), |layout| Ok(layout.frames_in(base.size()?)))
+    /// The frame in `plain`, header and page.
+    pub(super) fn frame(&self) -> &[u8] {
+        &self.plain[..self.layout.map_or(FRAME_HEADER, Layout::frame)]
+    }
+
+    /// The last whole frame in the file.
+    fn last_in(&self, base: &impl Storage) -> Result<FrameNo> {
+        self.layout.map_or(Ok(FrameNo::NONE), |layout| Ok(layout.last_in(base.size()?)))
     }
 
     /// The frame of the last commit and the pages after it, by the wal-index; without one, the
     /// frame that this handle has recovered or written.
-    pub(crate) fn end_or(&self, index: Option<(u32, u32)>) -> Option<(u32, Option<u32>)> {
+    pub(crate) fn end_or(&self, index: Option<(FrameNo, u32)>) -> Option<(FrameNo, Option<u32>)> {
         index.map(|(frame, pages)| (frame, Some(pages))).or(self.end.map(|frame| (frame, None)))
     }
 
@@ -174,11 +179,11 @@ impl Wal {
     pub(super) fn survey(
         &mut self,
         base: &impl Storage,
-        sure: u32,
-        last: u32,
-        mut see: impl FnMut(&mut Self, u32, bool),
+        sure: FrameNo,
+        last: FrameNo,
+        mut see: impl FnMut(&mut Self, FrameNo, bool),
     ) -> Result<()> {
-        self.survey_while(base, sure, 1..=last, |wal, frame, good| {
+        self.survey_while(base, sure, FrameNo::FIRST..=last, |wal, frame, good| {
             see(wal, frame, good);
             true
         })
@@ -188,49 +193,35 @@ impl Wal {
     fn survey_while(
         &mut self,
         base: &impl Storage,
-        sure: u32,
-        frames: std::ops::RangeInclusive<u32>,
-        mut see: impl FnMut(&mut Self, u32, bool) -> bool,
+        sure: FrameNo,
+        frames: std::ops::RangeInclusive<FrameNo>,
+        mut see: impl FnMut(&mut Self, FrameNo, bool) -> bool,
     ) -> Result<()> {
         let Some(layout) = self.layout else { return Ok(()) };
-        let there = self.frames_in(base)?;
+        let last = self.last_in(base)?.min(*frames.end());
         self.ahead.clear();
-        let frames = *frames.start()..=there.min(*frames.end());
-        let seen = self.see_each(base, layout, sure, frames, &mut see);
+        let goes_on = |frame| {
+            let good = self.start.is_some() && self.load_written(base, layout, frame)?;
+            Ok(see(self, frame, good) && (good || frame < sure))
+        };
+        let end = frames.start().to(last).map(goes_on).find(|goes_on| !matches!(goes_on, Ok(true)));
         self.ahead.clear();
         self.held = None;
-        seen
+        end.transpose().map(|_| ())
     }
 
     /// Whether `is` holds for one of these frames.
     pub(super) fn find(
         &mut self,
         base: &impl Storage,
-        frames: std::ops::RangeInclusive<u32>,
+        frames: std::ops::RangeInclusive<FrameNo>,
         is: impl Fn(&[u8]) -> bool,
     ) -> Result<bool> {
         let mut found = false;
-        self.survey_while(base, 0, frames, |wal, _, good| {
+        self.survey_while(base, FrameNo::NONE, frames, |wal, _, good| {
             found |= good && is(&wal.plain);
             !found
         })?;
         Ok(found)
-    }
-
-    fn see_each(
-        &mut self,
-        base: &impl Storage,
-        layout: Layout,
-        sure: u32,
-        frames: std::ops::RangeInclusive<u32>,
-        see: &mut impl FnMut(&mut Self, u32, bool) -> bool,
-    ) -> Result<()> {
-        for frame in frames {
-            let good = self.start.is_some() && self.load_written(base, layout, frame)?;
-            if !see(self, frame, good) || !good && frame >= sure {
-                break;
-            }
-        }
-        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! A handle's record of the frames that it writes before they are committed.
 
 use super::FRAME_HEADER;
+use crate::page::FrameNo;
 
 /// Frame headers that are kept, of 24 bytes each: however many frames a transaction has, they take
 /// 192 KiB. A frame past them is read where its page is overwritten.
@@ -12,43 +13,43 @@ const KEPT: usize = 1 << 8;
 #[derive(Default)]
 pub(super) struct Transaction {
     /// The first frame of it.
-    first: Option<u32>,
+    first: Option<FrameNo>,
     /// The frame that SQLite put at the end of its log last.
-    end: u32,
+    end: FrameNo,
     /// Its last frame is written. SQLite may go on to rewrite the headers of the others.
     committed: bool,
     /// The headers of its frames, from `first` on.
     headers: Vec<[u8; FRAME_HEADER]>,
     /// From this frame on, frames failed to be written. SQLite has been told, or is about to be,
     /// and takes them back.
-    lost: Option<u32>,
+    lost: Option<FrameNo>,
 }
 
 impl Transaction {
     /// Whether `frame` is of this transaction.
-    pub(super) fn has(&self, frame: u32) -> bool {
+    pub(super) fn has(&self, frame: FrameNo) -> bool {
         self.first.is_some_and(|first| frame >= first)
     }
 
     /// Whether SQLite has taken `frame` back: it was of this transaction, and the log ends before
     /// it.
-    pub(super) fn took_back(&self, frame: u32) -> bool {
+    pub(super) fn took_back(&self, frame: FrameNo) -> bool {
         self.has(frame) && frame > self.end
     }
 
     /// Whether `frame` may be one that failed to be written.
-    pub(super) fn has_lost(&self, frame: u32) -> bool {
+    pub(super) fn has_lost(&self, frame: FrameNo) -> bool {
         self.lost.is_some_and(|lost| frame >= lost)
     }
 
     /// The header of `frame`, if it is known.
-    pub(super) fn header(&self, frame: u32) -> Option<&[u8; FRAME_HEADER]> {
-        self.headers.get(frame.checked_sub(self.first?)? as usize)
+    pub(super) fn header(&self, frame: FrameNo) -> Option<&[u8; FRAME_HEADER]> {
+        self.headers.get(frame.since(self.first?)?)
     }
 
     /// SQLite puts `frame` at the end of its log: later frames are taken back. Returns whether an
     /// earlier transaction was committed and this one begins.
-    pub(super) fn append(&mut self, frame: u32) -> bool {
+    pub(super) fn append(&mut self, frame: FrameNo) -> bool {
         let begins = std::mem::take(&mut self.committed);
         if begins {
             self.first = None;
@@ -60,9 +61,9 @@ impl Transaction {
     }
 
     /// The record of `frame` was taken, with this header.
-    pub(super) fn store(&mut self, frame: u32, header: &[u8; FRAME_HEADER]) {
+    pub(super) fn store(&mut self, frame: FrameNo, header: &[u8; FRAME_HEADER]) {
         self.begin_at(frame);
-        let index = (frame - self.first.unwrap_or(frame)) as usize;
+        let Some(index) = self.first.and_then(|first| frame.since(first)) else { return };
         if let Some(have) = self.headers.get_mut(index) {
             *have = *header;
         } else if index == self.headers.len() && index < HEADERS {
@@ -70,7 +71,7 @@ impl Transaction {
         }
     }
 
-    fn begin_at(&mut self, frame: u32) {
+    fn begin_at(&mut self, frame: FrameNo) {
         if !self.has(frame) {
             self.first = Some(frame);
             self.headers.clear();
@@ -85,7 +86,7 @@ impl Transaction {
     }
 
     /// From `frame` on, no frame is known to be written.
-    pub(super) fn lose(&mut self, frame: u32) {
+    pub(super) fn lose(&mut self, frame: FrameNo) {
         self.lost = Some(self.lost.map_or(frame, |lost| lost.min(frame)));
     }
 

@@ -6,6 +6,7 @@ use super::layout::Layout;
 use super::{COMMIT_AT, FRAME_HEADER, Owner, Pending, WAL_HEADER, Wal, number};
 use crate::error::{Error, Result};
 use crate::io::Storage;
+use crate::page::FrameNo;
 
 impl Wal {
     pub(crate) fn write(
@@ -91,7 +92,7 @@ impl Wal {
         base: &impl Storage,
         owner: &impl Owner,
         layout: Layout,
-        (frame, within): (u32, usize),
+        (frame, within): (FrameNo, usize),
         bytes: &[u8],
     ) -> Result<()> {
         let end = within + bytes.len();
@@ -136,11 +137,11 @@ impl Wal {
     /// SQLite overwrites `frame`, which was committed once. It does so if the wal-index, which is
     /// not authenticated, hides the commit; the page would be lost without a trace. That is
     /// legitimate only after a recovery that ended the log earlier.
-    fn refuse_denial(&mut self, base: &impl Storage, frame: u32) -> Result<()> {
+    fn refuse_denial(&mut self, base: &impl Storage, frame: FrameNo) -> Result<()> {
         if self.last_in_chain(base)? >= frame {
-            return Err(Error::FrameAuthentication { frame });
+            return Err(Error::FrameAuthentication { frame: frame.0 });
         }
-        self.published = frame - 1;
+        self.published = FrameNo(frame.0.saturating_sub(1));
         Ok(())
     }
 
@@ -149,7 +150,7 @@ impl Wal {
         &mut self,
         base: &impl Storage,
         layout: Layout,
-        frame: u32,
+        frame: FrameNo,
         written: std::ops::Range<usize>,
     ) -> Result<()> {
         if self.held == Some(frame) {
@@ -162,15 +163,15 @@ impl Wal {
             self.plain[..FRAME_HEADER].copy_from_slice(header);
             return Ok(());
         }
-        if self.load(base, layout, frame)? {
+        if self.load(base, frame)? {
             Ok(())
         } else {
-            Err(Error::FrameAuthentication { frame })
+            Err(Error::FrameAuthentication { frame: frame.0 })
         }
     }
 
     /// Seals `plain` as `frame` and passes it on. A commit ends the run of nonces.
-    fn store(&mut self, base: &impl Storage, layout: Layout, frame: u32) -> Result<()> {
+    fn store(&mut self, base: &impl Storage, layout: Layout, frame: FrameNo) -> Result<()> {
         self.held = None;
         let commits = number(&self.plain[COMMIT_AT..]) > 0;
         if let Err(error) = self.pass_on(base, layout, frame, commits) {
@@ -197,7 +198,7 @@ impl Wal {
         &mut self,
         base: &impl Storage,
         layout: Layout,
-        frame: u32,
+        frame: FrameNo,
         commits: bool,
     ) -> Result<()> {
         if self.transaction.has_lost(frame) {
@@ -206,7 +207,7 @@ impl Wal {
         if commits && !self.outgoing.takes(frame) {
             self.flush(base, layout)?;
         }
-        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame })?;
+        let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: frame.0 })?;
         let plain = &self.plain[..layout.frame()];
         if self.outgoing.takes(frame) {
             cipher.seal(layout.block(frame), plain, self.outgoing.place(layout, frame))?;
@@ -254,7 +255,7 @@ impl Wal {
             self.pending = None;
             return Ok(());
         }
-        if !self.load(base, layout, pending.frame)? {
+        if !self.load(base, pending.frame)? {
             return Ok(());
         }
         self.pending = None;

@@ -20,7 +20,7 @@
 use subtle::ConstantTimeEq;
 
 use super::{MAC_LEN, SECTOR_LEN, is_zero, mac};
-use crate::page::{LogId, RESERVE};
+use crate::page::{FrameNo, LogId, RESERVE};
 use crate::secret::{Secret, fill_random};
 
 /// Names one content of a database file.
@@ -29,7 +29,7 @@ pub(crate) type StateId = [u8; 16];
 const STATE_LABEL: &[u8; 16] = b"sqlite-tde state";
 
 /// The last frame of a log: its number and its trailer.
-pub(crate) type LastFrame = (u32, [u8; RESERVE]);
+pub(crate) type LastFrame = (FrameNo, [u8; RESERVE]);
 
 const MAGIC: &[u8; 16] = b"sqlite-tde slot\0";
 const NUMBER_AT: usize = MAGIC.len();
@@ -52,7 +52,7 @@ pub(crate) struct Slot {
     pub(crate) state: StateId,
     pub(crate) log: LogId,
     pub(crate) partly: bool,
-    pub(crate) brought: u32,
+    pub(crate) brought: FrameNo,
 }
 
 /// Whether a log may be played back over a file.
@@ -63,7 +63,7 @@ pub(crate) enum Fit {
     Begun,
     /// Checkpoints have brought its frames to the file up to this one, or some of their pages.
     Brought {
-        frames: u32,
+        frames: FrameNo,
         /// The file has, or may have, more of its frames.
         partly: bool,
     },
@@ -74,7 +74,7 @@ impl Slot {
     pub(crate) fn anew(sequence: u64) -> crate::Result<Self> {
         let mut state = StateId::default();
         fill_random(&mut state)?;
-        Ok(Self { sequence, state, log: LogId::default(), partly: false, brought: 0 })
+        Ok(Self { sequence, state, log: LogId::default(), partly: false, brought: FrameNo::NONE })
     }
 
     /// The fit of the log with id `log` that was begun on `state`.
@@ -96,7 +96,7 @@ impl Slot {
         (frame, trailer): &LastFrame,
         mac_key: &Secret,
     ) -> Option<StateId> {
-        let what = [STATE_LABEL, &state[..], log, &frame.to_be_bytes(), trailer].concat();
+        let what = [STATE_LABEL, &state[..], log, &frame.0.to_be_bytes(), trailer].concat();
         mac(mac_key, &what)?.first_chunk().copied()
     }
 
@@ -109,7 +109,7 @@ impl Slot {
         bytes[STATE_AT..LOG_AT].copy_from_slice(&self.state);
         bytes[LOG_AT..PARTLY_AT].copy_from_slice(&self.log);
         bytes[PARTLY_AT..BROUGHT_AT].copy_from_slice(&u32::from(self.partly).to_be_bytes());
-        bytes[BROUGHT_AT..MAC_AT].copy_from_slice(&self.brought.to_be_bytes());
+        bytes[BROUGHT_AT..MAC_AT].copy_from_slice(&self.brought.0.to_be_bytes());
         let tag = mac(mac_key, &bytes[..MAC_AT])?;
         bytes[MAC_AT..USED].copy_from_slice(&tag);
         Some(bytes)
@@ -130,7 +130,7 @@ impl Slot {
             state: *bytes[STATE_AT..].first_chunk()?,
             log: *bytes[LOG_AT..].first_chunk()?,
             partly: bytes[BROUGHT_AT - 1] != 0,
-            brought: u32::from_be_bytes(*bytes[BROUGHT_AT..].first_chunk()?),
+            brought: FrameNo(u32::from_be_bytes(*bytes[BROUGHT_AT..].first_chunk()?)),
         })
     }
 }
@@ -143,7 +143,9 @@ mod tests {
         Secret::from_slice(&[byte; 32]).unwrap()
     }
 
-    const SLOT: Slot = Slot { sequence: 7, state: [3; 16], log: [4; 16], partly: true, brought: 5 };
+    const BROUGHT: FrameNo = FrameNo(5);
+    const SLOT: Slot =
+        Slot { sequence: 7, state: [3; 16], log: [4; 16], partly: true, brought: BROUGHT };
 
     #[test]
     fn a_slot_is_what_its_holder_wrote_at_its_place() {
@@ -151,7 +153,7 @@ mod tests {
             SLOT,
             Slot { partly: false, ..SLOT },
             Slot { sequence: u64::MAX, ..SLOT },
-            Slot { brought: u32::MAX, ..SLOT },
+            Slot { brought: FrameNo::MAX, ..SLOT },
         ] {
             for number in [0, 1] {
                 let bytes = slot.encode(number, &key(1)).unwrap();
@@ -174,7 +176,7 @@ mod tests {
     #[test]
     fn logs_that_fit() {
         let whole = Slot { partly: false, ..SLOT };
-        let brought = |partly| Fit::Brought { frames: 5, partly };
+        let brought = |partly| Fit::Brought { frames: BROUGHT, partly };
         for (what, slot, log, state, fit) in [
             ("the log that was brought to the file", whole, 4, 9, brought(false)),
             ("one begun on its state", whole, 8, 3, Fit::Begun),
@@ -189,7 +191,8 @@ mod tests {
     #[test]
     fn a_state_follows_from_all_that_was_brought_to_the_file() {
         let after = |state, log, frame, trailer, by: &Secret| {
-            Slot::state_after(&[state; 16], &[log; 16], &(frame, [trailer; RESERVE]), by).unwrap()
+            let last = (FrameNo(frame), [trailer; RESERVE]);
+            Slot::state_after(&[state; 16], &[log; 16], &last, by).unwrap()
         };
         let states = [
             after(1, 2, 3, 4, &key(5)),

@@ -70,8 +70,8 @@ fn no_record_of_an_earlier_log_authenticates() {
         assert!(error && got == [0; PAGE], "frame {number}: {filled:?}");
         let (filled, got) = read(&mut handle(&keyring), &base, &mut db, from, FRAME);
         assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0; FRAME]), "frame {number}");
-        let found = handle(&keyring).frames(&base, &db, 2).unwrap();
-        assert!(found.bad.contains(&(number as u32)), "frame {number}: {found:?}");
+        let found = handle(&keyring).frames(&base, &db, FrameNo(2)).unwrap();
+        assert!(found.bad.contains(&FrameNo(number as u32)), "frame {number}: {found:?}");
     }
 }
 
@@ -172,9 +172,9 @@ fn a_committed_frame_without_salts_is_read_by_everyone_and_ends_a_recovery() {
             for wal in [&mut wal, &mut other, &mut handle(&keyring)] {
                 let (filled, got) = read(wal, &base, &mut db, at(3) + 24, PAGE);
                 assert_eq!((filled.unwrap(), got), (Filled::Full, vec![0xcc; PAGE]), "{what}");
-                let found = wal.frames(&base, &db, 4).unwrap();
+                let found = wal.frames(&base, &db, FrameNo(4)).unwrap();
                 assert!(found.bad.is_empty(), "{what}: {found:?}");
-                assert_eq!(found.pages, [3, 4, 8, 9].into(), "{what}");
+                assert_eq!(found.pages, [3, 4, 8, 9].map(PageNo).into(), "{what}");
                 let least = if commit == 0 { 6 } else { 5 };
                 assert_eq!(wal.demand(&base, View::default()).unwrap().pages, least, "{what}");
             }
@@ -189,8 +189,8 @@ fn a_committed_frame_without_salts_is_read_by_everyone_and_ends_a_recovery() {
             assert_eq!(salts, [salt; 8], "frame {number}");
         }
         assert_eq!(recovery.recovered, Some(Recovered { least: 7, last: 9 }));
-        assert_eq!(recovery.last_commit(&base).unwrap(), 2, "where SQLite ended the log");
-        assert_eq!(wal.last_commit(&base).unwrap(), 4, "who wrote it knows");
+        assert_eq!(recovery.last_commit(&base).unwrap().0, 2, "where SQLite ended the log");
+        assert_eq!(wal.last_commit(&base).unwrap().0, 4, "who wrote it knows");
     }
 }
 
@@ -208,8 +208,8 @@ fn a_frame_of_another_page_than_the_wal_index_has_is_an_error_with_salts_or_with
             let error = matches!(filled, Err(Error::FrameAuthentication { .. }));
             assert!(error && got.iter().all(|&byte| byte == 1), "frame {number}: {filled:?}");
         }
-        let found = handle(&keyring).frames(&base, &db, 4).unwrap();
-        assert_eq!(found.bad, [number]);
+        let found = handle(&keyring).frames(&base, &db, FrameNo(4)).unwrap();
+        assert_eq!(found.bad, [FrameNo(number)]);
     }
 }
 
@@ -253,14 +253,14 @@ fn commits_that_the_wal_index_denies_are_still_demanded() {
     let base = Memory::default();
     written(&frames, &header, &base);
     let logged = |base: &Memory, view: View| -> Vec<u32> {
-        handle(&keyring).demand(base, view).unwrap().logged.into_iter().collect()
+        handle(&keyring).demand(base, view).unwrap().logged.into_iter().map(|page| page.0).collect()
     };
     for (last, size, mark) in [(4, 12, 4), (2, 9, 2), (1, 9, 1), (0, 0, 0)] {
-        let end = (last > 0).then_some((last, Some(size)));
-        let view = View { end, mark, salts: Some([5; 8]), ..View::default() };
+        let end = (last > 0).then_some((FrameNo(last), Some(size)));
+        let view = View { end, mark: FrameNo(mark), salts: Some([5; 8]), ..View::default() };
         assert_eq!(logged(&base, view), [8, 9, 10, 11], "denied after frame {last}");
         let visible = handle(&keyring).demand(&base, view).unwrap().visible;
-        assert!(visible.iter().all(|&page| page <= 7 + mark), "{mark}: {visible:?}");
+        assert!(visible.iter().all(|page| page.0 <= 7 + mark), "{mark}: {visible:?}");
     }
     // A frame that fails ends the log.
     base.0.borrow_mut()[1024 + 3 * (FRAME + RESERVE) + 40] ^= 1;
@@ -280,7 +280,8 @@ fn commits_that_the_wal_index_denies_are_still_demanded() {
     written(&all, &header, &base);
     assert_eq!(logged(&base, View::default()), [8, 9, 10, 11], "beside frames without checksums");
     // The wal-index is about a log that is only about to be begun: all of this one is in the file.
-    let view = View { salts: Some([6; 8]), end: Some((0, Some(12))), ..View::default() };
+    let view =
+        View { salts: Some([6; 8]), end: Some((FrameNo::NONE, Some(12))), ..View::default() };
     assert_eq!(handle(&keyring).demand(&base, view).unwrap().pages, 11);
 }
 

@@ -47,11 +47,11 @@ impl Owner for Db {
     fn salts(&self) -> Option<Salts> {
         self.salts
     }
-    fn last_frame(&self) -> Option<u32> {
-        self.last_frame
+    fn last_frame(&self) -> Option<FrameNo> {
+        self.last_frame.map(FrameNo)
     }
-    fn page_of(&self, frame: u32) -> Option<u32> {
-        self.pages.get(frame as usize - 1).copied()
+    fn page_of(&self, frame: FrameNo) -> Option<PageNo> {
+        self.pages.get(frame.since(FrameNo::FIRST)?).copied().map(PageNo)
     }
     fn origin(&self) -> Result<Origin> {
         Ok(self.origin)
@@ -498,7 +498,7 @@ fn sizes_map_there_and_back() {
                     assert_eq!(layout.logical_size(physical), size, "{grain} {page_size}");
                 }
                 // As a write leaves it: the last record is not filled up.
-                let written = layout.position(frames as u32 + 1) + layout.record() as u64;
+                let written = layout.position(FrameNo(frames as u32 + 1)) + layout.record() as u64;
                 let size = WAL_HEADER as u64 + (frames + 1) * frame;
                 assert_eq!(layout.logical_size(written), size, "{grain} {page_size} {frames}");
             }
@@ -512,12 +512,15 @@ fn sizes_map_there_and_back() {
 fn no_two_records_share_what_a_torn_write_spoils() {
     for grain in [512, 4096, 65536] {
         let layout = Layout { page_size: 1024, grain, log: LogId::default() };
-        for frame in 1..5 {
+        for frame in FrameNo::FIRST.to(FrameNo(4)) {
             let end = layout.position(frame) + layout.record() as u64;
             let last = (end - 1) / grain as u64;
-            assert!(last < layout.position(frame + 1) / grain as u64, "{grain} {frame}");
+            assert!(last < layout.position(frame.next()) / grain as u64, "{grain} {frame:?}");
         }
-        assert!(layout.sector() >= grain && layout.position(1) >= 2 * grain as u64, "{grain}");
+        assert!(
+            layout.sector() >= grain && layout.position(FrameNo::FIRST) >= 2 * grain as u64,
+            "{grain}"
+        );
     }
 }
 

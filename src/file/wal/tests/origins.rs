@@ -14,7 +14,7 @@ enum End {
 }
 use End::{BadPage1, Goes, Outdated, Void};
 
-const PARTLY: Fit = Fit::Brought { frames: 1, partly: true };
+const PARTLY: Fit = Fit::Brought { frames: FrameNo::FIRST, partly: true };
 
 fn end(answer: Result<Filled>) -> End {
     match answer {
@@ -112,7 +112,8 @@ fn a_log_has_what_was_brought_of_it() {
         for partly in [true, false] {
             let (base, keyring) = (Memory::default(), keyring());
             let mut wal = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
-            let mut db = Db { fit: Fit::Brought { frames, partly }, ..Db::default() };
+            let mut db =
+                Db { fit: Fit::Brought { frames: FrameNo(frames), partly }, ..Db::default() };
             let (header, log) = log_of(5, &[(3, 9, 1), (4, 9, 2)]);
             wal.write(&base, &db, &header, 0).unwrap();
             for (number, bytes) in (1..).zip(&log) {
@@ -208,7 +209,7 @@ fn a_handle_that_reads_no_frame_sees_the_log_go_on() {
             wal.transaction_begins(&db);
         }
         (db.locks, db.last_frame) = (3, Some(1));
-        db.fit = Fit::Brought { frames: 2, partly: true };
+        db.fit = Fit::Brought { frames: FrameNo(2), partly: true };
         wal.transaction_begins(&db);
         match wal.read(&base, &db, &mut [0; PAGE], place) {
             Err(Error::LogCut { frame: 2 }) => assert!(told),
@@ -241,7 +242,7 @@ fn frames_without_checksums_are_missed_by_nobody() {
     }
     let (base, keyring) = (Memory::default(), keyring());
     let mut writer = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
-    let fit = Fit::Brought { frames: 4, partly: true };
+    let fit = Fit::Brought { frames: FrameNo(4), partly: true };
     let mut db =
         Db { locks: 1, salts: Some([5; 8]), pages: vec![3, 4, 5, 6], fit, ..Db::default() };
     writer.write(&base, &db, &header, 0).unwrap();
@@ -272,7 +273,7 @@ fn leftovers_are_no_frames_that_were_brought() {
     let (_, other) = log_of(5, &[(6, 9, 7), (4, 9, 2)]);
     let (base, keyring) = (Memory::default(), keyring());
     let mut writer = Wal::new(Some(Arc::clone(&keyring)), 1, Tuning::default());
-    let db = Db { fit: Fit::Brought { frames: 2, partly: true }, ..Db::default() };
+    let db = Db { fit: Fit::Brought { frames: FrameNo(2), partly: true }, ..Db::default() };
     writer.write(&base, &db, &header, 0).unwrap();
     write_frame(&mut writer, &base, &db, 1, &log[0]);
     write_frame(&mut writer, &base, &db, 2, &other[1]);
@@ -288,7 +289,7 @@ fn a_log_that_is_all_in_the_file_may_be_empty() {
         let (base, keyring) = log_with(3, 1, 9);
         base.0.borrow_mut()[2 * HEADER_LEN + 30] ^= 1;
         let mut wal = Wal::new(Some(keyring), 1, Tuning::default());
-        let db = Db { fit: Fit::Brought { frames: 2, partly }, ..Db::default() };
+        let db = Db { fit: Fit::Brought { frames: FrameNo(2), partly }, ..Db::default() };
         let got = wal.read(&base, &db, &mut [0; WAL_HEADER], 0);
         match got {
             Ok(Filled::Full) => assert!(fine),
