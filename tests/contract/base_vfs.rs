@@ -1,15 +1,20 @@
 //! Base VFSs that are not SQLite's for Unix: other platforms, shims, VFSs of other versions.
 //! Through each of them `tde` must do what plain SQLite does through the same.
 
+use std::os::raw::c_int;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
 use sqlite_tde_testkit::platform::{self, Methods, PLATFORMS, Platform, PlatformVfs};
 use sqlite_tde_testkit::process::full;
-use sqlite_tde_testkit::vfs::{FaultyVfs, kind_of_file};
-use sqlite_tde_testkit::{Home, dump};
+use sqlite_tde_testkit::vfs::{
+    Below, Call, FaultyVfs, File, Method, Properties, TestVfs, kind_of_file,
+};
+use sqlite_tde_testkit::{Home, dump, one};
 
 /// A step of a workload; connections are opened where they are first used.
 enum Step {
@@ -512,4 +517,60 @@ fn a_log_without_shared_memory_is_refused_as_plain_sqlite_refuses_it() {
         // The envelope can be written all the same.
         all(&sealed, "PRAGMA tde_rotate_protector").unwrap();
     }
+}
+
+/// Counts the locks that are taken while another file is being closed.
+#[derive(Default)]
+struct Overlaps {
+    closing: AtomicBool,
+    locks: AtomicU32,
+    beside_a_close: AtomicU32,
+}
+
+impl Properties for Overlaps {
+    fn call(&self, _: &File, call: &mut Call<'_>, below: &Below) -> c_int {
+        match call.method() {
+            Method::Close => {
+                self.closing.store(true, Ordering::SeqCst);
+                // Long enough for the other thread to come by many times.
+                std::thread::sleep(Duration::from_millis(3));
+                let code = below.call(call);
+                self.closing.store(false, Ordering::SeqCst);
+                code
+            }
+            Method::Lock => {
+                self.locks.fetch_add(1, Ordering::SeqCst);
+                let beside = u32::from(self.closing.load(Ordering::SeqCst));
+                self.beside_a_close.fetch_add(beside, Ordering::SeqCst);
+                below.call(call)
+            }
+            _ => below.call(call),
+        }
+    }
+}
+
+/// SQLite's unix VFS closes a descriptor, and so drops all locks of the process on the file, after
+/// it looked whether any is held. In between another thread must not take one.
+#[test]
+fn no_lock_is_taken_while_a_file_is_closed() {
+    let overlaps = TestVfs::register(Some("unix"), Overlaps::default());
+    let home = Home::with(|options| options.base(overlaps.name));
+    let path = home.path("a.db");
+    let held = home.open(&path);
+    held.execute_batch("CREATE TABLE t(a)").unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let db = home.open(&path);
+            while !over.load(Ordering::SeqCst) {
+                assert_eq!(one(&db, "SELECT count(*) FROM t"), Value::Integer(0));
+            }
+        });
+        for _ in 0..50 {
+            drop(home.open(&path));
+        }
+        over.store(true, Ordering::SeqCst);
+    });
+    assert!(overlaps.locks.load(Ordering::SeqCst) > 50, "the other thread took no locks");
+    assert_eq!(overlaps.beside_a_close.load(Ordering::SeqCst), 0);
 }
