@@ -58,14 +58,15 @@ fn read(dir: &Path, path: &Path) -> Result<String, Error> {
 fn config(file: &mut Table<'_>) -> Result<Config> {
     let mut config = Config::default();
     let default_protector = file.get("default_protector");
+    let cipher = file.maybe("cipher", |value| suite(&value))?;
     config.settings = Layer {
         default_protector: default_protector.as_ref().map(protector).transpose()?,
-        cipher: file.maybe("cipher", |value| cipher(&value))?,
+        cipher,
         allow_plaintext: file.maybe("allow_plaintext", Value::flag)?,
         tuning: file.group("io", tuning)?,
         access: file.group("access", access)?,
         rotation: file.group("rotation", rotation)?,
-        policy: file.group("policy", policy)?,
+        policy: file.group("policy", |table| policy(table, cipher.unwrap_or_default()))?,
         pins: file.maybe("pins", |value| value.fields(pins))?,
         ..Layer::default()
     };
@@ -90,7 +91,7 @@ fn config(file: &mut Table<'_>) -> Result<Config> {
     }
 }
 
-fn cipher(value: &Value<'_>) -> Result<SuiteId> {
+fn suite(value: &Value<'_>) -> Result<SuiteId> {
     value.choice(&SuiteId::ALL.map(|suite| (suite.name(), suite)))
 }
 
@@ -198,7 +199,8 @@ fn on_failure(table: &mut Table<'_>) -> Result<AuditLayer> {
     })
 }
 
-fn policy(table: &mut Table<'_>) -> Result<PolicyLayer> {
+/// `cipher` is that of new databases, which must be allowed.
+fn policy(table: &mut Table<'_>, cipher: SuiteId) -> Result<PolicyLayer> {
     let below = [("refuse", BelowMin::Refuse), ("warn", BelowMin::Warn)];
     let allowed = |value: &Value<'_>| {
         let name = value.text()?;
@@ -211,7 +213,10 @@ fn policy(table: &mut Table<'_>) -> Result<PolicyLayer> {
             value.list()?.iter().map(allowed).collect::<Result<_>>().map(Some)
         })?,
         allowed_ciphers: table.maybe("allowed_ciphers", |value| {
-            value.list()?.iter().map(cipher).collect::<Result<_>>().map(Some)
+            let allowed: Vec<_> = value.list()?.iter().map(suite).collect::<Result<_>>()?;
+            let words =
+                || format!("this leaves out {}, the cipher of new databases", cipher.name());
+            if allowed.contains(&cipher) { Ok(Some(allowed)) } else { Err(value.wrong(words())) }
         })?,
     })
 }

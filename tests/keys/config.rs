@@ -259,6 +259,26 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
         "default_protector",
         "policy.allowed_providers does not allow this provider",
     ),
+    (
+        "[policy]\nallowed_ciphers = []",
+        2,
+        "policy.allowed_ciphers",
+        "this leaves out aes-256-gcm, the cipher of new databases",
+    ),
+    (
+        "[policy]\nallowed_ciphers = [\"aegis-256x4\"]",
+        2,
+        "policy.allowed_ciphers",
+        "this leaves out aes-256-gcm, the cipher of new databases",
+    ),
+    (
+        "cipher = \"aegis-256x4\"\n[policy]\nallowed_ciphers = [\"aes-256-gcm\"]",
+        3,
+        "policy.allowed_ciphers",
+        "this leaves out aegis-256x4, the cipher of new databases",
+    ),
+    // What a terminal would obey.
+    ("\"a\\u001b[31m\\n\" = 1", 1, "a\\u{1b}[31m\\n", "there is no such field here"),
 ];
 
 #[test]
