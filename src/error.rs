@@ -406,7 +406,9 @@ impl From<ProviderError> for Error {
             ProviderError::Denied(_) => Self::KeyDisabled(error),
             ProviderError::Unreachable(_) => Self::ProviderUnreachable(error),
             ProviderError::Damaged(_) => Self::ProviderDamaged(error),
-            ProviderError::LoosePermissions { .. } => Self::LoosePermissions(error),
+            ProviderError::LoosePermissions { .. } | ProviderError::OtherOwner { .. } => {
+                Self::LoosePermissions(error)
+            }
             ProviderError::WrongKey(_) => Self::WrongKey(error),
         }
     }

@@ -1,18 +1,19 @@
 //! The files of a log: their names, the lock, and their durable writes.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::chain::{ENDING_LEN, HEAD_LEN, Mac, split};
 use crate::error::{Error, FileError, Result};
+use crate::process::Deadline;
+use crate::process::files::{self, Lock, if_found, open_own};
 
 pub(super) const LOG: &str = "audit.jsonl";
 pub(super) const HEAD: &str = "audit.head";
 pub(super) const KEY: &str = "audit.key";
 const LOCK: &str = "audit.lock";
-const DIR_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
 
 /// The name of the file that was rotated `number` times; 0 is the one that is written to.
 pub(super) fn log_name(number: u32) -> String {
@@ -45,82 +46,38 @@ pub(super) fn log_numbers(dir: &Path) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// The lock of a writer, or of a reader while it opens the files, among threads and processes.
-pub(super) struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing alone would leave it locked while a forked child has the descriptor too.
-        let _ = self.0.unlock();
-    }
-}
-
 /// Waits for the lock of `dir`, which is there, to write.
-pub(super) fn lock(dir: &Path) -> Result<Lock> {
+pub(super) fn lock(dir: &Path, time_out: Duration) -> Result<Lock> {
     let path = dir.join(LOCK);
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, FILE_MODE);
-    wait(&path, options.open(&path).map_err(failed(&path))?, File::lock)
+    open_own(&path, OpenOptions::new().write(true).create(true).truncate(false))
+        .and_then(|file| files::lock(file, File::try_lock, Deadline::after(time_out)))
+        .map_err(failed(&path))
 }
 
 /// Waits for the lock of `dir` to read. Before the first write there is none.
-pub(super) fn lock_shared(dir: &Path) -> Result<Option<Lock>> {
+pub(super) fn lock_shared(dir: &Path, time_out: Duration) -> Result<Option<Lock>> {
     let path = dir.join(LOCK);
-    match if_found(File::open(&path)).map_err(failed(&path))? {
-        Some(file) => wait(&path, file, File::lock_shared).map(Some),
-        None => Ok(None),
-    }
+    let file = if_found(open_to_read(&path)).map_err(failed(&path))?;
+    let lock = file.map(|file| files::lock(file, File::try_lock_shared, Deadline::after(time_out)));
+    lock.transpose().map_err(failed(&path))
 }
 
-fn wait(path: &Path, file: File, lock: impl Fn(&File) -> io::Result<()>) -> Result<Lock> {
-    loop {
-        match lock(&file) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result.map(|()| Lock(file)).map_err(failed(path)),
-        }
-    }
+fn open_to_read(path: &Path) -> io::Result<File> {
+    open_own(path, OpenOptions::new().read(true))
 }
 
-/// Creates `dir` for its owner alone, if it is not there.
+/// Creates `dir` for its owner alone, if it is not there. It must be one that no other user can
+/// write.
 pub(super) fn make_dir(dir: &Path) -> Result<()> {
-    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, DIR_MODE);
-    builder.recursive(true).create(dir).map_err(failed(dir))?;
-    missing.into_iter().filter_map(Path::parent).try_for_each(sync_dir)
-}
-
-/// Makes the names in `dir` survive a power loss.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    // Windows has no such call.
-    if cfg!(not(unix)) {
-        return Ok(());
-    }
-    match File::open(dir).and_then(|dir| dir.sync_all()) {
-        // File systems that do not sync directories.
-        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
-        result => result.map_err(failed(dir)),
-    }
+    files::make_dir(dir)
+        .and_then(|()| files::check_writers(&fs::metadata(dir)?))
+        .map_err(failed(dir))
 }
 
 /// Creates or replaces the file `name`, whole and synced, or not at all.
 pub(super) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let path = dir.join(name);
-    let replace = || -> io::Result<()> {
-        // One name for all writers, so that the next one replaces the file of a killed one.
-        let new_name = format!("{name}.new");
-        if_found(fs::remove_file(dir.join(&new_name)))?;
-        let mut new = tempfile::Builder::new().prefix(&new_name).rand_bytes(0).tempfile_in(dir)?;
-        new.write_all(bytes)?;
-        new.as_file().sync_all()?;
-        new.persist(&path)?;
-        Ok(())
-    };
-    replace().map_err(failed(&path))?;
-    sync_dir(dir)
+    files::replace(dir, name, bytes).map_err(failed(&dir.join(name)))?;
+    files::sync_dir(dir).map_err(failed(dir))
 }
 
 /// Adds one line to the existing log file, whose end is `end`, and syncs it. An incomplete last
@@ -130,7 +87,7 @@ pub(super) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 /// [`Error::Audit`]; a partial line is cut off again if the system allows it.
 pub(super) fn append(dir: &Path, end: End, line: &[u8]) -> Result<()> {
     let path = dir.join(LOG);
-    let mut file = OpenOptions::new().append(true).open(&path).map_err(failed(&path))?;
+    let mut file = open_own(&path, OpenOptions::new().append(true)).map_err(failed(&path))?;
     let line_end: &[u8] = if end.whole { b"" } else { b"\n" };
     let written = file.write_all(&[line_end, line].concat()).and_then(|()| file.sync_data());
     written.map_err(|error| {
@@ -151,7 +108,7 @@ pub(super) fn begin(dir: &Path, rotate: bool, line: &[u8]) -> Result<()> {
 /// Cuts the log file back to `size` bytes, where a line ends, durably.
 pub(super) fn cut(dir: &Path, size: u64) -> Result<End> {
     let path = dir.join(LOG);
-    let file = OpenOptions::new().write(true).open(&path).map_err(failed(&path))?;
+    let file = open_own(&path, OpenOptions::new().write(true)).map_err(failed(&path))?;
     file.set_len(size).and_then(|()| file.sync_all()).map_err(failed(&path))?;
     Ok(End { size, whole: true, mac: None })
 }
@@ -159,7 +116,7 @@ pub(super) fn cut(dir: &Path, size: u64) -> Result<End> {
 /// The text of the head; `None` if it is missing.
 pub(super) fn read_head(dir: &Path) -> Result<Option<Vec<u8>>> {
     let path = dir.join(HEAD);
-    let Some(file) = if_found(File::open(&path)).map_err(failed(&path))? else { return Ok(None) };
+    let Some(file) = if_found(open_to_read(&path)).map_err(failed(&path))? else { return Ok(None) };
     let mut text = Vec::new();
     // One byte more than it may have, to notice that it has more.
     file.take(HEAD_LEN as u64 + 1).read_to_end(&mut text).map_err(failed(&path))?;
@@ -170,7 +127,7 @@ pub(super) fn read_head(dir: &Path) -> Result<Option<Vec<u8>>> {
 pub(super) fn write_head(dir: &Path, text: &[u8]) -> Result<()> {
     let path = dir.join(HEAD);
     let in_place = |mut file: File| file.write_all(text).and_then(|()| file.sync_data());
-    match if_found(OpenOptions::new().write(true).open(&path)).map_err(failed(&path))? {
+    match if_found(open_own(&path, OpenOptions::new().write(true))).map_err(failed(&path))? {
         Some(file) if file.metadata().is_ok_and(|meta| meta.len() == text.len() as u64) => {
             in_place(file).map_err(failed(&path))
         }
@@ -191,7 +148,7 @@ pub(super) struct End {
 /// The end of the log file; `None` without a file.
 pub(super) fn log_end(dir: &Path) -> Result<Option<End>> {
     let path = dir.join(LOG);
-    let Some(mut file) = if_found(File::open(&path)).map_err(failed(&path))? else {
+    let Some(mut file) = if_found(open_to_read(&path)).map_err(failed(&path))? else {
         return Ok(None);
     };
     let mut read = || -> io::Result<End> {
@@ -245,19 +202,12 @@ pub(super) fn snapshot(dir: &Path) -> Result<Snapshot> {
     let open = |number| -> Result<LogFile> {
         let name = log_name(number);
         let path = dir.join(&name);
-        let file = File::open(&path).map_err(failed(&path))?;
+        let file = open_to_read(&path).map_err(failed(&path))?;
         let size = file.metadata().map_err(failed(&path))?.len();
         Ok(LogFile { name, file: file.take(size) })
     };
     let files = log_numbers(dir)?.into_iter().map(open).collect::<Result<_>>()?;
     Ok(Snapshot { files, head: read_head(dir)? })
-}
-
-pub(super) fn if_found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        result => result.map(Some),
-    }
 }
 
 pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {

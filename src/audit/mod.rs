@@ -57,6 +57,7 @@ mod show;
 mod verify;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
@@ -85,13 +86,17 @@ pub struct AuditOptions {
     pub max_bytes: u64,
     /// How many rotated files are kept.
     pub keep: u32,
+    /// How long a writer or reader waits where another process has the log locked.
+    pub time_out: Duration,
 }
 
 impl AuditOptions {
-    /// A log in `dir`, with its key there, of 11 files of up to 10 MiB.
+    /// A log in `dir`, with its key there, of 11 files of up to 10 MiB. A lock is waited for ten
+    /// seconds.
     #[must_use]
     pub fn at(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), key: None, max_bytes: 10 << 20, keep: 10 }
+        let time_out = Duration::from_secs(10);
+        Self { dir: dir.into(), key: None, max_bytes: 10 << 20, keep: 10, time_out }
     }
 }
 
@@ -136,13 +141,14 @@ impl AuditLog {
     /// none was named, and an empty head.
     ///
     /// # Errors
-    /// [`Error::Audit`] if one of them cannot be created or read, if others may read the key file,
+    /// [`Error::Audit`] if one of them cannot be created or read, if another user can write the
+    /// directory or read the key file, or owns one of them, if another process has the log locked,
     /// or if the key is missing or not the one of this log.
     pub fn open(options: AuditOptions) -> Result<Self> {
         let mut options = options;
         options.dir = process::absolute(&options.dir);
         files::make_dir(&options.dir)?;
-        let _lock = files::lock(&options.dir)?;
+        let _lock = files::lock(&options.dir, options.time_out)?;
         let head = files::read_head(&options.dir)?;
         let fresh = head.is_none() && files::log_numbers(&options.dir)?.is_empty();
         if fresh && options.key.is_none() && !options.dir.join(files::KEY).exists() {
@@ -163,7 +169,7 @@ impl AuditLog {
     /// # Errors
     /// [`Error::Audit`]. If the last sync failed, the entry may still be in the log.
     pub fn record(&self, event: &Event<'_>) -> Result<()> {
-        let _lock = files::lock(&self.options.dir)?;
+        let _lock = files::lock(&self.options.dir, self.options.time_out)?;
         // The time is taken under the lock, so that it grows with the number.
         let entry = Entry::new(event, &self.program);
         let place = self.place()?;

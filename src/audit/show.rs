@@ -71,7 +71,7 @@ struct Current {
 /// # Errors
 /// [`Error::Audit`] if a file cannot be read.
 pub fn entries(options: &AuditOptions) -> Result<Entries> {
-    let _lock = files::lock_shared(&options.dir)?;
+    let _lock = files::lock_shared(&options.dir, options.time_out)?;
     let files = files::snapshot(&options.dir)?.files;
     Ok(Entries { files: files.into_iter(), current: None })
 }

@@ -54,7 +54,7 @@ pub struct Verdict {
 pub fn verify(options: &AuditOptions) -> Result<Verdict> {
     let keys = read_keys(options)?;
     let Snapshot { files, head } = {
-        let _lock = files::lock_shared(&options.dir)?;
+        let _lock = files::lock_shared(&options.dir, options.time_out)?;
         files::snapshot(&options.dir)?
     };
     let head = HeadState::of(&keys, head.as_deref());

@@ -1,13 +1,12 @@
 //! From the text of `config.toml` to a [`Config`].
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use super::{Audit, BelowMin, Config, FILE_NAME, KEYSTORE, Source};
 use crate::error::{Error, FileError};
-use crate::process;
+use crate::process::{self, files};
 use crate::provider::{KeystoreTable, is_name, registry};
 use crate::settings::identity::{FULL_PATH, FileId, PROTECTOR, Pins};
 use crate::settings::{
@@ -37,12 +36,13 @@ pub(super) fn parse_in(text: &str, dir: &Path) -> Result<Config, Error> {
 /// The text of the file; none where there is no file.
 fn read(dir: &Path, path: &Path) -> Result<String, Error> {
     let failed = |error| Error::Config(FileError::of(path, error));
-    let file = match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
-        opened => opened.map_err(failed)?,
+    let Some(file) = files::if_found(files::open(path)).map_err(failed)? else {
+        return Ok(String::new());
     };
-    check_writers(path, &file.metadata().map_err(failed)?)?;
-    check_writers(dir, &std::fs::metadata(dir).map_err(failed)?)?;
+    // It may name commands to run.
+    file.metadata().and_then(|file| files::check_writers(&file)).map_err(failed)?;
+    let checked = std::fs::metadata(dir).and_then(|dir| files::check_writers(&dir));
+    checked.map_err(|error| Error::Config(FileError::of(dir, error)))?;
     let mut text = Vec::new();
     file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_LEN {
@@ -55,44 +55,18 @@ fn read(dir: &Path, path: &Path) -> Result<String, Error> {
     })
 }
 
-/// Refuses what anybody but its owner could have written, and an owner who is neither the user nor
-/// the superuser: it may name commands to run.
-#[cfg(unix)]
-fn check_writers(path: &Path, meta: &std::fs::Metadata) -> Result<(), Error> {
-    use std::os::unix::fs::MetadataExt;
-    let (mode, owner) = (meta.mode() & 0o777, meta.uid());
-    let path = path.display();
-    if mode & 0o022 != 0 {
-        let words = format!(
-            "{path} has mode {mode:03o}, which lets others write it: `chmod go-w` it, and see what \
-             it says"
-        );
-        return Err(Error::Config(words.into()));
-    }
-    if owner != 0 && owner != process::effective_user() {
-        let words = format!("{path} belongs to another user, number {owner}");
-        return Err(Error::Config(words.into()));
-    }
-    Ok(())
-}
-
-/// Elsewhere the directory's access list is the platform's business.
-#[cfg(not(unix))]
-fn check_writers(_: &Path, _: &std::fs::Metadata) -> Result<(), Error> {
-    Ok(())
-}
-
 fn config(file: &mut Table<'_>) -> Result<Config> {
     let mut config = Config::default();
     let default_protector = file.get("default_protector");
+    let cipher = file.maybe("cipher", |value| suite(&value))?;
     config.settings = Layer {
         default_protector: default_protector.as_ref().map(protector).transpose()?,
-        cipher: file.maybe("cipher", |value| cipher(&value))?,
+        cipher,
         allow_plaintext: file.maybe("allow_plaintext", Value::flag)?,
         tuning: file.group("io", tuning)?,
         access: file.group("access", access)?,
         rotation: file.group("rotation", rotation)?,
-        policy: file.group("policy", policy)?,
+        policy: file.group("policy", |table| policy(table, cipher.unwrap_or_default()))?,
         pins: file.maybe("pins", |value| value.fields(pins))?,
         ..Layer::default()
     };
@@ -117,7 +91,7 @@ fn config(file: &mut Table<'_>) -> Result<Config> {
     }
 }
 
-fn cipher(value: &Value<'_>) -> Result<SuiteId> {
+fn suite(value: &Value<'_>) -> Result<SuiteId> {
     value.choice(&SuiteId::ALL.map(|suite| (suite.name(), suite)))
 }
 
@@ -225,7 +199,8 @@ fn on_failure(table: &mut Table<'_>) -> Result<AuditLayer> {
     })
 }
 
-fn policy(table: &mut Table<'_>) -> Result<PolicyLayer> {
+/// `cipher` is that of new databases, which must be allowed.
+fn policy(table: &mut Table<'_>, cipher: SuiteId) -> Result<PolicyLayer> {
     let below = [("refuse", BelowMin::Refuse), ("warn", BelowMin::Warn)];
     let allowed = |value: &Value<'_>| {
         let name = value.text()?;
@@ -238,7 +213,10 @@ fn policy(table: &mut Table<'_>) -> Result<PolicyLayer> {
             value.list()?.iter().map(allowed).collect::<Result<_>>().map(Some)
         })?,
         allowed_ciphers: table.maybe("allowed_ciphers", |value| {
-            value.list()?.iter().map(cipher).collect::<Result<_>>().map(Some)
+            let allowed: Vec<_> = value.list()?.iter().map(suite).collect::<Result<_>>()?;
+            let words =
+                || format!("this leaves out {}, the cipher of new databases", cipher.name());
+            if allowed.contains(&cipher) { Ok(Some(allowed)) } else { Err(value.wrong(words())) }
         })?,
     })
 }

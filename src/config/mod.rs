@@ -149,7 +149,8 @@ impl Config {
         let Audit { dir, key, max_bytes, keep, .. } = &self.audit;
         let dir = dir.clone().map_or_else(|| Ok(home()?.join(file::AUDIT_DIR)), Ok::<_, Error>)?;
         let key = key.as_ref().map(|key| key.secret(self.prompt.as_ref()));
-        Ok(AuditOptions { dir, key, max_bytes: *max_bytes, keep: *keep })
+        let time_out = self.settings.access.values().time_out;
+        Ok(AuditOptions { dir, key, max_bytes: *max_bytes, keep: *keep, time_out })
     }
 
     /// Whether `other` says anything else, whoever is asked for secrets.

@@ -30,6 +30,15 @@ pub enum ProviderError {
         /// The loosest that is accepted.
         expected: u32,
     },
+    /// A file or directory of the provider belongs to another user, who could have written it.
+    OtherOwner {
+        /// The file or directory.
+        path: PathBuf,
+        /// The number of the user to whom it belongs.
+        owner: u32,
+        /// The number of the user that the process runs as.
+        user: u32,
+    },
     /// The key exists but does not unwrap this blob.
     WrongKey(Reason),
 }
@@ -143,7 +152,7 @@ impl ProviderError {
             | Self::Unreachable(reason)
             | Self::Damaged(reason)
             | Self::WrongKey(reason) => Some(reason),
-            Self::LoosePermissions { .. } => None,
+            Self::LoosePermissions { .. } | Self::OtherOwner { .. } => None,
         }
     }
 }
@@ -154,6 +163,11 @@ impl fmt::Display for ProviderError {
             (Self::LoosePermissions { path, mode, expected }, _) => write!(
                 f,
                 "{} has mode {mode:03o}, which lets others read keys; expected {expected:03o}",
+                path.display()
+            ),
+            (Self::OtherOwner { path, owner, user }, _) => write!(
+                f,
+                "{} belongs to user {owner}, neither to root nor to user {user} of this process",
                 path.display()
             ),
             (_, reason) => f.write_str(reason.map_or("", |reason| &reason.text)),

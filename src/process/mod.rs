@@ -7,6 +7,7 @@
 //! | `threads.rs` | threads of ours |
 //! | `pool.rs` | the threads that foreign code runs on |
 //! | `deadline.rs` | the end of a wait for foreign code |
+//! | `files.rs` | the library's own small files |
 //! | `forks.rs` | telling a forked child from its parent |
 //! | `time.rs` | the time, and its forms |
 //!
@@ -14,6 +15,7 @@
 //! under a library that was loaded long ago.
 
 mod deadline;
+pub(crate) mod files;
 pub(crate) mod forks;
 pub(crate) mod pool;
 pub(crate) mod threads;

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::runs::Runs;
 use super::{ProviderError, WaitsFor};
-use crate::process::lock;
+use crate::process::{files, lock};
 use crate::table::{self, Value};
 
 /// No passphrase, PIN or key text is longer.
@@ -137,7 +137,8 @@ impl SecretSource {
     ///
     /// # Errors
     /// [`ProviderError::NotHere`] if it is missing, [`ProviderError::LoosePermissions`] for a file
-    /// that others may read, [`ProviderError::Unreachable`] for other errors of the system, and
+    /// that others may read, [`ProviderError::OtherOwner`] for one of a user who is neither that of
+    /// the process nor root, [`ProviderError::Unreachable`] for other errors of the system, and
     /// [`ProviderError::Damaged`] for one that is empty or over 4096 bytes.
     pub fn read(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         let mut secret = self.fetch(what)?;
@@ -173,8 +174,16 @@ impl SecretSource {
         if let Some(secret) = kept.as_ref() {
             return Ok(secret.clone());
         }
-        let path = format!("/dev/fd/{}", descriptor.number);
-        let secret = self.read_from(&File::open(path).map_err(|error| self.failed(&error))?)?;
+        let file = File::open(format!("/dev/fd/{}", descriptor.number));
+        // What the system says of a number that is not open differs.
+        let missing = |error: &io::Error| {
+            error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EBADF)
+        };
+        let file = file.map_err(|error| match missing(&error) {
+            true => ProviderError::not_here(format!("{self} is not open")),
+            false => self.failed(&error),
+        })?;
+        let secret = self.read_from(&file)?;
         Ok(kept.insert(secret).clone())
     }
 
@@ -214,7 +223,7 @@ pub(super) fn without_line_end(secret: &[u8]) -> &[u8] {
 fn open_private(path: &Path) -> Result<File, ProviderError> {
     let unreachable =
         |error: io::Error| ProviderError::unreachable(format!("{}: {error}", path.display()));
-    let file = File::open(path).map_err(|error| match error.kind() {
+    let file = files::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             ProviderError::not_here(format!("there is no file {}", path.display()))
         }
@@ -239,20 +248,23 @@ fn others(metadata: &Metadata) -> u32 {
     0o077
 }
 
-/// Refuses a file or directory with any permission of `refused`. Without modes, its access list is
-/// the platform's business.
+/// Refuses a file or directory of another user, and one with any permission of `refused`. Without
+/// modes, its access list is the platform's business.
 pub(super) fn check_mode(
     path: &Path,
     metadata: &Metadata,
     refused: u32,
     expected: u32,
 ) -> Result<(), ProviderError> {
+    if let Some((owner, user)) = files::other_owner(metadata) {
+        return Err(ProviderError::OtherOwner { path: path.to_owned(), owner, user });
+    }
     #[cfg(unix)]
     if metadata.mode() & refused != 0 {
         let (path, mode) = (path.to_owned(), metadata.mode() & 0o777);
         return Err(ProviderError::LoosePermissions { path, mode, expected });
     }
-    let _ = (path, metadata, refused, expected);
+    let _ = (refused, expected);
     Ok(())
 }
 

@@ -30,7 +30,9 @@ impl Wrong {
     pub fn in_words(self, path: &Path, text: &str) -> FileError {
         let before = text.get(..self.at).unwrap_or(text);
         let line = 1 + before.bytes().filter(|byte| *byte == b'\n').count() as u64;
-        FileError::at(path, self.what).line(line).setting(self.field)
+        // A name in the file may hold what a terminal obeys.
+        let field = self.field.escape_debug().to_string();
+        FileError::at(path, self.what).line(line).setting(field)
     }
 }
 

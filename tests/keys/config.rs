@@ -259,6 +259,26 @@ const WRONG: &[(&str, usize, &str, &str)] = &[
         "default_protector",
         "policy.allowed_providers does not allow this provider",
     ),
+    (
+        "[policy]\nallowed_ciphers = []",
+        2,
+        "policy.allowed_ciphers",
+        "this leaves out aes-256-gcm, the cipher of new databases",
+    ),
+    (
+        "[policy]\nallowed_ciphers = [\"aegis-256x4\"]",
+        2,
+        "policy.allowed_ciphers",
+        "this leaves out aes-256-gcm, the cipher of new databases",
+    ),
+    (
+        "cipher = \"aegis-256x4\"\n[policy]\nallowed_ciphers = [\"aes-256-gcm\"]",
+        3,
+        "policy.allowed_ciphers",
+        "this leaves out aegis-256x4, the cipher of new databases",
+    ),
+    // What a terminal would obey.
+    ("\"a\\u001b[31m\\n\" = 1", 1, "a\\u{1b}[31m\\n", "there is no such field here"),
 ];
 
 #[test]
@@ -500,8 +520,8 @@ fn a_file_that_others_may_write_is_refused() {
     for (dir_mode, file_mode, refused) in [
         (0o700, 0o600, None),
         (0o755, 0o644, None),
-        (0o700, 0o620, Some("config.toml has mode 620")),
-        (0o700, 0o602, Some("config.toml has mode 602")),
+        (0o700, 0o620, Some("config.toml: it has mode 620")),
+        (0o700, 0o602, Some("config.toml: it has mode 602")),
         (0o770, 0o600, Some("has mode 770")),
         (0o1777, 0o600, Some("has mode 777")),
     ] {
@@ -523,7 +543,10 @@ fn a_file_that_others_may_write_is_refused() {
     let file = dir.path().join("config.toml");
     if std::os::unix::fs::chown(&file, Some(65534), None).is_ok() {
         let said = Config::load(dir.path()).unwrap_err().to_string();
-        assert!(said.contains("belongs to another user, number 65534"), "{said}");
+        assert!(
+            said.contains("config.toml: it belongs to user 65534, neither to root nor to user "),
+            "{said}"
+        );
     }
 }
 
@@ -535,7 +558,7 @@ fn what_cannot_be_read_is_an_error() {
     let bytes = tempfile::tempdir().unwrap();
     write(&bytes.path().join("config.toml"), b"# one\n# two \xff\n");
     for (dir, words) in [
-        (place.path(), "config.toml: Is a directory"),
+        (place.path(), "config.toml: this is a directory, not a regular file"),
         (large.path(), "config.toml: it has over 1048576 bytes"),
         (bytes.path(), "config.toml, line 2: this is not UTF-8"),
     ] {

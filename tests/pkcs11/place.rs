@@ -249,7 +249,7 @@ pub fn kind(error: &ProviderError) -> &'static str {
         ProviderError::Denied(_) => "denied",
         ProviderError::Unreachable(_) => "unreachable",
         ProviderError::Damaged(_) => "damaged",
-        ProviderError::LoosePermissions { .. } => "loose",
+        ProviderError::LoosePermissions { .. } | ProviderError::OtherOwner { .. } => "loose",
         ProviderError::WrongKey(_) => "wrong key",
         _ => "something else",
     }

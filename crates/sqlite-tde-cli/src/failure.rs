@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 use sqlite_tde::Error;
-use sqlite_tde::provider::Keystore;
+use sqlite_tde::provider::{Keystore, ProviderError};
 
 /// Exit code: done.
 pub const DONE: u8 = 0;
@@ -176,6 +176,9 @@ fn hint(error: &Error) -> Option<String> {
             "check that the key provider is reachable, then retry".into()
         }
         Error::ProviderDamaged(_) => format!("put back {home} from a backup"),
+        Error::LoosePermissions(ProviderError::OtherOwner { .. }) => {
+            "run this as that user, or give the file to yourself if you trust what it says".into()
+        }
         Error::LoosePermissions(text) => loose(&text.to_string()),
         Error::PageAuthentication { .. } => {
             "`sqlite-tde verify DB` lists every damaged page; put back a backup".into()

@@ -463,6 +463,7 @@ pub(super) fn kind(error: &ProviderError) -> &'static str {
         ProviderError::Unreachable(_) => "unreachable",
         ProviderError::Damaged(_) => "damaged",
         ProviderError::LoosePermissions { .. } => "loose permissions",
+        ProviderError::OtherOwner { .. } => "another owner",
         ProviderError::WrongKey(_) => "wrong key",
     }
 }

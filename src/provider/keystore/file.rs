@@ -5,26 +5,31 @@
 //!    no lock and see the old keys or the new ones.
 //! 2. Its writer holds `keystore.lock`, from before reading to after the last sync.
 //! 3. Text that could not be read back is never written.
-//! 4. A file or directory that others may read is not used.
+//! 4. A file or directory that others may read, or that is another user's, is not used; nor is a
+//!    symbolic link.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::format::{damaged, decode, encode};
 use super::store::Store;
-use crate::provider::ProviderError;
+use crate::process::files::{self, if_found};
 use crate::provider::source::check_mode;
+use crate::provider::{Deadline, ProviderError};
 
 type Result<T> = std::result::Result<T, ProviderError>;
 
 const NAME: &str = "keystore.json";
-const NEW_NAME: &str = "keystore.json.new";
 const LOCK_NAME: &str = "keystore.lock";
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+
+/// How long a change waits for the lock where no caller has a deadline.
+const LOCK_TIME: Duration = Duration::from_secs(10);
 
 /// The file is read into memory whole; this is some 80,000 key versions.
 const MAX_LEN: u64 = 16 << 20;
@@ -45,7 +50,8 @@ pub(super) fn read(dir: &Path) -> Result<Option<Zeroizing<Vec<u8>>>> {
         return Ok(None);
     };
     check_mode(dir, &dir_meta, 0o077, DIR_MODE)?;
-    let Some(mut file) = if_found(File::open(&path)).map_err(unreachable(&path))? else {
+    let found = if_found(files::open_own(&path, OpenOptions::new().read(true)));
+    let Some(mut file) = found.map_err(unreachable(&path))? else {
         return Ok(None);
     };
     let meta = file.metadata().map_err(unreachable(&path))?;
@@ -62,13 +68,6 @@ fn buffer(path: &Path, len: u64) -> Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-fn if_found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        result => result.map(Some),
-    }
-}
-
 /// Replaces the file in `dir`. The caller holds [`lock`].
 ///
 /// # Errors
@@ -81,76 +80,32 @@ pub(super) fn write(dir: &Path, store: &Store) -> Result<()> {
         return Err(unreachable(&path)(ErrorKind::FileTooLarge.into()));
     }
     decode(&path, &text)?.verify(&path, &text, store.unlocked.clone())?;
-    replace(dir, &path, &text).map_err(unreachable(&path))?;
+    files::replace(dir, NAME, &text).map_err(unreachable(&path))?;
     sync_dir(dir)
-}
-
-fn replace(dir: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
-    // One name for all writers, so that the next one replaces the file of a killed one.
-    if_found(fs::remove_file(dir.join(NEW_NAME)))?;
-    let mut new = tempfile::Builder::new().prefix(NEW_NAME).rand_bytes(0).tempfile_in(dir)?;
-    new.write_all(text)?;
-    new.as_file().sync_all()?;
-    new.persist(path)?;
-    Ok(())
 }
 
 /// Makes the names in `dir` survive a power loss.
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    // Windows has no such call.
-    if cfg!(not(unix)) {
-        return Ok(());
-    }
-    match File::open(dir).and_then(|dir| dir.sync_all()) {
-        // File systems that do not sync directories, or that have nothing to sync.
-        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::ReadOnlyFilesystem) => {
-            Ok(())
-        }
-        result => result.map_err(unreachable(dir)),
-    }
+    files::sync_dir(dir).map_err(unreachable(dir))
 }
 
-/// The lock of the file's writer, among threads and processes.
-pub(super) struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Closing alone would leave it locked while a forked child has the descriptor too.
-        let _ = self.0.unlock();
-    }
-}
-
-/// Waits for the lock of `dir`, which it creates if missing.
+/// Waits for the lock of `dir`, which it creates if missing, a little less long than the caller
+/// waits: so the caller learns which file is locked.
 ///
 /// # Errors
-/// [`ProviderError::LoosePermissions`] of the directory, or [`ProviderError::Unreachable`].
-pub(super) fn lock(dir: &Path) -> Result<Lock> {
+/// [`ProviderError::LoosePermissions`] or [`ProviderError::OtherOwner`] of the directory, or
+/// [`ProviderError::Unreachable`].
+pub(super) fn lock(dir: &Path, deadline: Deadline) -> Result<files::Lock> {
     make_dir(dir)?;
     let path = dir.join(LOCK_NAME);
-    let file = lock_options().open(&path).map_err(unreachable(&path))?;
-    loop {
-        match file.lock() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            result => return result.map(|()| Lock(file)).map_err(unreachable(&path)),
-        }
-    }
-}
-
-fn lock_options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, FILE_MODE);
-    options
+    let deadline = Deadline::after(deadline.time_left().unwrap_or(LOCK_TIME).mul_f64(0.9));
+    files::open_own(&path, OpenOptions::new().write(true).create(true).truncate(false))
+        .and_then(|file| files::lock(file, File::try_lock, deadline))
+        .map_err(unreachable(&path))
 }
 
 fn make_dir(dir: &Path) -> Result<()> {
-    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, DIR_MODE);
-    builder.recursive(true).create(dir).map_err(unreachable(dir))?;
-    missing.into_iter().filter_map(Path::parent).try_for_each(sync_dir)?;
+    files::make_dir(dir).map_err(unreachable(dir))?;
     check_mode(dir, &fs::metadata(dir).map_err(unreachable(dir))?, 0o077, DIR_MODE)
 }
 
@@ -163,6 +118,8 @@ mod tests {
     use super::super::format::tests::sample;
     use super::*;
 
+    const NEW_NAME: &str = "keystore.json.new";
+
     fn home() -> (tempfile::TempDir, PathBuf) {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("home");
@@ -172,7 +129,7 @@ mod tests {
     #[test]
     fn what_would_not_read_back_is_not_written() {
         let (_parent, dir) = home();
-        let _lock = lock(&dir).unwrap();
+        let _lock = lock(&dir, Deadline::NEVER).unwrap();
         let mut store = sample();
         store.keys[1].name = "default".into();
         assert!(matches!(write(&dir, &store), Err(ProviderError::Damaged(_))));
@@ -182,7 +139,7 @@ mod tests {
     #[test]
     fn a_failed_write_changes_nothing_and_a_killed_one_leaves_nothing() {
         let (_parent, dir) = home();
-        let _lock = lock(&dir).unwrap();
+        let _lock = lock(&dir, Deadline::NEVER).unwrap();
         write(&dir, &sample()).unwrap();
         let before = fs::read(path(&dir)).unwrap();
         fs::create_dir(dir.join(NEW_NAME)).unwrap();
@@ -219,7 +176,7 @@ mod tests {
             fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         };
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        drop(lock(&dir).unwrap());
+        drop(lock(&dir, Deadline::NEVER).unwrap());
         write(&dir, &sample()).unwrap();
         assert_eq!((mode(&dir), mode(&path(&dir))), (0o700, 0o600));
         for (dir_mode, file_mode, loose) in [
@@ -242,7 +199,11 @@ mod tests {
                 other => other.map(|_| None).unwrap(),
             };
             assert_eq!(found, loose, "directory {dir_mode:o}, file {file_mode:o}");
-            assert_eq!(lock(&dir).is_err(), dir_mode != 0o700, "lock in {dir_mode:o}");
+            assert_eq!(
+                lock(&dir, Deadline::NEVER).is_err(),
+                dir_mode != 0o700,
+                "lock in {dir_mode:o}"
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use super::store::{Store, StoredKey, StoredVersion};
 use super::{Keystore, now};
 use crate::error::{Error, Result};
 use crate::process::time::system_time;
-use crate::provider::{ProviderError, SecretSource, is_name};
+use crate::provider::{Deadline, ProviderError, SecretSource, is_name};
 use crate::secret::Secret;
 
 /// Default recovery period of a deleted key, in days.
@@ -57,7 +57,7 @@ impl Keystore {
             return Err(Error::Usage(text));
         }
         rules.check()?;
-        self.update(|store| {
+        self.update(Deadline::NEVER, |store| {
             if store.find(name).is_some() {
                 return Err(Error::KeyExists { name: name.to_owned() });
             }
@@ -225,7 +225,7 @@ impl Keystore {
     /// [`Keystore::create`].
     pub fn set_passphrase(&self, source: &SecretSource) -> Result<()> {
         let unlocked = self.derive(source)?;
-        let _lock = file::lock(&self.dir)?;
+        let _lock = file::lock(&self.dir, Deadline::NEVER)?;
         let store = match self.decode_file()? {
             Some((_, found)) if found.passphrase().is_some() => {
                 let text = "the keystore has a passphrase already: change that one";
@@ -244,7 +244,7 @@ impl Keystore {
     pub fn change_passphrase(&self, source: &SecretSource) -> Result<()> {
         self.unlock_protected()?;
         let unlocked = self.derive(source)?;
-        let _lock = file::lock(&self.dir)?;
+        let _lock = file::lock(&self.dir, Deadline::NEVER)?;
         self.reseal(&self.unlock_protected()?, Some(unlocked))
     }
 
@@ -254,7 +254,7 @@ impl Keystore {
     /// [`Error::Usage`] if it has no passphrase; else as [`Keystore::create`].
     pub fn remove_passphrase(&self) -> Result<()> {
         self.unlock_protected()?;
-        let _lock = file::lock(&self.dir)?;
+        let _lock = file::lock(&self.dir, Deadline::NEVER)?;
         self.reseal(&self.unlock_protected()?, None)
     }
 
@@ -275,12 +275,13 @@ impl Keystore {
     /// One change to an existing keystore; none is created.
     fn change<T>(&self, change: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
         self.read()?;
-        self.update(change)
+        self.update(Deadline::NEVER, change)
     }
 
     /// One change to the file: all of it, or none if `change` fails.
     pub(super) fn update<T, E: From<ProviderError>>(
         &self,
+        deadline: Deadline,
         change: impl FnOnce(&mut Store) -> Result<T, E>,
     ) -> Result<T, E> {
         // The passphrase is read and derived before the lock is taken, so that others do not wait
@@ -289,7 +290,7 @@ impl Keystore {
             Some(_) => None,
             None => Some(self.empty()?),
         };
-        let _lock = file::lock(&self.dir)?;
+        let _lock = file::lock(&self.dir, deadline)?;
         let store = match self.load()? {
             Some(store) => Some(store),
             None => new,

@@ -37,8 +37,8 @@ use super::derived::Derived;
 use super::runs::{Ours, Runs};
 use super::wrap::{self, MECHANISM};
 use super::{
-    Answer, Cost, KeyProvider, ProviderError, SecretSource, UnwrapRequest, VersionRequest,
-    WaitsFor, WrapRequest, Wrapped,
+    Answer, Cost, Deadline, KeyProvider, ProviderError, SecretSource, UnwrapRequest,
+    VersionRequest, WaitsFor, WrapRequest, Wrapped,
 };
 use crate::error::{Error, Result};
 use crate::process;
@@ -193,12 +193,12 @@ impl Keystore {
     }
 
     /// Creates [`DEFAULT_KEY`] unless it is there.
-    fn ensure_default(&self) -> Result<(), ProviderError> {
+    fn ensure_default(&self, deadline: Deadline) -> Result<(), ProviderError> {
         if self.load()?.is_some_and(|store| store.find(DEFAULT_KEY).is_some()) {
             return Ok(());
         }
         let key = Secret::random().map_err(not_done)?;
-        self.update(|store| {
+        self.update(deadline, |store| {
             // Another process may have been faster.
             if store.find(DEFAULT_KEY).is_none() {
                 store.add(DEFAULT_KEY, key, now())?;
@@ -326,7 +326,7 @@ impl KeyProvider for Keystore {
     fn wrap(&self, request: &WrapRequest<'_>) -> Result<Answer<Wrapped>, ProviderError> {
         let WrapRequest { key_id, dek, context, .. } = *request;
         if key_id == DEFAULT_KEY {
-            self.ensure_default()?;
+            self.ensure_default(request.deadline)?;
         }
         let store = self.read()?;
         let version = self.newest(&store, key_id)?;

@@ -285,7 +285,7 @@ fn a_deleted_key_can_be_brought_back_until_it_is_purged() {
         store.find_mut("k").unwrap().purged_at = Some(now());
         Ok::<_, ProviderError>(())
     };
-    store.update(over).unwrap();
+    store.update(Deadline::NEVER, over).unwrap();
     let secret = |text: &[u8]| text.windows(3).any(|part| part == b"\"k\"");
     assert!(secret(&fs::read(store.path()).unwrap()), "still in the file");
     assert_eq!(outcome(store.unwrap_key("k", &wrapped, &CONTEXT), &dek), "not here");
