@@ -450,17 +450,19 @@ pub(crate) fn forget_last(code: c_int) {
 /// Forgets the newest error of this thread, before a call whose own error is wanted.
 #[cfg(feature = "rusqlite")]
 pub(crate) fn clear_last() {
-    LAST.set(None);
+    let _ = LAST.try_with(RefCell::take);
 }
 
 /// The newest error of this thread if `wanted` says that it, with its words, is the one behind what
 /// the caller met.
 #[cfg(feature = "rusqlite")]
 pub(crate) fn take_last(wanted: impl FnOnce(&Error, &str) -> bool) -> Option<Error> {
-    LAST.with_borrow_mut(|last| {
+    let taken = LAST.try_with(|place| {
+        let mut last = place.borrow_mut();
         let Last { text, error } = last.as_mut()?;
         error.take_if(|error| wanted(error, text))
-    })
+    });
+    taken.ok().flatten()
 }
 
 /// Whether nothing but this library answers with `code`.

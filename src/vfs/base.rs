@@ -1,5 +1,6 @@
 //! A file of the base VFS: its methods behind safe calls.
 
+use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
@@ -71,7 +72,35 @@ struct Closing {
     child: OnceLock<&'static Self>,
 }
 
+thread_local! {
+    /// Whether this thread is in a close or a lock of a base already: one VFS may stand on another.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Closing {
+    /// Runs `lock`, beside which no file is closed.
+    fn locks<T>(lock: impl FnOnce() -> T) -> T {
+        let hold = || Self::here().read().unwrap_or_else(PoisonError::into_inner);
+        Self::once(hold, lock)
+    }
+
+    /// Runs `close`, beside which no lock is taken.
+    fn closes<T>(close: impl FnOnce() -> T) -> T {
+        let hold = || Self::here().write().unwrap_or_else(PoisonError::into_inner);
+        Self::once(hold, close)
+    }
+
+    fn once<G, T>(hold: impl FnOnce() -> G, work: impl FnOnce() -> T) -> T {
+        // While a thread ends, nothing can be said of it: its closes go on without.
+        if INSIDE.try_with(|inside| inside.replace(true)).unwrap_or(true) {
+            return work();
+        }
+        let _held = hold();
+        let done = work();
+        let _ = INSIDE.try_with(|inside| inside.set(false));
+        done
+    }
+
     fn here() -> &'static RwLock<()> {
         static FIRST: OnceLock<&'static Closing> = OnceLock::new();
         let process = forks::process();
@@ -314,8 +343,9 @@ impl BaseFile {
 
     /// Closes the file. No other method but the destructor may be called afterwards.
     pub(super) fn close(&self) -> c_int {
-        let _alone = Closing::here().write().unwrap_or_else(PoisonError::into_inner);
-        let code = call!(self, xClose);
+        let close = || call!(self, xClose);
+        // Only a database has locks.
+        let code = if self.place.is_some() { Closing::closes(close) } else { close() };
         // SAFETY: `open` allocated the file; SQLite, too, clears this after xClose.
         unsafe { (*self.file).pMethods = std::ptr::null() };
         code
@@ -525,8 +555,7 @@ impl Host for BaseFile {
     }
 
     fn lock(&self, level: LockLevel) -> Result<()> {
-        let _nobody_closes = Closing::here().read().unwrap_or_else(PoisonError::into_inner);
-        done(call!(self, xLock, level.code()))
+        done(Closing::locks(|| call!(self, xLock, level.code())))
     }
 
     fn unlock(&self, level: LockLevel) -> Result<()> {

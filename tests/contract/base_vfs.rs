@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, ffi};
 use sqlite_tde_testkit::platform::{self, Methods, PLATFORMS, Platform, PlatformVfs};
 use sqlite_tde_testkit::process::full;
 use sqlite_tde_testkit::vfs::{
@@ -528,9 +528,9 @@ struct Overlaps {
 }
 
 impl Properties for Overlaps {
-    fn call(&self, _: &File, call: &mut Call<'_>, below: &Below) -> c_int {
+    fn call(&self, file: &File, call: &mut Call<'_>, below: &Below) -> c_int {
         match call.method() {
-            Method::Close => {
+            Method::Close if file.flags & ffi::SQLITE_OPEN_MAIN_DB != 0 => {
                 self.closing.store(true, Ordering::SeqCst);
                 // Long enough for the other thread to come by many times.
                 std::thread::sleep(Duration::from_millis(3));

@@ -89,3 +89,39 @@ fn a_connection_may_outlive_the_words_of_its_thread() {
     });
     assert!(ended.recv().unwrap(), "the error");
 }
+
+/// As above, with what a destructor may call: opening, and converting an error.
+#[test]
+fn a_thread_that_ends_may_open_databases_and_convert_errors() {
+    struct Opens(std::path::PathBuf, String, std::sync::mpsc::Sender<bool>);
+    impl Drop for Opens {
+        fn drop(&mut self) {
+            let options = sqlite_tde::OpenOptions::new().vfs(&self.1);
+            let opened = sqlite_tde::open_with(&self.0, &options).is_err();
+            let error = Connection::open("/no/such/directory/a.db").unwrap_err();
+            let converted = sqlite_tde::Error::from(error).sqlite_code();
+            let _ = self.2.send(opened && converted == rusqlite::ffi::SQLITE_CANTOPEN);
+        }
+    }
+    thread_local! {
+        static OPENS: std::cell::RefCell<Option<Opens>> = const { std::cell::RefCell::new(None) };
+    }
+    let home = Home::new();
+    let path = home.path("a.db");
+    home.open(&path).execute_batch("CREATE TABLE t(a)").unwrap();
+    damage_envelope(&path);
+    let (send, ended) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Made before what the library keeps for the thread, so it goes after that.
+            OPENS.set(Some(Opens(path.clone(), home.vfs.clone(), send)));
+            assert!(sqlite_tde::open_with(&path, &home.options()).is_err());
+        });
+    });
+    assert!(ended.recv().unwrap(), "the errors");
+}
+
+fn damage_envelope(path: &std::path::Path) {
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    [0, 8192].iter().for_each(|&at| file.write_all_at(&[0xff; 512], at).unwrap());
+}
