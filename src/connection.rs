@@ -140,7 +140,9 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
     clear_last();
     let connection = Connection::open_with_flags(uri, options.flags | OpenFlags::SQLITE_OPEN_URI)
         .map_err(|error| take_last(|_, _| true).unwrap_or(Error::Sqlite(error)))?;
-    let is_heard = options.said == Layer::default()
+    let says_nothing = options.said == Layer::default()
+        && !options.parameters.iter().any(|(name, _)| uri::is_ours(name));
+    let is_heard = says_nothing
         || !matches!(
             with_database(&connection, "main", false, |_| Ok(())),
             Err(Error::NotEncrypted)
@@ -150,7 +152,7 @@ pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Connec
     }
     let vfs = options.vfs_name();
     Err(Error::Usage(format!(
-        "the VFS {vfs:?} does not encrypt this file: protector, cipher and the like would be passed \
-         over"
+        "the VFS {vfs:?} does not encrypt this file: protector, cipher and the like would be \
+         passed over"
     )))
 }

@@ -43,6 +43,15 @@ fn names_and_parameters_that_would_be_passed_over_are_refused() {
         sqlite_tde::open_with(&path, &home.options().vfs("unix").protector("a")),
         &["unix"],
     );
+    usage(
+        "a parameter for another VFS",
+        sqlite_tde::open_with(&path, &home.options().vfs("unix").parameter("tde_protector", "a")),
+        &["unix"],
+    );
+    for name in ["tde_fileid", "tde_plaintxt", "TDE_PLAINTEXT", "tde_", "Tde_protector"] {
+        let options = home.options().parameter(name, "refuse");
+        usage(name, sqlite_tde::open_with(&path, &options), &[name, "tde_plaintext"]);
+    }
     let twice = [
         ("vfs", home.options().parameter("vfs", "unix")),
         ("tde_protector", home.options().protector("a").parameter("tde_protector", "b")),

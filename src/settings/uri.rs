@@ -1,5 +1,7 @@
 //! The parameters of a URI that are settings: one table to read and to write them.
 
+use std::borrow::Cow;
+
 use super::{Layer, SuiteId};
 use crate::error::{Error, Result};
 
@@ -42,6 +44,28 @@ pub(crate) const PARAMETERS: [Parameter; 6] = [
         write: |layer| layer.tuning.gather_writes.map(|on| word(on, ["on", "off"])),
     },
 ];
+
+/// Whether `name` is one that this library reads, in whatever case it was written.
+pub(crate) fn is_ours(name: &str) -> bool {
+    name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("tde_"))
+}
+
+/// Whether any of the parameters called `names` is a setting.
+///
+/// # Errors
+/// [`Error::Usage`] for a name that only looks like one: a misspelt demand would demand nothing.
+pub(crate) fn check_names<'a>(names: impl Iterator<Item = Cow<'a, str>>) -> Result<bool> {
+    let mut any = false;
+    for name in names.filter(|name| is_ours(name)) {
+        if !PARAMETERS.iter().any(|parameter| parameter.name == name) {
+            let known = PARAMETERS.map(|parameter| parameter.name).join(", ");
+            let name = name.escape_debug();
+            return Err(Error::Usage(format!("there is no URI parameter {name}: use {known}")));
+        }
+        any = true;
+    }
+    Ok(any)
+}
 
 /// What a URI says whose parameters are answered by `value_of`.
 ///

@@ -48,16 +48,16 @@ pub(super) unsafe fn uri_parameter(name: *const c_char, key: &CStr) -> Option<St
     (!value.is_null()).then(|| unsafe { CStr::from_ptr(value) }.to_string_lossy().into_owned())
 }
 
-/// Whether a URI parameter of a database file's name begins with `start`.
+/// The names of the URI parameters of a database file's name.
 ///
 /// # Safety
-/// As for [`uri_parameter`].
-pub(super) unsafe fn has_uri_parameter(name: *const c_char, start: &[u8]) -> bool {
+/// As for [`uri_parameter`]; `name` outlives the names.
+pub(super) unsafe fn uri_keys<'a>(name: *const c_char) -> impl Iterator<Item = &'a CStr> {
     // SAFETY: as above; past the last parameter the answer is NULL.
-    let key = |number| unsafe { (sqlite().uri_key)(name, number) };
-    let mut keys = (0..).map(key).take_while(|key| !key.is_null());
+    let key = move |number| unsafe { (sqlite().uri_key)(name, number) };
+    let keys = (0..).map(key).take_while(|key| !key.is_null());
     // SAFETY: a key is NUL-terminated and lives as long as `name`.
-    keys.any(|key| unsafe { CStr::from_ptr(key) }.to_bytes().starts_with(start))
+    keys.map(|key| unsafe { CStr::from_ptr(key) })
 }
 
 /// The names of the journal and the log of the database file `name`.

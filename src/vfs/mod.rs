@@ -547,7 +547,8 @@ unsafe fn setup_for(vfs: *mut ffi::sqlite3_vfs, name: *const c_char) -> Result<S
     let path = unsafe { CStr::from_ptr(name) }.to_string_lossy();
     let path = Path::new(&*path);
     // SAFETY: `name` is that of a main database, as SQLite passed it.
-    let in_uri = match unsafe { api::has_uri_parameter(name, b"tde_") } {
+    let keys = unsafe { api::uri_keys(name) };
+    let in_uri = match uri::check_names(keys.map(CStr::to_string_lossy))? {
         // SAFETY: as above.
         true => uri::read(|key| unsafe { api::uri_parameter(name, &CString::new(key).ok()?) })?,
         false => Layer::default(),
