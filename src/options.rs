@@ -18,7 +18,8 @@ use crate::vfs::{self, Registration};
 /// default one, with the local keystore as provider, and refusing plaintext databases.
 ///
 /// What an application says here holds over what a configuration says, whichever comes first. Where
-/// it would weaken what the configuration demands, [`register`] refuses it: it names both.
+/// it would weaken what the configuration demands, [`register`] refuses it: it names both. The
+/// methods are one source: of one that is called twice, the last call holds.
 #[derive(Clone, Default)]
 #[must_use]
 pub struct Options {

@@ -5,7 +5,7 @@
 mod place;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 
 use cryptoki::slot::Slot;
 use place::*;
@@ -51,6 +51,36 @@ fn a_wrong_pin_is_shown_to_a_token_once() {
         let wrapped = wrong.wrap_key("k", &dek, &CONTEXT).unwrap();
         assert_eq!(outcome(wrong.unwrap_key("k", &wrapped, &CONTEXT), &dek), "ok");
         place.assert_logins(3);
+    });
+}
+
+/// Nothing of the token is locked while someone is asked for its PIN.
+#[test]
+fn a_prompt_for_the_pin_may_use_the_module_but_not_need_the_pin() {
+    on_each("a_prompt_for_the_pin_may_use_the_module_but_not_need_the_pin", |place| {
+        place.user_tool(&["--keygen", "--key-type", "AES:32", "--label", "k", "--id", "01"]);
+        let itself: Arc<Mutex<Option<Arc<Pkcs11>>>> = Arc::default();
+        let (within, told) = (Arc::clone(&itself), Arc::new(Mutex::new(Vec::new())));
+        let (tell, other) = (Arc::clone(&told), place.provider());
+        let prompt = SecretSource::prompt(move |_| {
+            let asking = within.lock().unwrap().clone().unwrap();
+            asking.forget();
+            let dek = Secret::random().unwrap();
+            for provider in [&*asking, &other] {
+                let answer = provider.wrap_key("k", &dek, &CONTEXT);
+                tell.lock().unwrap().push(answer.err().map(|error| error.to_string()));
+            }
+            Ok(String::from(PIN).into())
+        });
+        let asking = Arc::new(place.spied(prompt));
+        *itself.lock().unwrap() = Some(Arc::clone(&asking));
+        let dek = Secret::random().unwrap();
+        let wrapped = asking.wrap_key("k", &dek, &CONTEXT).unwrap();
+        assert_eq!(outcome(asking.unwrap_key("k", &wrapped, &CONTEXT), &dek), "ok");
+        itself.lock().unwrap().take();
+        let told = told.lock().unwrap();
+        let [Some(refused), None] = &told[..] else { panic!("{told:?}") };
+        assert!(refused.contains("by this very thread"), "{refused}");
     });
 }
 

@@ -9,8 +9,8 @@ use rusqlite::{Connection, OpenFlags};
 use sqlite_tde::audit::{AuditLog, AuditOptions};
 use sqlite_tde::config::{Config, Policy};
 use sqlite_tde::provider::{
-    Answer, KeyProvider, Keystore, ProviderError, UnwrapRequest, VersionRequest, WrapRequest,
-    Wrapped,
+    Answer, KeyProvider, Keystore, ProviderError, SecretSource, UnwrapRequest, VersionRequest,
+    WrapRequest, Wrapped,
 };
 use sqlite_tde::secret::Secret;
 use sqlite_tde::{AccessPolicy, AuditPolicy, Cipher, Error, OpenOptions, Options};
@@ -237,27 +237,56 @@ fn a_second_registration_with_other_settings_is_refused() {
     let nobody = Arc::new(Nobody);
     let mut policy = Policy::default();
     policy.min_protectors = 2;
+    let keys = || Keystore::at(dir.path().join("keys"));
+    let prompt = || SecretSource::prompt(|_| Err(std::io::ErrorKind::Unsupported.into()));
+    let in_file = |name: &str| keys().passphrase(SecretSource::File(dir.path().join(name)));
+    let log = |change: fn(&mut AuditOptions)| {
+        let mut options = AuditOptions::at(dir.path().join("log"));
+        change(&mut options);
+        Arc::new(AuditLog::open(options).unwrap())
+    };
     let first = Options::new()
         .name("twice")
-        .keystore(Keystore::at(dir.path().join("keys")))
+        .keystore(keys())
+        .audit(log(|_| ()), AuditPolicy::default())
         .provider("nobody", nobody)
         .policy(policy)
         .cipher(Cipher::Aes256CtrHmacSha256);
     sqlite_tde::register(first.clone()).unwrap();
     sqlite_tde::register(first.clone()).unwrap();
-    let others: [(&str, Options); 6] = [
+    let same = first.clone().audit(log(|_| ()), AuditPolicy::default());
+    sqlite_tde::register(same).unwrap();
+    let others: [(&str, Options); 10] = [
         ("allow_plaintext", first.clone().allow_plaintext(true)),
         ("policy.min_protectors", first.clone().policy(Policy::default())),
         ("as_default", first.clone().as_default(true)),
         ("base", first.clone().base("unix-dotfile")),
         ("provider other", first.clone().provider("other", Arc::new(Nobody))),
         ("provider keystore", first.clone().keystore(Keystore::at(dir.path().join("other")))),
+        ("provider keystore", first.clone().keystore(in_file("passphrase"))),
+        ("provider keystore", first.clone().keystore(keys().passphrase(prompt()))),
+        ("audit_log", first.clone().audit(log(|log| log.keep = 1), AuditPolicy::default())),
+        (
+            "audit_log",
+            first.clone().audit(
+                log(|log| log.key = Some(SecretSource::File(log.dir.join("audit.key")))),
+                AuditPolicy::default(),
+            ),
+        ),
     ];
     for (name, options) in others {
         let words = [name, "the VFS twice is registered with other settings"];
         usage(name, sqlite_tde::register(options.clone()), &words);
     }
-    let least = Options::new().name("twice").keystore(Keystore::at(dir.path().join("keys")));
+    // Of several passphrases, each is another, but for the same prompt.
+    let asking = keys().passphrase(prompt());
+    sqlite_tde::register(Options::new().name("asks").keystore(asking.clone())).unwrap();
+    sqlite_tde::register(Options::new().name("asks").keystore(asking)).unwrap();
+    for other in [keys(), in_file("passphrase"), keys().passphrase(prompt())] {
+        let options = Options::new().name("asks").keystore(other);
+        usage("another passphrase", sqlite_tde::register(options), &["provider keystore"]);
+    }
+    let least = Options::new().name("twice").keystore(keys());
     let words = ["policy.min_protectors (2, not 1)", "cipher", "provider nobody"];
     usage("nothing said", sqlite_tde::register(least.clone()), &words);
     let path = dir.path().join("a.db");

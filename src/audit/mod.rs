@@ -107,10 +107,15 @@ pub struct AuditLog {
     program: String,
 }
 
-/// Two are the same that record in the same directory.
+/// Two are the same that record in the same directory, with a key from the same source, and keep
+/// and wait alike.
 impl PartialEq for AuditLog {
     fn eq(&self, other: &Self) -> bool {
-        self.options.dir == other.options.dir
+        let parts = |log: &Self| {
+            let AuditOptions { dir, key, max_bytes, keep, time_out } = log.options.clone();
+            (dir, key.map(|key| key.origin()), max_bytes, keep, time_out)
+        };
+        parts(self) == parts(other)
     }
 }
 
@@ -118,7 +123,12 @@ impl Eq for AuditLog {}
 
 impl std::fmt::Debug for AuditLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "AuditLog({})", self.options.dir.display())
+        let AuditOptions { dir, key, max_bytes, keep, time_out } = &self.options;
+        write!(f, "AuditLog({}", dir.display())?;
+        if let Some(key) = key {
+            write!(f, ", key from {}", key.origin())?;
+        }
+        write!(f, ", {max_bytes} bytes, {keep} kept, {time_out:?})")
     }
 }
 
@@ -148,13 +158,15 @@ impl AuditLog {
         let mut options = options;
         options.dir = process::absolute(&options.dir);
         files::make_dir(&options.dir)?;
+        // A named key may be asked for: nobody waits for the log meanwhile.
+        let named = options.key.as_ref().map(read_key).transpose()?;
         let _lock = files::lock(&options.dir, options.time_out)?;
         let head = files::read_head(&options.dir)?;
         let fresh = head.is_none() && files::log_numbers(&options.dir)?.is_empty();
         if fresh && options.key.is_none() && !options.dir.join(files::KEY).exists() {
             create_key(&options)?;
         }
-        let keys = read_keys(&options)?;
+        let keys = named.map_or_else(|| read_keys(&options), Ok)?;
         if fresh {
             let head = Head { link: Link::START, files: 0 };
             files::write_whole(&options.dir, files::HEAD, &keys.encode_head(&head))?;
@@ -283,7 +295,10 @@ fn recovered(head: &Head, walk: &Walk<'_>) -> Option<String> {
 /// The keys of a log that is there.
 fn read_keys(options: &AuditOptions) -> Result<Keys> {
     let own = || SecretSource::File(options.dir.join(files::KEY));
-    let source = options.key.clone().unwrap_or_else(own);
+    read_key(&options.key.clone().unwrap_or_else(own))
+}
+
+fn read_key(source: &SecretSource) -> Result<Keys> {
     let failed = |what: String| FileError::from(what).setting("audit key");
     let text = source
         .read("audit key")

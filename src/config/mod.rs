@@ -25,7 +25,7 @@ pub use crate::settings::{
 use crate::audit::{AuditLog, AuditOptions};
 use crate::error::{Error, Result};
 use crate::provider::registry::Kind;
-use crate::provider::{KeyProvider, Keystore};
+use crate::provider::{KeyProvider, Keystore, WaitsFor, origin_of};
 use crate::settings::{AuditPolicy, KEYSTORE};
 
 /// Name of the file.
@@ -112,7 +112,11 @@ impl Config {
         &self,
     ) -> Result<Vec<(String, String, Arc<dyn KeyProvider>)>> {
         let build = |(name, provider): (&String, &Provider)| {
-            Ok((name.clone(), provider.origin()?, provider.build(self.prompt.as_ref())?))
+            let (mut origin, built) = (provider.origin()?, provider.build(self.prompt.as_ref())?);
+            if let (WaitsFor::Person, Some(ask)) = (built.waits_for(), &self.prompt) {
+                origin = format!("{origin}, asked for by {}", origin_of(ask));
+            }
+            Ok((name.clone(), origin, built))
         };
         self.providers.iter().map(build).collect()
     }

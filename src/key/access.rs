@@ -4,7 +4,7 @@
 //!              interval over: the provider is asked, beside the transactions
 //!   granted ------------------------------------------------------------------> granted
 //!      |   \------ it does not answer -----> outage: the keys serve for `grace` longer
-//!      |                                        |
+//!      |           in time, or with an error    |
 //!      | it denies, or somebody locks           | grace over
 //!      v                                        v
 //!   locked: the keys are wiped; each transaction asks the provider first --> granted
@@ -30,6 +30,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The least time between two closer looks.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// A check without an answer for that long is an outage, whatever the settings allow it.
+const CHECK_MAX: Duration = Duration::from_secs(60);
 
 /// What a transaction finds when it begins.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,14 +108,25 @@ struct State {
     /// When connections last asked for keys that are locked, by the protector that they insist on,
     /// and what they were told. One whose protector is gone must not make the others wait.
     asked: HashMap<Option<String>, (Instant, Option<Refusal>)>,
-    /// The process in which someone is asking.
-    asking: Option<u64>,
+    /// The process in which someone is asking, and since when.
+    asking: Option<(u64, Instant)>,
 }
 
 impl State {
     fn granted(now: Instant) -> Self {
         let asked = HashMap::new();
         Self { granted: now, loss: None, outage: None, denied: None, asked, asking: None }
+    }
+
+    /// Since when someone of this process is asking.
+    fn asked_since(&self) -> Option<Instant> {
+        self.asking.filter(|(process, _)| *process == forks::process()).map(|(_, since)| since)
+    }
+
+    /// Whether an outage of the provider now ends the use of the keys.
+    fn is_grace_over(&self, policy: &AccessPolicy) -> bool {
+        let patience = policy.revalidate.unwrap_or_default().saturating_add(policy.grace);
+        policy.grace.is_zero() || self.granted.elapsed() > patience
     }
 }
 
@@ -133,8 +147,18 @@ impl KeyLease {
         self.elapsed() >= self.due.load(Ordering::Acquire)
     }
 
+    /// Whether the grace period ended during a check that has no answer.
+    pub(super) fn is_overdue(&self, policy: &AccessPolicy) -> bool {
+        let state = lock(&self.state);
+        let long = policy.open_time_out.min(CHECK_MAX);
+        state.loss.is_none()
+            && policy.revalidate.is_some()
+            && state.asked_since().is_some_and(|since| since.elapsed() > long)
+            && state.is_grace_over(policy)
+    }
+
     /// What a transaction has to do first whose connection insists on the protector `wanted`, or
-    /// on none.
+    /// on none, once it [is due](KeyLease::is_due).
     ///
     /// # Errors
     /// [`Error::Inaccessible`] where the provider's last answer still stands.
@@ -143,9 +167,6 @@ impl KeyLease {
         policy: &AccessPolicy,
         wanted: Option<&str>,
     ) -> Result<LeaseState> {
-        if !self.is_due() {
-            return Ok(LeaseState::Good);
-        }
         let mut state = lock(&self.state);
         if let Some(loss) = &state.loss {
             let wanted = wanted.map(str::to_owned);
@@ -172,14 +193,13 @@ impl KeyLease {
             self.look_again_after(PAUSE);
             return Ok(LeaseState::Good);
         };
-        let process = forks::process();
-        if state.granted.elapsed() < interval || state.asking == Some(process) {
+        if state.granted.elapsed() < interval || state.asked_since().is_some() {
             // While an answer is under way, transactions need not look at each turn.
             let rest = interval.saturating_sub(state.granted.elapsed());
             self.look_again_after(rest.max(LOOK));
             return Ok(LeaseState::Good);
         }
-        state.asking = Some(process);
+        state.asking = Some((forks::process(), Instant::now()));
         Ok(LeaseState::Due)
     }
 
@@ -198,7 +218,6 @@ impl KeyLease {
     /// The provider did not answer. `true` where the grace period is over.
     pub(crate) fn outage(&self, reason: Refusal, policy: &AccessPolicy) -> bool {
         let mut state = lock(&self.state);
-        let patience = policy.revalidate.unwrap_or_default().saturating_add(policy.grace);
         state.asking = None;
         state.outage = Some(reason);
         // A next attempt only after a pause, however often transactions begin. Where the keys were
@@ -206,7 +225,7 @@ impl KeyLease {
         if state.loss.is_none() {
             self.look_again_after(PAUSE);
         }
-        policy.grace.is_zero() || state.granted.elapsed() > patience
+        state.is_grace_over(policy)
     }
 
     /// The keys are wiped.

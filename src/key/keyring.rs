@@ -25,7 +25,6 @@ use crate::error::{Error, Result};
 use crate::page::{BlockKeys, KeyVersion, LogId, Purpose};
 use crate::provider::Context;
 use crate::secret::Secret;
-use crate::settings::AccessPolicy;
 use crate::settings::identity::{self, wrong_file};
 use crate::suite::hkdf::Extracted;
 use crate::suite::{SuiteId, SuiteKey};
@@ -446,9 +445,16 @@ impl Keyring {
     /// The action that is due before a transaction begins; see [`KeyLease::lease_state`].
     pub(crate) fn lease_state(
         &self,
-        policy: &AccessPolicy,
+        protectors: &Protectors,
         wanted: Option<&str>,
     ) -> Result<LeaseState> {
+        if !self.access.is_due() {
+            return Ok(LeaseState::Good);
+        }
+        let policy = &protectors.settings.access;
+        if self.access.is_overdue(policy) {
+            self.lose(protectors, "the key provider has not answered the last check".into());
+        }
         self.access.lease_state(policy, wanted)
     }
 }

@@ -29,7 +29,9 @@ pub(crate) struct Protectors {
 impl Protectors {
     /// Adds a provider of the application's, which is the same as another if it is that object.
     pub(crate) fn add(&mut self, name: &str, provider: Arc<dyn KeyProvider>) {
-        let origin = format!("the application's object at {:p}", Arc::as_ptr(&provider));
+        // Of the object alone: the address of its methods differs from crate to crate.
+        let object = Arc::as_ptr(&provider).cast::<()>();
+        let origin = format!("the application's object at {object:p}");
         self.add_of(name, origin, provider);
     }
 
@@ -126,8 +128,8 @@ impl Protectors {
                 record.provider
             ))
         })?;
-        self.insist(provider, || {
-            let (call, started) = (self.call(provider), Instant::now());
+        self.insist(provider, |call| {
+            let started = Instant::now();
             let answer = provider.wrap(call, &record.key_id, dek, context);
             let about = (EventKind::Wrap, record, &context.file_id);
             self.auditor.provider_call(about, call.request_id, started.elapsed(), &answer)?;
@@ -170,10 +172,7 @@ impl Protectors {
     /// The newest version of the key of `record`.
     pub(crate) fn newest_version(&self, record: &ProtectorRecord) -> Result<String> {
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
-        self.insist(provider, || {
-            let answer = provider.newest_version(self.call(provider), &record.key_id);
-            Ok(answer?.value)
-        })
+        self.insist(provider, |call| Ok(provider.newest_version(call, &record.key_id)?.value))
     }
 
     /// The DEK from the first of `records` that unwraps, and that record. Providers that do not
@@ -198,9 +197,9 @@ impl Protectors {
         }
     }
 
-    /// [`Protectors::unwrap`] while `waited`, the time spent on services, is below the limit of one
-    /// opening. Puts the errors into `errors`, one for each record, and returns the records that
-    /// were never tried.
+    /// [`Protectors::unwrap`] while `waited`, the time spent on services with the pauses between
+    /// their calls, is below the limit of one opening. Puts the errors into `errors`, one for each
+    /// record, and returns the records that were never tried.
     pub(super) fn unwrap_within<'r>(
         &self,
         records: &[&'r ProtectorRecord],
@@ -209,6 +208,7 @@ impl Protectors {
         errors: &mut [Option<ProviderError>],
     ) -> (Option<(Secret, &'r ProtectorRecord)>, Vec<&'r ProtectorRecord>) {
         let mut late = Vec::new();
+        let max = self.settings.access.open_time_out;
         for attempt in 0..self.settings.access.attempts.max(1) {
             let mut again = None;
             for (record, error) in records.iter().copied().zip(&mut *errors) {
@@ -216,14 +216,15 @@ impl Protectors {
                     continue;
                 }
                 let is_service = self.waits_for(record) == Some(WaitsFor::Service);
-                if is_service && *waited >= self.settings.access.open_time_out {
+                let left = max.saturating_sub(*waited);
+                if is_service && left.is_zero() {
                     if attempt == 0 {
                         late.push(record);
                     }
                     continue;
                 }
                 let started = Instant::now();
-                let answer = self.unwrap_once(record, context);
+                let answer = self.unwrap_once(record, context, left);
                 if is_service {
                     *waited += started.elapsed();
                 }
@@ -237,9 +238,11 @@ impl Protectors {
                     }
                 }
             }
-            match again {
-                Some(least) if *waited < self.settings.access.open_time_out => {
-                    self.pause(attempt, least)
+            let pause = again.map(|least| self.pause(attempt, least));
+            match pause {
+                Some(pause) if waited.saturating_add(pause) < max => {
+                    std::thread::sleep(pause);
+                    *waited += pause;
                 }
                 _ => break,
             }
@@ -268,16 +271,17 @@ impl Protectors {
         })
     }
 
-    /// One attempt at one record.
-    pub(crate) fn unwrap_once(
+    /// One attempt at one record; a service gets no more than the time `left`.
+    fn unwrap_once(
         &self,
         record: &ProtectorRecord,
         context: &Context,
+        left: Duration,
     ) -> Result<Secret, ProviderError> {
         // Whoever can write the file chose the provider.
         self.settings.policy.check_opening(&record.provider)?;
         let provider = self.provider_of(record).ok_or_else(|| not_set_up(record))?;
-        let (call, started) = (self.call(provider), Instant::now());
+        let (call, started) = (self.call(provider, left), Instant::now());
         let answer = provider.unwrap(call, &record.key_id, &record.wrapped, context);
         let about = (EventKind::Unwrap, record, &context.file_id);
         self.auditor
@@ -290,41 +294,44 @@ impl Protectors {
         refused.is_some_and(may_pass) && self.waits_for(record) == Some(WaitsFor::Service)
     }
 
-    /// Repeats a call while the provider does not answer.
-    fn insist<T>(&self, provider: &Registered, call: impl Fn() -> Result<T>) -> Result<T> {
+    /// Repeats a call while the provider does not answer, for no longer than an opening may take.
+    fn insist<T>(&self, provider: &Registered, call: impl Fn(Call) -> Result<T>) -> Result<T> {
+        let (started, max) = (Instant::now(), self.settings.access.open_time_out);
+        let left = || max.saturating_sub(started.elapsed());
         let mut attempt = 0;
         loop {
-            let answer = call();
+            let answer = call(self.call(provider, left()));
+            let Err(Error::ProviderUnreachable(error)) = &answer else { return answer };
+            let pause = self.pause(attempt, error.retry_after().unwrap_or_default());
             attempt += 1;
-            match &answer {
-                Err(Error::ProviderUnreachable(error))
-                    if provider.waits_for() == WaitsFor::Service
-                        && attempt < self.settings.access.attempts
-                        && may_pass(error) =>
-                {
-                    self.pause(attempt - 1, error.retry_after().unwrap_or_default());
-                }
-                _ => return answer,
+            let may_try_again = provider.waits_for() == WaitsFor::Service
+                && attempt < self.settings.access.attempts
+                && may_pass(error);
+            if !may_try_again || pause >= left() {
+                return answer;
             }
+            std::thread::sleep(pause);
         }
     }
 
-    /// A call that begins now.
-    fn call(&self, provider: &Registered) -> Call {
+    /// A call that begins now; a service gets no more than the time `left`.
+    fn call(&self, provider: &Registered, left: Duration) -> Call {
+        let time_out = self.settings.access.time_out;
         Call::new(match provider.waits_for() {
             WaitsFor::Person => Deadline::NEVER,
-            _ => Deadline::after(self.settings.access.time_out),
+            WaitsFor::Service => Deadline::after(time_out.min(left)),
+            WaitsFor::Nothing => Deadline::after(time_out),
         })
     }
 
-    /// Waits before the next attempt: twice as long each time, give or take a half, so that many
+    /// The wait before the next attempt: twice as long each time, give or take a half, so that many
     /// clients of one provider do not come back at once, and at least as long as the provider asks.
-    fn pause(&self, attempt: u32, least: Duration) {
+    fn pause(&self, attempt: u32, least: Duration) -> Duration {
         let mut random = [0];
         let share = fill_random(&mut random).map_or(1.0, |()| 0.5 + f64::from(random[0]) / 255.0);
         let delay =
             self.settings.access.retry_delay.saturating_mul(1 << attempt.min(16)).min(PAUSE_MAX);
-        std::thread::sleep(delay.mul_f64(share).max(least));
+        delay.mul_f64(share).max(least)
     }
 }
 

@@ -72,7 +72,7 @@ impl Keyring {
         }
     }
 
-    fn lose(&self, protectors: &Protectors, reason: Refusal) {
+    pub(super) fn lose(&self, protectors: &Protectors, reason: Refusal) {
         protectors.auditor.note(&Event {
             file_id: Some(self.file_id()),
             outcome: Err(reason.words()),
@@ -192,20 +192,14 @@ mod tests {
     #[test]
     fn an_answer_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(
-            keyring.lease_state(&protectors.settings.access, None).unwrap(),
-            LeaseState::Due
-        );
+        assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
             locker.lock(RevokeReason::Request);
             Ok(())
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(
-            keyring.lease_state(&protectors.settings.access, None).unwrap(),
-            LeaseState::Locked
-        );
+        assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Locked);
         assert!(matches!(keyring.dek(), Err(Error::Inaccessible { .. })));
     }
 
@@ -213,10 +207,7 @@ mod tests {
     #[test]
     fn a_lock_beside_a_consent_is_not_forgotten() {
         let (keyring, envelope, protectors, _) = database();
-        assert_eq!(
-            keyring.lease_state(&protectors.settings.access, None).unwrap(),
-            LeaseState::Due
-        );
+        assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Due);
         let (locker, (done, is_done)) = (Arc::clone(&keyring), std::sync::mpsc::channel());
         *lock(&keyring.access.before_granted) = Some(Box::new(move || {
             std::thread::spawn(move || {
@@ -231,30 +222,45 @@ mod tests {
         while keyring.dek().is_ok() {
             std::thread::yield_now();
         }
-        assert_eq!(
-            keyring.lease_state(&protectors.settings.access, None).unwrap(),
-            LeaseState::Locked
-        );
+        assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Locked);
     }
 
     /// A provider that is down is no reason to put off asking for keys that were locked meanwhile.
     #[test]
     fn an_outage_after_a_lock_does_not_hide_it() {
         let (keyring, envelope, protectors, keeper) = database();
-        assert_eq!(
-            keyring.lease_state(&protectors.settings.access, None).unwrap(),
-            LeaseState::Due
-        );
+        assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Due);
         let locker = Arc::clone(&keyring);
         *lock(&keeper.meanwhile) = Some(Box::new(move || {
             locker.lock(RevokeReason::Request);
             Err(ProviderError::Unreachable("down".into()))
         }));
         keyring.revalidate(&protectors, &envelope);
-        assert_eq!(
-            keyring.lease_state(&protectors.settings.access, None).unwrap(),
-            LeaseState::Locked
-        );
+        assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Locked);
+    }
+
+    /// A check that never ends is an outage like another.
+    #[test]
+    fn a_check_without_an_answer_does_not_keep_the_keys() {
+        let (no_time, long) = (std::time::Duration::ZERO, std::time::Duration::from_secs(3600));
+        for (grace, time_out, serves) in
+            [(no_time, no_time, false), (no_time, long, true), (long, no_time, true)]
+        {
+            let (keyring, _, mut protectors, _) = database();
+            protectors.settings_mut().access.grace = grace;
+            protectors.settings_mut().access.open_time_out = time_out;
+            assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Due);
+            // Nobody answers; each look is put off a little.
+            let end = Instant::now() + std::time::Duration::from_millis(400);
+            let mut state = Ok(LeaseState::Good);
+            while state.is_ok() && Instant::now() < end {
+                std::thread::yield_now();
+                state = keyring.lease_state(&protectors, None);
+            }
+            let what = format!("grace {grace:?}, time {time_out:?}: {state:?}");
+            assert_eq!(state.is_ok(), serves, "{what}");
+            assert_eq!(keyring.dek().is_ok(), serves, "{what}");
+        }
     }
 
     #[test]

@@ -28,6 +28,11 @@ impl Deadline {
         self.0.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
+    /// The one of both that ends first.
+    pub(super) fn earlier(self, other: Self) -> Self {
+        Self(self.0.into_iter().chain(other.0).min())
+    }
+
     /// The time that is left, in milliseconds, for a message.
     pub(crate) fn patience(self) -> Duration {
         let left = self.time_left().unwrap_or(Duration::MAX);

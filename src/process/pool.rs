@@ -18,10 +18,15 @@
 //! 3. There are at most [`THREADS`] threads; beyond that, up to [`THREADS_MAX`], only for a
 //!    provider that has none. So one that hangs does not take the others' places.
 //! 4. A forked child has none of its parent's threads, and begins a pool of its own.
+//! 5. While a job runs, [`caller`] is that of the thread that waits for it. Calls are nested up to
+//!    [`NESTED`] deep, and a nested one does not wait for a place without end: its own caller may
+//!    have it.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -32,6 +37,10 @@ const THREADS: usize = 32;
 const THREADS_MAX: usize = 64;
 /// Of one provider.
 const SHARE: usize = 8;
+/// A provider that uses a database of another provider, which does so in turn.
+const NESTED: u32 = 3;
+/// How long a nested call waits for a place.
+const PLACE_TIME: Duration = Duration::from_secs(10);
 /// How long a thread waits for another job.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -44,6 +53,8 @@ pub(crate) enum Failure {
     Busy(usize),
     /// So many calls were abandoned, and have not returned.
     Stuck(usize),
+    /// It is made within so many others.
+    Nested(u32),
     NoThread(io::Error),
 }
 
@@ -85,6 +96,22 @@ enum Progress {
     Abandoned,
 }
 
+thread_local! {
+    static CALLER: Cell<u64> = const { Cell::new(0) };
+    /// How many calls this thread is within.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The thread that waits for what this one does, over all calls that are nested in one another; a
+/// number that this process gives to no other thread.
+pub(crate) fn caller() -> u64 {
+    static CALLERS: AtomicU64 = AtomicU64::new(1);
+    if CALLER.get() == 0 {
+        CALLER.set(CALLERS.fetch_add(1, Ordering::Relaxed));
+    }
+    CALLER.get()
+}
+
 /// Runs `work`, a call of the provider `owner`, and waits for its answer until `deadline`. An
 /// answer that comes later is dropped, and with it wiped.
 pub(crate) fn run<T: Send + 'static>(
@@ -96,7 +123,13 @@ pub(crate) fn run<T: Send + 'static>(
     let (send, answer) = sync_channel(1);
     let call = Arc::new(Mutex::new(Progress::Runs));
     let of_caller = Arc::clone(&call);
+    let (caller, depth) = (caller(), DEPTH.get());
+    if depth >= NESTED {
+        return Err(Failure::Nested(depth));
+    }
     let job = move || {
+        CALLER.set(caller);
+        DEPTH.set(depth + 1);
         let answer = contained(work);
         if replace_running(&call, Progress::Returned) {
             pool.ended(owner, false);
@@ -107,18 +140,25 @@ pub(crate) fn run<T: Send + 'static>(
             pool.ended(owner, true);
         }
     };
-    pool.begin(Some(owner), deadline, Box::new(job))?;
+    let nested = Deadline::after(PLACE_TIME);
+    let for_place = if depth > 0 { deadline.earlier(nested) } else { deadline };
+    pool.begin(Some(owner), for_place, Box::new(job))?;
     let received = match deadline.time_left() {
         Some(left) => answer.recv_timeout(left),
         None => answer.recv().map_err(|_| RecvTimeoutError::Disconnected),
     };
     let received = match received {
-        Err(RecvTimeoutError::Timeout) if replace_running(&of_caller, Progress::Abandoned) => {
-            lock(&pool.state).loads.entry(owner).or_default().abandoned += 1;
-            return Err(Failure::TimedOut);
+        Err(RecvTimeoutError::Timeout) => {
+            // Counted before the call can end, which subtracts it.
+            let mut state = lock(&pool.state);
+            if replace_running(&of_caller, Progress::Abandoned) {
+                state.loads.entry(owner).or_default().abandoned += 1;
+                return Err(Failure::TimedOut);
+            }
+            drop(state);
+            // It returned at the last moment.
+            answer.recv().ok()
         }
-        // It returned at the last moment.
-        Err(RecvTimeoutError::Timeout) => answer.recv().ok(),
         received => received.ok(),
     };
     received.flatten().ok_or(Failure::Panicked)

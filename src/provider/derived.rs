@@ -3,11 +3,13 @@
 //! A derivation takes seconds and up to 1 GiB, and may wait for a person to type a passphrase. No
 //! lock is held over it: threads that want the same key wait for the one that derives it, all
 //! others go on. A forked child has no such thread, so it does not wait for derivations of its
-//! parent.
+//! parent. A prompt that needs the very key that it is asked for would wait for itself: it is
+//! refused.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::process::lock;
+use super::ProviderError;
+use crate::process::{lock, pool};
 
 /// Keeps the last `V`, derived for a `K`.
 #[derive(Debug)]
@@ -20,8 +22,16 @@ pub(super) struct Derived<K, V> {
 #[derive(Debug)]
 struct State<K, V> {
     kept: Option<(K, Arc<V>)>,
-    /// The derivations under way, and the process of each.
-    running: Vec<(u32, K)>,
+    running: Vec<Underway<K>>,
+}
+
+/// A derivation under way.
+#[derive(Debug, Clone, PartialEq)]
+struct Underway<K> {
+    process: u32,
+    /// See [`pool::caller`].
+    caller: u64,
+    key: K,
 }
 
 impl<K, V> Default for Derived<K, V> {
@@ -33,26 +43,33 @@ impl<K, V> Default for Derived<K, V> {
 impl<K: PartialEq + Clone, V> Derived<K, V> {
     /// The cached value for `key`, else the result of `derive`, which is then cached. An error is
     /// not cached: waiting threads derive for themselves, one after the other.
-    pub(super) fn get<E>(
+    ///
+    /// # Errors
+    /// That of `derive`; [`ProviderError::Denied`] within a `derive` for the same key.
+    pub(super) fn get(
         &self,
         key: &K,
-        derive: impl FnOnce() -> Result<V, E>,
-    ) -> Result<Arc<V>, E> {
-        let process = crate::process::id();
+        derive: impl FnOnce() -> Result<V, ProviderError>,
+    ) -> Result<Arc<V>, ProviderError> {
+        let (process, caller) = (crate::process::id(), pool::caller());
         let mut state = self.lock();
         loop {
             if let Some(kept) = state.find(key) {
                 return Ok(kept);
             }
-            if !state.running.iter().any(|running| *running == (process, key.clone())) {
-                break;
+            let same = |running: &&Underway<K>| running.process == process && running.key == *key;
+            match state.running.iter().find(same) {
+                None => break,
+                Some(running) if running.caller == caller => return Err(asks_itself()),
+                Some(_) => {}
             }
             state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.running.push((process, key.clone()));
+        let underway = Underway { process, caller, key: key.clone() };
+        state.running.push(underway.clone());
         drop(state);
         // Ends the derivation even if `derive` panics.
-        let running = Running { derived: self, key, process };
+        let running = Running { derived: self, underway };
         let value = Arc::new(derive()?);
         self.lock().kept = Some((key.clone(), Arc::clone(&value)));
         drop(running);
@@ -87,17 +104,22 @@ impl<K: PartialEq, V> State<K, V> {
     }
 }
 
-/// A derivation under way.
+fn asks_itself() -> ProviderError {
+    ProviderError::denied(
+        "the passphrase or PIN is being asked for by this very thread: code that asks for one must \
+         not need it itself, as by opening a database that it protects",
+    )
+}
+
+/// Ends a derivation when it is dropped.
 struct Running<'a, K: PartialEq + Clone, V> {
     derived: &'a Derived<K, V>,
-    key: &'a K,
-    process: u32,
+    underway: Underway<K>,
 }
 
 impl<K: PartialEq + Clone, V> Drop for Running<'_, K, V> {
     fn drop(&mut self) {
-        let own = |running: &(u32, K)| running.0 == self.process && running.1 == *self.key;
-        self.derived.lock().running.retain(|running| !own(running));
+        self.derived.lock().running.retain(|running| *running != self.underway);
         self.derived.ended.notify_all();
     }
 }
@@ -120,12 +142,12 @@ mod tests {
             let slow = scope.spawn(move || {
                 derived.get(&1, || {
                     began.send(()).unwrap();
-                    released.recv_timeout(Duration::from_secs(20)).map_err(|_| ())?;
-                    Ok::<_, ()>(10)
+                    released.recv_timeout(Duration::from_secs(20)).map_err(|_| failed())?;
+                    Ok(10)
                 })
             });
             begun.recv().unwrap();
-            assert_eq!(derived.get(&2, || Ok::<_, ()>(20)).map(|v| *v), Ok(20));
+            assert_eq!(derived.get(&2, || Ok(20)).map(|v| *v), Ok(20));
             derived.forget();
             assert!(derived.is_empty() && derived.find(&1).is_none());
             release.send(()).unwrap();
@@ -144,7 +166,7 @@ mod tests {
                         let answer = derived.get(&1, || {
                             times.fetch_add(1, Ordering::SeqCst);
                             std::thread::sleep(Duration::from_millis(5));
-                            if fails { Err(()) } else { Ok(7) }
+                            if fails { Err(failed()) } else { Ok(7) }
                         });
                         assert_eq!(answer.is_err(), fails);
                     });
@@ -158,11 +180,29 @@ mod tests {
     fn a_panic_and_a_fork_leave_nobody_waiting() {
         let derived = Derived::<u32, u32>::default();
         let panicked = std::thread::scope(|scope| {
-            scope.spawn(|| derived.get(&1, || -> Result<u32, ()> { panic!("in derive") })).join()
+            scope.spawn(|| derived.get(&1, || -> Result<u32, _> { panic!("in derive") })).join()
         });
         assert!(panicked.is_err());
         // A derivation of the parent, as a forked child finds it.
-        derived.lock().running.push((crate::process::id().wrapping_add(1), 1));
-        assert_eq!(derived.get(&1, || Ok::<_, ()>(3)).map(|value| *value), Ok(3));
+        let process = crate::process::id().wrapping_add(1);
+        derived.lock().running.push(Underway { process, caller: pool::caller(), key: 1 });
+        assert_eq!(derived.get(&1, || Ok(3)).map(|value| *value), Ok(3));
+    }
+
+    #[test]
+    fn a_derivation_that_needs_itself_is_refused() {
+        let derived = Derived::<u32, u32>::default();
+        let nested = || match derived.get(&1, || Ok(1)) {
+            Err(error) => Err(error),
+            Ok(_) => panic!("it was derived within itself"),
+        };
+        let error = derived.get(&1, nested).unwrap_err();
+        assert!(error.to_string().contains("this very thread"), "{error}");
+        // Another key is no matter, and afterwards nothing is left of it.
+        assert_eq!(derived.get(&1, || derived.get(&2, || Ok(2)).map(|v| *v)).map(|v| *v), Ok(2));
+    }
+
+    fn failed() -> ProviderError {
+        ProviderError::unreachable("failed")
     }
 }

@@ -46,6 +46,7 @@ pub(crate) use registered::{Call, Registered};
 pub use request::{
     Answer, Context, RequestId, UnwrapRequest, VersionRequest, WrapRequest, Wrapped,
 };
+pub(crate) use source::origin_of;
 pub use source::{Ask, Descriptor, SecretSource, Source};
 
 use self::runs::{Ours, Runs};

@@ -165,6 +165,9 @@ impl Registered {
                 Failure::Stuck(calls) => {
                     format!("provider {name}: {calls} calls to this provider have not returned")
                 }
+                Failure::Nested(calls) => {
+                    format!("provider {name} is asked within {calls} calls to providers")
+                }
                 Failure::NoThread(error) => {
                     format!("provider {name}: no thread to ask it: {error}")
                 }

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 #[cfg(unix)]
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use zeroize::Zeroizing;
 
@@ -21,6 +21,20 @@ const MAX_LEN: usize = 4096;
 
 /// Asks a person; the argument names the secret.
 pub type Ask = Arc<dyn Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync>;
+
+/// The prompt of a program that has none.
+static CANNOT_ASK: LazyLock<Ask> = LazyLock::new(|| {
+    Arc::new(|what| {
+        let text = format!("{what} is to be asked for, and this program cannot ask");
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    })
+});
+
+/// What tells a prompt from another one.
+pub(crate) fn origin_of(ask: &Ask) -> String {
+    // Of the object alone: the address of its code differs from crate to crate.
+    format!("the prompt at {:p}", Arc::as_ptr(ask).cast::<()>())
+}
 
 /// A source as the configuration names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,12 +82,7 @@ impl Source {
             Self::File(path) => SecretSource::File(path.clone()),
             Self::Descriptor(number) => SecretSource::descriptor(*number),
             Self::Environment(name) => SecretSource::Environment(name.clone()),
-            Self::Prompt => SecretSource::Prompt(ask.cloned().unwrap_or_else(|| {
-                Arc::new(|what| {
-                    let text = format!("{what} is to be asked for, and this program cannot ask");
-                    Err(io::Error::new(io::ErrorKind::Unsupported, text))
-                })
-            })),
+            Self::Prompt => SecretSource::Prompt(ask.unwrap_or(&CANNOT_ASK).clone()),
         }
     }
 }
@@ -114,6 +123,14 @@ impl SecretSource {
         ask: impl Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync + 'static,
     ) -> Self {
         Self::Prompt(Arc::new(ask))
+    }
+
+    /// What tells this source from another: those of one origin give the same secret.
+    pub(crate) fn origin(&self) -> String {
+        match self {
+            Self::Prompt(ask) => origin_of(ask),
+            _ => self.to_string(),
+        }
     }
 
     /// The kind of wait for a read: for the person at a prompt, or the writer of a pipe.

@@ -71,7 +71,8 @@ impl KeyProvider for Vault {
     }
 
     fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {
-        Ok("1".into())
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.refuses.lock().unwrap().clone().map_or_else(|| Ok("1".into()), Err)
     }
 }
 
@@ -267,6 +268,27 @@ fn services_are_waited_for_within_the_limit() {
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert!((1..=3).contains(&vault.calls()), "{error}");
     assert!(error.contains("(no time was left of 50ms)"), "{error}");
+}
+
+/// A pause that would last longer than what is left of an opening is not begun; nor is one of any
+/// other call.
+#[test]
+fn pauses_count_as_waiting() {
+    for (pause, calls) in [(Duration::ZERO, 3), (Duration::from_secs(3600), 1)] {
+        let (mut protectors, vault) = place(Vault { service: true, ..Vault::default() });
+        let (keyring, envelope) = database(&protectors);
+        let records = [record("v0", "k", "a", blob(1, 0, 0, 0))];
+        let copies = [copy(&keyring, &envelope, 2, &records)];
+        drop(keyring);
+        protectors.settings_mut().access.retry_delay = pause;
+        protectors.settings_mut().access.open_time_out = Duration::from_secs(4);
+        vault.refuse(Some(ProviderError::Unreachable("down".into())));
+        vault.calls();
+        assert!(open(&protectors, None, &copies).is_err());
+        assert_eq!(vault.calls(), calls, "opening, {pause:?}");
+        assert!(protectors.newest_version(&records[0]).is_err());
+        assert_eq!(vault.calls(), calls, "the newest version, {pause:?}");
+    }
 }
 
 /// Keys that are in the process serve the record that gave them, and no other.

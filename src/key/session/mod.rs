@@ -167,7 +167,7 @@ impl Session {
     /// [`Error::Inaccessible`] while the provider's refusal stands, or the provider's new error.
     pub(crate) fn begin(&mut self, base: &impl Storage) -> Result<()> {
         let setup = Arc::clone(&self.setup);
-        match self.keyring.lease_state(&setup.protectors.settings.access, setup.wanted())? {
+        match self.keyring.lease_state(&setup.protectors, setup.wanted())? {
             state @ (LeaseState::Good | LeaseState::Due) => {
                 if state == LeaseState::Due {
                     self.ask(base, Asker::MayWait);
@@ -209,8 +209,8 @@ impl Session {
     fn look_closer(&self, base: &impl Storage) -> Result<()> {
         // Once the keys are locked, this transaction does not ask for them again.
         self.check_transaction()?;
-        let access = &self.setup.protectors.settings.access;
-        if self.keyring.lease_state(access, self.setup.wanted())? == LeaseState::Due {
+        let setup = &self.setup;
+        if self.keyring.lease_state(&setup.protectors, setup.wanted())? == LeaseState::Due {
             self.ask(base, Asker::HoldsLocks);
             return self.check_transaction();
         }

@@ -11,6 +11,7 @@ use super::passphrase::Unlocked;
 use super::store::{Store, StoredKey, StoredVersion};
 use super::{Keystore, now};
 use crate::error::{Error, Result};
+use crate::process::files::Lock;
 use crate::process::time::system_time;
 use crate::provider::{Deadline, ProviderError, SecretSource, is_name};
 use crate::secret::Secret;
@@ -20,6 +21,9 @@ pub const RECOVERY_DAYS: u32 = 30;
 
 const DAYS: std::ops::RangeInclusive<u32> = 1..=3650;
 const DAY: u64 = 24 * 60 * 60;
+
+/// How often the passphrase may change while one change waits.
+const LOCK_TRIES: u32 = 5;
 
 impl Keystore {
     /// Adds a key with one version, and the directory (mode 0700) and file (0600) if need be.
@@ -242,10 +246,12 @@ impl Keystore {
     /// # Errors
     /// [`Error::Usage`] if it has no passphrase; else as [`Keystore::set_passphrase`].
     pub fn change_passphrase(&self, source: &SecretSource) -> Result<()> {
-        self.unlock_protected()?;
+        self.check_protected()?;
+        self.read()?;
         let unlocked = self.derive(source)?;
-        let _lock = file::lock(&self.dir, Deadline::NEVER)?;
-        self.reseal(&self.unlock_protected()?, Some(unlocked))
+        let (_lock, store) = self.lock(Deadline::NEVER)?;
+        self.check_protected()?;
+        self.reseal(&store.unwrap_or_default(), Some(unlocked))
     }
 
     /// Writes the keys of a keystore that has a passphrase in the clear.
@@ -253,16 +259,36 @@ impl Keystore {
     /// # Errors
     /// [`Error::Usage`] if it has no passphrase; else as [`Keystore::create`].
     pub fn remove_passphrase(&self) -> Result<()> {
-        self.unlock_protected()?;
-        let _lock = file::lock(&self.dir, Deadline::NEVER)?;
-        self.reseal(&self.unlock_protected()?, None)
+        self.check_protected()?;
+        let (_lock, store) = self.lock(Deadline::NEVER)?;
+        self.check_protected()?;
+        self.reseal(&store.unwrap_or_default(), None)
     }
 
-    fn unlock_protected(&self) -> Result<Store> {
+    fn check_protected(&self) -> Result<()> {
         if !self.has_passphrase()? {
             return Err(Error::Usage(format!("{} has no passphrase", self.path().display())));
         }
-        Ok(self.read()?)
+        Ok(())
+    }
+
+    /// The lock for a change, and the content under it. The passphrase is read and derived before
+    /// the lock is taken, so that others do not wait for a person: again, if another process set
+    /// another one meanwhile.
+    fn lock(&self, deadline: Deadline) -> Result<(Lock, Option<Store>), ProviderError> {
+        for _ in 0..LOCK_TRIES {
+            let unlocked = self.load()?.and_then(|store| store.unlocked);
+            let lock = file::lock(&self.dir, deadline)?;
+            let Some((text, found)) = self.decode_file()? else { return Ok((lock, None)) };
+            if found.passphrase() == unlocked.as_ref().map(|unlocked| &unlocked.params) {
+                let mut store = found.verify(&self.path(), &text, unlocked)?;
+                store.purge(now());
+                return Ok((lock, Some(store)));
+            }
+        }
+        let path = self.path();
+        let text = format!("the passphrase of {} is being changed: retry", path.display());
+        Err(ProviderError::unreachable(text))
     }
 
     /// The caller holds the lock.
@@ -284,18 +310,16 @@ impl Keystore {
         deadline: Deadline,
         change: impl FnOnce(&mut Store) -> Result<T, E>,
     ) -> Result<T, E> {
-        // The passphrase is read and derived before the lock is taken, so that others do not wait
-        // for it.
+        // Read before the lock is taken, as for a file that is there.
         let new = match self.load()? {
             Some(_) => None,
             None => Some(self.empty()?),
         };
-        let _lock = file::lock(&self.dir, deadline)?;
-        let store = match self.load()? {
-            Some(store) => Some(store),
-            None => new,
-        };
-        let mut store = store.map_or_else(|| self.empty(), Ok)?;
+        let (_lock, store) = self.lock(deadline)?;
+        let mut store = store.or(new).ok_or_else(|| {
+            let text = format!("{} was removed during the change", self.path().display());
+            ProviderError::not_here(text)
+        })?;
         let answer = change(&mut store)?;
         file::write(&self.dir, &store)?;
         if store.unlocked.is_some() {

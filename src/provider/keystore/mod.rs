@@ -126,7 +126,14 @@ impl Keystore {
 
     /// What tells this keystore from another.
     pub(crate) fn origin(&self) -> String {
-        format!("the keystore {}", self.path().display())
+        let mut text = format!("the keystore {}", self.path().display());
+        if let Some(source) = &self.source {
+            text.push_str(&format!(", its passphrase from {}", source.origin()));
+        }
+        if self.cost != Cost::default() {
+            text.push_str(&format!(", new passphrases of cost {}", self.cost));
+        }
+        text
     }
 
     /// Whether the file is there and has a passphrase, which need not be given for that. Nothing

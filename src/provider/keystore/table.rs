@@ -48,7 +48,7 @@ impl Kind for KeystoreTable {
     }
 
     fn origin(&self) -> Result<String> {
-        Ok(self.place()?.origin())
+        Ok(self.build(None)?.origin())
     }
 
     fn build(&self, ask: Option<&Ask>) -> Result<Keystore> {

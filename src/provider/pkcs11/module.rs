@@ -156,10 +156,10 @@ impl Module {
         &self,
         session: &Session,
         slot: u64,
-        pin: Zeroizing<Vec<u8>>,
+        pin: &Zeroizing<Vec<u8>>,
     ) -> Result<Login, Failure> {
         let mut refused = lock(&self.refused);
-        let is_same = |known: &Refused| known.slot == slot && bool::from(known.pin.ct_eq(&pin));
+        let is_same = |known: &Refused| known.slot == slot && bool::from(known.pin.ct_eq(pin));
         if refused.iter().any(is_same) {
             return Ok(Login::WrongPin);
         }
@@ -171,7 +171,7 @@ impl Module {
                 RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange,
                 _,
             )) => {
-                refused.push(Refused { slot, pin });
+                refused.push(Refused { slot, pin: pin.clone() });
                 Ok(Login::WrongPin)
             }
             Err(Error::Pkcs11(RvError::PinLocked, _)) => Ok(Login::Locked),

@@ -6,17 +6,19 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use cryptoki::context::Function;
 use cryptoki::error::{Error, RvError};
 use cryptoki::session::{Session, SessionState};
 use cryptoki::slot::Slot;
+use zeroize::Zeroizing;
 
 use super::Token;
 use super::failure::{Failure, words};
 use super::module::{self, Login, Module};
 use crate::process::lock;
+use crate::provider::derived::Derived;
 use crate::provider::{ProviderError, SecretSource, WaitsFor};
 
 /// A token with its module and PIN.
@@ -24,6 +26,8 @@ pub(super) struct Access {
     module_path: PathBuf,
     token: Token,
     pin: SecretSource,
+    /// Holds back those who need the PIN while someone is asked for it; empty but then.
+    pins: Derived<(), Zeroizing<Vec<u8>>>,
     /// Whether the module is used here alone.
     is_only_ours: bool,
     open: Mutex<Option<Open>>,
@@ -66,7 +70,8 @@ impl Call<'_> {
 
 impl Access {
     pub(super) fn new(module_path: PathBuf, token: Token, pin: SecretSource) -> Self {
-        Self { module_path, token, pin, is_only_ours: false, open: Mutex::default() }
+        let (pins, open) = (Derived::default(), Mutex::default());
+        Self { module_path, token, pin, pins, is_only_ours: false, open }
     }
 
     pub(super) fn set_only_ours(&mut self, is_only_ours: bool) {
@@ -130,9 +135,14 @@ impl Access {
         write: bool,
         job: &impl Fn(&Call) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let _held = module.hold();
+        let (_held, slot) = loop {
+            let pin = self.pin(module)?;
+            let held = module.hold();
+            if let Some(slot) = self.enter(module, pin)? {
+                break (held, slot);
+            }
+        };
         let library = module.library()?;
-        let slot = self.enter(module)?;
         let session = match write {
             true => library.open_rw_session(slot)?,
             false => library.open_ro_session(slot)?,
@@ -140,26 +150,53 @@ impl Access {
         job(&Call { place: self, module, slot, session })
     }
 
-    /// The token's slot, after the login that a process needs once.
-    fn enter(&self, module: &Module) -> Result<Slot, Failure> {
+    /// The PIN if a login is needed and the token is there. No lock is held while it is asked for.
+    fn pin(&self, module: &Module) -> Result<Option<Arc<Zeroizing<Vec<u8>>>>, Failure> {
+        {
+            let _held = module.hold();
+            module.library()?;
+            let epoch = module.epoch();
+            if lock(&self.open).as_ref().is_some_and(|open| open.epoch == epoch) {
+                return Ok(None);
+            }
+            self.slot(module)?;
+        }
+        Ok(Some(self.pins.get(&(), || self.pin.read("PIN of the token"))?))
+    }
+
+    /// The token's slot, after the login that a process needs once; `None` where another thread has
+    /// logged out since that was not needed.
+    fn enter(
+        &self,
+        module: &Module,
+        pin: Option<Arc<Zeroizing<Vec<u8>>>>,
+    ) -> Result<Option<Slot>, Failure> {
         let mut kept = lock(&self.open);
         let library = module.library()?;
         let epoch = module.epoch();
         if let Some(open) = kept.as_ref().filter(|open| open.epoch == epoch) {
-            return Ok(open.slot);
+            return Ok(Some(open.slot));
         }
+        let Some(pin) = pin else { return Ok(None) };
         let slot = self.slot(module)?;
         let anchor = library.open_ro_session_no_drop(slot)?;
-        if let Err(failure) = self.log_in(module, &anchor, slot) {
+        let logged_in = self.log_in(module, &anchor, slot, &pin);
+        self.pins.forget();
+        if let Err(failure) = logged_in {
             let _ = anchor.close();
             return Err(failure);
         }
         *kept = Some(Open { slot, anchor, epoch });
-        Ok(slot)
+        Ok(Some(slot))
     }
 
-    fn log_in(&self, module: &Module, session: &Session, slot: Slot) -> Result<(), Failure> {
-        let pin = self.pin.read("PIN of the token")?;
+    fn log_in(
+        &self,
+        module: &Module,
+        session: &Session,
+        slot: Slot,
+        pin: &Zeroizing<Vec<u8>>,
+    ) -> Result<(), Failure> {
         let refused = match module.log_in(session, slot.id(), pin)? {
             Login::Done => return Ok(()),
             Login::WrongPin => format!(
