@@ -1,7 +1,9 @@
 //! How the cost of encryption moves as the work grows: the size of the database and of its pages,
-//! readers at once, rows in a transaction, cipher suites.
+//! readers and writers at once, rows in a transaction, databases that are open at once, cipher
+//! suites.
 //!
-//!     cargo bench --bench curves -- [--short] [--only CURVE,...] [--rounds N] [--out FILE.jsonl]
+//!     cargo bench --bench curves -- [--short] [--only CURVE,...] [--cipher NAME] [--rounds N]
+//!         [--out FILE.jsonl]
 //!
 //! Without `--out` it is short, too.
 //! Plain and encrypted take turns, which goes first alternates, and every round is written down as
@@ -21,12 +23,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sqlite_tde::Cipher;
 use work::machine::Machine;
-use work::{Place, Shape, Site, quartiles};
+use work::{Kind, Place, Shape, Site, quartiles};
 
 struct Settings {
     place: Place,
     short: bool,
     test: bool,
+    cipher: Cipher,
     rounds: usize,
     out: Option<BufWriter<File>>,
 }
@@ -51,6 +54,10 @@ impl Settings {
         }
     }
 
+    fn shape(&self, rows: u64) -> Shape {
+        Shape { cipher: self.cipher, ..Shape::of(rows) }
+    }
+
     /// Measures one point. The first round warms up, and is not written down.
     fn point(
         &mut self,
@@ -68,17 +75,22 @@ impl Settings {
                 }
             }
         }
-        let [plain, encrypted] = sides;
+        let Point { curve, workload, x, unit, .. } = point;
+        self.note((curve, workload, x, unit), sides);
+    }
+
+    /// Writes down what was measured: what it is of, and the values, plain first.
+    fn note(&mut self, of: (&str, &str, &Value, &str), [plain, encrypted]: [Vec<f64>; 2]) {
+        let (curve, workload, x, unit) = of;
         let ratios: Vec<f64> = plain.iter().zip(&encrypted).map(|(a, b)| b / a).collect();
         let [low, median, high] = quartiles(&ratios);
-        let Point { curve, workload, x, unit, .. } = point;
         println!(
-            "{curve:12} {workload:14} {x:>9}  plain {:10.0} ns a {unit}, ratio {median:.2} ({low:.2} - {high:.2})",
+            "{curve:12} {workload:15} {x:>9}  plain {:10.0} of {unit}, ratio {median:.2} ({low:.2} - {high:.2})",
             quartiles(&plain)[1],
         );
         self.write(&json!({
             "curve": curve, "workload": workload, "x": x, "unit": unit,
-            "plain_ns": plain, "encrypted_ns": encrypted,
+            "plain": plain, "encrypted": encrypted,
         }));
     }
 
@@ -117,7 +129,7 @@ fn size(settings: &mut Settings) {
     };
     for &size in sizes {
         let rows = size * MB / BYTES_PER_ROW;
-        let mut pair = settings.place.pair("size", Shape::of(rows));
+        let mut pair = settings.place.pair("size", settings.shape(rows));
         pair.each(Site::fill);
         let reads = if settings.test { 100 } else { 5_000 };
         let mut point = |workload, unit, units, work: &mut dyn FnMut(&mut Site) -> Duration| {
@@ -159,7 +171,7 @@ fn four(settings: &mut Settings, curve: &'static str, x: &Value, shape: Shape) {
 /// (b) The size of pages.
 fn pages(settings: &mut Settings) {
     for page_size in [1024, 2048, 4096, 8192, 16384, 32768, 65536] {
-        let shape = Shape { page_size, ..Shape::of(settings.rows()) };
+        let shape = Shape { page_size, ..settings.shape(settings.rows()) };
         four(settings, "pages", &json!(page_size), shape);
     }
 }
@@ -167,7 +179,7 @@ fn pages(settings: &mut Settings) {
 /// (c) Readers at once, each with a connection of its own.
 fn threads(settings: &mut Settings) {
     let rows = settings.rows();
-    let mut pair = settings.place.pair("threads", Shape::of(rows));
+    let mut pair = settings.place.pair("threads", settings.shape(rows));
     pair.each(Site::fill);
     for readers in 1..=4 {
         let mut point = |workload, unit, units, work: &mut dyn FnMut(&mut Site) -> Duration| {
@@ -181,10 +193,95 @@ fn threads(settings: &mut Settings) {
     pair.each(|site| site.remove());
 }
 
-/// (d) Rows in a transaction.
+/// (d) Writers at once, and readers beside one. They wait for each other in SQLite's busy handler.
+fn writers(settings: &mut Settings) {
+    let rows = settings.rows();
+    let mut pair = settings.place.pair("writers", settings.shape(rows));
+    pair.each(Site::fill);
+    let each = if settings.test { 20 } else { rows / 20 };
+    for many in [1, 2, 4] {
+        let mut point = |workload, unit, units, work: &mut dyn FnMut(&mut Site) -> Duration| {
+            let point = Point { curve: "writers", workload, x: json!(many), unit, units };
+            settings.point(&mut pair, &point, work);
+        };
+        let units = many * each;
+        point("threads", "commit", units, &mut |site| site.commits_at_once(many, each));
+        point("processes", "commit", units, &mut |site| site.commits_of_processes(many, each));
+        point("beside a writer", "read", units, &mut |site| {
+            site.points_beside_a_writer(many, each)
+        });
+    }
+    pair.each(|site| site.remove());
+}
+
+/// (e) Databases that are open at once: time, memory and descriptors of one.
+fn many(settings: &mut Settings) {
+    for count in [1, 100, 1_000].into_iter().take(if settings.test { 2 } else { 3 }) {
+        let mut point = |workload, unit, of: fn(&Held) -> f64| {
+            let mut sides = [Vec::new(), Vec::new()];
+            for number in 0..=settings.rounds.min(5) {
+                for side in [number % 2, 1 - number % 2] {
+                    let kind = [Kind::Plain, Kind::Encrypted][side];
+                    let held = Held::of(&settings.place, kind, settings.cipher, count);
+                    if number > 0 {
+                        sides[side].push(of(&held));
+                    }
+                }
+            }
+            settings.note(("many", workload, &json!(count), unit), sides);
+        };
+        point("creation", "ns", |held| held.creation.as_nanos() as f64);
+        point("open", "ns", |held| held.open.as_nanos() as f64);
+        point("memory", "bytes", |held| held.bytes);
+        point("descriptors", "descriptors", |held| held.descriptors);
+    }
+}
+
+/// What each of some open databases takes.
+struct Held {
+    creation: Duration,
+    open: Duration,
+    bytes: f64,
+    descriptors: f64,
+}
+
+impl Held {
+    fn of(place: &Place, kind: Kind, cipher: Cipher, count: u32) -> Self {
+        let shape = Shape { cipher, ..Shape::of(1) };
+        let sites: Vec<Site> =
+            (0..count).map(|number| place.site(kind, &format!("many-{number}"), shape)).collect();
+        let creation = work::timed(|| sites.iter().for_each(Site::create_small)) / count;
+        let before = occupied();
+        let mut open = Vec::new();
+        let time = work::timed(|| open.extend(sites.iter().map(Site::open_and_read))) / count;
+        let after = occupied();
+        drop(open);
+        sites.iter().for_each(Site::remove);
+        let [bytes, descriptors] =
+            [0, 1].map(|at| (after[at] - before[at]) as f64 / f64::from(count));
+        Self { creation, open: time, bytes, descriptors }
+    }
+}
+
+/// Memory that is not shared, in bytes, and descriptors of this process.
+#[cfg(target_os = "linux")]
+fn occupied() -> [i64; 2] {
+    // Anonymous memory in KiB: what files are mapped is none of a database's.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    let kib: i64 = line.trim().trim_end_matches(" kB").trim().parse().unwrap();
+    [kib * 1024, std::fs::read_dir("/proc/self/fd").unwrap().count() as i64]
+}
+
+#[cfg(not(target_os = "linux"))]
+fn occupied() -> [i64; 2] {
+    [0; 2]
+}
+
+/// (f) Rows in a transaction.
 fn transactions(settings: &mut Settings) {
     let rows = settings.rows();
-    let mut pair = settings.place.pair("transactions", Shape::of(rows));
+    let mut pair = settings.place.pair("transactions", settings.shape(rows));
     for mode in ["WAL", "DELETE"] {
         for each in [1, 10, 100, 1_000, 10_000, 100_000].into_iter().filter(|&each| each <= rows) {
             // Small transactions cost much a row, large ones little: some tenths of a second each.
@@ -200,7 +297,7 @@ fn transactions(settings: &mut Settings) {
     pair.each(|site| site.remove());
 }
 
-/// (e) The cipher suites.
+/// (g) The cipher suites.
 fn suites(settings: &mut Settings) {
     for cipher in Cipher::ALL {
         let shape = Shape { cipher, ..Shape::of(settings.rows()) };
@@ -209,15 +306,20 @@ fn suites(settings: &mut Settings) {
 }
 
 type Curve = (&'static str, fn(&mut Settings));
-const CURVES: [Curve; 5] = [
+const CURVES: [Curve; 7] = [
     ("size", size),
     ("pages", pages),
     ("threads", threads),
+    ("writers", writers),
+    ("many", many),
     ("transactions", transactions),
     ("suites", suites),
 ];
 
 fn main() {
+    if work::take_part() {
+        return;
+    }
     let arguments: Vec<String> = std::env::args().collect();
     let given = |name: &str| arguments.iter().any(|argument| argument == name);
     let value = |name: &str| {
@@ -232,6 +334,7 @@ fn main() {
         place: Place::new(),
         short,
         test,
+        cipher: value("--cipher").map_or(Cipher::default(), |name| name.parse().expect("a cipher")),
         rounds: rounds.unwrap_or(if test { 1 } else { 7 }),
         out: out.map(|path| BufWriter::new(File::create(path).expect("the file for --out"))),
     };

@@ -121,8 +121,8 @@ class Picture:
 def panel(picture, curve, kind, left, workload, points, ratios):
     """One workload: times above, ratios below. `ratios` is the axis that all panels share."""
     unit_of_work = points[0]["unit"]
-    plain = [quartiles(p["plain_ns"]) for p in points]
-    encrypted = [quartiles(p["encrypted_ns"]) for p in points]
+    plain = [quartiles(p["plain"]) for p in points]
+    encrypted = [quartiles(p["encrypted"]) for p in points]
     size, unit = time_unit(max(q[1] for q in plain + encrypted))
     plain, encrypted = ([tuple(v / size for v in q) for q in side] for side in (plain, encrypted))
     values = [v for q in plain + encrypted for v in q]
@@ -143,7 +143,7 @@ def panel(picture, curve, kind, left, workload, points, ratios):
     picture.text(left + WIDE / 2, TOP + TALL + GAP - 8, "encrypted / plain", size=10)
     one = ratios.place(1)
     picture.line([(left, one), (left + WIDE, one)], PLAIN, 1.4, "5 3")
-    spread = [quartiles([e / p for p, e in zip(q["plain_ns"], q["encrypted_ns"])]) for q in points]
+    spread = [quartiles([e / p for p, e in zip(q["plain"], q["encrypted"])]) for q in points]
     picture.series(xs, spread, ratios, ENCRYPTED, joined)
     base = TOP + TALL + GAP + RATIO_TALL
     for x, point in zip(xs, points):
@@ -157,7 +157,7 @@ def picture_of(curve, where, machine, points):
     width = columns * (WIDE + LEFT) + 24
     height = TOP + TALL + GAP + RATIO_TALL + BOTTOM
     picture = Picture()
-    ratio = [v for p in points for v in quartiles([e / q for q, e in zip(p["plain_ns"], p["encrypted_ns"])])]
+    ratio = [v for p in points for v in quartiles([e / q for q, e in zip(p["plain"], p["encrypted"])])]
     bottom = TOP + TALL + GAP
     ratios = Axis([*ratio, 0.95, 1.05], bottom + RATIO_TALL, bottom)
     picture.text(12, 22, f"{title} ({where}: {machine['file_system']})", "start", 14, weight="bold")

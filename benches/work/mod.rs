@@ -5,7 +5,11 @@
 
 pub mod machine;
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
@@ -27,14 +31,22 @@ pub enum Kind {
 /// A directory for databases, and keys; it goes away.
 pub struct Place(tempfile::TempDir);
 
+/// The first argument of a process that takes part in a measurement of another one.
+const PART: &str = "--part";
+const KEYS: &str = "keys";
+
+fn register(dir: &Path) {
+    let keystore = Keystore::at(dir.join(KEYS));
+    sqlite_tde::register(Options::new().name(VFS).replace(true).keystore(keystore)).unwrap();
+}
+
 impl Place {
     /// In `SQLITE_TDE_BENCH_DIR`, or else among the temporary files.
     pub fn new() -> Self {
         let dir = std::env::var_os("SQLITE_TDE_BENCH_DIR").map(PathBuf::from);
         let dir = dir.unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("sqlite-tde-bench-").tempdir_in(dir).unwrap();
-        let keystore = Keystore::at(dir.path().join("keys"));
-        sqlite_tde::register(Options::new().name(VFS).replace(true).keystore(keystore)).unwrap();
+        register(dir.path());
         Self(dir)
     }
 
@@ -44,10 +56,12 @@ impl Place {
 
     /// The same database twice, without rows.
     pub fn pair(&self, name: &str, shape: Shape) -> Pair {
-        Pair([Kind::Plain, Kind::Encrypted].map(|kind| {
-            let path = self.path().join(format!("{name}-{kind:?}.db"));
-            Site { kind, path, shape, random: Random::new() }
-        }))
+        Pair([Kind::Plain, Kind::Encrypted].map(|kind| self.site(kind, name, shape)))
+    }
+
+    pub fn site(&self, kind: Kind, name: &str, shape: Shape) -> Site {
+        let path = self.path().join(format!("{name}-{kind:?}.db"));
+        Site { kind, path, shape, random: Random::new() }
     }
 }
 
@@ -188,6 +202,17 @@ impl Site {
         db.execute_batch("CREATE INDEX tk ON t(k); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     }
 
+    /// A new database with one row, and closed.
+    pub fn create_small(&self) {
+        self.with(&format!("{TABLE}; INSERT INTO t(k, v) VALUES(1, 'a')"));
+    }
+
+    pub fn open_and_read(&self) -> Connection {
+        let db = self.open();
+        one_row(&db);
+        db
+    }
+
     fn id(&mut self) -> i64 {
         self.random.below(self.shape.rows) as i64 + 1
     }
@@ -274,19 +299,86 @@ impl Site {
 
     /// As many readers at once, `reads` random reads each.
     pub fn point_at_once(&mut self, readers: u64, reads: u64) -> Duration {
-        let sites: Vec<Site> = (1..=readers).map(|reader| self.reader(reader)).collect();
-        let sites = std::sync::Mutex::new(sites);
+        self.at_once(readers, |site| _ = site.point(reads))
+    }
+
+    /// As many writers at once, `commits` of one row each.
+    pub fn commits_at_once(&mut self, writers: u64, commits: u64) -> Duration {
+        drop(self.with("PRAGMA journal_mode=WAL"));
+        self.at_once(writers, |site| site.writes(commits))
+    }
+
+    fn at_once(&mut self, threads: u64, work: impl Fn(&mut Site) + Sync) -> Duration {
+        let sites = Mutex::new((1..=threads).map(|number| self.another(number)).collect());
         timed(|| {
+            let sites: Vec<Site> = std::mem::take(&mut *sites.lock().unwrap());
             std::thread::scope(|scope| {
-                for mut site in sites.lock().unwrap().drain(..) {
-                    scope.spawn(move || site.point(reads));
+                for site in sites {
+                    scope.spawn(|| work(&mut { site }));
                 }
             });
         })
     }
 
+    /// The same of processes: they have it open before the clock starts.
+    pub fn commits_of_processes(&mut self, writers: u64, commits: u64) -> Duration {
+        drop(self.with("PRAGMA journal_mode=WAL"));
+        let dir = self.path.parent().unwrap();
+        let mut parts: Vec<Child> = (1..=writers)
+            .map(|number| {
+                let Shape { rows, .. } = self.shape;
+                let numbers = [number, rows, commits].map(|number| number.to_string());
+                Command::new(std::env::current_exe().unwrap())
+                    .args([PART.as_ref(), dir, self.path.as_path()])
+                    .arg(format!("{:?}", self.kind))
+                    .args(numbers)
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        for part in &mut parts {
+            let mut ready = String::new();
+            BufReader::new(part.stdout.as_mut().unwrap()).read_line(&mut ready).unwrap();
+        }
+        timed(|| {
+            for part in &mut parts {
+                writeln!(part.stdin.as_mut().unwrap()).unwrap();
+            }
+            for part in &mut parts {
+                assert!(part.wait().unwrap().success());
+            }
+        })
+    }
+
+    /// As many readers, `reads` random reads each in transactions of their own, beside a writer.
+    pub fn points_beside_a_writer(&mut self, readers: u64, reads: u64) -> Duration {
+        drop(self.with("PRAGMA journal_mode=WAL"));
+        let (mut writer, done) = (self.another(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    writer.writes(20);
+                }
+            });
+            let time = self.at_once(readers, |site| _ = site.point_auto(reads));
+            done.store(true, Ordering::Relaxed);
+            time
+        })
+    }
+
+    /// One-row write transactions that wait for others.
+    fn writes(&mut self, count: u64) {
+        let db = self.with("PRAGMA synchronous=NORMAL");
+        let mut update = db.prepare("UPDATE t SET k = k + 1 WHERE id = ?1").unwrap();
+        for _ in 0..count {
+            assert_eq!(update.execute([self.id()]).unwrap(), 1);
+        }
+    }
+
     /// The same database for another thread, which reads other rows.
-    fn reader(&self, number: u64) -> Self {
+    fn another(&self, number: u64) -> Self {
         let Self { kind, shape, .. } = *self;
         let random = Random(self.random.0 ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         Self { kind, path: self.path.clone(), shape, random }
@@ -340,6 +432,26 @@ impl Site {
         let db = self.open();
         timed(|| db.execute_batch("VACUUM").unwrap())
     }
+}
+
+/// Does its part, if this is a process that [`Site::commits_of_processes`] has started.
+pub fn take_part() -> bool {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [part, dir, path, kind, numbers @ ..] = &arguments[..] else { return false };
+    if part != PART {
+        return false;
+    }
+    register(dir.as_ref());
+    let numbers: Vec<u64> = numbers.iter().map(|number| number.parse().unwrap()).collect();
+    let [number, rows, commits] = numbers[..] else { panic!("three numbers") };
+    let kind = if kind == "Plain" { Kind::Plain } else { Kind::Encrypted };
+    let (path, shape) = (path.into(), Shape::of(rows));
+    let mut site = Site { kind, path, shape, random: Random::new() }.another(number);
+    one_row(&site.open());
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    site.writes(commits);
+    true
 }
 
 fn insert(db: &Connection, random: &mut Random, rows: u64) {
