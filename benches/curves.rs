@@ -18,6 +18,7 @@ mod work;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -217,50 +218,87 @@ fn writers(settings: &mut Settings) {
 /// (e) Databases that are open at once: time, memory and descriptors of one.
 fn many(settings: &mut Settings) {
     for count in [1, 100, 1_000].into_iter().take(if settings.test { 2 } else { 3 }) {
-        let mut point = |workload, unit, of: fn(&Held) -> f64| {
-            let mut sides = [Vec::new(), Vec::new()];
-            for number in 0..=settings.rounds.min(5) {
-                for side in [number % 2, 1 - number % 2] {
-                    let kind = [Kind::Plain, Kind::Encrypted][side];
-                    let held = Held::of(&settings.place, kind, settings.cipher, count);
-                    if number > 0 {
-                        sides[side].push(of(&held));
-                    }
+        let mut sides = [Vec::new(), Vec::new()];
+        for number in 0..=settings.rounds.min(5) {
+            for side in [number % 2, 1 - number % 2] {
+                let kind = [Kind::Plain, Kind::Encrypted][side];
+                let held = Held::of(&settings.place, kind, settings.cipher, count);
+                if number > 0 {
+                    sides[side].push(held);
                 }
             }
+        }
+        let mut note = |workload, unit, of: fn(&Held) -> f64| {
+            let sides = sides.each_ref().map(|held| held.iter().map(of).collect());
             settings.note(("many", workload, &json!(count), unit), sides);
         };
-        point("creation", "ns", |held| held.creation.as_nanos() as f64);
-        point("open", "ns", |held| held.open.as_nanos() as f64);
-        point("memory", "bytes", |held| held.bytes);
-        point("descriptors", "descriptors", |held| held.descriptors);
+        note("creation", "ns", |held| held.creation);
+        note("open", "ns", |held| held.open);
+        note("memory", "bytes", |held| held.bytes);
+        note("descriptors", "descriptors", |held| held.descriptors);
     }
 }
 
 /// What each of some open databases takes.
 struct Held {
-    creation: Duration,
-    open: Duration,
+    creation: f64,
+    open: f64,
     bytes: f64,
     descriptors: f64,
 }
 
 impl Held {
+    /// In a process of its own: what another measurement has freed would be used again.
     fn of(place: &Place, kind: Kind, cipher: Cipher, count: u32) -> Self {
+        let told = Command::new(std::env::current_exe().unwrap())
+            .args([HELD.as_ref(), place.path()])
+            .args([format!("{kind:?}"), cipher.name().to_owned(), count.to_string()])
+            .output()
+            .unwrap();
+        assert!(told.status.success(), "{told:?}");
+        let told: Vec<f64> = serde_json::from_slice(&told.stdout).unwrap();
+        let [creation, open, bytes, descriptors] = told[..] else { panic!("{told:?}") };
+        Self { creation, open, bytes, descriptors }
+    }
+
+    fn measure(place: &Place, kind: Kind, cipher: Cipher, count: u32) -> Self {
         let shape = Shape { cipher, ..Shape::of(1) };
         let sites: Vec<Site> =
             (0..count).map(|number| place.site(kind, &format!("many-{number}"), shape)).collect();
-        let creation = work::timed(|| sites.iter().for_each(Site::create_small)) / count;
+        // What the first one of a process does once is not of each.
+        let first = place.site(kind, "many-first", shape);
+        first.create_small();
+        drop(first.open_and_read());
+        let creation = work::timed(|| sites.iter().for_each(Site::create_small));
         let before = occupied();
-        let mut open = Vec::new();
-        let time = work::timed(|| open.extend(sites.iter().map(Site::open_and_read))) / count;
+        let mut open = Vec::with_capacity(sites.len());
+        let time = work::timed(|| open.extend(sites.iter().map(Site::open_and_read)));
         let after = occupied();
         drop(open);
-        sites.iter().for_each(Site::remove);
-        let [bytes, descriptors] =
-            [0, 1].map(|at| (after[at] - before[at]) as f64 / f64::from(count));
-        Self { creation, open: time, bytes, descriptors }
+        sites.iter().chain([&first]).for_each(Site::remove);
+        let each = |all: f64| all / f64::from(count);
+        let [bytes, descriptors] = [0, 1].map(|at| each((after[at] - before[at]) as f64));
+        let [creation, open] = [creation, time].map(|time| each(time.as_nanos() as f64));
+        Self { creation, open, bytes, descriptors }
     }
+}
+
+/// The first argument of a process that [`Held::of`] starts.
+const HELD: &str = "--held";
+
+/// Whether this is such a process. It prints what it measured.
+fn is_held() -> bool {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [part, dir, kind, cipher, count] = &arguments[..] else { return false };
+    if part != HELD {
+        return false;
+    }
+    let kind = if kind == "Plain" { Kind::Plain } else { Kind::Encrypted };
+    let place = Place::at(dir.as_ref());
+    let Held { creation, open, bytes, descriptors } =
+        Held::measure(&place, kind, cipher.parse().unwrap(), count.parse().unwrap());
+    println!("{}", json!([creation, open, bytes, descriptors]));
+    true
 }
 
 /// Memory that is not shared, in bytes, and descriptors of this process.
@@ -317,7 +355,7 @@ const CURVES: [Curve; 7] = [
 ];
 
 fn main() {
-    if work::take_part() {
+    if work::take_part() || is_held() {
         return;
     }
     let arguments: Vec<String> = std::env::args().collect();

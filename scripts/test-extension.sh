@@ -46,6 +46,40 @@ done <<'HOSTS'
 3.54 SQLite 3.54.*: loaded
 HOSTS
 
+# What a host does with its own process meanwhile.
+guests=(environment cancel fork_beside_commands sigchld gone shut_down prefork fork_beside_derivation
+  stack sandbox)
+for version in system 3.37 3.54; do
+  link_host "$work/guest" "$version" tests/extension/guest.c
+  for case in "${guests[@]}"; do
+    rm -rf "$work/files" "$work/keys"
+    mkdir -m 700 "$work/files" "$work/keys"
+    said="$(SQLITE_TDE_HOME="$work/keys" timeout 120 "$work/guest" "$case" "$library" "$work/files")" \
+      || fail "guest, SQLite $version: $case failed"
+    echo "guest, SQLite $version: $said"
+  done
+done
+# The host's memory runs out: at a sample of allocations, or with SQLITE_TDE_FULL=1 at each.
+link_host "$work/oom" system tests/extension/oom.c
+rm -rf "$work/files" "$work/keys"
+mkdir -m 700 "$work/files" "$work/keys"
+step=23
+[ "${SQLITE_TDE_FULL:-}" != 1 ] || step=1
+SQLITE_TDE_HOME="$work/keys" "$work/oom" "$library" "$work/files" "$step" || fail "out of memory: failed"
+
+# With the rights of a group that its caller is not in. Only root can make such a program.
+if [ "$(id -u)" = 0 ]; then
+  chmod 711 "$work"
+  rm -rf "$work/files" "$work/keys" /tmp/sqlite-tde-guest-ran
+  mkdir -m 700 "$work/files" "$work/keys"
+  chown nobody "$work/files" "$work/keys"
+  install -m 755 "$library" "$work/guest.so"
+  chgrp daemon "$work/guest"
+  chmod 2755 "$work/guest"
+  SQLITE_TDE_HOME="$work/keys" timeout 60 setpriv --reuid=nobody --regid=nogroup --clear-groups \
+    "$work/guest" privileged "$work/guest.so" "$work/files" || fail "guest: privileged failed"
+fi
+
 # Two copies of the library in one process: what they write, each reads alone.
 gcc -O1 -Wall -Wextra -Werror tests/extension/copies.c -lsqlite3 -ldl -o "$work/copies"
 cp "$library" "$work/one.so"

@@ -4,14 +4,18 @@
 //! [`last_error`] keeps the newest one of each thread, because a host that only sees SQLite's codes
 //! can ask for the words afterwards (`SELECT tde_last_error()`).
 
+mod last;
 pub(crate) mod provider;
 
-use std::cell::RefCell;
 use std::os::raw::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use crate::ffi;
+pub use last::last_error;
+#[cfg(feature = "rusqlite")]
+pub(crate) use last::{clear_last, take_last};
+pub(crate) use last::{forget_last, set_last};
 use provider::ProviderError;
 
 /// `Result` with this crate's [`enum@Error`].
@@ -412,57 +416,6 @@ impl From<ProviderError> for Error {
             ProviderError::WrongKey(_) => Self::WrongKey(error),
         }
     }
-}
-
-thread_local! {
-    static LAST: RefCell<Option<Last>> = const { RefCell::new(None) };
-}
-
-/// The newest error of a thread: its message stays after the error was returned to the caller.
-struct Last {
-    text: String,
-    error: Option<Error>,
-}
-
-/// The message of the newest error that this crate raised inside SQLite on this thread.
-#[must_use]
-pub fn last_error() -> Option<String> {
-    LAST.try_with(|last| last.borrow().as_ref().map(|last| last.text.clone())).ok()?
-}
-
-/// Remembers `error` for [`last_error`] and [`take_last`]. A connection that is closed while its
-/// thread ends may find this forgotten already.
-pub(crate) fn set_last(error: Error) {
-    let last = Last { text: error.to_string(), error: Some(error) };
-    let _ = LAST.try_with(|place| place.replace(Some(last)));
-}
-
-/// Forgets the newest error of this thread as the one behind `code`, which the base VFS answered
-/// with. Its words stay.
-pub(crate) fn forget_last(code: c_int) {
-    let _ = LAST.try_with(|place| {
-        if let Some(last) = place.borrow_mut().as_mut() {
-            last.error.take_if(|error| error.sqlite_code() == code);
-        }
-    });
-}
-
-/// Forgets the newest error of this thread, before a call whose own error is wanted.
-#[cfg(feature = "rusqlite")]
-pub(crate) fn clear_last() {
-    let _ = LAST.try_with(RefCell::take);
-}
-
-/// The newest error of this thread if `wanted` says that it, with its words, is the one behind what
-/// the caller met.
-#[cfg(feature = "rusqlite")]
-pub(crate) fn take_last(wanted: impl FnOnce(&Error, &str) -> bool) -> Option<Error> {
-    let taken = LAST.try_with(|place| {
-        let mut last = place.borrow_mut();
-        let Last { text, error } = last.as_mut()?;
-        error.take_if(|error| wanted(error, text))
-    });
-    taken.ok().flatten()
 }
 
 /// Whether nothing but this library answers with `code`.

@@ -12,9 +12,11 @@ use crate::config::Config;
 use crate::error::{Result, log};
 use crate::ffi;
 use crate::options::{Options, register};
+use crate::process::threads;
 use crate::vfs::connection::add_functions;
+pub use crate::vfs::reserve::Allocator;
 use crate::vfs::routines::{answer, keep_library, take_host};
-use crate::vfs::{Holder, holder, is_default};
+use crate::vfs::{Holder, Uncancelled, holder, is_default};
 
 /// Whether the default was asked for.
 static DEFAULT: AtomicBool = AtomicBool::new(false);
@@ -46,6 +48,10 @@ pub unsafe fn load(
     if table.is_null() {
         return ffi::SQLITE_ERROR; // called by something that is no host
     }
+    let _held = Uncancelled::new();
+    // The C library makes a thread's local memory at its first use, and ends the process where
+    // there is none left.
+    let _ = threads::number();
     // SAFETY: the host passed `table`.
     let loaded = catch_unwind(|| unsafe { take_host(table) }.and_then(|()| start(default)));
     let refusal = match loaded {

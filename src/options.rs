@@ -9,6 +9,7 @@ use crate::audit::AuditLog;
 use crate::config::{Config, Pins, Policy};
 use crate::error::{Error, Result};
 use crate::key::protector::Protectors;
+use crate::process;
 use crate::provider::{KeyProvider, Keystore};
 use crate::settings::{AccessPolicy, AuditPolicy, KEYSTORE, Layer, Tuning};
 use crate::suite::SuiteId;
@@ -218,6 +219,7 @@ fn check_name(name: &str) -> Result<(), String> {
 /// directory is known, a provider cannot have its name, the application would weaken what the
 /// configuration demands, or the name is registered with other settings.
 pub fn register(options: Options) -> Result<()> {
+    process::read_environment();
     let Options { name, base, default, replace, keystore, named, wrong, .. } = options;
     let twice = keystore.is_some() && named.contains(KEYSTORE);
     if let Some(words) = wrong.or_else(|| twice.then(|| two(KEYSTORE))) {

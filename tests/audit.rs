@@ -377,7 +377,16 @@ fn forgeries_are_found_and_later_entries_do_not_hide_them() {
             Some((HEAD, 0)),
             Some((LOG, count + 1)),
         ),
-        ("an older head", with(HEAD, &yesterday, HEAD), Some((HEAD, 0)), None),
+        ("an older head", with(HEAD, &yesterday, HEAD), Some((HEAD, 0)), Some((LOG, count + 1))),
+        (
+            "an older head, and no file before the last",
+            Files::from([LOG, HEAD, "audit.key"].map(|name| {
+                let of = if name == HEAD { &yesterday } else { &now };
+                (name.to_owned(), of[name].clone())
+            })),
+            Some((HEAD, 0)),
+            Some((LOG, count + 1)),
+        ),
         ("an older log file", with(LOG, &one_ago, LOG), Some((LOG, count)), Some((LOG, count))),
         // Documented limits: nothing on disk tells these from what was.
         ("the head before the last", with(HEAD, &one_ago, HEAD), None, None),
@@ -398,7 +407,39 @@ fn forgeries_are_found_and_later_entries_do_not_hide_them() {
     }
     log.put(&with(HEAD, &yesterday, HEAD));
     log.add_without_rotation();
-    assert_eq!(log.verify().notes[0].what, "audit.head was 2 entries behind");
+    let what = log.verify().problem.unwrap().what;
+    assert!(what.contains("2 entries behind"), "{what}");
+}
+
+/// An opening makes several entries: a process that is stopped with the lock does not hold up each.
+#[test]
+fn a_lock_that_stays_is_waited_for_once() {
+    let log = Log::filled(1 << 20, 1, 1);
+    let time_out = std::time::Duration::from_secs(2);
+    let open = AuditLog::open(AuditOptions { time_out, ..log.options.clone() }).unwrap();
+    let held = fs::File::open(log.path("audit.lock")).unwrap();
+    held.lock().unwrap();
+    let started = std::time::Instant::now();
+    for _ in 0..8 {
+        let words = open.record(&event("x")).unwrap_err().to_string();
+        assert!(words.contains("locked"), "{words}");
+    }
+    assert!(started.elapsed() < 4 * time_out, "{:?}", started.elapsed());
+    drop(held);
+    open.record(&event("x")).unwrap();
+}
+
+/// Without rotated files nothing but the head says what came before.
+#[test]
+fn a_log_that_was_removed_beside_its_head_leaves_a_word() {
+    let log = Log::filled(600, 0, 5);
+    assert_eq!(log.verify().problem, None);
+    let mut files = log.files();
+    files.remove(LOG);
+    log.put(&files);
+    log.add_without_rotation();
+    let what = log.verify().problem.unwrap().what;
+    assert!(what.contains("were missing before this entry"), "{what}");
 }
 
 /// What a power loss can leave of one append: any part of the line, any blocks of it unwritten, the

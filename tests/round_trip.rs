@@ -165,8 +165,11 @@ fn a_backup_of_an_empty_database_cuts_no_page() {
             empty.execute_batch(&format!("PRAGMA page_size={from}")).unwrap();
             let done = rusqlite::backup::Backup::new(&empty, &mut filled)
                 .and_then(|backup| backup.run_to_completion(7, std::time::Duration::ZERO, None));
-            let (count, name) =
-                (i64::from(done.is_err()), format!("{mode}, {from} into {to}: {done:?}"));
+            // SQLite does not change the size of pages in WAL. Less than 1024 it does not take.
+            let is_done = mode == "DELETE" || from.max(1024) == to;
+            let name = format!("{mode}, {from} into {to}: {done:?}");
+            assert_eq!(done.is_ok(), is_done, "{name}");
+            let count = i64::from(!is_done);
             drop(filled);
             let again = home.open(&path);
             let tables = one(&again, "SELECT count(*) FROM sqlite_schema");

@@ -29,7 +29,12 @@ pub enum Kind {
 }
 
 /// A directory for databases, and keys; it goes away.
-pub struct Place(tempfile::TempDir);
+pub struct Place(Dir);
+
+enum Dir {
+    Own(tempfile::TempDir),
+    Other(PathBuf),
+}
 
 /// The first argument of a process that takes part in a measurement of another one.
 const PART: &str = "--part";
@@ -47,11 +52,20 @@ impl Place {
         let dir = dir.unwrap_or_else(std::env::temp_dir);
         let dir = tempfile::Builder::new().prefix("sqlite-tde-bench-").tempdir_in(dir).unwrap();
         register(dir.path());
-        Self(dir)
+        Self(Dir::Own(dir))
+    }
+
+    /// The one of another process, which removes it.
+    pub fn at(dir: &Path) -> Self {
+        register(dir);
+        Self(Dir::Other(dir.to_owned()))
     }
 
     pub fn path(&self) -> &Path {
-        self.0.path()
+        match &self.0 {
+            Dir::Own(dir) => dir.path(),
+            Dir::Other(dir) => dir,
+        }
     }
 
     /// The same database twice, without rows.

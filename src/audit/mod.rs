@@ -42,7 +42,9 @@
 //! |---|---|---|
 //! | whole lines behind the head's that fit the chain | goes on behind them | clean |
 //! | behind them the torn rest of one append | cut off; the new line says `recovered` | a note |
+//! | more than one whole line behind it | as above; the new line says `suspect` | a problem |
 //! | lines cut off, changed, moved, added by others | goes on after the head | a problem there |
+//! | no line in the newest file | goes on after the head; the new line says `suspect` | a problem |
 //! | head missing or changed | goes on behind the lines; the new line says `suspect` | a problem |
 //! | no head and no line that fits the key | [`crate::Error::Audit`] | a problem |
 //!
@@ -57,7 +59,8 @@ mod show;
 mod verify;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
@@ -71,6 +74,7 @@ use self::files::End;
 use self::verify::{HeadState, Torn, Walk};
 use crate::error::{Error, FileError, Result};
 use crate::process;
+use crate::process::files::Lock;
 use crate::provider::SecretSource;
 use crate::secret::{BASE64_LEN, KEY_LEN, Secret};
 
@@ -105,6 +109,8 @@ pub struct AuditLog {
     options: AuditOptions,
     keys: Keys,
     program: String,
+    /// When its lock was last waited for in vain.
+    stuck: Mutex<Option<Instant>>,
 }
 
 /// Two are the same that record in the same directory, with a key from the same source, and keep
@@ -144,6 +150,8 @@ struct Place {
     torn: Option<Torn>,
     recovered: Option<String>,
     suspect: Option<String>,
+    /// The head names an earlier line.
+    behind: bool,
 }
 
 impl AuditLog {
@@ -163,7 +171,9 @@ impl AuditLog {
         let _lock = files::lock(&options.dir, options.time_out)?;
         let head = files::read_head(&options.dir)?;
         let fresh = head.is_none() && files::log_numbers(&options.dir)?.is_empty();
-        if fresh && options.key.is_none() && !options.dir.join(files::KEY).exists() {
+        // Also a symbolic link that leads nowhere is there.
+        let has_key = options.dir.join(files::KEY).symlink_metadata().is_ok();
+        if fresh && options.key.is_none() && !has_key {
             create_key(&options)?;
         }
         let keys = named.map_or_else(|| read_keys(&options), Ok)?;
@@ -171,7 +181,8 @@ impl AuditLog {
             let head = Head { link: Link::START, files: 0 };
             files::write_whole(&options.dir, files::HEAD, &keys.encode_head(&head))?;
         }
-        let log = Self { options, keys, program: event::program() };
+        let (program, stuck) = (event::program(), Mutex::default());
+        let log = Self { options, keys, program, stuck };
         log.place()?;
         Ok(log)
     }
@@ -181,11 +192,23 @@ impl AuditLog {
     /// # Errors
     /// [`Error::Audit`]. If the last sync failed, the entry may still be in the log.
     pub fn record(&self, event: &Event<'_>) -> Result<()> {
-        let _lock = files::lock(&self.options.dir, self.options.time_out)?;
+        let _lock = self.lock()?;
         // The time is taken under the lock, so that it grows with the number.
         let entry = Entry::new(event, &self.program);
         let place = self.place()?;
         self.append(place, entry)
+    }
+
+    /// The lock to write. Where it was waited for in vain just now, as beside a process that is
+    /// stopped, the next entries do not wait as long again: one opening makes several.
+    fn lock(&self) -> Result<Lock> {
+        const ANEW: Duration = Duration::from_millis(100);
+        let max = self.options.time_out;
+        let was_stuck = process::lock(&self.stuck).is_some_and(|since| since.elapsed() < max);
+        let lock = files::lock(&self.options.dir, if was_stuck { max.min(ANEW) } else { max });
+        let stuck = if lock.is_ok() { None } else { Some(Instant::now()) };
+        *process::lock(&self.stuck) = stuck;
+        lock
     }
 
     /// The place of the next line. The caller holds the lock.
@@ -214,9 +237,23 @@ impl AuditLog {
             HeadState::Good(head) if walk.goes_on_from(&head) => {
                 place.files = head.files.max(found.files);
                 place.torn = walk.torn;
-                place.recovered = recovered(&head, &walk);
+                place.recovered = walk.torn.map(recovered);
+                place.behind = walk.last() > head.link.seq;
+                let behind = walk.last() - head.link.seq;
+                if behind > 1 {
+                    place.suspect = Some(format!(
+                        "audit.head was {behind} entries behind before this entry: an older one was \
+                         put back"
+                    ));
+                }
             }
-            HeadState::Good(head) => place = Place::after(head, end),
+            HeadState::Good(head) => {
+                place = Place::after(head, end);
+                // Behind other lines the gap shows by itself.
+                place.suspect = end.is_none_or(|end| end.size == 0).then(|| {
+                    format!("the entries up to {} were missing before this entry", head.link.seq)
+                });
+            }
             HeadState::Missing if walk.files == 0 => {
                 place.suspect = Some("the whole log was missing before this entry".to_owned());
             }
@@ -243,13 +280,17 @@ impl AuditLog {
     /// Writes `entry` at its place, then the head.
     fn append(&self, place: Place, mut entry: Entry) -> Result<()> {
         let AuditOptions { dir, max_bytes, keep, .. } = &self.options;
-        let Place { link, files, end, torn, recovered, suspect } = place;
+        let Place { link, files, end, torn, recovered, suspect, behind } = place;
         entry.seq = link.seq.saturating_add(1);
         (entry.recovered, entry.suspect) = (recovered, suspect);
         let end = match torn {
             Some(Torn { at, .. }) => Some(files::cut(dir, at)?),
             None => end,
         };
+        // So an interrupted append never leaves it more than one entry behind.
+        if behind {
+            files::write_head(dir, &self.keys.encode_head(&Head { link, files }))?;
+        }
         let len = self.seal(&link, &entry)?.0.len() as u64;
         let old = end.filter(|end| end.size == 0 || end.size + len <= *max_bytes);
         // A log file is never empty unless it was tampered with.
@@ -278,18 +319,14 @@ impl AuditLog {
 impl Place {
     fn after(head: Head, end: Option<End>) -> Self {
         let Head { link, files } = head;
-        Self { link, files, end, torn: None, recovered: None, suspect: None }
+        let (torn, recovered, suspect) = (None, None, None);
+        Self { link, files, end, torn, recovered, suspect, behind: false }
     }
 }
 
 /// The repair after an interrupted append, or in a copy made during one.
-fn recovered(head: &Head, walk: &Walk<'_>) -> Option<String> {
-    let behind = walk.last() - head.link.seq;
-    let behind = (behind > 1).then(|| format!("audit.head was {behind} entries behind"));
-    let torn = walk.torn.map(|Torn { len, .. }| {
-        format!("{len} bytes of an interrupted append were cut off before this entry")
-    });
-    behind.into_iter().chain(torn).reduce(|a, b| format!("{a}; {b}"))
+fn recovered(Torn { len, .. }: Torn) -> String {
+    format!("{len} bytes of an interrupted append were cut off before this entry")
 }
 
 /// The keys of a log that is there.

@@ -281,12 +281,11 @@ impl<'k> Walk<'k> {
         self.link.map_or(0, |link| link.seq)
     }
 
-    /// Whether the lines go on, without a break, from the one that `head` names.
+    /// Whether the lines go on, without a break, from the one that `head` names, and no file is
+    /// missing.
     pub fn goes_on_from(&self, head: &Head) -> bool {
-        self.broken.is_none() && self.last() >= head.link.seq && {
-            // A head older than all remaining files has no line to be compared with.
-            self.fits_head || self.last() - self.lines >= head.link.seq
-        }
+        let is_whole = self.files as u64 >= head.files && self.broken.is_none();
+        is_whole && self.last() >= head.link.seq && self.fits_head
     }
 }
 

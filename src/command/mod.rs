@@ -191,9 +191,7 @@ pub(crate) fn pragma(
 ///
 /// # Errors
 /// [`Error::ReadOnly`], always.
-pub(crate) fn refuse_on_query_only<T>(db: &mut Database<impl Host>) -> Result<T> {
-    let words = "PRAGMA query_only is on for this connection, and protectors are a change of the \
-                 database: turn it off first, or use another connection";
+pub(crate) fn refuse_change<T>(db: &mut Database<impl Host>, words: &str) -> Result<T> {
     let error = Error::ReadOnly { reason: words.into(), protector: None };
     db.keys()?.0.refused(&error);
     Err(error)

@@ -632,12 +632,11 @@ impl Main {
         }
         match &mut self.state {
             State::Encrypted(_) if size == 0 => self.undo_creation(base),
-            // A backup of an empty database with smaller pages would leave part of page 1.
-            State::Encrypted(open) if !size.is_multiple_of(open.pages.page_size() as u64) => {
-                Err(Error::PageSizeChange)
-            }
             State::Encrypted(open) => {
                 let pages = &mut open.pages;
+                // A backup of an empty database with smaller pages would leave part of page 1. What
+                // SQLite cuts off there, it wrote just before: free space.
+                let size = size.next_multiple_of(pages.page_size() as u64);
                 pages.ahead.clear();
                 pages.outgoing.cut(physical_size(size));
                 let had = self.known_size.map_or_else(|| pages.size(base), Ok)?;

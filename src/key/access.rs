@@ -12,8 +12,12 @@
 //!
 //! Transactions, and reads of the file within them, look at one atomic and a clock. Nobody waits
 //! for a provider but who finds the keyring locked.
+//!
+//! The connections to a database share its keys, and may have different policies: the shortest
+//! interval and the shortest grace that one of them has asked for hold for all, for as long as the
+//! process has the database open.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,6 +103,7 @@ pub(crate) struct KeyLease {
 }
 
 struct State {
+    demand: Demand,
     granted: Instant,
     loss: Option<RevokeReason>,
     /// What the provider last said instead of an answer.
@@ -107,15 +112,34 @@ struct State {
     denied: Option<Instant>,
     /// When connections last asked for keys that are locked, by the protector that they insist on,
     /// and what they were told. One whose protector is gone must not make the others wait.
-    asked: HashMap<Option<String>, (Instant, Option<Refusal>)>,
+    asked: BTreeMap<Option<String>, (Instant, Option<Refusal>)>,
     /// The process in which someone is asking, and since when.
     asking: Option<(u64, Instant)>,
 }
 
+/// The strictest of the policies that use the keys.
+#[derive(Clone, Copy, PartialEq)]
+struct Demand {
+    /// `None` for never.
+    interval: Option<Duration>,
+    grace: Duration,
+}
+
+impl Demand {
+    const NONE: Self = Self { interval: None, grace: Duration::MAX };
+
+    fn with(self, policy: &AccessPolicy) -> Self {
+        let interval = self.interval.into_iter().chain(policy.revalidate).min();
+        // Without checks there is no outage.
+        let grace = policy.revalidate.map_or(self.grace, |_| self.grace.min(policy.grace));
+        Self { interval, grace }
+    }
+}
+
 impl State {
-    fn granted(now: Instant) -> Self {
-        let asked = HashMap::new();
-        Self { granted: now, loss: None, outage: None, denied: None, asked, asking: None }
+    fn granted(now: Instant, demand: Demand) -> Self {
+        let asked = BTreeMap::new();
+        Self { demand, granted: now, loss: None, outage: None, denied: None, asked, asking: None }
     }
 
     /// Since when someone of this process is asking.
@@ -124,9 +148,10 @@ impl State {
     }
 
     /// Whether an outage of the provider now ends the use of the keys.
-    fn is_grace_over(&self, policy: &AccessPolicy) -> bool {
-        let patience = policy.revalidate.unwrap_or_default().saturating_add(policy.grace);
-        policy.grace.is_zero() || self.granted.elapsed() > patience
+    fn is_grace_over(&self) -> bool {
+        let Demand { interval, grace } = self.demand;
+        let patience = interval.unwrap_or_default().saturating_add(grace);
+        grace.is_zero() || self.granted.elapsed() > patience
     }
 }
 
@@ -135,9 +160,20 @@ impl KeyLease {
         Self {
             due: AtomicU64::new(0),
             start: milliseconds(),
-            state: Mutex::new(State::granted(Instant::now())),
+            state: Mutex::new(State::granted(Instant::now(), Demand::NONE)),
             #[cfg(test)]
             before_granted: Mutex::default(),
+        }
+    }
+
+    /// A connection uses the keys by this policy from now on.
+    pub(super) fn hold_to(&self, policy: &AccessPolicy) {
+        let mut state = lock(&self.state);
+        let demand = state.demand.with(policy);
+        if demand != state.demand {
+            state.demand = demand;
+            // The next look plans by it.
+            self.due.store(0, Ordering::Release);
         }
     }
 
@@ -152,9 +188,8 @@ impl KeyLease {
         let state = lock(&self.state);
         let long = policy.open_time_out.min(CHECK_MAX);
         state.loss.is_none()
-            && policy.revalidate.is_some()
             && state.asked_since().is_some_and(|since| since.elapsed() > long)
-            && state.is_grace_over(policy)
+            && state.is_grace_over()
     }
 
     /// What a transaction has to do first whose connection insists on the protector `wanted`, or
@@ -162,11 +197,7 @@ impl KeyLease {
     ///
     /// # Errors
     /// [`Error::Inaccessible`] where the provider's last answer still stands.
-    pub(super) fn lease_state(
-        &self,
-        policy: &AccessPolicy,
-        wanted: Option<&str>,
-    ) -> Result<LeaseState> {
+    pub(super) fn lease_state(&self, wanted: Option<&str>) -> Result<LeaseState> {
         let mut state = lock(&self.state);
         if let Some(loss) = &state.loss {
             let wanted = wanted.map(str::to_owned);
@@ -188,8 +219,7 @@ impl KeyLease {
             state.asked.insert(wanted, (Instant::now(), reason));
             return Ok(LeaseState::Locked);
         }
-        let Some(interval) = policy.revalidate else {
-            // Other connections may have another policy.
+        let Some(interval) = state.demand.interval else {
             self.look_again_after(PAUSE);
             return Ok(LeaseState::Good);
         };
@@ -210,13 +240,12 @@ impl KeyLease {
             run();
         }
         let mut state = lock(&self.state);
-        *state = State::granted(Instant::now());
-        // The first look closer plans by the policy of who looks.
+        *state = State::granted(Instant::now(), state.demand);
         self.due.store(0, Ordering::Release);
     }
 
     /// The provider did not answer. `true` where the grace period is over.
-    pub(crate) fn outage(&self, reason: Refusal, policy: &AccessPolicy) -> bool {
+    pub(crate) fn outage(&self, reason: Refusal) -> bool {
         let mut state = lock(&self.state);
         state.asking = None;
         state.outage = Some(reason);
@@ -225,7 +254,7 @@ impl KeyLease {
         if state.loss.is_none() {
             self.look_again_after(PAUSE);
         }
-        state.is_grace_over(policy)
+        state.is_grace_over()
     }
 
     /// The keys are wiped.

@@ -307,6 +307,11 @@ impl Keyring {
         }
     }
 
+    /// A connection uses the keys by the policy of `protectors` from now on.
+    pub(crate) fn hold_to(&self, protectors: &Protectors) {
+        self.access.hold_to(&protectors.settings.access);
+    }
+
     /// How many times the providers confirmed the keys so far.
     pub(crate) fn confirmations(&self) -> u64 {
         self.confirmations.load(Ordering::Acquire)
@@ -451,11 +456,10 @@ impl Keyring {
         if !self.access.is_due() {
             return Ok(LeaseState::Good);
         }
-        let policy = &protectors.settings.access;
-        if self.access.is_overdue(policy) {
+        if self.access.is_overdue(&protectors.settings.access) {
             self.lose(protectors, "the key provider has not answered the last check".into());
         }
-        self.access.lease_state(policy, wanted)
+        self.access.lease_state(wanted)
     }
 }
 

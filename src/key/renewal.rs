@@ -67,7 +67,7 @@ impl Keyring {
 
     /// A check without an answer, for `reason`; after the grace period the keys are revoked.
     pub(crate) fn unanswered(&self, protectors: &Protectors, reason: Refusal) {
-        if self.access.outage(reason.clone(), &protectors.settings.access) {
+        if self.access.outage(reason.clone()) {
             self.lose(protectors, reason);
         }
     }
@@ -186,6 +186,7 @@ mod tests {
         protectors.settings_mut().access.revalidate = Some(std::time::Duration::ZERO);
         let (keyring, envelope) =
             Keyring::create(&protectors, Some("keeper:key"), SuiteId::Aes256Gcm, 1).unwrap();
+        keyring.hold_to(&protectors);
         (keyring, envelope, protectors, keeper)
     }
 
@@ -239,6 +240,36 @@ mod tests {
         assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Locked);
     }
 
+    /// Of the policies of connections to one database, the strictest holds, whoever looks.
+    #[test]
+    fn a_lax_connection_does_not_free_the_others() {
+        use std::time::Duration;
+        let (now, never) = (Some(Duration::ZERO), None);
+        let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
+        for first_strict in [true, false] {
+            for (interval, grace) in [(never, day), (Some(hour), day), (now, hour)] {
+                let (keyring, envelope, mut protectors, keeper) = database();
+                let mut strict = protectors.clone();
+                strict.settings_mut().access.grace = Duration::ZERO;
+                protectors.settings_mut().access.revalidate = interval;
+                protectors.settings_mut().access.grace = grace;
+                let both = [&strict, &protectors];
+                let order = if first_strict { [0, 1] } else { [1, 0] };
+                order.into_iter().for_each(|at| keyring.hold_to(both[at]));
+                let what = format!("{interval:?}, {grace:?}, strict first: {first_strict}");
+                assert_eq!(
+                    keyring.lease_state(&protectors, None).unwrap(),
+                    LeaseState::Due,
+                    "{what}"
+                );
+                *lock(&keeper.meanwhile) =
+                    Some(Box::new(|| Err(ProviderError::Unreachable("down".into()))));
+                keyring.revalidate(&protectors, &envelope);
+                assert!(keyring.dek().is_err(), "{what}");
+            }
+        }
+    }
+
     /// A check that never ends is an outage like another.
     #[test]
     fn a_check_without_an_answer_does_not_keep_the_keys() {
@@ -249,6 +280,7 @@ mod tests {
             let (keyring, _, mut protectors, _) = database();
             protectors.settings_mut().access.grace = grace;
             protectors.settings_mut().access.open_time_out = time_out;
+            keyring.hold_to(&protectors);
             assert_eq!(keyring.lease_state(&protectors, None).unwrap(), LeaseState::Due);
             // Nobody answers; each look is put off a little.
             let end = Instant::now() + std::time::Duration::from_millis(400);
@@ -277,6 +309,7 @@ mod tests {
             for grace in [std::time::Duration::ZERO, std::time::Duration::from_secs(3600)] {
                 let (keyring, envelope, mut protectors, keeper) = database();
                 protectors.settings_mut().access.grace = grace;
+                keyring.hold_to(&protectors);
                 *lock(&keeper.meanwhile) = Some(Box::new(move || Err(answer())));
                 keyring.revalidate(&protectors, &envelope);
                 let locked = locks || grace.is_zero();

@@ -20,7 +20,12 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
     options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    regular(options.read(true).open(path), || fs::metadata(path))
+    let opened = options.read(true).open(path);
+    if opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) && is_dangling(path)
+    {
+        return Err(io::Error::other("a symbolic link on the way leads nowhere"));
+    }
+    regular(opened, || fs::metadata(path))
 }
 
 /// Opens a file in a directory of the library, as `options` say. A new one is for its owner alone.
@@ -57,6 +62,16 @@ fn regular(
         words = "a device, not a regular file";
     }
     Err(io::Error::other(format!("this is {words}")))
+}
+
+/// Whether a symbolic link on the way to `path` leads nowhere, as to a file system that is not
+/// mounted: then nothing says that there is no such file.
+fn is_dangling(path: &Path) -> bool {
+    let leads_nowhere = |part: &Path| {
+        let is_link = fs::symlink_metadata(part).is_ok_and(|found| found.is_symlink());
+        is_link && fs::metadata(part).is_err()
+    };
+    path.ancestors().any(leads_nowhere)
 }
 
 /// `None` where there is no such file.
@@ -149,8 +164,16 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
         return Ok(());
     }
     match File::open(dir).and_then(|dir| dir.sync_all()) {
-        // File systems that do not sync directories, or that have nothing to sync.
-        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::ReadOnlyFilesystem) => {
+        // File systems that do not sync directories, or that have nothing to sync, and directories
+        // that only lead to others: SQLite takes them so, too.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::InvalidInput
+                    | ErrorKind::ReadOnlyFilesystem
+                    | ErrorKind::PermissionDenied
+            ) =>
+        {
             Ok(())
         }
         result => result,
@@ -161,11 +184,13 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 /// is not synced. The caller holds a lock of `dir`.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     // One name for all writers, so that the next one replaces the file of a killed one.
-    let new_name = format!("{name}.new");
-    if_found(fs::remove_file(dir.join(&new_name)))?;
-    let mut new = tempfile::Builder::new().prefix(&new_name).rand_bytes(0).tempfile_in(dir)?;
-    new.write_all(bytes)?;
-    new.as_file().sync_all()?;
-    new.persist(dir.join(name))?;
-    Ok(())
+    let new = dir.join(format!("{name}.new"));
+    if_found(fs::remove_file(&new))?;
+    let written = open_own(&new, OpenOptions::new().write(true).create_new(true))
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, dir.join(name)));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
 }

@@ -4,6 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | this one | all reads of process state; no other module reads it |
+//! | `environment.rs` | the environment, and whether it may be believed |
 //! | `threads.rs` | threads of ours |
 //! | `pool.rs` | the threads that foreign code runs on |
 //! | `deadline.rs` | the end of a wait for foreign code |
@@ -15,17 +16,18 @@
 //! under a library that was loaded long ago.
 
 mod deadline;
+mod environment;
 pub(crate) mod files;
 pub(crate) mod forks;
 pub(crate) mod pool;
 pub(crate) mod threads;
 pub(crate) mod time;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 pub use deadline::Deadline;
+pub(crate) use environment::{data_dir, environment, read_environment, variable};
 
 /// The value behind `mutex`, also after a thread panicked while it held the lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -35,11 +37,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The number of this process. A forked child has its own.
 pub(crate) fn id() -> u32 {
     std::process::id()
-}
-
-/// The variable `name` of the environment, if it is set.
-pub(crate) fn variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name)
 }
 
 /// `path` from the working directory that the process had at the first call.

@@ -23,10 +23,9 @@
 //!    have it.
 
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -78,7 +77,7 @@ struct State {
     idle: usize,
     queue: VecDeque<Job>,
     /// The calls by provider.
-    loads: HashMap<u64, Load>,
+    loads: BTreeMap<u64, Load>,
 }
 
 /// The calls of one provider.
@@ -102,14 +101,13 @@ thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
-/// The thread that waits for what this one does, over all calls that are nested in one another; a
-/// number that this process gives to no other thread.
+/// The number of the thread that waits for what this one does, over all calls that are nested in
+/// one another.
 pub(crate) fn caller() -> u64 {
-    static CALLERS: AtomicU64 = AtomicU64::new(1);
-    if CALLER.get() == 0 {
-        CALLER.set(CALLERS.fetch_add(1, Ordering::Relaxed));
+    match CALLER.get() {
+        0 => threads::number(),
+        caller => caller,
     }
-    CALLER.get()
 }
 
 /// Runs `work`, a call of the provider `owner`, and waits for its answer until `deadline`. An
@@ -255,6 +253,8 @@ impl Pool {
     fn work(&self, first: Job) {
         let mut next = Some(first);
         while let Some(job) = next {
+            CALLER.set(0);
+            DEPTH.set(0);
             contained(job);
             next = self.next();
         }

@@ -1,9 +1,10 @@
 //! Sources of a secret: a file, a descriptor, the environment, or a question at the terminal. Never
 //! from SQL, a URI or an argument, which others can see.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 #[cfg(unix)]
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,7 @@ impl Source {
     pub(crate) fn secret(&self, ask: Option<&Ask>) -> SecretSource {
         match self {
             Self::File(path) => SecretSource::File(path.clone()),
-            Self::Descriptor(number) => SecretSource::descriptor(*number),
+            Self::Descriptor(number) => SecretSource::descriptor_of_process(*number),
             Self::Environment(name) => SecretSource::Environment(name.clone()),
             Self::Prompt => SecretSource::Prompt(ask.unwrap_or(&CANNOT_ASK).clone()),
         }
@@ -123,6 +124,21 @@ impl SecretSource {
         ask: impl Fn(&str) -> io::Result<Zeroizing<String>> + Send + Sync + 'static,
     ) -> Self {
         Self::Prompt(Arc::new(ask))
+    }
+
+    /// The descriptor that the environment or a configuration names: the same for each that names
+    /// it in this process, now or later. If it can be read at once, it is, so that processes forked
+    /// from now on have what it gives once.
+    pub(super) fn descriptor_of_process(number: i32) -> Self {
+        static NAMED: Mutex<BTreeMap<i32, Descriptor>> = Mutex::new(BTreeMap::new());
+        let new = || Descriptor { number, kept: Arc::default() };
+        let descriptor = lock(&NAMED).entry(number).or_insert_with(new).clone();
+        let source = Self::Descriptor(descriptor.clone());
+        if descriptor.is_ready() {
+            // An error is told when the secret is needed.
+            let _ = source.read_once(&descriptor);
+        }
+        source
     }
 
     /// What tells this source from another: those of one origin give the same secret.
@@ -168,7 +184,7 @@ impl SecretSource {
     ///
     /// # Errors
     /// As [`SecretSource::read`].
-    pub(super) fn read_whole(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
+    pub fn read_whole(&self, what: &str) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         self.bounded(self.fetch(what)?, what)
     }
 
@@ -191,23 +207,29 @@ impl SecretSource {
         if let Some(secret) = kept.as_ref() {
             return Ok(secret.clone());
         }
-        let file = File::open(format!("/dev/fd/{}", descriptor.number));
         // What the system says of a number that is not open differs.
         let missing = |error: &io::Error| {
             error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EBADF)
         };
-        let file = file.map_err(|error| match missing(&error) {
+        let file = descriptor.duplicate().map_err(|error| match missing(&error) {
             true => ProviderError::not_here(format!("{self} is not open")),
             false => self.failed(&error),
         })?;
-        let secret = self.read_from(&file)?;
+        // A file is read from where it stands, and left there: another source may name it, too.
+        // What has no place, such as a pipe, is read away.
+        let secret = match (&file).stream_position() {
+            #[cfg(unix)]
+            Ok(place) => self.read_from(FromPlace { file, place })?,
+            _ => self.read_from(file)?,
+        };
         Ok(kept.insert(secret).clone())
     }
 
-    fn read_from(&self, file: &File) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
+    fn read_from(&self, input: impl Read) -> Result<Zeroizing<Vec<u8>>, ProviderError> {
         // Allocated at once: a buffer that grows leaves copies.
         let mut secret = Zeroizing::new(Vec::with_capacity(MAX_LEN + 4));
-        file.take(MAX_LEN as u64 + 3)
+        input
+            .take(MAX_LEN as u64 + 3)
             .read_to_end(&mut secret)
             .map_err(|error| self.failed(&error))?;
         Ok(secret)
@@ -227,6 +249,54 @@ impl SecretSource {
 
     fn failed(&self, error: &io::Error) -> ProviderError {
         ProviderError::unreachable(format!("{self}: {error}"))
+    }
+}
+
+impl Descriptor {
+    /// The open file itself, wherever it is read, whoever may open it anew.
+    fn duplicate(&self) -> io::Result<File> {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            use rustix::io::Errno;
+            use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+            let process = pidfd_open(getpid(), PidfdFlags::empty());
+            match process.and_then(|it| pidfd_getfd(it, self.number, PidfdGetfdFlags::empty())) {
+                Ok(file) => return Ok(file.into()),
+                Err(Errno::BADF) => return Err(Errno::BADF.into()),
+                // Since Linux 5.6, and not in every sandbox.
+                Err(_) => {}
+            }
+        }
+        File::open(format!("/dev/fd/{}", self.number))
+    }
+
+    /// Whether a read would wait for nobody.
+    fn is_ready(&self) -> bool {
+        #[cfg(unix)]
+        {
+            use rustix::event::{PollFd, PollFlags, Timespec, poll};
+            let Ok(file) = self.duplicate() else { return false };
+            let mut polled = [PollFd::new(&file, PollFlags::IN)];
+            poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+        }
+        #[cfg(not(unix))]
+        false
+    }
+}
+
+/// A file from a place on, without moving where others read it.
+#[cfg(unix)]
+struct FromPlace {
+    file: File,
+    place: u64,
+}
+
+#[cfg(unix)]
+impl Read for FromPlace {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let len = std::os::unix::fs::FileExt::read_at(&self.file, bytes, self.place)?;
+        self.place += len as u64;
+        Ok(len)
     }
 }
 

@@ -44,7 +44,7 @@ struct Sources {
 pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let mut system = Zeroizing::new([0; LEN]);
-    getrandom::fill(&mut *system).map_err(|source| Error::Random(source.into()))?;
+    of_system(&mut system)?;
     let sources = Sources {
         system,
         processor: of_processor(),
@@ -53,6 +53,32 @@ pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
         count: COUNT.fetch_add(1, Ordering::Relaxed),
     };
     without_trace::<HASHES, _>(|| sources.mix(bytes))
+}
+
+/// Random bytes of the operating system: by its call, or where a sandbox denies that, from its
+/// device.
+fn of_system(bytes: &mut [u8; LEN]) -> Result<()> {
+    let Err(error) = getrandom::fill(bytes) else { return Ok(()) };
+    match of_device(bytes) {
+        Ok(()) => Ok(()),
+        Err(_) => Err(Error::Random(error.into())),
+    }
+}
+
+#[cfg(unix)]
+fn of_device(bytes: &mut [u8]) -> std::io::Result<()> {
+    use std::io::Read;
+    use std::os::unix::fs::FileTypeExt;
+    let mut device = std::fs::File::open("/dev/urandom")?;
+    match device.metadata()?.file_type().is_char_device() {
+        true => device.read_exact(bytes),
+        false => Err(std::io::ErrorKind::NotFound.into()),
+    }
+}
+
+#[cfg(not(unix))]
+fn of_device(_: &mut [u8]) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::NotFound.into())
 }
 
 /// The id of this process, asked of the system once in each.

@@ -339,14 +339,23 @@ pub(super) unsafe fn databases(db: *mut ffi::sqlite3) -> Result<Vec<(i64, String
     Ok(rows.into_iter().filter_map(numbered).collect())
 }
 
-/// Whether `PRAGMA query_only` is on for `db`; off if an authorizer refuses the question.
+/// Why `db` must change no protectors: `PRAGMA query_only` is on, or an authorizer or a progress
+/// handler keeps it from being asked.
 ///
 /// # Safety
 /// `db` is open, and used by this thread.
-pub(super) unsafe fn is_query_only(db: *mut ffi::sqlite3) -> bool {
+pub(super) unsafe fn refuses_changes(db: *mut ffi::sqlite3) -> Option<&'static str> {
     // SAFETY: as above.
-    let rows = unsafe { query(db, c"PRAGMA query_only") };
-    rows.is_ok_and(|rows| rows.iter().flatten().any(|on| !matches!(on.as_str(), "" | "0")))
+    let Ok(rows) = (unsafe { query(db, c"PRAGMA query_only") }) else {
+        return Some(
+            "whether PRAGMA query_only is on for this connection could not be asked, and \
+             protectors are a change of the database: let its authorizer allow that PRAGMA",
+        );
+    };
+    rows.iter().flatten().any(|on| !matches!(on.as_str(), "" | "0")).then_some(
+        "PRAGMA query_only is on for this connection, and protectors are a change of the \
+         database: turn it off first, or use another connection",
+    )
 }
 
 /// The rows that `sql` answers with, as text; a NULL is empty.
@@ -395,7 +404,14 @@ pub(super) unsafe fn create_module(
 /// SQLite is in xConnect on `db`.
 pub(super) unsafe fn declare_table(db: *mut ffi::sqlite3, declaration: &CStr) -> c_int {
     // SAFETY: as above.
-    unsafe { (sqlite().declare_vtab)(db, declaration.as_ptr()) }
+    unsafe {
+        // As our functions: a view or trigger in a file that somebody else made must not read it.
+        let code = (sqlite().vtab_config)(db, ffi::SQLITE_VTAB_DIRECTONLY);
+        match code {
+            ffi::SQLITE_OK => (sqlite().declare_vtab)(db, declaration.as_ptr()),
+            code => code,
+        }
+    }
 }
 
 /// Makes `text`, or NULL, the result of the SQL function that runs in `context`.

@@ -1,10 +1,11 @@
 //! A file of the base VFS: its methods behind safe calls.
 
-use std::cell::Cell;
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use crate::ffi;
 
@@ -14,7 +15,8 @@ use crate::db::wal_index::{PAGE_NUMBERS, Words};
 use crate::error::{Error, Result};
 use crate::file::beside;
 use crate::io::{Remains, Storage};
-use crate::process::forks;
+use crate::key::newest::FileKey;
+use crate::process::{forks, lock};
 
 /// An open file of the base VFS, in memory of ours. Dropping it closes it.
 pub(crate) struct BaseFile {
@@ -25,8 +27,10 @@ pub(crate) struct BaseFile {
     mapped_until: u64,
     /// Its place, if it is a database.
     place: Option<Place>,
-    /// The regions of the wal-index that SQLite mapped through this file.
-    regions: Vec<*mut c_void>,
+    /// Keeps its locks and closes apart, if it is a database.
+    guard: Option<Guard>,
+    /// The regions of the wal-index that were mapped through this file, by number; others are NULL.
+    regions: RefCell<Vec<*mut c_void>>,
     /// The place of SQLite's pointer to the connection that uses the file, if it is a database.
     pub(super) connection: Arc<AtomicPtr<*mut ffi::sqlite3>>,
 }
@@ -44,6 +48,8 @@ const DEFAULT_SECTOR: c_int = 4096;
 
 /// Bytes of a region of the wal-index, as SQLite maps it.
 pub(super) const WAL_INDEX_REGION: c_int = 32768;
+/// Regions for all the numbers that frames can have.
+const REGIONS_MAX: usize = 1 << 20;
 
 /// A file beside a database, as SQLite names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,15 +66,18 @@ pub(super) struct Place {
     name: *const c_char,
 }
 
-/// Keeps a lock from being taken while a file is closed.
+/// Keeps a lock of a file from being taken while that file is closed.
 ///
 /// Closing a descriptor drops all POSIX locks of the process on that file. SQLite's unix VFS keeps
 /// it open while any connection of the process has a lock, but another thread can take one between
 /// that check and the close: writers then no longer exclude each other.
+///
+/// A lock may wait long, for another process or a file system that is away: others wait for it only
+/// where they close the same file, as they do in SQLite's VFS itself.
 struct Closing {
     process: u64,
-    lock: RwLock<()>,
-    /// That of a forked child: a thread of its parent may have held this one.
+    files: Mutex<BTreeMap<FileKey, Weak<RwLock<()>>>>,
+    /// That of a forked child: a thread of its parent may have held locks of this one.
     child: OnceLock<&'static Self>,
 }
 
@@ -78,18 +87,6 @@ thread_local! {
 }
 
 impl Closing {
-    /// Runs `lock`, beside which no file is closed.
-    fn locks<T>(lock: impl FnOnce() -> T) -> T {
-        let hold = || Self::here().read().unwrap_or_else(PoisonError::into_inner);
-        Self::once(hold, lock)
-    }
-
-    /// Runs `close`, beside which no lock is taken.
-    fn closes<T>(close: impl FnOnce() -> T) -> T {
-        let hold = || Self::here().write().unwrap_or_else(PoisonError::into_inner);
-        Self::once(hold, close)
-    }
-
     fn once<G, T>(hold: impl FnOnce() -> G, work: impl FnOnce() -> T) -> T {
         // While a thread ends, nothing can be said of it: its closes go on without.
         if INSIDE.try_with(|inside| inside.replace(true)).unwrap_or(true) {
@@ -101,21 +98,69 @@ impl Closing {
         done
     }
 
-    fn here() -> &'static RwLock<()> {
+    /// The lock of one file, shared by those who have it open in this process.
+    fn of(&self, file: FileKey) -> Arc<RwLock<()>> {
+        let mut files = lock(&self.files);
+        if let Some(known) = files.get(&file).and_then(Weak::upgrade) {
+            return known;
+        }
+        if files.len().is_power_of_two() {
+            files.retain(|_, known| known.strong_count() > 0);
+        }
+        let new = Arc::default();
+        files.insert(file, Arc::downgrade(&new));
+        new
+    }
+
+    fn here() -> &'static Self {
         static FIRST: OnceLock<&'static Closing> = OnceLock::new();
         let process = forks::process();
         let mut place = &FIRST;
         loop {
             match place.get() {
-                Some(closing) if closing.process == process => return &closing.lock,
+                Some(closing) if closing.process == process => return closing,
                 Some(parents) => place = &parents.child,
                 // Another thread may be faster.
                 None => {
-                    let (lock, child) = (RwLock::default(), OnceLock::new());
-                    _ = place.set(Box::leak(Box::new(Self { process, lock, child })));
+                    let (files, child) = (Mutex::default(), OnceLock::new());
+                    _ = place.set(Box::leak(Box::new(Self { process, files, child })));
                 }
             }
         }
+    }
+}
+
+/// An open database's part in [`Closing`].
+struct Guard {
+    file: FileKey,
+    /// The lock of the file, and the process that it is of.
+    held: RefCell<(u64, Arc<RwLock<()>>)>,
+}
+
+impl Guard {
+    fn new(file: FileKey) -> Self {
+        let closing = Closing::here();
+        Self { file, held: RefCell::new((closing.process, closing.of(file))) }
+    }
+
+    fn shared(&self) -> Ref<'_, RwLock<()>> {
+        if self.held.borrow().0 != forks::process() {
+            // The parent's may be held by a thread that is not here.
+            *self.held.borrow_mut() = Self::new(self.file).held.into_inner();
+        }
+        Ref::map(self.held.borrow(), |(_, shared)| &**shared)
+    }
+
+    /// Runs `lock`, beside which the file is not closed.
+    fn locks<T>(&self, lock: impl FnOnce() -> T) -> T {
+        let shared = self.shared();
+        Closing::once(|| shared.read().unwrap_or_else(PoisonError::into_inner), lock)
+    }
+
+    /// Runs `close`, beside which no lock of the file is taken.
+    fn closes<T>(&self, close: impl FnOnce() -> T) -> T {
+        let shared = self.shared();
+        Closing::once(|| shared.write().unwrap_or_else(PoisonError::into_inner), close)
     }
 }
 
@@ -280,7 +325,8 @@ impl BaseFile {
             words,
             mapped_until: 0,
             place: None,
-            regions: Vec::new(),
+            guard: None,
+            regions: RefCell::default(),
             connection: Arc::default(),
         };
         let open = open.ok_or(Error::Base(ffi::SQLITE_CANTOPEN))?;
@@ -290,12 +336,14 @@ impl BaseFile {
         Ok(base)
     }
 
-    /// Sets the place of the file, which is a main database.
+    /// Sets the place of the file, which is the main database `file`.
     ///
     /// # Safety
     /// It was opened there.
-    pub(super) unsafe fn set_place(&mut self, place: Place) {
+    pub(super) unsafe fn set_place(&mut self, place: Place, file: Option<FileKey>) {
         self.place = Some(place);
+        // Those that the system cannot tell apart share a lock.
+        self.guard = Some(Guard::new(file.unwrap_or_default()));
     }
 
     /// As [`Place::plain_log`], of a main database that was told its place.
@@ -345,7 +393,7 @@ impl BaseFile {
     pub(super) fn close(&self) -> c_int {
         let close = || call!(self, xClose);
         // Only a database has locks.
-        let code = if self.place.is_some() { Closing::closes(close) } else { close() };
+        let code = self.guard.as_ref().map_or_else(close, |guard| guard.closes(close));
         // SAFETY: `open` allocated the file; SQLite, too, clears this after xClose.
         unsafe { (*self.file).pMethods = std::ptr::null() };
         code
@@ -398,17 +446,41 @@ impl BaseFile {
         let known = mapped && size == WAL_INDEX_REGION;
         // SAFETY: `out` points to a pointer.
         let region = if known { unsafe { *out } } else { std::ptr::null_mut() };
-        match usize::try_from(number) {
-            Ok(number) if number < self.regions.len() => self.regions[number] = region,
-            Ok(number) if number == self.regions.len() => self.regions.push(region),
-            _ => {}
+        if let Ok(number @ 0..REGIONS_MAX) = usize::try_from(number) {
+            self.note_region(number, region);
         }
         code
     }
 
+    /// SQLite maps the last region first.
+    fn note_region(&self, number: usize, region: *mut c_void) {
+        let mut regions = self.regions.borrow_mut();
+        if regions.len() <= number {
+            regions.resize(number + 1, std::ptr::null_mut());
+        }
+        regions[number] = region;
+    }
+
+    /// The address of a region; NULL if it is not mapped. One that SQLite has not asked for yet is
+    /// asked for, if there is a wal-index.
+    fn region(&self, number: usize) -> *mut c_void {
+        let known = self.regions.borrow().get(number).copied();
+        let mut region = known.unwrap_or(std::ptr::null_mut());
+        if region.is_null() && number < REGIONS_MAX && self.is_index_mapped() {
+            let (size, extend) = (WAL_INDEX_REGION, 0);
+            let out = &raw mut region;
+            let code = call!(self, xShmMap, number as c_int, size, extend, out.cast());
+            if !matches!(code, ffi::SQLITE_OK | ffi::SQLITE_READONLY) {
+                return std::ptr::null_mut();
+            }
+            self.note_region(number, region);
+        }
+        region
+    }
+
     /// The base gives up the regions of the wal-index.
     pub(super) fn unmap_regions(&mut self) {
-        self.regions.clear();
+        self.regions.borrow_mut().clear();
     }
 
     /// The connection that uses the file; NULL before SQLite has passed it.
@@ -526,11 +598,11 @@ impl Storage for BaseFile {
 
 impl Words for BaseFile {
     fn is_index_mapped(&self) -> bool {
-        !self.regions.is_empty()
+        self.regions.borrow().iter().any(|region| !region.is_null())
     }
 
     fn word(&self, region: usize, word: usize) -> Option<u32> {
-        let region = *self.regions.get(region)?;
+        let region = self.region(region);
         if region.is_null() || word >= PAGE_NUMBERS {
             return None;
         }
@@ -555,7 +627,8 @@ impl Host for BaseFile {
     }
 
     fn lock(&self, level: LockLevel) -> Result<()> {
-        done(Closing::locks(|| call!(self, xLock, level.code())))
+        let lock = || call!(self, xLock, level.code());
+        done(self.guard.as_ref().map_or_else(lock, |guard| guard.locks(lock)))
     }
 
     fn unlock(&self, level: LockLevel) -> Result<()> {

@@ -179,10 +179,10 @@ unsafe fn with_open_file<T>(
     let name = CString::new(schema).map_err(|_| no_such())?;
     // Asked before the file is entered: SQLite tells the file of each PRAGMA.
     // SAFETY: `db` is open.
-    let refused = changes && unsafe { api::is_query_only(db) };
+    let refused = if changes { unsafe { api::refuses_changes(db) } } else { None };
     let work = |open: &mut Database<BaseFile>| match refused {
-        true => command::refuse_on_query_only(open),
-        false => work(open),
+        Some(words) => command::refuse_change(open, words),
+        None => work(open),
     };
     let (mut work, mut answer) = (Some(work), None);
     let mut errand = Errand {

@@ -545,10 +545,11 @@ unsafe fn pragma_without_file(owner: &Owner, arg: *mut *mut c_char) -> Option<c_
     // the connection. SQLite is called back while the database is not entered.
     let refused: Result<()> = unsafe {
         let place = owner.connection();
-        if place.is_null() || (*place).is_null() || !api::is_query_only(*place) {
+        if place.is_null() || (*place).is_null() {
             return None;
         }
-        command::refuse_on_query_only(&mut *owner.enter().ok()?)
+        let words = api::refuses_changes(*place)?;
+        command::refuse_change(&mut *owner.enter().ok()?, words)
     };
     let text = refused.err()?.to_string();
     // SAFETY: as above.

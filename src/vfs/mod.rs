@@ -20,17 +20,19 @@
 
 mod api;
 mod base;
+mod cancel;
 pub(crate) mod connection;
 mod file;
 pub(crate) mod forks;
 mod kin;
 mod names;
 mod owner;
+pub(crate) mod reserve;
 pub(crate) mod routines;
 mod signals;
 mod table;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -49,6 +51,7 @@ use crate::key::session::Setup;
 use crate::process::threads;
 use crate::settings::{Layer, uri};
 use base::{BaseFile, Place};
+pub(crate) use cancel::Uncancelled;
 use file::{Handle, Offers, TdeFile};
 use owner::{Guarded, Owner};
 
@@ -79,7 +82,7 @@ pub(crate) struct Registration<'a> {
 }
 
 /// Addresses of the VFSs registered so far, by name. SQLite keeps the pointers for good.
-static REGISTERED: LazyLock<Mutex<HashMap<String, usize>>> = LazyLock::new(Mutex::default);
+static REGISTERED: LazyLock<Mutex<BTreeMap<String, usize>>> = LazyLock::new(Mutex::default);
 
 /// Registers the VFS, unless one of that name is registered with the same settings.
 ///
@@ -130,18 +133,15 @@ pub(crate) fn register(registration: Registration<'_>) -> Result<()> {
     // is done: after the first of these, SQLite is initialised, and then the second cannot fail.
     // Both last until sqlite3_shutdown, hence are said again in each registration. A VFS that the
     // host made the default above this one stays, unless the default is asked for.
-    let code = if linked && !default {
-        ffi::SQLITE_OK
-    } else {
+    let mut code = api::on_every_connection(connection::add_functions);
+    if code == ffi::SQLITE_OK && (!linked || default) {
         // SAFETY: `create` made it, and it is never freed.
-        unsafe { api::register_vfs(vfs, registered_of(vfs).default) }
-    };
+        code = unsafe { api::register_vfs(vfs, registered_of(vfs).default) };
+    }
     drop(registered);
     drop(former);
-    for code in [api::on_every_connection(connection::add_functions), code] {
-        if code != ffi::SQLITE_OK {
-            return Err(Error::Base(code));
-        }
+    if code != ffi::SQLITE_OK {
+        return Err(Error::Base(code));
     }
     set_log(api::log);
     forks::watch();
@@ -265,16 +265,17 @@ fn of_change(code: c_int) -> c_int {
     if code & 0xff == ffi::SQLITE_CORRUPT { ffi::SQLITE_IOERR_DATA } else { code }
 }
 
-/// Runs one callback. Nothing unwinds into SQLite.
+/// Runs one callback. Nothing unwinds into SQLite, nor out of a frame of ours.
 fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(code)) => code,
-        Ok(Err(error)) => raise(error),
-        Err(_) => {
-            api::log(ffi::SQLITE_IOERR, "sqlite-tde: a panic was stopped at the VFS");
-            ffi::SQLITE_IOERR
-        }
+    let _held = Uncancelled::new();
+    if reserve::is_low() {
+        return ffi::SQLITE_IOERR_NOMEM;
     }
+    let code = catch_unwind(AssertUnwindSafe(|| call().unwrap_or_else(raise)));
+    code.unwrap_or_else(|_| {
+        api::log(ffi::SQLITE_IOERR, "sqlite-tde: a panic was stopped at the VFS");
+        ffi::SQLITE_IOERR
+    })
 }
 
 /// The code of `error`, after its words were put where a host can find them.
@@ -398,7 +399,7 @@ unsafe fn open_database(
     unsafe {
         setup.read_only = is_never_written(&base, name, asked, got);
         setup.file = file_key(&base, name);
-        base.set_place(Place::new(base_of(vfs), name));
+        base.set_place(Place::new(base_of(vfs), name), setup.file);
     }
     let (read_only, offers) = (setup.read_only, Offers::of(&base));
     let mut database = Database::open(base, got & ffi::SQLITE_OPEN_READWRITE != 0, setup)?;

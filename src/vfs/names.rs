@@ -29,7 +29,15 @@ struct Named {
     log: Arc<LogName>,
 }
 
-static OPEN: LazyLock<Mutex<BTreeMap<Vec<u8>, Vec<Named>>>> = LazyLock::new(Mutex::default);
+/// The connections to the database at one path, by the address of their `sqlite3_file`.
+#[derive(Default)]
+struct Files {
+    open: BTreeMap<usize, Named>,
+    /// The same files, by the addresses of SQLite's names for their parts.
+    by_part: BTreeMap<usize, usize>,
+}
+
+static OPEN: LazyLock<Mutex<BTreeMap<Vec<u8>, Files>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     /// The database file that this thread locked last.
@@ -41,7 +49,7 @@ pub(super) fn locks(file: *mut ffi::sqlite3_file) {
     LOCKED.set(file.addr());
 }
 
-fn open() -> MutexGuard<'static, BTreeMap<Vec<u8>, Vec<Named>>> {
+fn open() -> MutexGuard<'static, BTreeMap<Vec<u8>, Files>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -58,7 +66,10 @@ pub(super) unsafe fn remember(file: *mut ffi::sqlite3_file, owner: Arc<Owner>) {
     };
     let Some(log) = log.map(Arc::new) else { return };
     let named = Named { file: file.expose_provenance(), owner, parts, log };
-    open().entry(path).or_default().push(named);
+    let mut open = open();
+    let files = open.entry(path).or_default();
+    files.by_part.extend(parts.map(|part| (part, named.file)));
+    files.open.insert(named.file, named);
 }
 
 /// Forgets the database of `owner`, whose main file `file` is about to be closed.
@@ -70,8 +81,13 @@ pub(super) unsafe fn forget(file: *mut ffi::sqlite3_file, owner: &Owner) {
     let path = unsafe { CStr::from_ptr(owner.name) }.to_bytes();
     let mut open = open();
     let Some(files) = open.get_mut(path) else { return };
-    files.retain(|named| named.file != file.addr());
-    if files.is_empty() {
+    for part in files.open.remove(&file.addr()).map_or([0; 2], |named| named.parts) {
+        // Copied names may lie where those of another file lay.
+        if files.by_part.get(&part) == Some(&file.addr()) {
+            files.by_part.remove(&part);
+        }
+    }
+    if files.open.is_empty() {
         open.remove(path);
     }
 }
@@ -118,22 +134,19 @@ pub(super) unsafe fn log_of(name: *const c_char) -> Option<Arc<LogName>> {
 /// journal. Else it is the one that this thread locked last: SQLite looks for a journal or log
 /// right after it locked the database.
 fn owner<'a>(
-    open: &'a BTreeMap<Vec<u8>, Vec<Named>>,
+    open: &'a BTreeMap<Vec<u8>, Files>,
     path: &[u8],
     name: *const c_char,
     written: bool,
 ) -> Option<&'a Named> {
-    let files = open.get(path).map_or(&[][..], Vec::as_slice);
-    files
-        .iter()
-        .find(|named| named.parts.contains(&name.addr()))
-        .or(if let [only] = files { Some(only) } else { None })
-        .or_else(|| {
-            files
-                .iter()
-                .find(|named| written && named.owner.outside.writing.load(Ordering::Acquire))
-        })
-        .or_else(|| files.iter().find(|named| named.file == LOCKED.get()))
+    let Files { open: files, by_part } = open.get(path)?;
+    let is_writing = |named: &&Named| named.owner.outside.writing.load(Ordering::Acquire);
+    by_part
+        .get(&name.addr())
+        .and_then(|file| files.get(file))
+        .or_else(|| files.values().next().filter(|_| files.len() == 1))
+        .or_else(|| if written { files.values().find(is_writing) } else { None })
+        .or_else(|| files.get(&LOCKED.get()))
 }
 
 /// The base's name of a log, with the bytes that SQLite has around such a name in memory.

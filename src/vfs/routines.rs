@@ -145,6 +145,7 @@ routines! {
         *mut ffi::sqlite3, *const c_char, *const ffi::sqlite3_module, *mut c_void,
         Option<Destructor>
     ) -> c_int;
+    177 vtab_config = sqlite3_vtab_config(*mut ffi::sqlite3, c_int; ...) -> c_int;
     50 declare_vtab = sqlite3_declare_vtab(*mut ffi::sqlite3, *const c_char) -> c_int;
 }
 

@@ -3,6 +3,7 @@
 
 use std::os::raw::c_int;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use rusqlite::fallible_iterator::FallibleIterator;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, ffi};
 use sqlite_tde_testkit::platform::{self, Methods, PLATFORMS, Platform, PlatformVfs};
-use sqlite_tde_testkit::process::full;
+use sqlite_tde_testkit::process::{full, in_time};
 use sqlite_tde_testkit::vfs::{
     Below, Call, FaultyVfs, File, Method, Properties, TestVfs, kind_of_file,
 };
@@ -573,4 +574,58 @@ fn no_lock_is_taken_while_a_file_is_closed() {
     });
     assert!(overlaps.locks.load(Ordering::SeqCst) > 50, "the other thread took no locks");
     assert_eq!(overlaps.beside_a_close.load(Ordering::SeqCst), 0);
+}
+
+/// Locks of one file wait until they are let go.
+#[derive(Default)]
+struct Waits {
+    /// A file's name ends so.
+    of: Mutex<String>,
+    waiting: AtomicBool,
+    go_on: AtomicBool,
+}
+
+impl Properties for Waits {
+    fn call(&self, file: &File, call: &mut Call<'_>, below: &Below) -> c_int {
+        let of = self.of.lock().unwrap().clone();
+        if call.method() == Method::Lock
+            && !of.is_empty()
+            && file.name.as_ref().is_some_and(|name| name.ends_with(&of))
+        {
+            self.waiting.store(true, Ordering::SeqCst);
+            while !self.go_on.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        below.call(call)
+    }
+}
+
+/// A lock waits, as for a file server that is away: who uses other databases is not kept waiting.
+#[test]
+fn a_lock_that_waits_keeps_no_other_database_waiting() {
+    let waits = TestVfs::register(Some("unix"), Waits::default());
+    let home = Home::with(|options| options.base(waits.name));
+    for name in ["a.db", "b.db"] {
+        home.create(name);
+    }
+    let stuck = home.open(&home.path("a.db"));
+    *waits.of.lock().unwrap() = "a.db".into();
+    std::thread::scope(|scope| {
+        scope.spawn(move || assert_eq!(one(&stuck, "SELECT a FROM t"), Value::Integer(1)));
+        in_time("the lock", || waits.waiting.load(Ordering::SeqCst).then_some(()));
+        // Before and behind a close that would wait for the lock.
+        let (done, is_done) = std::sync::mpsc::channel();
+        let home = &home;
+        scope.spawn(move || {
+            for _ in 0..3 {
+                let other = home.open(&home.path("b.db"));
+                other.execute_batch("UPDATE t SET a = a").unwrap();
+            }
+            done.send(()).unwrap();
+        });
+        let in_time = is_done.recv_timeout(Duration::from_secs(60)).is_ok();
+        waits.go_on.store(true, Ordering::SeqCst);
+        assert!(in_time, "another database waits");
+    });
 }

@@ -74,9 +74,9 @@ fn protectors_are_not_changed_where_query_only_is_on() {
     }
 }
 
-/// An authorizer that does not know the PRAGMA of SQLite's must not make ours fail.
+/// Where the question is refused, nothing says that changes are allowed.
 #[test]
-fn an_authorizer_may_refuse_the_question() {
+fn an_authorizer_that_refuses_the_question_refuses_the_change() {
     use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
     let home = Home::new();
     let mut db = home.open(&home.path("a.db"));
@@ -86,6 +86,16 @@ fn an_authorizer_may_refuse_the_question() {
         _ => Authorization::Allow,
     }))
     .unwrap();
-    sql(&db, "PRAGMA tde_auto_rotate=OFF").unwrap();
-    sql(&db, "SELECT tde_auto_rotate('on')").unwrap();
+    for change in ["PRAGMA tde_auto_rotate=OFF", "SELECT tde_auto_rotate('off')"] {
+        let words = sql(&db, change).unwrap_err().to_string();
+        assert!(words.contains("could not be asked"), "{change}: {words}");
+    }
+    for question in QUESTIONS.iter().filter(|question| !question.contains("other")) {
+        sql(&db, question).unwrap_or_else(|error| panic!("{question}: {error}"));
+    }
+    db.authorizer(None::<fn(AuthContext<'_>) -> Authorization>).unwrap();
+    db.progress_handler(1, Some(|| true)).unwrap();
+    sql(&db, "SELECT tde_auto_rotate('off')").unwrap_err();
+    db.progress_handler(1, None::<fn() -> bool>).unwrap();
+    assert_eq!(one(&db, "PRAGMA tde_auto_rotate"), Value::Text("on".into()));
 }

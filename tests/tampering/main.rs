@@ -20,3 +20,5 @@ mod log;
 mod plain_remains;
 #[cfg(unix)]
 mod restores;
+#[cfg(unix)]
+mod rolled_back;

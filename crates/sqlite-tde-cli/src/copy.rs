@@ -19,6 +19,7 @@ use sqlite_tde::{
 use tempfile::{TempDir, TempPath};
 
 use crate::failure::{Failure, KEY, OTHER, UNEXPECTED, USAGE, say};
+use crate::interrupt;
 use crate::progress;
 
 /// SQLite's own VFS on this platform.
@@ -204,7 +205,10 @@ impl Ends {
         builder.prefix(".sqlite-tde-");
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
-        builder.tempdir_in(self.parent()).map_err(|error| Failure::at(self.parent(), &error))
+        let made = builder.tempdir_in(self.parent());
+        let made = made.map_err(|error| Failure::at(self.parent(), &error))?;
+        interrupt::remove(made.path())?;
+        Ok(made)
     }
 
     /// Gives the complete copy its name.
@@ -367,7 +371,11 @@ fn umask() -> u32 {
 
 #[cfg(unix)]
 fn sync_directory(dir: &Path) -> std::io::Result<()> {
-    File::open(dir)?.sync_all()
+    match File::open(dir) {
+        // One that only leads to others: SQLite takes it so, too.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        dir => dir?.sync_all(),
+    }
 }
 
 /// Windows has no such call.

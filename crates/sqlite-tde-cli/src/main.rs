@@ -8,6 +8,7 @@ mod audit;
 mod config;
 mod copy;
 mod failure;
+mod interrupt;
 mod key;
 mod progress;
 mod prompt;

@@ -14,6 +14,10 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
+/// Where the host has no memory left, it is told so: this library does not end its process.
+#[global_allocator]
+static ALLOCATOR: tde::extension::Allocator = tde::extension::Allocator;
+
 /// Registers the VFS `tde`.
 ///
 /// # Safety

@@ -128,7 +128,7 @@ pub(crate) trait Owner {
     fn salts(&self) -> Option<Salts>;
     /// The frame of the last commit by the wal-index; `None` without shared memory.
     fn last_frame(&self) -> Option<FrameNo>;
-    /// The page that the wal-index has for `frame`; `None` without shared memory.
+    /// The page that the wal-index has for `frame`; `None` without shared memory, and beyond it.
     fn page_of(&self, frame: FrameNo) -> Option<PageNo>;
     /// Refuses a commit to the log of a database file that can no longer be opened.
     fn check_envelope(&self) -> Result<()>;
@@ -237,6 +237,9 @@ pub(crate) struct Wal {
     current: bool,
     pending: Option<Pending>,
     transaction: Transaction,
+    /// Without a wal-index in shared memory: the pages of the frames that were recovered and
+    /// written through this handle, in order.
+    learned: Vec<PageNo>,
     outgoing: Outgoing,
     ahead: Ahead,
     /// The bytes of the pending frame so far.
@@ -270,6 +273,7 @@ impl Wal {
             current: false,
             pending: None,
             transaction: Transaction::default(),
+            learned: Vec::new(),
             outgoing: Outgoing::default(),
             ahead: Ahead::default(),
             gathered: Vec::new(),

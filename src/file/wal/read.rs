@@ -73,6 +73,7 @@ impl Wal {
             }
             if starts {
                 self.note_commit(frame);
+                self.learn(owner, frame);
             } else if !self.is_expected(owner, frame, within + len) {
                 self.held = None;
                 return Err(Error::FrameAuthentication { frame: frame.0 });
@@ -149,8 +150,26 @@ impl Wal {
         if end <= FRAME_HEADER && self.transaction.has(frame) {
             return true;
         }
-        let page = PageNo(number(&self.plain));
-        owner.page_of(frame).is_none_or(|expected| expected == page)
+        self.expected(owner, frame) == Some(PageNo(number(&self.plain)))
+    }
+
+    /// The page that SQLite means by `frame`. A record says of itself which frame it is, and
+    /// another one of this log may have been that frame in a transaction that was rolled back.
+    pub(super) fn expected(&self, owner: &impl Owner, frame: FrameNo) -> Option<PageNo> {
+        let learned = || self.learned.get(frame.since(FrameNo::FIRST)?).copied();
+        owner.page_of(frame).or_else(learned)
+    }
+
+    /// Remembers the page of the frame in `plain`, if no wal-index does.
+    pub(super) fn learn(&mut self, owner: &impl Owner, frame: FrameNo) {
+        let Some(index) = frame.since(FrameNo::FIRST) else { return };
+        if owner.page_of(FrameNo::FIRST).is_some() {
+            return;
+        }
+        if self.learned.len() <= index {
+            self.learned.resize(index + 1, PageNo(0));
+        }
+        self.learned[index] = PageNo(number(&self.plain));
     }
 
     /// Puts `frame` into `plain`, from memory or from its record; `false` if that does not

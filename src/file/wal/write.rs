@@ -131,7 +131,9 @@ impl Wal {
             self.lose_outgoing();
             return Err(error);
         }
-        self.store(base, layout, frame)
+        self.store(base, layout, frame)?;
+        self.learn(owner, frame);
+        Ok(())
     }
 
     /// SQLite overwrites `frame`, which was committed once. It does so if the wal-index, which is

@@ -95,6 +95,7 @@ impl Session {
         copies_differ: bool,
     ) -> Self {
         let Opened { keyring, envelope, protector_name } = opened;
+        keyring.hold_to(&setup.protectors);
         Self {
             setup,
             lockings: Cell::new(keyring.lockings()),
@@ -125,6 +126,7 @@ impl Session {
     /// Goes on with other providers.
     #[cfg(test)]
     pub(crate) fn set_providers(&mut self, protectors: Protectors) {
+        self.keyring.hold_to(&protectors);
         let setup = Setup { protectors, ..Setup::clone(&self.setup) };
         self.setup = Arc::new(setup);
     }

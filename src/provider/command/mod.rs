@@ -244,7 +244,9 @@ impl<'a> Run<'a> {
         let time = deadline.patience().min(self.time);
         let call = Call { argv, variables, input, output_max_len, time };
         match call.run() {
-            Ok(answer) if answer.status.success() => Ok(answer.output),
+            Ok(answer) if answer.status.is_some_and(|status| status.success()) => Ok(answer.output),
+            // What it printed is examined as any answer.
+            Ok(answer) if answer.status.is_none() && !answer.output.is_empty() => Ok(answer.output),
             Ok(answer) => Err(self.refused(&answer)),
             Err(Failure::OutputTooLong) => {
                 Err(self.damaged(&format!("printed over {output_max_len} bytes")))
@@ -261,7 +263,7 @@ impl<'a> Run<'a> {
         if !answer.complaint.is_empty() {
             text = format!("{text}: {}", answer.complaint);
         }
-        match answer.status.code() {
+        match answer.status.and_then(|status| status.code()) {
             Some(WRONG_KEY) => ProviderError::wrong_key(text),
             Some(NOT_HERE) => ProviderError::not_here(text),
             Some(DENIED) => ProviderError::denied(text),
@@ -291,7 +293,11 @@ impl<'a> Run<'a> {
     }
 }
 
-fn ending(status: ExitStatus) -> String {
+fn ending(status: Option<ExitStatus>) -> String {
+    let Some(status) = status else {
+        let words = "printed nothing, and its exit code was taken by the program (SIGCHLD)";
+        return words.to_owned();
+    };
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit code {code}"),
         (None, Some(signal)) => format!("was ended by signal {signal}"),

@@ -1,24 +1,32 @@
 //! One run of a command: bounded in time and output, without leftover processes.
 //!
-//! 1. The input is in the pipe before the process starts. It fits there whole, so writing never
-//!    waits, and the reading end is still ours, so a command that reads nothing causes no signal.
-//! 2. The process leads a group of its own, and it is not reaped before that group was killed:
+//! 1. The input is in a file in memory, which ends where it ends, whoever else has it open: a
+//!    process that the host forks meanwhile inherits all that is open here. Elsewhere than on
+//!    Linux it is in a pipe, which it fits into, so that writing never waits.
+//! 2. The process leads a group of its own, and we do not reap it before that group was killed:
 //!    until then no other group can have its number.
 //! 3. It is done when it ends. Its output is then in the pipes; other holders of them are not
 //!    waited for.
+//! 4. A host may reap any child, as a handler of SIGCHLD does. Its group is then left alone, and it
+//!    has no exit status: the answer alone can tell.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use zeroize::Zeroizing;
 
+use crate::process::environment;
 use crate::provider::Deadline;
 
 /// Capacity of a pipe on every system.
@@ -40,7 +48,8 @@ pub(super) struct Call<'a> {
 
 /// Its exit status.
 pub(super) struct Outcome {
-    pub(super) status: ExitStatus,
+    /// `None` where the host has taken it.
+    pub(super) status: Option<ExitStatus>,
     pub(super) output: Zeroizing<Vec<u8>>,
     /// Its standard error, as one line of printable text.
     pub(super) complaint: String,
@@ -89,18 +98,21 @@ impl Call<'_> {
         if self.input.len() > INPUT_MAX_LEN {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
         }
-        let (reader, mut writer) = io::pipe()?;
-        writer.write_all(self.input)?;
-        let child = Command::new(program)
+        let environment = environment();
+        // By its whole path it is started without a copy of this process, whose pipes a child of
+        // the host might keep open.
+        let child = Command::new(found(program, &environment))
             .args(arguments)
+            .env_clear()
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .process_group(0)
-            .stdin(reader)
+            .stdin(input_of(self.input)?)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
         let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        Ok(Running { child, group })
+        Ok(Running { child, group, is_reaped: false })
     }
 }
 
@@ -108,22 +120,31 @@ impl Call<'_> {
 struct Running {
     child: Child,
     group: Option<Pid>,
+    /// By the host.
+    is_reaped: bool,
 }
 
 impl Running {
-    /// Whether it ended, leaving it to be reaped. An error means that there is nothing to wait for.
-    fn has_ended(&self) -> bool {
+    /// Whether it ended, leaving it to be reaped.
+    fn has_ended(&mut self) -> bool {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = self.group.map(|group| waitid(WaitId::Pid(group), look));
-        !matches!(status, Some(Ok(None)))
+        self.is_reaped = matches!(status, Some(Err(Errno::CHILD)));
+        !matches!(status, Some(Ok(None) | Err(Errno::INTR)))
     }
 
-    fn end(&mut self) -> io::Result<ExitStatus> {
-        if let Some(group) = self.group.take() {
+    fn end(&mut self) -> io::Result<Option<ExitStatus>> {
+        if let Some(group) = self.group.take_if(|_| !self.is_reaped) {
             // Fails if the group is empty, which is fine.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        self.child.wait()
+        if self.is_reaped {
+            return Ok(None);
+        }
+        match self.child.wait() {
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+            status => status.map(Some),
+        }
     }
 }
 
@@ -131,6 +152,33 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.end();
     }
+}
+
+/// The file of `program` in the directories of PATH; unchanged where it is none.
+fn found(program: &OsStr, environment: &[(OsString, OsString)]) -> PathBuf {
+    let path = environment.iter().find(|(name, _)| name == "PATH");
+    let is_program = |file: &PathBuf| {
+        let found = std::fs::metadata(file);
+        found.is_ok_and(|found| found.is_file() && found.mode() & 0o111 != 0)
+    };
+    let found = path.filter(|_| !program.as_bytes().contains(&b'/')).and_then(|(_, path)| {
+        std::env::split_paths(path).map(|dir| dir.join(program)).find(is_program)
+    });
+    found.unwrap_or_else(|| program.into())
+}
+
+/// A standard input that ends behind `input`.
+fn input_of(input: &[u8]) -> io::Result<Stdio> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Ok(memory) = rustix::fs::memfd_create("sqlite-tde", rustix::fs::MemfdFlags::CLOEXEC) {
+        let mut memory = File::from(memory);
+        memory.write_all(input)?;
+        memory.rewind()?;
+        return Ok(memory.into());
+    }
+    let (reader, mut writer) = io::pipe()?;
+    writer.write_all(input)?;
+    Ok(reader.into())
 }
 
 /// The reading end of a pipe, and the first bytes from it.
@@ -155,7 +203,13 @@ impl Stream {
     fn read(&mut self) -> io::Result<()> {
         let mut piece = Zeroizing::new([0; PIECE_LEN]);
         let len = match &mut self.pipe {
-            Some(pipe) => pipe.read(piece.as_mut_slice())?,
+            // A handler of a signal may run on any thread of the host's.
+            Some(pipe) => loop {
+                match pipe.read(piece.as_mut_slice()) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    read => break read?,
+                }
+            },
             None => 0,
         };
         if len == 0 {
@@ -190,7 +244,7 @@ fn wait_for(streams: &[&mut Stream], wait: Duration) -> io::Result<Vec<bool>> {
     let mut polled: Vec<_> = pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
     let wait = Timespec::try_from(wait).map_err(io::Error::other)?;
     match poll(&mut polled, Some(&wait)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
     Ok(polled.iter().map(|polled| !polled.revents().is_empty()).collect())

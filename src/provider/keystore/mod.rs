@@ -22,8 +22,8 @@ mod table;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use etcetera::BaseStrategy;
 use zeroize::Zeroizing;
 
 pub use self::exchange::KeyFormat;
@@ -66,6 +66,8 @@ pub struct Keystore {
     source: Option<SecretSource>,
     cost: Cost,
     unlocked: Arc<Derived<Params, Unlocked>>,
+    /// Whether the file was there once.
+    seen: Arc<AtomicBool>,
 }
 
 impl Keystore {
@@ -79,6 +81,7 @@ impl Keystore {
     /// [`Error::Usage`] if the variable is unset and the user has no home directory, and for a
     /// descriptor that is no number.
     pub fn open_default() -> Result<Self> {
+        process::read_environment();
         let variable = |name| process::variable(name).filter(|value| !value.is_empty());
         let keystore = Self::home(variable(HOME_VARIABLE))?;
         let source = source(variable(FILE_VARIABLE), variable(DESCRIPTOR_VARIABLE))?;
@@ -89,10 +92,9 @@ impl Keystore {
         if let Some(dir) = variable.filter(|dir| !dir.is_empty()) {
             return Ok(Self::at(dir));
         }
-        let platform = etcetera::base_strategy::choose_native_strategy().map_err(|error| {
+        process::data_dir().map(Self::at).map_err(|error| {
             Error::Usage(format!("no place for a keystore ({error}): set {HOME_VARIABLE}"))
-        })?;
-        Ok(Self::at(platform.data_dir().join("sqlite-tde")))
+        })
     }
 
     /// The keystore in `dir`. Creates nothing; a relative path is taken from the directory in
@@ -100,7 +102,8 @@ impl Keystore {
     #[must_use]
     pub fn at(dir: impl Into<PathBuf>) -> Self {
         let dir = process::absolute(&dir.into());
-        Self { dir, source: None, cost: Cost::default(), unlocked: Arc::default() }
+        let (unlocked, seen) = (Arc::default(), Arc::default());
+        Self { dir, source: None, cost: Cost::default(), unlocked, seen }
     }
 
     /// Reads the passphrase from `source` when it is first needed, and again when it has changed. A
@@ -166,6 +169,7 @@ impl Keystore {
     /// The file as it is; its MAC is not checked.
     fn decode_file(&self) -> Result<Option<(Zeroizing<Vec<u8>>, Unverified)>, ProviderError> {
         let Some(text) = file::read(&self.dir)? else { return Ok(None) };
+        self.seen.store(true, Ordering::Relaxed);
         let found = format::decode(&self.path(), &text)?;
         Ok(Some((text, found)))
     }
@@ -216,9 +220,15 @@ impl Keystore {
 
     fn read(&self) -> Result<Store, ProviderError> {
         self.load()?.ok_or_else(|| {
+            let path = self.path();
+            // Of a place that is gone, such as a mount, nothing says that the keys are.
+            if self.seen.load(Ordering::Relaxed) {
+                let text = format!("the keystore {} was there, and is not now", path.display());
+                return ProviderError::unreachable(text);
+            }
             ProviderError::not_here(format!(
                 "no keystore at {}: put it back there, or set {HOME_VARIABLE} to its directory",
-                self.path().display()
+                path.display()
             ))
         })
     }
@@ -313,7 +323,7 @@ fn source(file: Option<OsString>, descriptor: Option<OsString>) -> Result<Option
         (None, Some(text)) => {
             let number = text.to_str().and_then(|text| text.parse().ok());
             let not = || Error::Usage(format!("{DESCRIPTOR_VARIABLE} is not a number"));
-            Ok(Some(SecretSource::descriptor(number.ok_or_else(not)?)))
+            Ok(Some(SecretSource::descriptor_of_process(number.ok_or_else(not)?)))
         }
         (None, None) => Ok(None),
     }

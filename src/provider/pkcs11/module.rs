@@ -9,7 +9,7 @@
 //!    wrong ones a token locks. It is remembered here, not in a provider, of which there can be
 //!    several.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
@@ -62,7 +62,7 @@ pub(super) enum Login {
     Refused(Error),
 }
 
-static MODULES: LazyLock<Mutex<HashMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
+static MODULES: LazyLock<Mutex<BTreeMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
 
 /// The library at `path`, loaded if it was not.
 ///

@@ -174,6 +174,40 @@ fn a_descriptor_is_read_to_its_end_once_and_serves_again() {
 }
 
 #[cfg(unix)]
+/// What gives its content once is read before a fork, and a file from where it stands.
+#[cfg(unix)]
+#[test]
+fn a_descriptor_is_read_itself() {
+    use std::os::fd::AsRawFd;
+    let (reader, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"early\n").unwrap();
+    drop(writer);
+    let source = Source::Descriptor(reader.as_raw_fd()).secret(None);
+    drop(reader);
+    assert_eq!(words(source.read("a pin")), Ok("early".to_owned()), "it is read when it is named");
+
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    theirs.write_all(b"by a socket").unwrap();
+    drop(theirs);
+    let source = SecretSource::descriptor(ours.as_raw_fd());
+    assert_eq!(words(source.read("a pin")), Ok("by a socket".to_owned()));
+
+    // Nobody may open it any more, by any name.
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"skipped the rest").unwrap();
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o000)).unwrap();
+    file.seek(io::SeekFrom::Start(8)).unwrap();
+    for _ in 0..2 {
+        let source = SecretSource::descriptor(file.as_raw_fd());
+        assert_eq!(words(source.read("a pin")), Ok("the rest".to_owned()));
+    }
+
+    // Nobody waits for a writer before the secret is needed.
+    let (reader, writer) = io::pipe().unwrap();
+    drop(Source::Descriptor(reader.as_raw_fd()).secret(None));
+    drop(writer);
+}
+
 #[test]
 fn descriptors_that_give_nothing() {
     use std::os::fd::AsRawFd;

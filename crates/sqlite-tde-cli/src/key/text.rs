@@ -2,28 +2,27 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sqlite_tde::Error;
+use sqlite_tde::provider::{ProviderError, SecretSource};
 use zeroize::Zeroizing;
 
 use super::arguments::Place;
-use crate::failure::{Failure, KEY, USAGE};
+use crate::failure::{Failure, OTHER, USAGE};
 
 /// No key is written in more bytes.
 const MAX_LEN: usize = 4096;
 
 /// Every byte, since a key may end like a line does.
 pub fn read(place: &Place) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    if let Some(path) = &place.file {
-        let file = File::open(path).map_err(|error| Failure::at(path, &error))?;
-        check_mode(path, &file)?;
-        return read_all(path, file);
-    }
-    if let Some(number) = place.fd {
-        let path = PathBuf::from(format!("/dev/fd/{number}"));
-        let file = File::open(&path).map_err(|error| Failure::at(&path, &error))?;
-        return read_all(&path, file);
+    let given = match (&place.file, place.fd) {
+        (Some(path), _) => Some(SecretSource::File(path.clone())),
+        (None, Some(number)) => Some(SecretSource::descriptor(number)),
+        (None, None) => None,
+    };
+    if let Some(source) = given {
+        return source.read_whole("key").map_err(not_read);
     }
     if let Some(source) = place.source() {
         return source.read("key").map_err(|error| Error::from(error).into());
@@ -34,6 +33,17 @@ pub fn read(place: &Place) -> Result<Zeroizing<Vec<u8>>, Failure> {
     }
     let name = Path::new("standard input");
     read_all(name, unbuffered(io::stdin()).map_err(|error| Failure::at(name, &error))?)
+}
+
+/// The file is the user's, and no keystore: nothing is to be put back.
+fn not_read(error: ProviderError) -> Failure {
+    match error {
+        ProviderError::Damaged(reason) => Failure::new(USAGE, reason.to_string()),
+        ProviderError::NotHere(reason) | ProviderError::Unreachable(reason) => {
+            Failure::new(OTHER, reason.to_string())
+        }
+        error => Error::from(error).into(),
+    }
 }
 
 /// Writes to standard output.
@@ -61,23 +71,6 @@ fn read_all(path: &Path, input: impl Read) -> Result<Zeroizing<Vec<u8>>, Failure
         return Ok(text);
     }
     Err(Failure::new(USAGE, format!("{}: no key has over {MAX_LEN} bytes", path.display())))
-}
-
-#[cfg(unix)]
-fn check_mode(path: &Path, file: &File) -> Result<(), Failure> {
-    use std::os::unix::fs::MetadataExt;
-    let mode = file.metadata().map_err(|error| Failure::at(path, &error))?.mode() & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let path = path.display();
-    Err(Failure::new(KEY, format!("{path} has mode {mode:03o}: others can read it"))
-        .hint(format!("chmod 600 '{path}'")))
-}
-
-#[cfg(not(unix))]
-fn check_mode(_: &Path, _: &File) -> Result<(), Failure> {
-    Ok(())
 }
 
 /// Writes a new file; an existing one is kept.
