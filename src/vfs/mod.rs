@@ -27,6 +27,7 @@ pub(crate) mod forks;
 mod kin;
 mod names;
 mod owner;
+#[cfg(feature = "extension")]
 pub(crate) mod reserve;
 pub(crate) mod routines;
 mod signals;
@@ -268,8 +269,9 @@ fn of_change(code: c_int) -> c_int {
 /// Runs one callback. Nothing unwinds into SQLite, nor out of a frame of ours.
 fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
     let _held = Uncancelled::new();
+    #[cfg(feature = "extension")]
     if reserve::is_low() {
-        return ffi::SQLITE_IOERR_NOMEM;
+        return reserve::REFUSAL;
     }
     let code = catch_unwind(AssertUnwindSafe(|| call().unwrap_or_else(raise)));
     code.unwrap_or_else(|_| {

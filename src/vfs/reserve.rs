@@ -12,10 +12,16 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
+use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::ffi;
+
 const LEN: usize = 1 << 20;
+
+/// SQLITE_IOERR_NOMEM, after which SQLite gives its cache up, and which it tells as SQLITE_NOMEM.
+pub(super) const REFUSAL: c_int = ffi::SQLITE_IOERR | 12 << 8;
 
 /// The allocator of a loadable library: the system's, and behind it a reserve.
 #[derive(Debug)]
