@@ -21,6 +21,7 @@
 mod api;
 mod base;
 mod cancel;
+mod closing;
 pub(crate) mod connection;
 mod file;
 pub(crate) mod forks;
