@@ -403,6 +403,11 @@ impl Error {
     }
 }
 
+impl Error {
+    /// SQLITE_IOERR_NOMEM, which SQLite tells as SQLITE_NOMEM after it gave its cache up.
+    pub(crate) const NO_MEMORY: Self = Self::Base(ffi::SQLITE_IOERR | 12 << 8);
+}
+
 impl From<ProviderError> for Error {
     fn from(error: ProviderError) -> Self {
         match error {

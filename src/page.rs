@@ -27,9 +27,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lru::LruCache;
 
 pub(crate) use self::number::{FrameNo, PageNo};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nonce::NonceSequence;
-use crate::suite::{Choice, Schedule, SuiteId, SuiteKey, Unauthentic};
+use crate::suite::{Choice, Fault, Schedule, SuiteId, SuiteKey, Unauthentic};
 
 /// Bytes that a sealed block adds to its plaintext, and SQLite's reserve bytes on each page.
 pub const RESERVE: usize = 48;
@@ -119,14 +119,18 @@ impl BlockKeys {
     }
 
     /// The schedule of `key` for `chooser`, from another handle if one has just made it.
-    fn schedule(&self, key: &SuiteKey, chooser: (KeyVersion, Choice)) -> Schedule {
+    fn schedule(
+        &self,
+        key: &SuiteKey,
+        chooser: (KeyVersion, Choice),
+    ) -> std::result::Result<Schedule, Fault> {
         let mut found = self.found();
         match &found.schedule {
-            Some((have, schedule)) if *have == chooser => schedule.clone(),
+            Some((have, schedule)) if *have == chooser => Ok(schedule.clone()),
             _ => {
-                let schedule = key.schedule(&chooser.1);
+                let schedule = key.schedule(&chooser.1)?;
                 found.schedule = Some((chooser, schedule.clone()));
-                schedule
+                Ok(schedule)
             }
         }
     }
@@ -192,14 +196,15 @@ impl Schedules {
         keys: &BlockKeys,
         (version, key): (KeyVersion, &SuiteKey),
         nonce: &[u8],
-    ) -> &'s Schedule {
+    ) -> std::result::Result<&'s Schedule, Fault> {
         let chooser = (version, key.choice(nonce));
         if last.as_ref().is_none_or(|(have, _)| *have != chooser) {
-            let schedule = self.0.get_or_insert(chooser, || keys.schedule(key, chooser)).clone();
+            let schedule = self.0.try_get_or_insert(chooser, || keys.schedule(key, chooser))?;
+            let schedule = schedule.clone();
             *last = Some((chooser, schedule));
         }
         match last {
-            Some((_, schedule)) => schedule,
+            Some((_, schedule)) => Ok(schedule),
             None => unreachable!("it was just put there"),
         }
     }
@@ -238,8 +243,11 @@ impl PageCipher {
 
         self.schedules
             .choose(&mut self.sealing, &self.keys, (version, key), &nonce)
-            .seal(&nonce[..nonce_len], aad.as_slice(), plain, cipher, tag)
-            .map_err(|_| crate::error::Error::Unsupported("the cipher refused to seal".into()))
+            .and_then(|key| key.seal(&nonce[..nonce_len], aad.as_slice(), plain, cipher, tag))
+            .map_err(|fault| match fault {
+                Fault::NoMemory => Error::NO_MEMORY,
+                Unauthentic => Error::Unsupported("the cipher refused to seal".into()),
+            })
     }
 
     /// Opens `block` as that of `place` into `plain`, which is [`RESERVE`] bytes shorter. After a
@@ -249,7 +257,7 @@ impl PageCipher {
         place: impl Into<Place>,
         block: &[u8],
         plain: &mut [u8],
-    ) -> std::result::Result<(), Unauthentic> {
+    ) -> std::result::Result<(), Fault> {
         assert_eq!(block.len(), plain.len() + RESERVE, "a block is its plaintext and a trailer");
         let (cipher, trailer) = block.split_at(plain.len());
         let mut version = [0; VERSION_LEN];
@@ -264,7 +272,7 @@ impl PageCipher {
             return Err(Unauthentic);
         }
         let aad = self.keys.aad(place.into(), block.len(), version);
-        self.schedules.choose(&mut self.opening, &self.keys, (version, key), nonce).open(
+        self.schedules.choose(&mut self.opening, &self.keys, (version, key), nonce)?.open(
             nonce,
             aad.as_slice(),
             cipher,
@@ -279,7 +287,7 @@ impl PageCipher {
         &mut self,
         place: impl Into<Place>,
         block: &mut [u8],
-    ) -> std::result::Result<(), Unauthentic> {
+    ) -> std::result::Result<(), Fault> {
         let len = block.len().checked_sub(RESERVE).ok_or(Unauthentic)?;
         let opened = self.open_where_it_lies(place, block, len);
         match opened {
@@ -295,7 +303,7 @@ impl PageCipher {
         &mut self,
         page: PageNo,
         block: &mut [u8],
-    ) -> std::result::Result<(), Unauthentic> {
+    ) -> std::result::Result<(), Fault> {
         let known = self.keys.found().block.clone();
         if let Some(known) = known.filter(|known| known.page == page && known.sealed == block) {
             block.copy_from_slice(&known.open);
@@ -313,7 +321,7 @@ impl PageCipher {
         place: impl Into<Place>,
         block: &mut [u8],
         len: usize,
-    ) -> std::result::Result<(), Unauthentic> {
+    ) -> std::result::Result<(), Fault> {
         let mut trailer = [0; RESERVE];
         trailer.copy_from_slice(&block[len..]);
         let (version, rest) = trailer.split_first_chunk().ok_or(Unauthentic)?;
@@ -326,7 +334,7 @@ impl PageCipher {
             return Err(Unauthentic);
         }
         let aad = self.keys.aad(place.into(), block.len(), version);
-        self.schedules.choose(&mut self.opening, &self.keys, (version, key), nonce).open_in_place(
+        self.schedules.choose(&mut self.opening, &self.keys, (version, key), nonce)?.open_in_place(
             nonce,
             aad.as_slice(),
             tag,

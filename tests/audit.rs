@@ -282,6 +282,12 @@ fn forgeries_are_found_and_later_entries_do_not_hide_them() {
             Some((OLD, 1)),
         ),
         (
+            "all lines of an old file removed",
+            with_lines(&now, OLD, Vec::clear),
+            Some((OLD, 1)),
+            Some((OLD, 1)),
+        ),
+        (
             "a line removed",
             with_lines(&now, MIDDLE, |l| drop(l.remove(1))),
             Some((MIDDLE, 2)),

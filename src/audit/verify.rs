@@ -162,6 +162,10 @@ impl<'k> Walk<'k> {
             line.clear();
             reader.by_ref().take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)?;
             if line.is_empty() {
+                // A file begins with a line, written whole.
+                if number == 0 {
+                    self.broken = Some(finding(name, 1, "its lines were removed".to_owned()));
+                }
                 return Ok(());
             }
             number += 1;

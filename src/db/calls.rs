@@ -182,38 +182,38 @@ impl<H: Host> Database<H> {
     }
 
     fn read_log_part(&mut self, id: PartId, buf: &mut [u8], at: u64) -> Result<Filled> {
-        let Self { host, main, index, logs, .. } = self;
+        let Self { host, main, index, logs, lock, .. } = self;
         main.watch(host)?;
         let Part { host: base, file: wal, .. } = part(logs, id)?;
-        wal.read(base, &Around { host, main, index }, buf, at)
+        wal.read(base, &Around { host, main, index, lock: *lock }, buf, at)
     }
 
     pub(crate) fn write_log(&mut self, id: PartId, bytes: &[u8], at: u64) -> Result<()> {
-        let Self { host, main, index, logs, .. } = self;
+        let Self { host, main, index, logs, lock, .. } = self;
         if let Ok(session) = main.session() {
             session.check_rights()?;
             session.watch(host)?;
         }
         let Part { host: base, file: wal, .. } = part(logs, id)?;
-        wal.write(base, &Around { host, main, index }, bytes, at)
+        wal.write(base, &Around { host, main, index, lock: *lock }, bytes, at)
     }
 
     pub(crate) fn truncate_log(&mut self, id: PartId, size: u64) -> Result<()> {
-        let Self { host, main, index, logs, .. } = self;
+        let Self { host, main, index, logs, lock, .. } = self;
         let Part { host: base, file: wal, .. } = part(logs, id)?;
-        wal.truncate(base, &Around { host, main, index }, size)
+        wal.truncate(base, &Around { host, main, index, lock: *lock }, size)
     }
 
     pub(crate) fn sync_log(&mut self, id: PartId, flags: c_int) -> Result<()> {
-        let Self { host, main, index, logs, .. } = self;
+        let Self { host, main, index, logs, lock, .. } = self;
         let Part { host: base, file: wal, .. } = part(logs, id)?;
-        wal.before_sync(base, &Around { host, main, index })?;
+        wal.before_sync(base, &Around { host, main, index, lock: *lock })?;
         base.sync_as(flags)
     }
 
     /// Size of the log; SQLite asks for it when it begins to recover one.
     pub(crate) fn log_size(&mut self, id: PartId) -> Result<u64> {
-        let Self { host, main, index, logs, .. } = self;
+        let Self { host, main, index, logs, lock, .. } = self;
         let Part { host: base, file: wal, .. } = part(logs, id)?;
         if wal.is_foreign(base)? {
             log(
@@ -222,7 +222,7 @@ impl<H: Host> Database<H> {
                  as empty",
             );
         }
-        wal.size(base, &Around { host, main, index })
+        wal.size(base, &Around { host, main, index, lock: *lock })
     }
 
     pub(crate) fn log_host(&mut self, id: PartId) -> Result<&mut H> {

@@ -101,6 +101,7 @@ struct Around<'a, H> {
     host: &'a H,
     main: &'a Main,
     index: &'a WalIndex,
+    lock: LockLevel,
 }
 
 impl<H: Host> Owner for Around<'_, H> {
@@ -118,6 +119,10 @@ impl<H: Host> Owner for Around<'_, H> {
 
     fn page_of(&self, frame: FrameNo) -> Option<PageNo> {
         wal_index::page_of(self.host, frame)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.lock == LockLevel::Exclusive
     }
 
     fn origin(&self) -> Result<Origin> {
@@ -255,8 +260,8 @@ impl<H: Host> Database<H> {
 
     /// The open log, and the rest of the database as it sees it.
     fn log_and_rest(&mut self) -> Option<(&mut Part<H, Wal>, Around<'_, H>)> {
-        let Self { host, main, index, logs, .. } = self;
-        Some((logs.last_mut()?, Around { host, main, index }))
+        let Self { host, main, index, logs, lock, .. } = self;
+        Some((logs.last_mut()?, Around { host, main, index, lock: *lock }))
     }
 
     fn set_lock(&mut self, level: LockLevel) {

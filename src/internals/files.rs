@@ -92,6 +92,10 @@ impl Owner for Index {
         None
     }
 
+    fn is_alone(&self) -> bool {
+        false
+    }
+
     fn page_of(&self, frame: FrameNo) -> Option<PageNo> {
         self.pages.get(frame.since(FrameNo::FIRST)?).copied().map(PageNo)
     }

@@ -76,6 +76,10 @@ impl Ahead {
     fn fill(&mut self, base: &impl Storage, at: u64, len: usize) {
         self.clear_window();
         if self.bytes.len() < len {
+            // Without memory nothing is read ahead.
+            if self.bytes.try_reserve_exact(len - self.bytes.len()).is_err() {
+                return;
+            }
             self.bytes.resize(len, 0);
         }
         // Bytes past the end of the file read as zeros, and would pass for the end of a record.

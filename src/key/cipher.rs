@@ -7,8 +7,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::keyring::Keyring;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::page::{KeyVersion, PageCipher, PageNo, Place};
+use crate::suite::Fault;
 
 /// Input to the derivation of a journal's subkey, besides the DEK.
 pub(crate) type JournalSalt = [u8; 36];
@@ -59,7 +60,7 @@ impl Cipher {
         block: &[u8],
         plain: &mut [u8],
     ) -> Result<bool> {
-        self.with(|cipher| cipher.open(place, block, plain).is_ok())
+        self.with(|cipher| is_authentic(cipher.open(place, block, plain)))?
     }
 
     /// As [`PageCipher::open_in_place`]: whether `block` is authentic.
@@ -67,7 +68,7 @@ impl Cipher {
     /// # Errors
     /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
     pub(crate) fn open_in_place(&self, place: impl Into<Place>, block: &mut [u8]) -> Result<bool> {
-        self.with(|cipher| cipher.open_in_place(place, block).is_ok())
+        self.with(|cipher| is_authentic(cipher.open_in_place(place, block)))?
     }
 
     /// As [`PageCipher::open_known`]: whether `block` is authentic.
@@ -75,7 +76,7 @@ impl Cipher {
     /// # Errors
     /// [`crate::Error::Inaccessible`] while the keyring is locked, which says nothing of the block.
     pub(crate) fn open_known(&self, page: PageNo, block: &mut [u8]) -> Result<bool> {
-        self.with(|cipher| cipher.open_known(page, block).is_ok())
+        self.with(|cipher| is_authentic(cipher.open_known(page, block)))?
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut PageCipher) -> T) -> Result<T> {
@@ -86,6 +87,15 @@ impl Cipher {
             empty => empty.insert(PageCipher::new(self.keyring.block_keys(self.subkey)?)),
         };
         Ok(work(cipher))
+    }
+}
+
+/// Where there is no memory, nothing is said of the block.
+fn is_authentic(opened: std::result::Result<(), Fault>) -> Result<bool> {
+    match opened {
+        Ok(()) => Ok(true),
+        Err(Fault::Unauthentic) => Ok(false),
+        Err(Fault::NoMemory) => Err(Error::NO_MEMORY),
     }
 }
 

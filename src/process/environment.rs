@@ -63,7 +63,16 @@ pub(crate) fn is_privileged() -> bool {
 fn told_by_system() -> Option<bool> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        secure_in(&std::fs::read("/proc/self/auxv").ok()?)
+        match std::fs::read("/proc/self/auxv") {
+            Ok(vector) => secure_in(&vector),
+            // A process that must not be looked into, as one with file capabilities.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                let has_rights =
+                    has_capabilities(&std::fs::read_to_string("/proc/self/status").ok()?);
+                Some(differs() || has_rights)
+            }
+            Err(_) => None,
+        }
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     None
@@ -79,6 +88,15 @@ fn secure_in(vector: &[u8]) -> Option<bool> {
         let (kind, value) = pair.split_at(WORD);
         (word(kind)? == AT_SECURE).then(|| word(value)).flatten().map(|value| value != 0)
     })
+}
+
+/// Whether the status of a process other than the superuser's shows capabilities.
+#[cfg(any(target_os = "linux", target_os = "android", test))]
+fn has_capabilities(status: &str) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let user = field("Uid:").and_then(|ids| ids.split_whitespace().nth(1));
+    let permitted = field("CapPrm:").and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    user != Some("0") && permitted != Some(0)
 }
 
 /// Whether user or group are others than the caller's.
@@ -111,6 +129,12 @@ mod tests {
             assert_eq!(secure_in(&vector(pairs)), answer, "{what}");
         }
         assert_eq!(secure_in(&vector(&[[23, 1]])[..12]), None, "cut short");
+        for (uid, capabilities, answer) in
+            [("1000", "0", false), ("1000", "400", true), ("0", "1ffffffffff", false)]
+        {
+            let status = format!("Name:\tx\nUid:\t5\t{uid}\t5\t5\nCapPrm:\t{capabilities:0>16}\n");
+            assert_eq!(has_capabilities(&status), answer, "{status}");
+        }
         assert!(!is_privileged(), "tests are started by who runs them");
     }
 

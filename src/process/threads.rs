@@ -29,11 +29,18 @@ thread_local! {
     static NUMBER: Cell<u64> = const { Cell::new(0) };
 }
 
+/// More than the standard library allocates for one.
+const MEMORY: usize = 256 << 10;
+
 /// Starts a thread.
 ///
 /// # Errors
 /// The operating system's.
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    // Where the standard library finds no memory for a thread's handle, it ends the process.
+    if Vec::<u8>::new().try_reserve_exact(MEMORY).is_err() {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
     let mut builder = Some((std::thread::Builder::new().name(name.to_owned()), work));
     let mut spawned = Ok(());
     let mut spawn = || {

@@ -210,10 +210,10 @@ impl KeyProvider for Passphrase {
         let key = self.keys.get(&(key_id.to_owned(), header), || {
             let key = self.ask_and_derive(&format!("passphrase for {key_id}"), &header)?;
             // A passphrase that unwraps nothing is not kept.
-            open(&key).ok_or_else(wrong)?;
+            open(&key)?.ok_or_else(wrong)?;
             Ok(key)
         })?;
-        open(&key).map(Answer::from).ok_or_else(wrong)
+        open(&key)?.map(Answer::from).ok_or_else(wrong)
     }
 
     fn newest_version(&self, _: &VersionRequest<'_>) -> Result<Answer<String>, ProviderError> {

@@ -110,7 +110,7 @@ impl KeyProvider for RawKey {
             )));
         }
         let aad = wrap::aad(context, key_id, key.check);
-        wrap::open(&key.secret, &aad, &wrapped.blob).map(Answer::from).ok_or_else(|| {
+        wrap::open(&key.secret, &aad, &wrapped.blob)?.map(Answer::from).ok_or_else(|| {
             wrong(&format!("key {key_id:?}, which did not wrap this database's key"))
         })
     }

@@ -270,14 +270,17 @@ impl Descriptor {
         File::open(format!("/dev/fd/{}", self.number))
     }
 
-    /// Whether a read would wait for nobody.
+    /// Whether a read to the end would wait for nobody.
     fn is_ready(&self) -> bool {
         #[cfg(unix)]
         {
             use rustix::event::{PollFd, PollFlags, Timespec, poll};
             let Ok(file) = self.duplicate() else { return false };
             let mut polled = [PollFd::new(&file, PollFlags::IN)];
-            poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            let asked = poll(&mut polled, Some(&Timespec::default()));
+            // Of what has no place, all must be there: nobody writes any more.
+            let is_whole = asked.is_ok() && polled[0].revents().contains(PollFlags::HUP);
+            is_whole || (&file).stream_position().is_ok()
         }
         #[cfg(not(unix))]
         false

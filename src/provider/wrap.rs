@@ -48,24 +48,29 @@ pub(super) fn seal(kek: &Secret, aad: &[u8], dek: &Secret) -> Result<Vec<u8>, Pr
     let (head, tag) = blob.split_at_mut(TAG_AT);
     let (start, cipher) = head.split_at_mut(CIPHER_AT);
     start.copy_from_slice(&nonce);
-    let sealed = schedule(kek, &nonce).seal(&nonce, aad, dek.expose(), cipher, tag);
+    let sealed = schedule(kek, &nonce)?.seal(&nonce, aad, dek.expose(), cipher, tag);
     sealed.map_err(|_| ProviderError::unreachable("the cipher refused to wrap a key"))?;
     Ok(blob)
 }
 
 /// The DEK in `blob`; `None` if it was not sealed with this key and associated data.
-pub(super) fn open(kek: &Secret, aad: &[u8], blob: &[u8]) -> Option<Secret> {
-    if blob.len() != BLOB_LEN {
-        return None;
-    }
-    let nonce: &[u8; NONCE_LEN] = blob.first_chunk()?;
+///
+/// # Errors
+/// [`ProviderError::Unreachable`] if there is no memory.
+pub(super) fn open(kek: &Secret, aad: &[u8], blob: &[u8]) -> Result<Option<Secret>, ProviderError> {
+    let nonce: &[u8; NONCE_LEN] = match blob.first_chunk() {
+        Some(nonce) if blob.len() == BLOB_LEN => nonce,
+        _ => return Ok(None),
+    };
     let (cipher, tag) = (&blob[CIPHER_AT..TAG_AT], &blob[TAG_AT..]);
-    Secret::fill_with(|dek| schedule(kek, nonce).open(nonce, aad, cipher, tag, dek)).ok()
+    let schedule = schedule(kek, nonce)?;
+    Ok(Secret::fill_with(|dek| schedule.open(nonce, aad, cipher, tag, dek)).ok())
 }
 
 /// The AES-GCM key that the first half of the nonce chooses.
-fn schedule(kek: &Secret, nonce: &[u8; NONCE_LEN]) -> Arc<Schedule> {
-    Key::new(kek).schedule(&std::array::from_fn(|at| nonce[at]))
+fn schedule(kek: &Secret, nonce: &[u8; NONCE_LEN]) -> Result<Arc<Schedule>, ProviderError> {
+    let schedule = Key::new(kek).schedule(&std::array::from_fn(|at| nonce[at]));
+    schedule.map_err(|_| ProviderError::unreachable("there is no memory for a key"))
 }
 
 #[cfg(test)]
@@ -90,7 +95,7 @@ mod tests {
             ("a longer key name", &kek, aad(&CONTEXT, "k\0", 1), false),
             ("another key version", &kek, aad(&CONTEXT, "k", 2), false),
         ] {
-            let opened = open(key, &aad, &blob);
+            let opened = open(key, &aad, &blob).unwrap();
             assert_eq!(opened.is_some(), opens, "{what}");
             assert!(opened.is_none_or(|key| key.expose() == dek.expose()), "{what}");
         }
@@ -104,11 +109,11 @@ mod tests {
         for bit in 0..blob.len() * 8 {
             let mut flipped = blob.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(open(&kek, &aad, &flipped).is_none(), "bit {bit}");
+            assert!(open(&kek, &aad, &flipped).unwrap().is_none(), "bit {bit}");
         }
         for len in 0..blob.len() {
-            assert!(open(&kek, &aad, &blob[..len]).is_none(), "length {len}");
+            assert!(open(&kek, &aad, &blob[..len]).unwrap().is_none(), "length {len}");
         }
-        assert!(open(&kek, &aad, &[blob, vec![0]].concat()).is_none(), "a byte longer");
+        assert!(open(&kek, &aad, &[blob, vec![0]].concat()).unwrap().is_none(), "a byte longer");
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use ::aegis::aegis256x4::Aegis256X4;
 
-use super::{Suite, Unauthentic};
+use super::{Fault, Suite, Unauthentic};
 use crate::secret::Secret;
 use crate::secret::stack::{HASHES, without_trace};
 
@@ -37,7 +37,7 @@ impl Key {
 
     /// Does `work` with the cipher for `nonce`. Key and state lie on the stack meanwhile.
     #[inline]
-    fn with<T>(&self, nonce: &[u8], work: impl FnOnce(Cipher) -> T) -> Result<T, Unauthentic> {
+    fn with<T>(&self, nonce: &[u8], work: impl FnOnce(Cipher) -> T) -> Result<T, Fault> {
         let drawn: &[u8; NONCE_LEN] = nonce.try_into().map_err(|_| Unauthentic)?;
         let mut whole = [0; VERSION_LEN + NONCE_LEN];
         whole[..VERSION_LEN].copy_from_slice(&self.version);
@@ -55,7 +55,7 @@ impl Suite for Key {
         plain: &[u8],
         cipher: &mut [u8],
         tag: &mut [u8],
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         let tag: &mut [u8; TAG_LEN] = tag.try_into().map_err(|_| Unauthentic)?;
         if nonce.len() != NONCE_LEN || cipher.len() != plain.len() {
             return Err(Unauthentic);
@@ -73,7 +73,7 @@ impl Suite for Key {
         cipher: &[u8],
         tag: &[u8],
         plain: &mut [u8],
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         if (nonce.len(), tag.len()) != (NONCE_LEN, TAG_LEN) || cipher.len() != plain.len() {
             return Err(Unauthentic);
         }
@@ -89,7 +89,7 @@ impl Suite for Key {
         tag: &[u8],
         block: &mut [u8],
         len: usize,
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         let tag: &[u8; TAG_LEN] = tag.try_into().map_err(|_| Unauthentic)?;
         let block = block.get_mut(..len).ok_or(Unauthentic)?;
         self.with(nonce, |aegis| aegis.decrypt_in_place(block, tag, aad))?.map_err(|_| {

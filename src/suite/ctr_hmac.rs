@@ -14,7 +14,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use super::hkdf::Extracted;
-use super::{Suite, Unauthentic};
+use super::{Fault, Suite, Unauthentic};
 use crate::secret::Secret;
 use crate::secret::stack::{BLOCKS, STREAMS, without_trace};
 
@@ -49,13 +49,13 @@ impl Key {
         }
     }
 
-    fn apply(&self, nonce: &[u8], from: &[u8], to: &mut [u8]) -> Result<(), Unauthentic> {
+    fn apply(&self, nonce: &[u8], from: &[u8], to: &mut [u8]) -> Result<(), Fault> {
         let mut keystream = self.keystream(nonce)?;
         keystream.try_apply_keystream_b2b(from, to).map_err(|_| Unauthentic)
     }
 
     /// It borrows the expanded key, of which no copy is made here.
-    fn keystream(&self, nonce: &[u8]) -> Result<Ctr128BE<&Aes256>, Unauthentic> {
+    fn keystream(&self, nonce: &[u8]) -> Result<Ctr128BE<&Aes256>, Fault> {
         let nonce = nonce.try_into().map_err(|_| Unauthentic)?;
         Ok(Ctr128BE::from_core(ctr::CtrCore::inner_iv_init(&self.aes, nonce)))
     }
@@ -71,13 +71,7 @@ impl Key {
         tag
     }
 
-    fn verify(
-        &self,
-        nonce: &[u8],
-        aad: &[u8],
-        cipher: &[u8],
-        tag: &[u8],
-    ) -> Result<(), Unauthentic> {
+    fn verify(&self, nonce: &[u8], aad: &[u8], cipher: &[u8], tag: &[u8]) -> Result<(), Fault> {
         let same = bool::from(self.tag(nonce, aad, cipher)[..].ct_eq(tag));
         if same { Ok(()) } else { Err(Unauthentic) }
     }
@@ -98,7 +92,7 @@ impl Suite for Key {
         plain: &[u8],
         cipher: &mut [u8],
         tag: &mut [u8],
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         if tag.len() != TAG_LEN || cipher.len() != plain.len() {
             return Err(Unauthentic);
         }
@@ -116,7 +110,7 @@ impl Suite for Key {
         cipher: &[u8],
         tag: &[u8],
         plain: &mut [u8],
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         if nonce.len() != NONCE_LEN || cipher.len() != plain.len() {
             return Err(Unauthentic);
         }
@@ -133,7 +127,7 @@ impl Suite for Key {
         tag: &[u8],
         block: &mut [u8],
         len: usize,
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         let cipher = block.get_mut(..len).ok_or(Unauthentic)?;
         without_trace::<STREAMS, _>(|| {
             self.verify(nonce, aad, cipher, tag)?;

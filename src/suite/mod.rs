@@ -13,10 +13,16 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::secret::Secret;
 
-/// A block did not authenticate, or a length was not the suite's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not authentic")]
-pub(crate) struct Unauthentic;
+/// Why something is not sealed or opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It did not authenticate, or a length was not the suite's.
+    Unauthentic,
+    /// There is no memory for the key's schedule, which says nothing of what is to be opened.
+    NoMemory,
+}
+
+pub(crate) use Fault::Unauthentic;
 
 /// Which algorithms encrypt and authenticate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -100,7 +106,7 @@ pub(crate) trait Suite {
         plain: &[u8],
         cipher: &mut [u8],
         tag: &mut [u8],
-    ) -> Result<(), Unauthentic>;
+    ) -> Result<(), Fault>;
 
     /// Verifies, and decrypts `cipher` into `plain`, of the same length. After a failure `plain`
     /// holds what it held, or zeros: never unverified plaintext.
@@ -111,7 +117,7 @@ pub(crate) trait Suite {
         cipher: &[u8],
         tag: &[u8],
         plain: &mut [u8],
-    ) -> Result<(), Unauthentic>;
+    ) -> Result<(), Fault>;
 
     /// As [`Suite::open`], in place: the first `len` bytes of `block`, which goes on for at least
     /// as long as a tag. After a failure those `len` bytes are ciphertext or zeros.
@@ -122,7 +128,7 @@ pub(crate) trait Suite {
         tag: &[u8],
         block: &mut [u8],
         len: usize,
-    ) -> Result<(), Unauthentic>;
+    ) -> Result<(), Fault>;
 }
 
 /// A subkey made ready for its suite. Read-only, so that connections share it.
@@ -173,12 +179,15 @@ impl SuiteKey {
     }
 
     /// The schedule of `choice`.
-    pub(crate) fn schedule(&self, choice: &Choice) -> Schedule {
-        match self {
-            Self::Gcm(key) => Schedule::Gcm(key.schedule(choice)),
+    ///
+    /// # Errors
+    /// [`Fault::NoMemory`].
+    pub(crate) fn schedule(&self, choice: &Choice) -> Result<Schedule, Fault> {
+        Ok(match self {
+            Self::Gcm(key) => Schedule::Gcm(key.schedule(choice)?),
             Self::CtrHmac(key) => Schedule::CtrHmac(Arc::clone(key)),
             Self::Aegis(key) => Schedule::Aegis(Arc::clone(key)),
-        }
+        })
     }
 }
 
@@ -234,7 +243,7 @@ pub(crate) mod tests {
             let plain = *b"forty bytes of plaintext, no more of it.";
             let good_nonce = vec![9; suite.nonce_len()];
             let (mut cipher, mut tag) = ([0; 40], vec![0; suite.tag_len()]);
-            let schedule = key.schedule(&key.choice(&good_nonce));
+            let schedule = key.schedule(&key.choice(&good_nonce)).unwrap();
             schedule.seal(&good_nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
             // Content that each suite leaves in a buffer that held 0xee.
             let left = match suite {
@@ -248,7 +257,7 @@ pub(crate) mod tests {
                     now[part][bit / 8] ^= 1 << (bit % 8);
                     let [cipher, nonce, tag, aad] = &now;
                     let mut out = [0xee; 40];
-                    let schedule = key.schedule(&key.choice(nonce));
+                    let schedule = key.schedule(&key.choice(nonce)).unwrap();
                     let result = schedule.open(nonce, aad, cipher, tag, &mut out);
                     assert_eq!(result, Err(Unauthentic), "{suite:?} part {part} bit {bit}");
                     assert_eq!(out, left, "{suite:?} part {part} bit {bit}");
@@ -270,7 +279,7 @@ pub(crate) mod tests {
                 lens[part] = wrong;
                 let [nonce, from, to, mut tag] = lens.map(|len| vec![9; len]);
                 let mut to = to;
-                let schedule = key.schedule(&key.choice(&nonce));
+                let schedule = key.schedule(&key.choice(&nonce)).unwrap();
                 let name = format!("{suite:?} nonce, from, to, tag: {lens:?}");
                 let sealed = schedule.seal(&nonce, b"", &from, &mut to, &mut tag);
                 assert_eq!(sealed, Err(Unauthentic), "{name}");
@@ -289,7 +298,7 @@ pub(crate) mod tests {
             for len in [0, 1, 15, 16, 17, 4048, 65488] {
                 let (nonce, plain) = (vec![9; suite.nonce_len()], vec![0x5a; len]);
                 let (mut cipher, mut tag) = (vec![0; len], vec![0; suite.tag_len()]);
-                let schedule = key.schedule(&key.choice(&nonce));
+                let schedule = key.schedule(&key.choice(&nonce)).unwrap();
                 schedule.seal(&nonce, b"aad", &plain, &mut cipher, &mut tag).unwrap();
                 let mut back = vec![0; len];
                 schedule.open(&nonce, b"aad", &cipher, &tag, &mut back).unwrap();

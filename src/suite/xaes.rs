@@ -14,7 +14,7 @@ use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{Suite, Unauthentic};
+use super::{Fault, Suite, Unauthentic};
 use crate::secret::stack::{BLOCKS, without_trace};
 use crate::secret::{KEY_LEN, Secret};
 
@@ -54,11 +54,14 @@ impl Key {
 
     /// The GCM key for nonces that begin with `prefix`. It is made on the heap and stays there:
     /// moving it would leave a copy.
-    pub(crate) fn schedule(&self, prefix: &[u8; PREFIX_LEN]) -> Arc<Schedule> {
-        without_trace::<BLOCKS, _>(|| Arc::new(self.derive(prefix)))
+    ///
+    /// # Errors
+    /// [`Fault::NoMemory`].
+    pub(crate) fn schedule(&self, prefix: &[u8; PREFIX_LEN]) -> Result<Arc<Schedule>, Fault> {
+        without_trace::<BLOCKS, _>(|| self.derive(prefix).map(Arc::new))
     }
 
-    fn derive(&self, prefix: &[u8; PREFIX_LEN]) -> Schedule {
+    fn derive(&self, prefix: &[u8; PREFIX_LEN]) -> Result<Schedule, Fault> {
         let aes = Aes256::new(self.key.expose().into());
         let mut derived = Zeroizing::new([0; KEY_LEN]);
         for (counter, half) in (1..=2_u8).zip(derived.chunks_exact_mut(BLOCK)) {
@@ -70,7 +73,9 @@ impl Key {
             half.copy_from_slice(&block);
             block.zeroize();
         }
-        Schedule(UnboundKey::new(&AES_256_GCM, derived.as_slice()).ok().map(LessSafeKey::new))
+        // The key has the right length, so that only memory can be missing.
+        let key = UnboundKey::new(&AES_256_GCM, derived.as_slice()).map_err(|_| Fault::NoMemory)?;
+        Ok(Schedule(LessSafeKey::new(key)))
     }
 }
 
@@ -80,9 +85,8 @@ impl Drop for Key {
     }
 }
 
-/// An expanded GCM key. `None` only where aws-lc could not allocate it: then nothing seals or
-/// opens.
-pub(crate) struct Schedule(Option<LessSafeKey>);
+/// An expanded GCM key.
+pub(crate) struct Schedule(LessSafeKey);
 
 impl Suite for Schedule {
     #[inline]
@@ -93,8 +97,8 @@ impl Suite for Schedule {
         plain: &[u8],
         cipher: &mut [u8],
         tag: &mut [u8],
-    ) -> Result<(), Unauthentic> {
-        let key = self.0.as_ref().ok_or(Unauthentic)?;
+    ) -> Result<(), Fault> {
+        let key = &self.0;
         key.seal_out_of_place_scatter(gcm_nonce(nonce)?, Aad::from(aad), plain, cipher, &[], tag)
             .map_err(|_| Unauthentic)
     }
@@ -107,11 +111,11 @@ impl Suite for Schedule {
         cipher: &[u8],
         tag: &[u8],
         plain: &mut [u8],
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         if tag.len() != TAG_LEN || cipher.len() != plain.len() {
             return Err(Unauthentic);
         }
-        let key = self.0.as_ref().ok_or(Unauthentic)?;
+        let key = &self.0;
         let opened =
             key.open_separate_gather(gcm_nonce(nonce)?, Aad::from(aad), cipher, tag, plain);
         opened.map_err(|_| {
@@ -129,13 +133,13 @@ impl Suite for Schedule {
         tag: &[u8],
         block: &mut [u8],
         len: usize,
-    ) -> Result<(), Unauthentic> {
+    ) -> Result<(), Fault> {
         let sealed = block.get_mut(..len + TAG_LEN).ok_or(Unauthentic)?;
         if tag.len() != TAG_LEN {
             return Err(Unauthentic);
         }
         sealed[len..].copy_from_slice(tag);
-        let key = self.0.as_ref().ok_or(Unauthentic)?;
+        let key = &self.0;
         let opened = key.open_in_place(gcm_nonce(nonce)?, Aad::from(aad), sealed).map(|_| ());
         opened.map_err(|_| {
             sealed[..len].fill(0);
@@ -144,7 +148,7 @@ impl Suite for Schedule {
     }
 }
 
-fn gcm_nonce(nonce: &[u8]) -> Result<Nonce, Unauthentic> {
+fn gcm_nonce(nonce: &[u8]) -> Result<Nonce, Fault> {
     if nonce.len() != NONCE_LEN {
         return Err(Unauthentic);
     }
@@ -191,7 +195,7 @@ mod tests {
             let (nonce, plain) = (b"ABCDEFGHIJKLMNOPQRSTUVWX", b"XAES-256-GCM");
             let mut got = [0; 12 + TAG_LEN];
             let (cipher, tag) = got.split_at_mut(12);
-            let schedule = key.schedule(b"ABCDEFGHIJKL");
+            let schedule = key.schedule(b"ABCDEFGHIJKL").unwrap();
             schedule.seal(nonce, aad.as_bytes(), plain, cipher, tag).unwrap();
             let mut back = [0; 12];
             schedule.open(nonce, aad.as_bytes(), cipher, tag, &mut back).unwrap();

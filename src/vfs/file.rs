@@ -19,7 +19,7 @@ use super::connection::{ERRAND, Errand};
 use super::kin::{WHO, answer_who};
 use super::names::{self, LogName};
 use super::owner::{Guarded, Owner};
-use super::{api, guard, guard_change, of_change, raise};
+use super::{api, check_memory, guard, guard_change, of_change, raise};
 use crate::command::{self, Command};
 use crate::db::PartId;
 use crate::db::host::{Host, LockLevel};
@@ -346,6 +346,7 @@ unsafe extern "C" fn file_size(file: File, out: *mut ffi::sqlite3_int64) -> c_in
 unsafe extern "C" fn lock(file: File, level: c_int) -> c_int {
     // SAFETY: see `opened`.
     guard(|| unsafe {
+        check_memory()?;
         let level = LockLevel::from_code(level);
         let Handle::Main(owner) = opened(file) else {
             return done(opened(file).with_base(|base, _| base.lock(level))?);

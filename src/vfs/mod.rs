@@ -267,13 +267,19 @@ fn of_change(code: c_int) -> c_int {
     if code & 0xff == ffi::SQLITE_CORRUPT { ffi::SQLITE_IOERR_DATA } else { code }
 }
 
+/// Refuses to begin what may take memory, where the host has none and the reserve is low. Whatever
+/// gives something back is never refused.
+fn check_memory() -> Result<()> {
+    #[cfg(feature = "extension")]
+    if let Some(error) = reserve::refusal() {
+        return Err(error);
+    }
+    Ok(())
+}
+
 /// Runs one callback. Nothing unwinds into SQLite, nor out of a frame of ours.
 fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
     let _held = Uncancelled::new();
-    #[cfg(feature = "extension")]
-    if reserve::is_low() {
-        return reserve::REFUSAL;
-    }
     let code = catch_unwind(AssertUnwindSafe(|| call().unwrap_or_else(raise)));
     code.unwrap_or_else(|_| {
         api::log(ffi::SQLITE_IOERR, "sqlite-tde: a panic was stopped at the VFS");
@@ -337,7 +343,10 @@ unsafe extern "C" fn open_file(
     // SAFETY: SQLite passes szOsFile bytes; "xOpen must set pMethods", to NULL where it fails.
     unsafe { (*file).pMethods = ptr::null() };
     // SAFETY: the arguments are those of xOpen.
-    guard(|| unsafe { open_inside(vfs, name, file, flags, out_flags) })
+    guard(|| unsafe {
+        check_memory()?;
+        open_inside(vfs, name, file, flags, out_flags)
+    })
 }
 
 unsafe fn open_inside(

@@ -2,77 +2,114 @@
 //! fails, and a guest must not.
 //!
 //! ```text
-//! allocation --> malloc --fails--> reserve, 1 MiB --full--> the process ends
+//! allocation --> malloc --fails--> reserve --full--> the process ends
 //!                                     |
-//!        a call of SQLite's that comes while more than half of it is in use: SQLITE_NOMEM at once
+//!      a file is opened or locked while half of it is in use: SQLITE_NOMEM at once
 //! ```
-//! The reserve is a stack of blocks: the top goes back to the start when all of them were freed,
-//! and by one where the last one is freed first. What is larger than a call needs, as the memory of
-//! a key derivation, is asked for in ways that can fail.
+//! The reserve has two arenas: small blocks in 512 KiB, and up to 128 KiB each in 4 MiB. Each is
+//! divided into grains, and 64 of these share a word of bits, which says what is in use. A block
+//! lies within one word's grains, so that taking and giving back are one exchange of a word: there
+//! is no lock that a thread may hold while another one forks. What is larger than a call needs, as
+//! the memory of a key derivation, is asked for in ways that can fail.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
-use std::ffi::c_int;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::ffi;
-
-const LEN: usize = 1 << 20;
-
-/// SQLITE_IOERR_NOMEM, after which SQLite gives its cache up, and which it tells as SQLITE_NOMEM.
-pub(super) const REFUSAL: c_int = ffi::SQLITE_IOERR | 12 << 8;
+use crate::error::Error;
 
 /// The allocator of a loadable library: the system's, and behind it a reserve.
 #[derive(Debug)]
 pub struct Allocator;
 
-#[repr(align(64))]
-struct Reserve(UnsafeCell<[u8; LEN]>);
+/// `LEN` bytes in grains, 64 for each of `WORDS` words.
+#[repr(C, align(4096))]
+struct Arena<const LEN: usize, const WORDS: usize> {
+    bytes: UnsafeCell<[u8; LEN]>,
+    taken: [AtomicU64; WORDS],
+    /// Bytes in use.
+    used: AtomicUsize,
+}
 
 // SAFETY: `take` gives each byte to one caller at a time.
-unsafe impl Sync for Reserve {}
+unsafe impl<const LEN: usize, const WORDS: usize> Sync for Arena<LEN, WORDS> {}
 
-static RESERVE: Reserve = Reserve(UnsafeCell::new([0; LEN]));
-/// The number of blocks in use, in the upper half, and the top.
-static STATE: AtomicU64 = AtomicU64::new(0);
+static SMALL: Arena<{ 512 << 10 }, 64> = Arena::new();
+static LARGE: Arena<{ 4 << 20 }, 32> = Arena::new();
 
-const ONE: u64 = 1 << 32;
+impl<const LEN: usize, const WORDS: usize> Arena<LEN, WORDS> {
+    const GRAIN: usize = LEN / WORDS / 64;
 
-/// Whether so much of the reserve is in use that a new call must not begin.
+    const fn new() -> Self {
+        Self {
+            bytes: UnsafeCell::new([0; LEN]),
+            taken: [const { AtomicU64::new(0) }; WORDS],
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    /// The bits of as many grains as `len` bytes take; `None` for more than a word has.
+    fn run(len: usize) -> Option<u64> {
+        match len.div_ceil(Self::GRAIN) {
+            64 => Some(u64::MAX),
+            count @ 0..64 => Some((1 << count.max(1)) - 1),
+            _ => None,
+        }
+    }
+
+    fn take(&self, layout: Layout) -> Option<*mut u8> {
+        let run = Self::run(layout.size()).filter(|_| layout.align() <= Self::GRAIN)?;
+        let fits = |taken: u64| (0..=run.leading_zeros()).find(|at| taken & (run << at) == 0);
+        let (word, at) = self.taken.iter().enumerate().find_map(|(number, word)| {
+            let taken = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |taken| {
+                fits(taken).map(|at| taken | run << at)
+            });
+            Some((number, fits(taken.ok()?)?))
+        })?;
+        self.used.fetch_add(run.count_ones() as usize * Self::GRAIN, Ordering::Relaxed);
+        let place = (word * 64 + at as usize) * Self::GRAIN;
+        Some(self.bytes.get().cast::<u8>().wrapping_add(place))
+    }
+
+    /// Takes `block` of `len` bytes back; `false` if it is not of this arena.
+    #[inline]
+    fn give_back(&self, block: *mut u8, len: usize) -> bool {
+        let place = block.addr().wrapping_sub(self.bytes.get().addr());
+        let Some(run) = Self::run(len).filter(|_| place < LEN) else { return place < LEN };
+        let (word, at) = (place / Self::GRAIN / 64, place / Self::GRAIN % 64);
+        if let Some(word) = self.taken.get(word) {
+            word.fetch_and(!(run << at), Ordering::AcqRel);
+            self.used.fetch_sub(run.count_ones() as usize * Self::GRAIN, Ordering::Relaxed);
+        }
+        true
+    }
+
+    #[inline]
+    fn has(&self, block: *mut u8) -> bool {
+        block.addr().wrapping_sub(self.bytes.get().addr()) < LEN
+    }
+
+    fn is_low(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > LEN / 2
+    }
+}
+
+/// Why new work must not begin, if so much of the reserve is in use.
 #[inline]
-pub(super) fn is_low() -> bool {
-    (STATE.load(Ordering::Relaxed) & (ONE - 1)) as usize > LEN / 2
+pub(super) fn refusal() -> Option<Error> {
+    (SMALL.is_low() || LARGE.is_low()).then_some(Error::NO_MEMORY)
 }
 
 fn take(layout: Layout) -> *mut u8 {
-    let place = |state: u64| {
-        // The reserve is aligned to 64.
-        let at = ((state % ONE) as usize).checked_next_multiple_of(layout.align())?;
-        let end = at.checked_add(layout.size()).filter(|end| *end <= LEN)?;
-        (layout.align() <= 64).then_some((at, end))
-    };
-    let taken = STATE.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |state| {
-        place(state).map(|(_, end)| (state / ONE + 1) * ONE + end as u64)
-    });
-    let at = taken.ok().and_then(place);
-    at.map_or(ptr::null_mut(), |(at, _)| RESERVE.0.get().cast::<u8>().wrapping_add(at))
+    let block = SMALL.take(layout).or_else(|| LARGE.take(layout));
+    block.unwrap_or(ptr::null_mut())
 }
 
-/// Takes the block of `len` bytes at `at` back.
-fn give_back(at: usize, len: usize) {
-    let _ = STATE.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |state| {
-        let (blocks, top) = (state / ONE, (state % ONE) as usize);
-        let top = if at + len == top { at } else { top };
-        Some(if blocks <= 1 { 0 } else { (blocks - 1) * ONE + top as u64 })
-    });
-}
-
-/// The place of `block` in the reserve; `None` if the system gave it.
+/// Whether `block` was one of the reserve's, which has it back then.
 #[inline]
-fn place_of(block: *mut u8) -> Option<usize> {
-    let at = block.addr().wrapping_sub(RESERVE.0.get().addr());
-    (at < LEN).then_some(at)
+fn give_back(block: *mut u8, len: usize) -> bool {
+    SMALL.give_back(block, len) || LARGE.give_back(block, len)
 }
 
 // SAFETY: blocks of the system go back to it, and those of the reserve, which are never given
@@ -102,16 +139,15 @@ unsafe impl GlobalAlloc for Allocator {
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        match place_of(block) {
+        if !give_back(block, layout.size()) {
             // SAFETY: the system gave it.
-            None => unsafe { System.dealloc(block, layout) },
-            Some(at) => give_back(at, layout.size()),
+            unsafe { System.dealloc(block, layout) };
         }
     }
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if place_of(block).is_none() {
+        if !SMALL.has(block) && !LARGE.has(block) {
             // SAFETY: the system gave it.
             let grown = unsafe { System.realloc(block, layout, size) };
             if !grown.is_null() {
@@ -136,31 +172,61 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserve_gives_each_byte_once_and_is_whole_again() {
-        let layouts = [(1, 1), (100, 8), (4096, 64), (65536, 16), (1, 1), (33, 32)];
-        let mut blocks = Vec::new();
-        for (size, align) in layouts.into_iter().cycle() {
-            let layout = Layout::from_size_align(size, align).unwrap();
-            let block = take(layout);
-            if block.is_null() {
-                break;
+    fn each_byte_is_given_once_and_all_of_them_come_back() {
+        let layouts =
+            [(1, 1), (100, 8), (640, 128), (4096, 64), (66_688, 16), (33, 32), (131_072, 1)];
+        for round in 0..3 {
+            let mut blocks: Vec<(usize, usize, *mut u8)> = Vec::new();
+            for (size, align) in layouts.into_iter().cycle() {
+                let layout = Layout::from_size_align(size, align).unwrap();
+                let block = take(layout);
+                if block.is_null() {
+                    break;
+                }
+                let at = block.addr();
+                assert_eq!(at % align, 0);
+                let apart =
+                    |(other, len, _): &(usize, usize, _)| at >= other + len || at + size <= *other;
+                assert!(blocks.iter().all(apart));
+                blocks.push((at, size, block));
             }
-            assert_eq!(block.addr() % align, 0);
-            let at = place_of(block).unwrap();
-            assert!(blocks.iter().all(|(other, len, _)| at >= other + len || at + size <= *other));
-            blocks.push((at, size, block));
+            assert!(refusal().is_some(), "round {round}");
+            // In an order that is neither theirs nor its reverse; and some at once taken again.
+            let count = blocks.len();
+            let shares =
+                |step: usize| (2..=step).any(|part| [step, count].map(|n| n % part) == [0; 2]);
+            let step = (7..).find(|step| !shares(*step)).unwrap();
+            for number in 0..count {
+                let (_, size, block) = blocks[number * step % count];
+                assert!(give_back(block, size));
+            }
+            assert_eq!(SMALL.used.load(Ordering::Relaxed) + LARGE.used.load(Ordering::Relaxed), 0);
+            assert!(
+                SMALL
+                    .taken
+                    .iter()
+                    .chain(&LARGE.taken)
+                    .all(|word| word.load(Ordering::Relaxed) == 0)
+            );
+            assert!(refusal().is_none());
         }
-        assert!(is_low() && blocks.iter().map(|(_, size, _)| size).sum::<usize>() > LEN / 2);
-        let count = blocks.len();
-        // In an order that is neither theirs nor its reverse.
-        for number in 0..count {
-            let (at, size, _) = blocks[number * 7 % count];
-            give_back(at, size);
+        assert!(take(Layout::from_size_align(131_073, 1).unwrap()).is_null());
+        assert!(take(Layout::from_size_align(1, 4096).unwrap()).is_null());
+    }
+
+    /// What lives long keeps no more than itself.
+    #[test]
+    fn a_block_that_stays_does_not_keep_the_others() {
+        let arena: Arena<{ 512 << 10 }, 64> = Arena::new();
+        let layout = Layout::from_size_align(200, 8).unwrap();
+        let mut stays = Vec::new();
+        for number in 0..100_000 {
+            let block = arena.take(layout).unwrap();
+            match number % 1000 {
+                0 => stays.push(block),
+                _ => assert!(arena.give_back(block, 200)),
+            }
         }
-        assert_eq!(STATE.load(Ordering::Relaxed), 0, "{count} blocks");
-        assert!(take(Layout::from_size_align(LEN + 1, 1).unwrap()).is_null());
-        let whole = take(Layout::from_size_align(LEN, 64).unwrap());
-        assert_eq!(place_of(whole), Some(0));
-        give_back(0, LEN);
+        assert!(!arena.is_low() && stays.len() == 100);
     }
 }

@@ -109,6 +109,28 @@ static void prepare(const char *mode) {
   sqlite3_close(db);
 }
 
+/* A process ends in the middle: 40 commits are in the log alone, or a transaction in the file. */
+static void crash(const char *mode) {
+  int status;
+  fflush(0);
+  pid_t id = fork();
+  if (id == 0) {
+    sqlite3 *db;
+    CHECK(try_open("o.db", &db) == SQLITE_OK, "to crash");
+    if (!strcmp(mode, "WAL")) {
+      CHECK(run(db, "PRAGMA wal_autocheckpoint = 0") == SQLITE_OK, "no checkpoint");
+      for (int i = 0; i < 40; i++) {
+        CHECK(run(db, "INSERT INTO t(b) VALUES(randomblob(700))") == SQLITE_OK, "a commit");
+      }
+    } else {
+      CHECK(run(db, "PRAGMA cache_size = 4; BEGIN; UPDATE t SET b = 0; DELETE FROM t WHERE a > 50")
+                == SQLITE_OK, "a transaction");
+    }
+    _exit(0);
+  }
+  CHECK(id > 0 && waitpid(id, &status, 0) == id && status == 0, "the crash");
+}
+
 static const struct {
   const char *name, *mode, *sql;
 } WORK[] = {
@@ -133,8 +155,12 @@ static const struct {
                          "SELECT * FROM tde_key_protectors; PRAGMA tde_check_protectors"},
     {"lock", "DELETE", "PRAGMA tde_lock; SELECT count(*) FROM t"},
     {"rotate", "WAL", "PRAGMA tde_rotate_protector; PRAGMA tde_auto_rotate = off"},
+    {"crash: recovery", "WAL", "SELECT count(*) FROM t"},
+    {"crash: rollback", "DELETE", "SELECT count(*) FROM t"},
     {"attach", "DELETE", "ATTACH ':memory:' AS m; CREATE TABLE m.c AS SELECT * FROM t"},
 };
+
+static int crashes(size_t number) { return !strncmp(WORK[number].name, "crash", 5); }
 
 /* Does one piece of work, and answers SQLite's code. */
 static int work(size_t number) {
@@ -161,6 +187,7 @@ static void child(size_t number, long place, int ever, long limit, struct result
   if (WORK[number].sql) {
     CHECK(load() == SQLITE_OK, "load");
     if (WORK[number].mode) prepare(WORK[number].mode);
+    if (crashes(number)) crash(WORK[number].mode);
   }
   struct rlimit all, little;
   getrlimit(RLIMIT_AS, &all);
@@ -191,6 +218,10 @@ static void child(size_t number, long place, int ever, long limit, struct result
     sqlite3 *db;
     CHECK(try_open("o.db", &db) == SQLITE_OK, "opened again");
     CHECK(count(db, "SELECT count(*) FROM t") >= 100, sqlite3_errmsg(db));
+    if (crashes(number)) {
+      long rows = strcmp(WORK[number].mode, "WAL") ? 100 : 140;
+      CHECK(count(db, "SELECT count(*) FROM t WHERE length(b) = 700") == rows, "rows are lost");
+    }
     CHECK(count(db, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check <> 'ok'") == 0,
           sqlite3_errmsg(db));
     sqlite3_close(db);

@@ -98,3 +98,53 @@ fn a_record_that_was_overwritten_is_not_another_page() {
         }
     }
 }
+
+/// SQLite computes the checksums of a transaction anew, from its frames as they are in the file, if
+/// it wrote over one of them. A record that was exchanged meanwhile does not become part of it.
+#[test]
+fn a_record_exchanged_before_a_commit_does_not_become_part_of_it() {
+    for alone in [false, true] {
+        for exchanged in [false, true] {
+            let what = format!("alone: {alone}, exchanged: {exchanged}");
+            let home = Home::ungathered();
+            let (path, log) = (home.path("a.db"), beside(&home.path("a.db"), "-tdewal"));
+            let db = home.open(&path);
+            db.execute_batch("PRAGMA page_size=1024; PRAGMA cache_size=10").unwrap();
+            if alone {
+                one(&db, "PRAGMA locking_mode=EXCLUSIVE");
+            }
+            one(&db, "PRAGMA journal_mode=WAL");
+            one(&db, "PRAGMA wal_autocheckpoint=0");
+            for table in ["pub", "sec"] {
+                db.execute_batch(&format!(
+                    "CREATE TABLE {table}(a INTEGER PRIMARY KEY, b);
+                     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+                     INSERT INTO {table} SELECT i, '{table}' || hex(zeroblob(400)) FROM n"
+                ))
+                .unwrap();
+            }
+            let before = (std::fs::metadata(&log).unwrap().len() as usize - FRAMES_AT) / RECORD;
+            db.execute_batch("BEGIN; UPDATE sec SET b = 'secret' || substr(b, 7)").unwrap();
+            let old = std::fs::read(&log).unwrap();
+            let sql = "ROLLBACK; BEGIN; UPDATE pub SET b = 'public' || substr(b, 7) WHERE a <= 120;
+                       UPDATE pub SET b = 'pxblic' || substr(b, 7) WHERE a <= 60";
+            db.execute_batch(sql).unwrap();
+            if exchanged {
+                assert!(put_back(&log, &old, before + 70) > 0, "{what}: nothing was changed");
+            }
+            let committed = db.execute_batch("COMMIT");
+            assert_eq!(committed.is_err(), exchanged, "{what}: {committed:?}");
+            if exchanged {
+                let _ = db.execute_batch("ROLLBACK");
+            }
+            let own = one(&db, "SELECT count(*) FROM pub WHERE b LIKE 'pxblic%'");
+            drop(db);
+            let again = home.open(&path);
+            let new = one(&again, "SELECT count(*) FROM pub WHERE b LIKE 'pxblic%'");
+            assert_eq!(new, (if exchanged { 0 } else { 60 }).into(), "{what}");
+            assert_eq!(own, new, "{what}");
+            assert_eq!(one(&again, "SELECT count(*) FROM sec WHERE b LIKE 'secret%'"), 0.into());
+            assert_eq!(one(&again, "PRAGMA integrity_check"), "ok".to_owned().into(), "{what}");
+        }
+    }
+}

@@ -66,7 +66,8 @@ impl Newest {
             Ok(at) => self.tags[at].1 = tag,
             Err(at) => {
                 if self.tags.capacity() == 0 {
-                    self.tags.reserve_exact(KEPT);
+                    // Without memory for all, it grows.
+                    let _ = self.tags.try_reserve_exact(KEPT);
                 }
                 self.tags.insert(at, (record, tag));
             }

@@ -2,7 +2,7 @@
 //!
 //! The log has each of them until the checkpoint is over, so none is kept after an error.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::Storage;
 
 /// Capacity in bytes; beyond it a system call costs little against copying.
@@ -38,7 +38,8 @@ impl Outgoing {
             self.at = at;
         }
         if self.bytes.capacity() == 0 {
-            self.bytes.reserve_exact(MOST.max(len));
+            let room = self.bytes.try_reserve_exact(MOST.max(len));
+            room.map_err(|_| Error::NO_MEMORY)?;
         }
         let from = self.bytes.len();
         self.bytes.resize(from + len, 0);

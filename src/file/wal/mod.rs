@@ -130,6 +130,9 @@ pub(crate) trait Owner {
     fn last_frame(&self) -> Option<FrameNo>;
     /// The page that the wal-index has for `frame`; `None` without shared memory, and beyond it.
     fn page_of(&self, frame: FrameNo) -> Option<PageNo>;
+    /// Whether no other connection uses the database: then the wal-index may be in SQLite's own
+    /// memory.
+    fn is_alone(&self) -> bool;
     /// Refuses a commit to the log of a database file that can no longer be opened.
     fn check_envelope(&self) -> Result<()>;
     /// The state of the database file, for a log that begins.
@@ -237,8 +240,8 @@ pub(crate) struct Wal {
     current: bool,
     pending: Option<Pending>,
     transaction: Transaction,
-    /// Without a wal-index in shared memory: the pages of the frames that were recovered and
-    /// written through this handle, in order.
+    /// The pages of the frames that were recovered and written through this handle, in order, while
+    /// its connection has the database for itself and SQLite's wal-index is nowhere to be seen.
     learned: Vec<PageNo>,
     outgoing: Outgoing,
     ahead: Ahead,

@@ -4,6 +4,7 @@
 //! lies within the reach of a torn write.
 
 use super::layout::Layout;
+use crate::error::{Error, Result};
 use crate::page::FrameNo;
 
 /// Capacity in bytes, unless one record is longer.
@@ -49,13 +50,15 @@ impl Outgoing {
     }
 
     /// Room to seal the record of `frame`; the record counts once [`Outgoing::took`] is called.
-    pub(super) fn place(&mut self, layout: Layout, frame: FrameNo) -> &mut [u8] {
+    pub(super) fn place(&mut self, layout: Layout, frame: FrameNo) -> Result<&mut [u8]> {
         let index = self.first().and_then(|first| frame.since(first));
         let at = index.unwrap_or(0) * layout.stride();
         if self.bytes.len() < at + layout.stride() {
+            let more = at + layout.stride() - self.bytes.len();
+            self.bytes.try_reserve(more).map_err(|_| Error::NO_MEMORY)?;
             self.bytes.resize(at + layout.stride(), 0);
         }
-        &mut self.bytes[at..at + layout.record()]
+        Ok(&mut self.bytes[at..at + layout.record()])
     }
 
     /// The record of `frame` is sealed where it belongs.

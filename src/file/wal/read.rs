@@ -71,17 +71,31 @@ impl Wal {
                     Err(Error::FrameAuthentication { frame: frame.0 })
                 };
             }
+            // SQLite computes the checksums of a transaction anew from its frames as they are in
+            // the file: each must be what was put there.
+            let header = self.plain.first_chunk();
+            let is_other = |put| header.is_some_and(|found| found != put);
+            if starts && self.transaction.header(frame).is_some_and(is_other) {
+                self.refuse();
+                return Err(Error::FrameAuthentication { frame: frame.0 });
+            }
             if starts {
                 self.note_commit(frame);
                 self.learn(owner, frame);
             } else if !self.is_expected(owner, frame, within + len) {
-                self.held = None;
+                self.refuse();
                 return Err(Error::FrameAuthentication { frame: frame.0 });
             }
             buf[done..done + len].copy_from_slice(&self.plain[within..within + len]);
             done += len;
         }
         Ok(Filled::Full)
+    }
+
+    /// What was read is none of what SQLite means: the file is asked again next time.
+    fn refuse(&mut self) {
+        self.held = None;
+        self.ahead.clear();
     }
 
     /// Reads of SQLite's WAL header: the whole in recovery, its checksum when a transaction that
@@ -150,20 +164,26 @@ impl Wal {
         if end <= FRAME_HEADER && self.transaction.has(frame) {
             return true;
         }
-        self.expected(owner, frame) == Some(PageNo(number(&self.plain)))
+        let page = PageNo(number(&self.plain));
+        // A VFS above may have the wal-index: then nothing is known of it.
+        self.expected(owner, frame).is_none_or(|expected| expected == page)
     }
 
     /// The page that SQLite means by `frame`. A record says of itself which frame it is, and
     /// another one of this log may have been that frame in a transaction that was rolled back.
     pub(super) fn expected(&self, owner: &impl Owner, frame: FrameNo) -> Option<PageNo> {
-        let learned = || self.learned.get(frame.since(FrameNo::FIRST)?).copied();
+        let learned = || {
+            let page = self.learned.get(frame.since(FrameNo::FIRST)?).copied();
+            page.filter(|page| page.0 > 0 && owner.is_alone())
+        };
         owner.page_of(frame).or_else(learned)
     }
 
     /// Remembers the page of the frame in `plain`, if no wal-index does.
     pub(super) fn learn(&mut self, owner: &impl Owner, frame: FrameNo) {
         let Some(index) = frame.since(FrameNo::FIRST) else { return };
-        if owner.page_of(FrameNo::FIRST).is_some() {
+        if !owner.is_alone() || owner.page_of(FrameNo::FIRST).is_some() {
+            self.learned.clear();
             return;
         }
         if self.learned.len() <= index {

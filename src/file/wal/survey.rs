@@ -128,7 +128,7 @@ impl Wal {
         let there = self.last_in(base)?;
         self.survey(base, last, last, |wal, frame, good| {
             let page = PageNo(number(&wal.plain));
-            if good && wal.expected(owner, frame) == Some(page) {
+            if good && wal.expected(owner, frame).is_none_or(|expected| expected == page) {
                 frames.pages.insert(page);
             } else {
                 frames.bad.push(frame);

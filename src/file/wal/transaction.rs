@@ -75,14 +75,14 @@ impl Transaction {
         if !self.has(frame) {
             self.first = Some(frame);
             self.headers.clear();
+            self.headers.shrink_to(KEPT);
         }
     }
 
-    /// Its last frame is written.
+    /// Its last frame is written. SQLite may still compute its checksums anew: the headers stay
+    /// until it lets the log go.
     pub(super) fn commit(&mut self) {
         self.committed = true;
-        self.headers.clear();
-        self.headers.shrink_to(KEPT);
     }
 
     /// From `frame` on, no frame is known to be written.

@@ -212,7 +212,7 @@ impl Wal {
         let cipher = self.cipher.as_ref().ok_or(Error::FrameAuthentication { frame: frame.0 })?;
         let plain = &self.plain[..layout.frame()];
         if self.outgoing.takes(frame) {
-            cipher.seal(layout.block(frame), plain, self.outgoing.place(layout, frame))?;
+            cipher.seal(layout.block(frame), plain, self.outgoing.place(layout, frame)?)?;
             self.outgoing.took(frame);
             if commits || !self.tuning.gather_writes || self.outgoing.is_full(layout) {
                 self.flush(base, layout)?;

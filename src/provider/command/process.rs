@@ -98,6 +98,7 @@ impl Call<'_> {
         if self.input.len() > INPUT_MAX_LEN {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
         }
+        let (stdin, input) = input_of(self.input)?;
         let environment = environment();
         // By its whole path it is started without a copy of this process, whose pipes a child of
         // the host might keep open.
@@ -107,12 +108,12 @@ impl Call<'_> {
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .process_group(0)
-            .stdin(input_of(self.input)?)
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
         let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        Ok(Running { child, group, is_reaped: false })
+        Ok(Running { child, group, is_reaped: false, input })
     }
 }
 
@@ -122,6 +123,8 @@ struct Running {
     group: Option<Pid>,
     /// By the host.
     is_reaped: bool,
+    /// Its input, if that can be emptied: a process that it left behind may have it open.
+    input: Option<File>,
 }
 
 impl Running {
@@ -134,6 +137,9 @@ impl Running {
     }
 
     fn end(&mut self) -> io::Result<Option<ExitStatus>> {
+        if let Some(input) = self.input.take() {
+            let _ = input.set_len(0);
+        }
         if let Some(group) = self.group.take_if(|_| !self.is_reaped) {
             // Fails if the group is empty, which is fine.
             let _ = kill_process_group(group, Signal::KILL);
@@ -167,18 +173,19 @@ fn found(program: &OsStr, environment: &[(OsString, OsString)]) -> PathBuf {
     found.unwrap_or_else(|| program.into())
 }
 
-/// A standard input that ends behind `input`.
-fn input_of(input: &[u8]) -> io::Result<Stdio> {
+/// A standard input that ends behind `input`, and what it can be emptied by.
+fn input_of(input: &[u8]) -> io::Result<(Stdio, Option<File>)> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if let Ok(memory) = rustix::fs::memfd_create("sqlite-tde", rustix::fs::MemfdFlags::CLOEXEC) {
         let mut memory = File::from(memory);
         memory.write_all(input)?;
         memory.rewind()?;
-        return Ok(memory.into());
+        let ours = memory.try_clone()?;
+        return Ok((memory.into(), Some(ours)));
     }
     let (reader, mut writer) = io::pipe()?;
     writer.write_all(input)?;
-    Ok(reader.into())
+    Ok((reader.into(), None))
 }
 
 /// The reading end of a pipe, and the first bytes from it.

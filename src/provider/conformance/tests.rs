@@ -90,7 +90,7 @@ impl Sound {
             _ => return Err(ProviderError::not_here("no such version".to_owned())),
         };
         let aad = wrap::aad(context, key_id, version);
-        wrap::open(self.key(key_id, version), &aad, &wrapped.blob)
+        wrap::open(self.key(key_id, version), &aad, &wrapped.blob)?
             .ok_or_else(|| ProviderError::wrong_key("it did not wrap this".to_owned()))
     }
 

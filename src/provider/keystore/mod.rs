@@ -361,7 +361,7 @@ impl KeyProvider for Keystore {
         let store = self.read()?;
         let version = self.version(&store, key_id, key_version)?;
         let aad = wrap::aad(context, key_id, version.version);
-        let dek = wrap::open(&store.open(key_id, version)?, &aad, blob);
+        let dek = wrap::open(&store.open(key_id, version)?, &aad, blob)?;
         dek.map(Answer::from).ok_or_else(|| {
             ProviderError::wrong_key(format!(
                 "version {key_version} of key {key_id:?} in {} did not wrap this database's key",

@@ -118,7 +118,12 @@ impl Unlocked {
     }
 
     /// The key that was sealed as `version` of `name`.
-    pub(super) fn open(&self, name: &str, version: u32, blob: &[u8; BLOB_LEN]) -> Option<Secret> {
+    pub(super) fn open(
+        &self,
+        name: &str,
+        version: u32,
+        blob: &[u8; BLOB_LEN],
+    ) -> Result<Option<Secret>, ProviderError> {
         wrap::open(&self.seal, &binding(name, version), blob)
     }
 

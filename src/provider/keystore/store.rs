@@ -118,7 +118,9 @@ impl Store {
     ) -> Result<Secret, ProviderError> {
         let opened = match (&version.key, &self.unlocked) {
             (Material::Clear(key), None) => Secret::from_slice(key.expose()),
-            (Material::Sealed(blob), Some(unlocked)) => unlocked.open(name, version.version, blob),
+            (Material::Sealed(blob), Some(unlocked)) => {
+                unlocked.open(name, version.version, blob)?
+            }
             _ => None,
         };
         opened.ok_or_else(|| {

@@ -119,7 +119,7 @@ fn a_blob_has_the_bytes_of_the_picture() {
     let key = hash(&argon2, b"hush", &wrapped.blob[8..24]).unwrap();
     let aad = [&wrap::aad(&CONTEXT, "app", 1), &wrapped.blob[..24]].concat();
     let opened = wrap::open(&key, &aad, &wrapped.blob[24..]).unwrap();
-    assert_eq!(opened.expose(), dek.expose());
+    assert_eq!(opened.unwrap().expose(), dek.expose());
 }
 
 #[test]

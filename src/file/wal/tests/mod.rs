@@ -50,6 +50,10 @@ impl Owner for Db {
     fn last_frame(&self) -> Option<FrameNo> {
         self.last_frame.map(FrameNo)
     }
+    fn is_alone(&self) -> bool {
+        false
+    }
+
     fn page_of(&self, frame: FrameNo) -> Option<PageNo> {
         self.pages.get(frame.since(FrameNo::FIRST)?).copied().map(PageNo)
     }
