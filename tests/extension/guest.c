@@ -202,7 +202,7 @@ static void *forks(void *unused) {
   while (!done) {
     pid_t child = fork();
     if (child == 0) {
-      usleep(1500 * 1000);
+      sleep(6);
       _exit(0);
     }
     usleep(2000);
@@ -212,7 +212,7 @@ static void *forks(void *unused) {
 
 /* Children of the host that inherit the descriptors of a command that is being started. */
 static void fork_beside_commands(void) {
-  configure("[access]\ntime_out = \"1s\"\nattempts = 1\n");
+  configure("[access]\ntime_out = \"4s\"\nattempts = 1\n");
   load();
   pthread_t thread;
   signal(SIGCHLD, SIG_DFL);
