@@ -86,7 +86,8 @@ impl Settings {
         let ratios: Vec<f64> = plain.iter().zip(&encrypted).map(|(a, b)| b / a).collect();
         let [low, median, high] = quartiles(&ratios);
         println!(
-            "{curve:12} {workload:15} {x:>9}  plain {:10.0} of {unit}, ratio {median:.2} ({low:.2} - {high:.2})",
+            "{curve:12} {workload:15} {x:>9}  plain {:10.0} of {unit}, \
+             ratio {median:.2} ({low:.2} - {high:.2})",
             quartiles(&plain)[1],
         );
         self.write(&json!({

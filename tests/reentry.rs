@@ -239,7 +239,7 @@ fn a_provider_that_needs_itself_is_refused() {
     let error = home.try_open(&home.path("a.db")).map(drop).unwrap_err().to_string();
     assert!(error.contains("it needs itself"), "{error}");
     let told = recursive.told.lock().unwrap();
-    assert!(told.contains("within 3 calls"), "{told}");
+    assert!(told.contains("nested 3 deep"), "{told}");
 }
 
 fn is_free(lock: &Path) -> String {

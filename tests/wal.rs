@@ -411,3 +411,45 @@ fn the_last_connection_closes_a_log_that_another_began() {
         }
     }
 }
+
+/// A connection that wants the database for itself is refused once, and keeps SHARED. Then another
+/// one cuts the file in a checkpoint, and closes. The first one's next lock goes from SHARED to
+/// EXCLUSIVE: the size that it knew is no longer the file's.
+#[test]
+fn a_file_that_shrank_before_an_exclusive_lock_has_its_new_size() {
+    let fill = |from: i64| {
+        format!(
+            "INSERT INTO u WITH RECURSIVE c(i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM c
+             WHERE i < {from} + 69) SELECT i, hex(zeroblob(500)) FROM c"
+        )
+    };
+    for auto_vacuum in ["NONE", "FULL", "INCREMENTAL"] {
+        for exclusive in [true, false] {
+            let home = Home::new();
+            let on = |encrypted: bool| {
+                let path = home.path(if encrypted { "sealed.db" } else { "plain.db" });
+                let open = || if encrypted { home.open(&path) } else { plain(&path) };
+                let a = open();
+                ok(&a, &format!("PRAGMA page_size=1024; PRAGMA auto_vacuum={auto_vacuum}"));
+                one(&a, "PRAGMA journal_mode=WAL");
+                ok(&a, "CREATE TABLE u(k INTEGER PRIMARY KEY, v)");
+                ok(&a, &fill(1));
+                drop(a);
+                let b = open();
+                ok(&b, "DELETE FROM u WHERE k > 5");
+                let c = open();
+                if exclusive {
+                    one(&c, "PRAGMA locking_mode=EXCLUSIVE");
+                }
+                c.busy_timeout(std::time::Duration::ZERO).unwrap();
+                let first = c.execute_batch("SELECT count(*) FROM u").is_ok();
+                one(&b, "PRAGMA wal_checkpoint(TRUNCATE)");
+                drop(b);
+                let written = c.execute_batch(&fill(200)).is_ok();
+                (first, written, rows(&c, "SELECT k, v FROM u"), one(&c, "PRAGMA integrity_check"))
+            };
+            let (sealed, plain) = (on(true), on(false));
+            assert_eq!(sealed, plain, "{auto_vacuum}, exclusive: {exclusive}");
+        }
+    }
+}

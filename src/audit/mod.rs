@@ -199,8 +199,8 @@ impl AuditLog {
         self.append(place, entry)
     }
 
-    /// The lock to write. Where it was waited for in vain just now, as beside a process that is
-    /// stopped, the next entries do not wait as long again: one opening makes several.
+    /// The lock to write. After a time-out the next entries wait only briefly: one opening makes
+    /// several, and a process that is stopped with the lock would hold up each of them.
     fn lock(&self) -> Result<Lock> {
         const ANEW: Duration = Duration::from_millis(100);
         let max = self.options.time_out;
@@ -242,8 +242,8 @@ impl AuditLog {
                 let behind = walk.last() - head.link.seq;
                 if behind > 1 {
                     place.suspect = Some(format!(
-                        "audit.head was {behind} entries behind before this entry: an older one was \
-                         put back"
+                        "before this entry, audit.head was {behind} entries behind: an older one \
+                         was put back"
                     ));
                 }
             }

@@ -38,7 +38,8 @@ impl<H: Host> Database<H> {
         if closes {
             self.index.others_may_have_written();
         }
-        self.main.lock_changed(first || closes);
+        // From SHARED straight to EXCLUSIVE: beside a log, SHARED lets others change the size.
+        self.main.lock_changed(first || begins_writing && level == LockLevel::Exclusive);
         if first {
             self.main.probe(&self.host).inspect_err(|_| self.give_back(held))?;
         }

@@ -1,6 +1,6 @@
-//! The environment of the process. A host may change its own at any moment, and nothing makes
-//! reading beside that safe: it is read when the host calls to load or to register the library, on
-//! the host's thread, and by no thread of ours.
+//! The environment of the process. A host may change it at any moment, and reading it meanwhile is
+//! undefined in C. So it is read on the host's thread, when the host loads or registers the
+//! library; threads of ours use that copy.
 //!
 //! A process that its caller must not steer (`secure_getenv(3)`: its user, group or capabilities
 //! are more than the caller's) has none. Neither has it a home: its files are in [`SYSTEM_DIR`].

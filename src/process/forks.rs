@@ -23,6 +23,42 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 /// The last number that was given, here or in an ancestor.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
+/// A value that each process has its own of: a thread of the parent may hold locks of the parent's.
+pub(crate) struct PerProcess<T: 'static> {
+    first: OnceLock<&'static Generation<T>>,
+    new: fn() -> T,
+}
+
+/// The value of one process, and that of a forked child in this place.
+pub(crate) struct Generation<T: 'static> {
+    pub(crate) process: u64,
+    pub(crate) value: T,
+    child: OnceLock<&'static Self>,
+}
+
+impl<T> PerProcess<T> {
+    pub(crate) const fn new(new: fn() -> T) -> Self {
+        Self { first: OnceLock::new(), new }
+    }
+
+    /// The one of this process, made when it is first asked for and never freed.
+    pub(crate) fn here(&self) -> &'static Generation<T> {
+        let process = process();
+        let mut place = &self.first;
+        loop {
+            match place.get() {
+                Some(found) if found.process == process => return found,
+                Some(parents) => place = &parents.child,
+                // Another thread may be faster.
+                None => {
+                    let (value, child) = ((self.new)(), OnceLock::new());
+                    _ = place.set(Box::leak(Box::new(Generation { process, value, child })));
+                }
+            }
+        }
+    }
+}
+
 /// Takes `place`, which the operating system sets to zero in each child of this process.
 pub(crate) fn watch(place: &'static AtomicU64) {
     let _ = WIPED.set(place);

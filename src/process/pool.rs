@@ -27,10 +27,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Deadline, forks, lock, threads};
+use super::forks::PerProcess;
+use super::{Deadline, lock, threads};
 
 const THREADS: usize = 32;
 const THREADS_MAX: usize = 64;
@@ -60,15 +61,13 @@ pub(crate) enum Failure {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The pool of one process.
+#[derive(Default)]
 struct Pool {
-    process: u64,
     state: Mutex<State>,
     /// A job is queued.
     queued: Condvar,
     /// A place became free.
     freed: Condvar,
-    /// The pool of a child of this process, in that child.
-    child: OnceLock<&'static Pool>,
 }
 
 #[derive(Default)]
@@ -189,27 +188,8 @@ pub(crate) fn drop_apart<T: Send + 'static>(value: T) {
 impl Pool {
     /// The pool of this process.
     fn here() -> &'static Self {
-        static FIRST: OnceLock<&'static Pool> = OnceLock::new();
-        let process = forks::process();
-        let mut place = &FIRST;
-        loop {
-            match place.get() {
-                Some(pool) if pool.process == process => return pool,
-                Some(parents) => place = &parents.child,
-                // Another thread may be faster.
-                None => _ = place.set(Box::leak(Box::new(Self::new(process)))),
-            }
-        }
-    }
-
-    fn new(process: u64) -> Self {
-        Self {
-            process,
-            state: Mutex::default(),
-            queued: Condvar::new(),
-            freed: Condvar::new(),
-            child: OnceLock::new(),
-        }
+        static POOL: PerProcess<Pool> = PerProcess::new(Pool::default);
+        &POOL.here().value
     }
 
     /// Gives `job` to a thread, once there is a place for it.

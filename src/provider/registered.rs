@@ -166,7 +166,10 @@ impl Registered {
                     format!("provider {name}: {calls} calls to this provider have not returned")
                 }
                 Failure::Nested(calls) => {
-                    format!("provider {name} is asked within {calls} calls to providers")
+                    format!(
+                        "provider {name}: calls to providers are nested {calls} deep; a provider must \
+                         not open a database that needs it"
+                    )
                 }
                 Failure::NoThread(error) => {
                     format!("provider {name}: no thread to ask it: {error}")

@@ -215,8 +215,8 @@ impl SecretSource {
             true => ProviderError::not_here(format!("{self} is not open")),
             false => self.failed(&error),
         })?;
-        // A file is read from where it stands, and left there: another source may name it, too.
-        // What has no place, such as a pipe, is read away.
+        // A file is read from its position, which stays: another source may name it, too. A pipe
+        // has none: reading consumes it.
         let secret = match (&file).stream_position() {
             #[cfg(unix)]
             Ok(place) => self.read_from(FromPlace { file, place })?,

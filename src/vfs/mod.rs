@@ -267,8 +267,8 @@ fn of_change(code: c_int) -> c_int {
     if code & 0xff == ffi::SQLITE_CORRUPT { ffi::SQLITE_IOERR_DATA } else { code }
 }
 
-/// Refuses to begin what may take memory, where the host has none and the reserve is low. Whatever
-/// gives something back is never refused.
+/// Refuses new work while the reserve of memory is low. Only xOpen and xLock ask: a call that
+/// releases something is never refused.
 fn check_memory() -> Result<()> {
     #[cfg(feature = "extension")]
     if let Some(error) = reserve::refusal() {
@@ -277,7 +277,7 @@ fn check_memory() -> Result<()> {
     Ok(())
 }
 
-/// Runs one callback. Nothing unwinds into SQLite, nor out of a frame of ours.
+/// Runs one callback. No panic leaves it, and its thread is not cancelled meanwhile.
 fn guard(call: impl FnOnce() -> Result<c_int>) -> c_int {
     let _held = Uncancelled::new();
     let code = catch_unwind(AssertUnwindSafe(|| call().unwrap_or_else(raise)));

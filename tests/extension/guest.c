@@ -22,15 +22,8 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <unistd.h>
+#include "check.h"
 #include "sqlite3.h"
-
-#define CHECK(what, detail) \
-  do { \
-    if (!(what)) { \
-      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #what, (detail)); \
-      exit(1); \
-    } \
-  } while (0)
 
 static const char *library, *directory;
 

@@ -12,16 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "check.h"
 #include "sqlite3.h"
 
 #define MARKER "a marker that no file may hold"
-#define CHECK(what, detail) \
-  do { \
-    if (!(what)) { \
-      fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #what, (detail)); \
-      exit(1); \
-    } \
-  } while (0)
 
 static const char *library, *directory;
 

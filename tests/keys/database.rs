@@ -331,7 +331,7 @@ fn reading_and_failing_create_nothing() {
     let path = create(&home, "a.db");
     fs::remove_dir_all(home.path("keys")).unwrap();
     let gone = home.try_open(&path).map(drop).unwrap_err();
-    assert!(UNREACHABLE(&gone) && gone.to_string().contains("was there"), "{gone}");
+    assert!(UNREACHABLE(&gone) && gone.to_string().contains("was there and is gone"), "{gone}");
     assert!(!home.path("keys").exists());
 
     // A key that is not the default one is never made by itself.

@@ -92,7 +92,7 @@ impl Wal {
         Ok(Filled::Full)
     }
 
-    /// What was read is none of what SQLite means: the file is asked again next time.
+    /// Drops what was read, which is not what SQLite means: the next read goes to the file.
     fn refuse(&mut self) {
         self.held = None;
         self.ahead.clear();
@@ -114,6 +114,7 @@ impl Wal {
         }
         self.load_layout(base)?;
         if at == 0 {
+            self.transaction.recovers();
             self.check_origin(base, owner)?;
         }
         match &self.start {
@@ -165,7 +166,7 @@ impl Wal {
             return true;
         }
         let page = PageNo(number(&self.plain));
-        // A VFS above may have the wal-index: then nothing is known of it.
+        // Where a VFS above keeps the wal-index, nothing is known of it here.
         self.expected(owner, frame).is_none_or(|expected| expected == page)
     }
 

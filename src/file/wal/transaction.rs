@@ -85,6 +85,12 @@ impl Transaction {
         self.committed = true;
     }
 
+    /// SQLite recovers the log: nothing of a transaction is under way, and others may have written
+    /// where a VFS above keeps the locks.
+    pub(super) fn recovers(&mut self) {
+        self.headers.clear();
+    }
+
     /// From `frame` on, no frame is known to be written.
     pub(super) fn lose(&mut self, frame: FrameNo) {
         self.lost = Some(self.lost.map_or(frame, |lost| lost.min(frame)));

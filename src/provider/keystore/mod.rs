@@ -223,7 +223,10 @@ impl Keystore {
             let path = self.path();
             // Of a place that is gone, such as a mount, nothing says that the keys are.
             if self.seen.load(Ordering::Relaxed) {
-                let text = format!("the keystore {} was there, and is not now", path.display());
+                let text = format!(
+                    "the keystore {} was there and is gone: put it back, or mount its file system",
+                    path.display()
+                );
                 return ProviderError::unreachable(text);
             }
             ProviderError::not_here(format!(

@@ -151,6 +151,24 @@ fn a_recovery_finds_the_log_that_is_there() {
     }
 }
 
+/// Where a VFS above keeps locks and wal-index, a handle does not learn that SQLite has rolled its
+/// transaction back, and that another one wrote over it. It recovers what is there.
+#[test]
+fn a_recovery_is_not_measured_by_a_transaction_of_before() {
+    let (base, keyring, mut wal) = two_frames(1);
+    write_frame(&mut wal, &base, &Db::default(), 3, &frame(6, 0, 5, 0xcc));
+    wal.before_sync(&base, &Db::default()).unwrap();
+    let mut other = handle(&keyring);
+    let theirs = frame(7, 9, 5, 0xdd);
+    write_frame(&mut other, &base, &Db::default(), 3, &theirs);
+    let mut db = Db::default();
+    // Within the transaction it is a record that was exchanged.
+    assert!(read(&mut wal, &base, &mut db, at(3), FRAME).0.is_err());
+    read(&mut wal, &base, &mut db, 0, WAL_HEADER).0.unwrap();
+    let (filled, got) = read(&mut wal, &base, &mut db, at(3), FRAME);
+    assert_eq!((filled.unwrap(), got), (Filled::Full, theirs));
+}
+
 /// A log of SQLite before 3.50: frame 3 has neither salts nor checksum, and is committed or
 /// followed by a commit.
 fn without_salts(commit: u32) -> (Memory, Arc<Keyring>, Wal) {
